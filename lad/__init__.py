@@ -1,0 +1,51 @@
+"""LAD, the LoRA-Adapted Denoiser: a causal LLaMA refining whole answers, draft after draft.
+
+Importing this package is light: torch and transformers are loaded when a name that needs them is
+first used.
+
+Reference: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# name -> the room it lives in
+_ROOMS = {
+    "AdapterMismatch": "errors",
+    "AssetUnavailable": "errors",
+    "CacheError": "errors",
+    "DamagedFile": "errors",
+    "InvalidInput": "errors",
+    "LADError": "errors",
+    "NumericalError": "errors",
+    "profile": "settings",
+    "figures_folder": "settings",
+    "BACKBONES": "backbones",
+    "get_backbone": "backbones",
+    "load_backbone": "backbones",
+    "CorruptionConfig": "corruption",
+    "corrupt": "corruption",
+    "Denoiser": "denoiser",
+    "DenoiserConfig": "denoiser",
+    "load_denoiser": "denoiser",
+    "RefineConfig": "sampler",
+    "record": "sampler",
+    "refine": "sampler",
+    "Step": "trace",
+    "Trace": "trace",
+    "TrainConfig": "training",
+    "train": "training",
+}
+
+__all__ = ["__version__", *_ROOMS]
+
+
+def __getattr__(name: str):
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'lad' has no attribute {name!r}")
+    return getattr(import_module(f"lad.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
