@@ -1,0 +1,166 @@
+"""The forward process: fast against plain, and what each kind of noise may and may not do."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lad import reference
+from lad.corruption import KINDS, CorruptionConfig, apply_plan, corrupt, draw_plan, expected_rates
+from lad.errors import InvalidInput
+
+MASK, VOCABULARY = 99, 100
+
+rows = st.integers(1, 4)
+shapes = st.tuples(rows, st.integers(0, 6), st.integers(0, 24)).filter(lambda s: s[1] + s[2])
+seeds = st.integers(0, 2**31)
+configs = st.builds(
+    CorruptionConfig,
+    all_masked=st.sampled_from([0.0, 0.1, 1.0]),
+    mask_probability=st.floats(0, 1),
+    mask_fraction=st.sampled_from([(0.0, 0.5), (0.0, 1.0), (0.3, 0.3)]),
+    structural_probability=st.sampled_from([0.0, 0.5, 1.0]),
+    rate=st.sampled_from([0.25, 1.0]),
+    kinds=st.sets(st.sampled_from(KINDS)).map(tuple),
+)
+
+
+def example(batch: int, prompt: int, answer: int, spare: int = 0):
+    """Tokens that name their own position, and where the answer is."""
+    tokens = torch.arange(prompt + answer + spare).expand(batch, -1).clone()
+    where = (tokens >= prompt) & (tokens < prompt + answer)
+    return tokens, where
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, st.integers(0, 4), seeds, configs)
+def test_fast_equals_plain_and_the_prompt_is_untouched(shape, spare, seed, config):
+    tokens, answer = example(*shape, spare)
+    generator = torch.Generator().manual_seed(seed)
+    plan = draw_plan(answer, VOCABULARY, MASK, generator, config)
+    noisy = apply_plan(tokens, plan, MASK)
+    for row in range(len(tokens)):
+        expected = reference.apply_plan(tokens[row].tolist(), plan, row, MASK)
+        assert noisy[row].tolist() == expected
+    assert torch.equal(noisy[~answer], tokens[~answer])
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, seeds, configs)
+def test_one_seed_gives_one_corruption_and_the_global_generator_is_left_alone(shape, seed, config):
+    tokens, answer = example(*shape)
+    before = torch.random.get_rng_state()
+    first, second = (
+        corrupt(tokens, answer, VOCABULARY, MASK, torch.Generator().manual_seed(seed), config)
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, seeds, st.sampled_from(KINDS))
+def test_switching_a_kind_off_leaves_the_other_decisions_as_they_were(shape, seed, kind):
+    _, answer = example(*shape)
+    everything = CorruptionConfig()
+    fewer = CorruptionConfig(kinds=tuple(k for k in KINDS if k != kind))
+    with_it, without = (
+        draw_plan(answer, VOCABULARY, MASK, torch.Generator().manual_seed(seed), config)
+        for config in (everything, fewer)
+    )
+    fields = {
+        "swap": ["swap"],
+        "duplicate": ["copy_left", "copy_right"],
+        "replace": ["replace"],
+        "shift": ["shift_length"],
+    }
+    for other, names in fields.items():
+        for name in names:
+            if other == kind:
+                assert not getattr(without, name).any()
+            else:
+                assert torch.equal(getattr(without, name), getattr(with_it, name))
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, seeds)
+def test_swaps_permute_and_replacements_are_never_mask(shape, seed):
+    tokens, answer = example(*shape)
+    swaps = CorruptionConfig(all_masked=0, mask_probability=0, rate=1.0, kinds=("swap",))
+    noisy = corrupt(
+        tokens, answer, VOCABULARY, MASK, torch.Generator().manual_seed(seed), swaps, severity=0.8
+    )
+    assert torch.equal(noisy.sort(dim=1).values, tokens)
+    replaced = CorruptionConfig(all_masked=0, mask_probability=0, rate=1.0, kinds=("replace",))
+    noisy = corrupt(tokens, answer, VOCABULARY, MASK, torch.Generator().manual_seed(seed), replaced)
+    assert not (noisy == MASK).any()
+    assert ((noisy >= 0) & (noisy < VOCABULARY)).all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
+def test_a_fixed_fraction_masks_exactly_that_many(fraction):
+    tokens, answer = example(5, 3, 20)
+    config = CorruptionConfig(
+        all_masked=0,
+        mask_probability=1,
+        mask_fraction=(fraction, fraction),
+        structural_probability=0,
+    )
+    noisy = corrupt(tokens, answer, VOCABULARY, MASK, torch.Generator().manual_seed(0), config)
+    assert ((noisy == MASK).sum(dim=1) == int(fraction * 20)).all()
+
+
+def test_all_masked_leaves_nothing_else():
+    tokens, answer = example(3, 4, 10)
+    config = CorruptionConfig(all_masked=1.0)
+    noisy = corrupt(tokens, answer, VOCABULARY, MASK, torch.Generator().manual_seed(0), config)
+    assert (noisy[answer] == MASK).all()
+
+
+def test_no_severity_means_no_structural_damage():
+    tokens, answer = example(8, 4, 30)
+    config = CorruptionConfig(all_masked=0, mask_probability=0)
+    noisy = corrupt(
+        tokens, answer, VOCABULARY, MASK, torch.Generator().manual_seed(0), config, severity=0.0
+    )
+    assert torch.equal(noisy, tokens)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn_damage_comes_at_the_rate_expected(kind):
+    severity, batch, length = 0.6, 400, 200
+    _, answer = example(batch, 0, length)
+    config = CorruptionConfig(all_masked=0, mask_probability=0, kinds=(kind,))
+    plan = draw_plan(answer, 1000, 999, torch.Generator().manual_seed(0), config, severity)
+    after = plan.swap.roll(1, dims=1)
+    touched = {
+        "swap": plan.swap | after,
+        "duplicate": plan.copy_left | plan.copy_right,
+        "replace": plan.replace,
+        "shift": plan.shift_length > 0,
+    }[kind].float()
+    expected = expected_rates(severity, config)[kind]
+    error = (expected * (1 - expected) / touched.numel()) ** 0.5
+    # Ends of an answer have one neighbour only, hence the small allowance of 1/length.
+    assert abs(touched.mean().item() - expected) < 4 * error + 1 / length
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"all_masked": 1.5},
+        {"rate": -0.1},
+        {"mask_fraction": (0.6, 0.5)},
+        {"mask_fraction": (0.0, 1.1)},
+        {"kinds": ("swap", "scramble")},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        CorruptionConfig(**wrong)
+
+
+def test_severity_out_of_range_is_refused():
+    _, answer = example(1, 0, 4)
+    with pytest.raises(InvalidInput, match=r"severity = 1\.5"):
+        draw_plan(answer, VOCABULARY, MASK, torch.Generator(), severity=1.5)

@@ -1,0 +1,108 @@
+"""The noising schedule and the choice of positions, against the formula and against chance."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lad import reference
+from lad.errors import InvalidInput
+from lad.schedule import (
+    choose_positions,
+    confidence_weights,
+    mask_count,
+    mask_counts,
+    split_budget,
+    threshold,
+)
+
+sharpness = st.floats(0.01, 20)
+iterations = st.integers(1, 512)
+
+
+@given(iterations, st.integers(1, 2048), sharpness, st.floats(0, 1))
+def test_counts_fall_and_stay_in_range(total, length, s, start):
+    counts = mask_counts(total, length, s, start)
+    assert len(counts) == total
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 0
+    assert all(0 <= count <= length for count in counts)
+    if total > 1:
+        assert counts[0] == math.floor(length * start)
+
+
+@given(iterations.filter(lambda n: n > 1), st.integers(1, 512), sharpness, st.data())
+def test_counts_equal_the_formula(total, length, s, data):
+    i = data.draw(st.integers(0, total - 1))
+    start = data.draw(st.floats(0, 1))
+    got = mask_count(i, total, length, s, start)
+    # Where the product is a whole number up to rounding, the two may fall on either side of it.
+    assert abs(got - reference.mask_count(i, total, length, s, start)) <= 1
+    exact = threshold(i, total, s) * length * start
+    if abs(exact - round(exact)) > 1e-6:
+        assert got == reference.mask_count(i, total, length, s, start)
+
+
+def test_sharpness_says_how_fast_the_noise_decays():
+    assert threshold(0, 10, 5) == 1
+    slow, medium, fast = (threshold(5, 10, s) for s in (0.01, 1, 20))
+    assert slow == pytest.approx(0.5, abs=0.01)  # nearly linear
+    assert slow > medium > fast
+    assert fast < 0.001
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0]), min_size=1, max_size=40), st.data())
+def test_choice_equals_the_plain_one(weights, data):
+    count = data.draw(st.integers(0, len(weights)))
+    seed = data.draw(st.integers(0, 2**31))
+    got = choose_positions(torch.tensor(weights), count, torch.Generator().manual_seed(seed))
+    uniforms = torch.rand(len(weights), generator=torch.Generator().manual_seed(seed)).tolist()
+    assert got.tolist() == reference.choose_positions(weights, count, uniforms)
+    assert got.sum() == min(count, sum(weight > 0 for weight in weights))
+
+
+def test_choice_follows_the_weights():
+    weights = torch.tensor([0.1, 0.2, 0.7])
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.stack([choose_positions(weights, 1, generator) for _ in range(3000)])
+    share = picks.float().mean(dim=0)
+    error = (weights * (1 - weights) / len(picks)).sqrt()
+    assert ((share - weights).abs() < 4 * error).all()
+
+
+def test_guidance_prefers_doubt_and_clipping_weakens_it():
+    confidence = torch.tensor([0.999, 0.2])
+    assert confidence_weights(confidence, 0.01).tolist() == pytest.approx([0.01, 0.8])
+    assert confidence_weights(confidence, 1.0).tolist() == [1.0, 1.0]
+
+
+@given(st.integers(1, 300), st.data())
+def test_budget_is_spent_whole_and_never_overdrawn(length, data):
+    eos = data.draw(st.integers(0, length))
+    count = data.draw(st.integers(0, length))
+    for_eos, for_others = split_budget(count, eos, length)
+    assert for_eos + for_others == count
+    assert 0 <= for_eos <= eos
+    assert 0 <= for_others <= length - eos
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((0, 0, 1.0), "iteration 0 of 0"),
+        ((3, 3, 1.0), "iteration 3 of 3"),
+        ((0, 3, 0.0), "sharpness = 0.0"),
+        ((0, 3, math.nan), "sharpness = nan"),
+    ],
+)
+def test_bad_values_are_named(arguments, named):
+    with pytest.raises(InvalidInput, match=named):
+        threshold(*arguments)
+
+
+def test_noise_start_out_of_range_is_named():
+    with pytest.raises(InvalidInput, match=r"noise_start = 1\.5"):
+        mask_count(0, 4, 10, 1.0, 1.5)
