@@ -1,0 +1,284 @@
+"""The denoiser: a frozen causal LLaMA plus LoRA, run so that the answer sees all of itself.
+
+Two choices turn a left-to-right model into a denoiser, and `denoiser.json` beside the adapter fixes
+them, because weights trained under one choice are noise under another.
+
+Attention
+    bidirectional   every position attends to every position: the paper's.
+    prompt-causal   the prompt attends causally, as the backbone was pretrained, and only the answer
+                    attends to everything. The prompt's states then do not depend on the answer, so
+                    its keys and values are computed once and reused at every iteration.
+
+Target
+    same            the state at position i predicts token i: the paper's.
+    next            the state at position i - 1 predicts token i, as the backbone was pretrained
+                    (DiffuLLaMA calls it shifted). The last prompt position predicts the first
+                    answer token, so under prompt-causal attention it attends to everything too.
+
+Sources: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo); DiffuLLaMA (Gong et al., 2024) for the
+shifted target; LoRA (Hu et al., 2021).
+
+Shapes: b = batch, p = prompt positions, a = answer positions, t = p + a, d = hidden size,
+v = vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import DynamicCache
+
+from lad.adapter import (
+    ATTENTIONS,
+    LINEAR_LAYERS,
+    TARGETS,
+    DenoiserConfig,
+    check_equal,
+    read_card,
+    read_weights,
+    shipped_adapter,
+    write_adapter,
+)
+from lad.backbones import LoadedBackbone, get_backbone, load_backbone
+from lad.errors import AdapterMismatch
+from lad.prompts import Prompt, encode_prompt
+
+__all__ = [
+    "ATTENTIONS",
+    "LINEAR_LAYERS",
+    "TARGETS",
+    "Denoiser",
+    "DenoiserConfig",
+    "attention_mask",
+    "load_denoiser",
+]
+
+
+def attention_mask(
+    prompt_lengths: Tensor, total: int, attention: str, target: str = "next"
+) -> Tensor:
+    """Which position may attend to which: `(b, 1, t, t)` bool, rows are queries, True is visible.
+
+    Args:
+        prompt_lengths: `(b,)` int64.
+        total: t, prompt and answer positions together.
+    """
+    position = torch.arange(total, device=prompt_lengths.device)
+    if attention == "bidirectional":
+        return position.new_ones((len(prompt_lengths), 1, total, total), dtype=torch.bool)
+    causal = position[None, :] <= position[:, None]  # (t, t)
+    first_free = prompt_lengths - (1 if target == "next" else 0)
+    free = position[None, :] >= first_free[:, None]  # (b, t), queries that see everything
+    return (causal[None] | free[:, :, None])[:, None]
+
+
+class Denoiser:
+    """Backbone and adapter, from token ids to logits for the answer.
+
+    Make one with `load_denoiser` (a trained adapter) or `Denoiser.create` (a new one).
+    """
+
+    def __init__(
+        self, backbone: LoadedBackbone, model: PeftModel, config: DenoiserConfig, digest: str | None
+    ) -> None:
+        self.backbone = backbone
+        self.model = model
+        self.config = config
+        self.adapter_sha256 = digest  # None until the adapter is saved
+        # LoRA lives inside the backbone's own modules, so calling them directly runs the adapter.
+        self.causal_lm = model.get_base_model()
+        # Every mask is passed explicitly, as booleans, which only this attention takes as they are.
+        self.causal_lm.config._attn_implementation = "sdpa"
+        self.tokenizer = backbone.tokenizer
+        self.mask_token_id = backbone.mask_token_id
+        self.eos_token_id = backbone.eos_token_id
+
+    # -- making and keeping ----------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls, backbone: LoadedBackbone, config: DenoiserConfig | None = None, seed: int = 0
+    ) -> Denoiser:
+        """A fresh adapter on a backbone; B = 0, so at first it changes nothing.
+
+        The global random state is left as it was.
+        """
+        config = config or DenoiserConfig()
+        lora = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            target_modules=list(config.layers),
+            lora_dropout=0.0,
+            bias="none",
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft asks transformers for something by its old name; nothing a reader could act on.
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.manual_seed(seed)
+            model = get_peft_model(backbone.model, lora)
+        return cls(backbone, model.eval(), config, digest=None)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write adapter and `denoiser.json`; the folder appears whole or not at all.
+
+        Raises:
+            CacheError: the disk is full or cannot be written.
+        """
+        card = {
+            "backbone": self.backbone.spec.name,
+            "backbone_digest": self.backbone.digest,
+            "mask_token_id": self.mask_token_id,
+            "eos_token_id": self.eos_token_id,
+        }
+        self.adapter_sha256 = write_adapter(Path(folder), self.model, self.config, card)
+        return Path(folder)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.causal_lm.lm_head.weight.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """v, the number of logits a position gets."""
+        return self.causal_lm.config.vocab_size
+
+    def encode(self, prompt: Prompt) -> Tensor:
+        """`(p,)` int64: a prompt, or a list of chat messages, under the backbone's chat template.
+
+        Raises:
+            InvalidInput: an empty prompt.
+        """
+        return torch.tensor(encode_prompt(self.tokenizer, prompt), device=self.device)
+
+    def hidden_states(
+        self, tokens: Tensor, mask: Tensor, cache: DynamicCache | None = None, start: int = 0
+    ) -> Tensor:
+        """`(b, t, d)` final hidden states of `(b, t)` tokens that begin at position `start`.
+
+        Args:
+            mask: `(b, 1, t, start + t)` bool, True where a query (row) may see a key (column).
+            cache: keys and values of the `start` positions before; the new ones are appended.
+        """
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        return self.causal_lm.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, prompt: Tensor, answer: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """`(b, a, v)` logits of every answer position.
+
+        Args:
+            prompt: `(b, p)` int64, p >= 1.
+            answer: `(b, a)` int64, the current draft, MASK where unknown.
+            cache: from `read_prompt`, and left as it was: the prompt is then not computed again.
+        """
+        p, a = prompt.shape[1], answer.shape[1]
+        start = 0 if cache is None else cache.get_seq_length()
+        tokens = torch.cat([prompt, answer], dim=1)[:, start:]
+        lengths = torch.full((len(prompt),), p, device=prompt.device)
+        mask = attention_mask(lengths, p + a, self.config.attention, self.config.target)
+        states = self.hidden_states(tokens, mask[:, :, start:], cache, start)
+        if cache is not None:
+            cache.crop(-(tokens.shape[1]))  # back to the prompt alone
+        first = p - start - (1 if self.config.target == "next" else 0)
+        return self.causal_lm.lm_head(states[:, first : first + a])
+
+    def read_prompt(self, prompt: Tensor) -> DynamicCache | None:
+        """Keys and values of the prompt positions that never see the answer.
+
+        None where there are none to reuse: under bidirectional attention every state moves with
+        every token of the answer.
+        """
+        keep = prompt.shape[1] - (1 if self.config.target == "next" else 0)
+        if self.config.attention != "prompt-causal" or keep < 1:
+            return None
+        cache = DynamicCache(config=self.causal_lm.config)
+        causal = torch.ones(keep, keep, dtype=torch.bool, device=prompt.device).tril()
+        self.hidden_states(prompt[:, :keep], causal[None, None], cache)
+        return cache
+
+    @contextlib.contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """The bare backbone for a while: its own weights, but this denoiser's masks."""
+        with self.model.disable_adapter():
+            yield
+
+    def merge(self) -> Denoiser:
+        """Fold the adapter into the weights: the same function, about a third faster on a CPU.
+
+        `adapter_off` still works: peft takes the adapter out again for as long as it lasts.
+        """
+        self.model.merge_adapter()
+        return self
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters of `backbone` (tied ones once) and `adapter`."""
+        adapter = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
+        return {
+            "backbone": sum(p.numel() for p in self.model.parameters()) - adapter,
+            "adapter": adapter,
+        }
+
+
+def load_denoiser(
+    name: str = "smollm2-135m",
+    adapter: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    merge: bool = True,
+) -> Denoiser:
+    """Load a backbone with a trained adapter.
+
+    Args:
+        name: a backbone of the registry.
+        adapter: folder with `denoiser.json`; the shipped one by default.
+        dtype: float32 on a CPU and bfloat16 elsewhere by default.
+        merge: fold the adapter into the weights, see `Denoiser.merge`.
+
+    Raises:
+        InvalidInput: unknown backbone, or a path that is no adapter.
+        AssetUnavailable: weights that cannot be had, or no adapter shipped.
+        DamagedFile: a truncated or altered adapter, or one with NaN weights.
+        AdapterMismatch: an adapter for another backbone.
+    """
+    get_backbone(name)  # an unknown model is the first thing to say
+    folder = Path(adapter) if adapter is not None else shipped_adapter(name)
+    config, card = read_card(folder)
+    weights = read_weights(folder, card)
+    if card["backbone"] != name:
+        raise AdapterMismatch(
+            f"the adapter in {folder} was trained for {card['backbone']!r}, not for {name!r}: "
+            f"expected a matching pair; pass --model {card['backbone']}"
+        )
+    backbone = load_backbone(name, device=device, dtype=dtype)
+    for key in ("mask_token_id", "eos_token_id"):
+        check_equal(folder, key, card[key], getattr(backbone, key))
+    check_equal(folder, "backbone_digest", card["backbone_digest"], backbone.digest)
+
+    denoiser = Denoiser.create(backbone, config)
+    own = {name: tensor for name, tensor in denoiser.model.state_dict().items() if "lora_" in name}
+    # peft writes "…lora_A.weight" and holds "…lora_A.default.weight".
+    weights = {key.replace(".weight", ".default.weight"): value for key, value in weights.items()}
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+        raise AdapterMismatch(
+            f"the weights in {folder} do not fit its denoiser.json (rank {config.rank} on "
+            f"{', '.join(config.layers)}): expected both from one training run"
+        )
+    with torch.no_grad():
+        for key, value in weights.items():
+            own[key].copy_(value)
+    denoiser.adapter_sha256 = card["adapter_sha256"]
+    return denoiser.merge() if merge else denoiser

@@ -1,0 +1,48 @@
+"""From what a person types to the token ids a denoiser reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lad.errors import InvalidInput
+
+__all__ = ["Prompt", "check_prompt", "encode_prompt"]
+
+# Text of one turn, or chat messages {"role": ..., "content": ...} of several.
+Prompt = str | Sequence[dict[str, str]]
+
+
+def check_prompt(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt as chat messages; raises InvalidInput when there is nothing in it."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    if not messages or not all(message["content"].strip() for message in messages):
+        raise InvalidInput("the prompt is empty: expected at least one word to answer")
+    return messages
+
+
+def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt under its tokenizer's chat template.
+
+    They are what `apply_chat_template` gives, except that a control token typed by the user, such
+    as `<|im_end|>`, is read as the plain text it is: a prompt cannot end its own turn.
+    """
+    messages = check_prompt(prompt)
+    controls = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
+    contents = [message["content"] for message in messages]
+    suspicious = any(control in content for content in contents for control in controls)
+    # Private-use characters stand in for such contents while the template is filled in.
+    stand_ins = [f"\ue000{n}\ue001" for n in range(len(messages))]
+    if suspicious:
+        messages = [
+            {**message, "content": stand_in}
+            for message, stand_in in zip(messages, stand_ins, strict=True)
+        ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if not suspicious:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = []
+    for stand_in, content in zip(stand_ins, contents, strict=True):
+        markup, text = text.split(stand_in, 1)
+        ids += tokenizer(markup, add_special_tokens=False)["input_ids"]
+        ids += tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids + tokenizer(text, add_special_tokens=False)["input_ids"]

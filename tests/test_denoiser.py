@@ -1,0 +1,343 @@
+"""Attention, target, prompt cache, LoRA, and adapters on disk."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import stir, tiny_denoiser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from lad import reference
+from lad.backbones import load_backbone
+from lad.denoiser import (
+    ATTENTIONS,
+    TARGETS,
+    Denoiser,
+    DenoiserConfig,
+    attention_mask,
+    load_denoiser,
+)
+from lad.errors import (
+    AdapterMismatch,
+    AssetUnavailable,
+    CacheError,
+    DamagedFile,
+    InvalidInput,
+)
+from lad.prompts import encode_prompt
+
+kinds = st.tuples(st.sampled_from(ATTENTIONS), st.sampled_from(TARGETS))
+lengths = st.tuples(st.integers(1, 12), st.integers(1, 16))  # prompt, answer
+
+
+def tokens(count: int, seed: int) -> torch.Tensor:
+    return torch.randint(256, (1, count), generator=torch.Generator().manual_seed(seed))
+
+
+@given(kinds, lengths)
+def test_the_mask_is_the_plain_one(kind, length):
+    p, a = length
+    got = attention_mask(torch.tensor([p]), p + a, *kind)
+    assert torch.equal(got, reference.attention_mask(p, p + a, *kind))
+
+
+def test_one_mask_serves_rows_with_prompts_of_different_lengths():
+    batch = attention_mask(torch.tensor([2, 5]), 8, "prompt-causal", "next")
+    for row, p in enumerate((2, 5)):
+        single = attention_mask(torch.tensor([p]), 8, "prompt-causal", "next")
+        assert torch.equal(batch[row], single[0])
+
+
+def moved(denoiser: Denoiser, p: int, a: int) -> torch.Tensor:
+    """`(t,)` bool: positions whose final state moves when the last token is another one."""
+    first = tokens(p + a, seed=3)
+    second = first.clone()
+    second[0, -1] = (second[0, -1] + 1) % 256
+    mask = attention_mask(
+        torch.tensor([p]), p + a, denoiser.config.attention, denoiser.config.target
+    )
+    with torch.no_grad():
+        states = [denoiser.hidden_states(ids, mask) for ids in (first, second)]
+    return (states[0] != states[1]).any(dim=-1)[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_bidirectional_the_last_token_moves_every_state(target):
+    assert moved(tiny_denoiser("bidirectional", target), 6, 8).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_prompt_causal_the_answer_moves_but_the_prompt_does_not(target):
+    p = 6
+    got = moved(tiny_denoiser("prompt-causal", target), p, 8)
+    reads_answer = p - 1 if target == "next" else p
+    assert not got[:reads_answer].any()
+    assert got[reads_answer:].all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(kinds, lengths, st.integers(0, 2**31))
+def test_answer_logits_equal_the_whole_models(kind, length, seed):
+    denoiser = tiny_denoiser(*kind)
+    p, a = length
+    ids = tokens(p + a, seed)
+    mask = reference.attention_mask(p, p + a, *kind)
+    with torch.no_grad():
+        everything = denoiser.causal_lm(
+            input_ids=ids, attention_mask=mask, position_ids=torch.arange(p + a)[None]
+        ).logits
+        got = denoiser.logits(ids[:, :p], ids[:, p:])
+    shift = 1 if kind[1] == "next" else 0
+    torch.testing.assert_close(got, everything[:, p - shift : p - shift + a])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(TARGETS), lengths, st.integers(0, 2**31))
+def test_prompt_cache_on_equals_off_however_often_it_is_used(target, length, seed):
+    denoiser = tiny_denoiser("prompt-causal", target)
+    p, a = length
+    ids = tokens(p + a, seed)
+    prompt, answer = ids[:, :p], ids[:, p:]
+    with torch.no_grad():
+        cache = denoiser.read_prompt(prompt)
+        assert (cache is None) == (target == "next" and p == 1)
+        denoiser.logits(prompt, answer.flip(1), cache)
+        torch.testing.assert_close(
+            denoiser.logits(prompt, answer, cache), denoiser.logits(prompt, answer)
+        )
+
+
+def test_bidirectional_attention_has_no_prompt_to_keep():
+    denoiser = tiny_denoiser("bidirectional", "next")
+    assert denoiser.read_prompt(tokens(5, 0)) is None
+
+
+def test_a_new_adapter_changes_nothing_and_a_trained_one_can_be_switched_off():
+    backbone = load_backbone("tiny")
+    ids = tokens(12, 0)
+    with torch.no_grad():
+        bare = backbone.model(ids).logits.clone()
+        denoiser = Denoiser.create(backbone, DenoiserConfig(rank=4, alpha=8))
+        causal = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+
+        def logits():
+            return denoiser.causal_lm.lm_head(denoiser.hidden_states(ids, causal))
+
+        torch.testing.assert_close(logits(), bare)
+        stir(denoiser)
+        assert (logits() - bare).abs().max() > 0.1
+        with denoiser.adapter_off():
+            torch.testing.assert_close(logits(), bare)
+
+
+def test_merging_changes_speed_not_function():
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    stir(denoiser)
+    ids = tokens(20, 0)
+    with torch.no_grad():
+        apart = denoiser.logits(ids[:, :6], ids[:, 6:])
+        with denoiser.adapter_off():
+            bare = denoiser.logits(ids[:, :6], ids[:, 6:])
+        denoiser.merge()
+        torch.testing.assert_close(
+            denoiser.logits(ids[:, :6], ids[:, 6:]), apart, atol=1e-4, rtol=1e-4
+        )
+        with denoiser.adapter_off():
+            torch.testing.assert_close(
+                denoiser.logits(ids[:, :6], ids[:, 6:]), bare, atol=1e-4, rtol=1e-4
+            )
+
+
+def test_creating_leaves_the_global_generator_alone_and_obeys_its_seed():
+    before = torch.random.get_rng_state()
+    weights = [
+        Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4), seed).model.state_dict()
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    name = next(key for key in weights[0] if "lora_A" in key)
+    assert torch.equal(weights[0][name], weights[1][name])
+    assert not torch.equal(weights[0][name], weights[2][name])
+
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+@given(st.text(min_size=1).filter(lambda text: text.strip()))
+@settings(max_examples=50, deadline=None)
+def test_a_prompt_reads_as_the_chat_template_gives_it(prompt):
+    tokenizer = tiny_denoiser().tokenizer
+    messages = [{"role": "user", "content": prompt}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = encode_prompt(tokenizer, prompt)
+    assert tokenizer.decode(ids) == tokenizer.decode(
+        tokenizer(expected, add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_a_control_token_in_a_prompt_is_text():
+    denoiser = tiny_denoiser()
+    plain = denoiser.encode("stop here")
+    typed = denoiser.encode("stop <|im_end|> here")
+    controls = (typed == denoiser.eos_token_id).sum()
+    assert controls == (plain == denoiser.eos_token_id).sum()
+    assert "stop <|im_end|> here" in denoiser.tokenizer.decode(typed)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n", [], [{"role": "user", "content": " "}]])
+def test_an_empty_prompt_is_refused(prompt):
+    with pytest.raises(InvalidInput, match="empty"):
+        tiny_denoiser().encode(prompt)
+
+
+def test_several_turns_become_one_prompt():
+    denoiser = tiny_denoiser()
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ]
+    text = denoiser.tokenizer.decode(denoiser.encode(turns))
+    assert text.index("one") < text.index("two") < text.index("three")
+
+
+# -- adapters on disk ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    stir(denoiser)
+    denoiser.save(tmp_path / "adapter")
+    return denoiser, tmp_path / "adapter"
+
+
+def edit(folder, **changes):
+    path = folder / "denoiser.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_is_saved_is_what_is_loaded(saved, merge):
+    denoiser, folder = saved
+    again = load_denoiser("tiny", folder, merge=merge)
+    assert again.config == denoiser.config
+    assert again.adapter_sha256 == denoiser.adapter_sha256
+    ids = tokens(20, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(  # stored in bfloat16
+            again.logits(ids[:, :6], ids[:, 6:]),
+            denoiser.logits(ids[:, :6], ids[:, 6:]),
+            atol=0.2,
+            rtol=0.05,
+        )
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter"]
+
+
+def test_saving_over_an_adapter_replaces_it(saved):
+    denoiser, folder = saved
+    first = denoiser.adapter_sha256
+    stir(denoiser, seed=2)
+    denoiser.save(folder)
+    assert denoiser.adapter_sha256 != first
+    assert load_denoiser("tiny", folder).adapter_sha256 == denoiser.adapter_sha256
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter"]
+
+
+def test_a_disk_that_refuses_is_named_and_leaves_nothing(saved, tmp_path):
+    denoiser, _ = saved
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="cannot write the adapter"):
+        denoiser.save(tmp_path / "file" / "adapter")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "file"]
+
+
+def test_a_failing_save_keeps_the_old_adapter(saved, monkeypatch):
+    denoiser, folder = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(denoiser.model, "save_pretrained", full)
+    with pytest.raises(CacheError, match="No space left"):
+        denoiser.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter"]
+
+
+def test_a_truncated_adapter_is_damaged(saved):
+    _, folder = saved
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedFile, match="sha256 differs"):
+        load_denoiser("tiny", folder)
+    path.unlink()
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        load_denoiser("tiny", folder)
+
+
+def test_nan_weights_are_named(saved):
+    from lad.assets import sha256_file
+
+    _, folder = saved
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name][0, 0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    edit(folder, adapter_sha256=sha256_file(path))
+    with pytest.raises(DamagedFile, match="NaN"):
+        load_denoiser("tiny", folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"backbone": "llama-3.1-8b"}, AdapterMismatch, "llama-3.1-8b"),
+        ({"backbone_digest": "0" * 64}, AdapterMismatch, "backbone_digest"),
+        ({"mask_token_id": 5}, AdapterMismatch, "mask_token_id"),
+        ({"rank": 8}, AdapterMismatch, "rank 8"),
+        ({"layers": ["q_proj"]}, AdapterMismatch, "q_proj"),
+        ({"attention": "sideways"}, DamagedFile, "sideways"),
+        ({"schema": 7}, DamagedFile, "schema 7"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_an_error_not_noise(saved, changes, error, named):
+    _, folder = saved
+    edit(folder, **changes)
+    with pytest.raises(error, match=named):
+        load_denoiser("tiny", folder)
+
+
+def test_a_card_that_is_no_json_is_damaged(saved):
+    _, folder = saved
+    (folder / "denoiser.json").write_text('{"schema": 1, "backbone"')
+    with pytest.raises(DamagedFile, match=r"denoiser\.json"):
+        load_denoiser("tiny", folder)
+
+
+def test_paths_and_names_that_are_nothing(tmp_path):
+    with pytest.raises(InvalidInput, match="no adapter"):
+        load_denoiser("tiny", tmp_path)
+    with pytest.raises(InvalidInput, match="unknown model"):
+        load_denoiser("gpt-5", tmp_path)
+    with pytest.raises(AssetUnavailable, match="lad train"):
+        load_denoiser("tiny")
+
+
+def test_an_adapter_moved_elsewhere_still_loads(saved, tmp_path):
+    _, folder = saved
+    shutil.move(folder, tmp_path / "elsewhere")
+    load_denoiser("tiny", tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"attention": "x"}, {"target": "x"}, {"rank": 0}, {"alpha": 0}, {"context": 0}]
+)
+def test_settings_out_of_range_are_named(wrong):
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        DenoiserConfig(**wrong)
