@@ -1,0 +1,124 @@
+"""Traces: what is derived from the arrays, and files that come back as they went."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_denoiser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from traces import EOS, MASK, make_trace
+
+from lad.errors import DamagedFile, InvalidInput
+from lad.sampler import RefineConfig, record
+from lad.trace import Trace
+
+
+def test_what_changed_and_when_it_settled():
+    trace = make_trace(
+        [b"a", b"b", EOS, EOS],
+        [b"a", b"c", EOS, EOS],
+        [b"a", b"c", b"d", EOS],
+        renoised=[[1], [2], []],
+    )
+    assert trace.masked.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
+    assert trace.changed.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
+    assert trace.settled_at.tolist() == [0, 1, 2, 0]
+    assert trace.tokens == 3 and trace.answer == "acd"
+    assert trace.settled_share.tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert trace.nfe == 3 and trace.tpf == 1.0
+    assert [trace.text(i) for i in range(3)] == ["ab", "ac", "acd"]
+
+
+def test_a_token_that_returns_has_not_settled():
+    trace = make_trace([b"a"], [b"b"], [b"a"])
+    assert trace.settled_at.tolist() == [2]
+
+
+def test_characters_split_over_tokens_come_whole():
+    first, second = "🎉".encode()[:2], "🎉".encode()[2:]
+    trace = make_trace([b"x", first, second, EOS])
+    assert trace.answer == "x🎉"
+    assert make_trace([first, EOS]).answer == "\ufffd"
+
+
+def test_an_answer_without_eos_is_all_of_it():
+    trace = make_trace([b"a", b"b"])
+    assert trace.tokens == 2 and trace.answer == "ab"
+    empty = make_trace([EOS, b"b"])
+    assert empty.tokens == 0 and empty.answer == "" and empty.settled_share.tolist() == [1.0]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 12), st.integers(0, 99), st.sampled_from([0.0, 1.5]))
+def test_a_real_run_comes_back_as_it_went(tmp_path_factory, iterations, length, seed, temperature):
+    config = RefineConfig(
+        iterations=iterations, answer_length=length, seed=seed, temperature=temperature, top_k=200
+    )
+    trace = record(tiny_denoiser(), "é <b>\u202e\u2028\x85\n", config)
+    path = trace.save(tmp_path_factory.mktemp("traces") / "trace.jsonl")
+    again = Trace.load(path)
+    assert again == trace
+    assert again.answer == trace.answer
+    assert again.provenance == trace.provenance
+    assert again.confidence.tobytes() == trace.confidence.tobytes()
+    assert [p.name for p in path.parent.iterdir()] == ["trace.jsonl"]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return make_trace([b"a", EOS], [b"b", EOS], renoised=[[0], []]).save(tmp_path / "t.jsonl")
+
+
+def test_every_truncation_is_damage(path):
+    whole = path.read_bytes()
+    for cut in range(0, len(whole) - 1, 7):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(DamagedFile, match=r"t\.jsonl"):
+            Trace.load(path)
+
+
+def damage(lines, number, **changes):
+    lines[number] = json.dumps(json.loads(lines[number]) | changes)
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "named"),
+    [
+        (0, {"version": 99}, "schema version 99"),
+        (0, {"schema": "other"}, "no trace header"),
+        (1, {"draft": [1]}, "inconsistent"),
+        (1, {"draft": [1, 5000]}, "5000"),
+        (1, {"renoised": [7]}, "7"),
+        (2, {"iteration": 5}, "inconsistent"),
+        (3, {"end": 9}, "truncated"),
+    ],
+)
+def test_inconsistent_files_say_what_is_wrong(path, number, changes, named):
+    lines = path.read_text().splitlines()
+    damage(lines, number, **changes)
+    path.write_text("\n".join(lines))
+    with pytest.raises(DamagedFile, match=named):
+        Trace.load(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InvalidInput, match="no trace at"):
+        Trace.load(tmp_path / "none.jsonl")
+
+
+def test_a_failing_save_leaves_nothing(tmp_path, monkeypatch):
+    trace = make_trace([b"a"])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        trace.save(tmp_path / "t.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_needs_a_step():
+    with pytest.raises(InvalidInput, match="0 steps"):
+        Trace("p", [], False, MASK, EOS, frozenset(), {}, np.array([1]))
