@@ -1,0 +1,138 @@
+"""Settings of a training run: checked when made, read from YAML, written into every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+from lad.corruption import CorruptionConfig
+from lad.errors import InvalidInput
+
+__all__ = ["DEFAULT_CORRUPTION", "TrainConfig", "read_config"]
+
+# The paper's noise, but half the rows keep their visible tokens clean and masks reach the whole
+# answer: a small model must learn the plain task as well as the damaged one.
+DEFAULT_CORRUPTION = CorruptionConfig(
+    all_masked=0.1, mask_probability=0.75, mask_fraction=(0.0, 1.0), structural_probability=0.5
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. It ends at `steps` or after `minutes`, whichever comes first; the learning rate
+    falls along a cosine to that end.
+
+    Attributes:
+        steps: optimiser steps; None for no such bound.
+        minutes: wall time, compilation included; None for no such bound.
+        learning_rate: its peak, after a linear rise over `warmup_steps`.
+        weight_decay, gradient_clip: of AdamW, and of the gradient's global norm.
+        batch_tokens: positions per process and step.
+        widths: lengths that batches come in; the longest is the context window.
+        widen: share of rows put in batches one width longer than they need.
+        corruption: the structural noise.
+        draft_probability: share of steps whose input is the model's own sampled draft.
+        draft_start: fraction of the run after which drafts begin.
+        eos_tail_share: share of the EOS positions after the first that enter the loss.
+        log_every, validate_every: in steps.
+        checkpoint_minutes: wall time between checkpoints.
+        compile_layers: torch.compile each decoder layer; pays on a GPU, in runs of minutes.
+        seed: of order, noise and drafts.
+    """
+
+    steps: int | None = 2000
+    minutes: float | None = None
+    learning_rate: float = 8e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    gradient_clip: float = 1.0
+    batch_tokens: int = 57_344
+    widths: tuple[int, ...] = (96, 128, 192, 256)
+    widen: float = 0.2
+    corruption: CorruptionConfig = field(default_factory=lambda: DEFAULT_CORRUPTION)
+    draft_probability: float = 0.25
+    draft_start: float = 0.3
+    eos_tail_share: float = 0.1
+    log_every: int = 20
+    validate_every: int = 500
+    checkpoint_minutes: float = 3.0
+    compile_layers: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise InvalidInput("neither steps nor minutes is set: expected at least one, to end by")
+        object.__setattr__(self, "widths", tuple(sorted(self.widths)))
+        positive = ("learning_rate", "gradient_clip", "batch_tokens", "log_every", "validate_every")
+        for name in (*positive, "checkpoint_minutes"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
+        for name in ("steps", "minutes"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
+        for name in ("widen", "draft_probability", "draft_start", "eos_tail_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected between 0 and 1")
+        for name in ("warmup_steps", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected 0 or more")
+        if not self.widths or self.widths[0] < 2:
+            raise InvalidInput(f"widths = {self.widths}: expected lengths of at least 2")
+
+    @property
+    def context(self) -> int:
+        """The context window: the longest width."""
+        return self.widths[-1]
+
+    def to_dict(self) -> dict:
+        """Plain values, for YAML, logs and cards."""
+        values = asdict(self)
+        for part in (values, values["corruption"]):
+            part.update({k: list(v) for k, v in part.items() if isinstance(v, tuple)})
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainConfig:
+        """Inverse of `to_dict`; raises InvalidInput for unknown names and wrong types."""
+        values = dict(values)
+        try:
+            if isinstance(values.get("corruption"), dict):
+                check_names("corruption", values["corruption"], CorruptionConfig)
+                values["corruption"] = CorruptionConfig(**values["corruption"])
+            check_names("training", values, cls)
+            return cls(**values)
+        except TypeError as error:
+            raise InvalidInput(
+                f"a setting has the wrong type ({error}): expected numbers"
+            ) from error
+
+
+def check_names(what: str, values: dict, kind: type) -> None:
+    """Refuse settings that do not exist: a misspelt knob silently ignored costs a run."""
+    known = [f.name for f in fields(kind)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InvalidInput(
+            f"unknown {what} setting {', '.join(map(repr, unknown))}: expected any of "
+            f"{', '.join(known)}"
+        )
+
+
+def read_config(path: str | Path) -> dict:
+    """A YAML file with the sections `denoiser` and `training`, as nested plain values.
+
+    Raises:
+        InvalidInput: no such file, not YAML, or a section that does not exist.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput(
+            f"{path} is no readable configuration ({' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(values, dict) or not set(values) <= {"denoiser", "training"}:
+        raise InvalidInput(f"{path}: expected the sections denoiser and training and no others")
+    return values
