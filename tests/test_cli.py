@@ -1,0 +1,217 @@
+"""The command line: what others rely on, and one line with status 2 for whatever is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import stir
+
+from lad.__main__ import main
+from lad.backbones import load_backbone
+from lad.denoiser import Denoiser, DenoiserConfig
+from lad.trace import Trace
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> str:
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    stir(denoiser)
+    return str(denoiser.save(tmp_path_factory.mktemp("adapters") / "tiny"))
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr of one command."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return caught.value.code, captured.out, captured.err
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line a refused command says; checks everything else about a refusal."""
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("lad: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+def test_refine_says_the_answer_and_nothing_else(capsys, adapter):
+    arguments = ("refine", "hello", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
+    status, out, err = run(capsys, *arguments, "--answer-length=8")
+    assert (status, err) == (0, "")
+    assert out.strip() or out == "\n"
+
+
+def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):
+    status, out, err = run(
+        capsys,
+        "refine",
+        "héllo <b>",
+        "--model=tiny",
+        f"--adapter={adapter}",
+        "--iterations=4",
+        "--answer-length=12",
+        "--noiseless",
+        "--seed=7",
+        f"--trace={tmp_path / 'run.jsonl'}",
+        "--json",
+    )
+    assert (status, err) == (0, "")
+    values = json.loads(out)
+    assert list(values) == [
+        "answer",
+        "tokens",
+        "iterations",
+        "stopped_early",
+        "nfe",
+        "seconds",
+        "model",
+        "adapter_sha256",
+        "seed",
+    ]
+    assert values["model"] == "tiny" and values["seed"] == 7
+    assert values["nfe"] == values["iterations"] <= 4
+    trace = Trace.load(tmp_path / "run.jsonl")
+    assert trace.answer == values["answer"] and trace.config["renoising"] == "none"
+    assert trace.provenance["adapter_sha256"] == values["adapter_sha256"]
+    assert trace.prompt == "héllo <b>"
+
+
+def test_one_seed_gives_one_answer_and_another_seed_another(capsys, adapter):
+    def answer(seed: int) -> str:
+        arguments = ("--temperature=1.5", "--top-k=100", "--iterations=2", f"--seed={seed}")
+        return run(
+            capsys, "refine", "hello", "--model=tiny", f"--adapter={adapter}", *arguments, "--json"
+        )[1].partition('"seconds"')[0]
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["refine", ""], "the prompt is empty"),
+        (["refine", " \n "], "the prompt is empty"),
+        (["refine", "hi", "--iterations=0"], "iterations = 0: expected a whole number from 1"),
+        (["refine", "hi", "--iterations=many"], "--iterations"),
+        (["refine", "hi", "--temperature=nan"], "temperature = nan"),
+        (["refine", "hi", "--renoising=some"], "none, uniform, confidence"),
+        (["refine", "hi", "--model=gpt-5"], "unknown model 'gpt-5'"),
+        (["refine", "hi", "--model=tiny"], "no adapter is shipped for 'tiny'"),
+        (["refine", "hi", "--model=tiny", "--adapter=/nowhere"], "/nowhere is no adapter"),
+        (["refine", "hi", "--device=abacus"], "abacus"),
+        (["refine"], "prompt"),
+        (["refine", "hi", "there"], "there"),
+        (["refine", "hi", "--bogus"], "--bogus"),
+        (["frobnicate"], "frobnicate"),
+        (["fetch", "gpt-5"], "unknown model"),
+        (["train", "--pairs=/nowhere", "--out=/tmp/x"], "no pairs at /nowhere"),
+        (["train", "--pairs=/nowhere", "--out=/tmp/x", "--steps=0"], "steps = 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(capsys, arguments, named):
+    assert named in refused(capsys, *arguments)
+
+
+def test_a_prompt_longer_than_the_context(capsys, adapter):
+    line = refused(capsys, "refine", "word " * 200, "--model=tiny", f"--adapter={adapter}")
+    assert "context window" in line and "shorten the prompt" in line
+
+
+def test_an_adapter_for_another_model(capsys, adapter):
+    line = refused(capsys, "refine", "hi", "--model=smollm2-135m", f"--adapter={adapter}")
+    assert "was trained for 'tiny'" in line
+
+
+def test_no_command_shows_the_help(capsys):
+    status, out, _ = run(capsys)
+    assert status == 0
+    for command in ("refine", "train", "fetch", "info"):
+        assert command in out
+
+
+def test_train_then_refine(capsys, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"say {n}", "answer": f"{n}!"} for n in range(200)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "denoiser: {rank: 2, alpha: 4}\ntraining: {widths: [96], batch_tokens: 384, log_every: 2}\n"
+    )
+    out = tmp_path / "out"
+    status, stdout, err = run(
+        capsys,
+        "train",
+        "--model=tiny",
+        f"--pairs={pairs}",
+        f"--config={config}",
+        f"--out={out}",
+        "--steps=4",
+    )
+    assert (status, stdout) == (0, "")
+    assert "held out, 25 % masked: CE" in err and f"wrote {out / 'adapter'}" in err
+    status, stdout, _ = run(
+        capsys, "refine", "say 3", "--model=tiny", f"--adapter={out / 'adapter'}", "--json"
+    )
+    assert status == 0 and json.loads(stdout)["model"] == "tiny"
+
+
+def test_a_misspelt_setting_is_refused(capsys, tmp_path):
+    pairs, config = tmp_path / "pairs.jsonl", tmp_path / "c.yaml"
+    pairs.write_text('{"prompt": "p", "answer": "a"}\n')
+    config.write_text("training: {lerning_rate: 1}\n")
+    arguments = ("train", f"--pairs={pairs}", f"--config={config}", f"--out={tmp_path / 'o'}")
+    assert "'lerning_rate'" in refused(capsys, *arguments)
+    assert not (tmp_path / "o").exists()
+
+
+def test_info_lists_backbones_adapters_licences_and_digests(capsys):
+    status, out, _ = run(capsys, "info", "--json")
+    values = json.loads(out)
+    assert status == 0
+    assert set(values["backbones"]) == {"smollm2-135m", "tiny", "llama-3.1-8b"}
+    assert values["backbones"]["smollm2-135m"]["digest"].startswith("b179c9523d0e")
+    shipped = values["adapters"]["smollm2-135m"]
+    assert shipped["intact"] is True and len(shipped["sha256"]) == 64
+    status, out, _ = run(capsys, "info")
+    assert status == 0 and "Apache-2.0" in out and shipped["sha256"][:12] in out
+
+
+def test_the_package_is_light_to_import():
+    code = "import lad, sys; lad.LADError; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_every_public_name_can_be_had():
+    import lad
+
+    assert all(getattr(lad, name) is not None for name in lad.__all__)
+    assert set(lad.__all__) <= set(dir(lad))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = lad.nonsense
+
+
+@pytest.mark.real
+def test_the_readme_command_in_a_process_of_its_own(tmp_path):
+    """Module, arguments, model, JSON on stdout: as a user's shell sees it."""
+    command = [sys.executable, "-m", "lad", "refine", "What is the capital of France?"]
+    command += ["--noiseless", "--iterations", "8", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert "Paris" in values["answer"] and values["iterations"] <= 8
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_network_and_an_empty_cache_is_one_line(tmp_path):
+    environment = os.environ | {"LAD_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1"}
+    environment |= {"PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    command = [sys.executable, "-m", "lad", "refine", "hi"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "cannot download" in done.stderr
+    left = [path for path in Path(tmp_path).rglob("*") if path.is_file()]
+    assert all(path.name.endswith(".lock") for path in left)
