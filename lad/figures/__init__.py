@@ -1,0 +1,11 @@
+"""One pure function a figure: data in, matplotlib Figure out. No model runs in here.
+
+    style        size, colours, second cues, PNG and SVG; every other module starts from it
+    noise        the schedule, the kinds of noise, expected against drawn damage
+    attention    the masks, what the answer's last token reaches, the size of the adapter's update
+    training     loss over steps, validation by share masked
+    refinement   filmstrip, heatmaps of confidence and of settling, settled share
+    recorded     which of these are drawn again from runs in figures/data/
+
+A title states what the data show and is computed from them, so other data give another title.
+"""

@@ -1,0 +1,119 @@
+"""Probes: what attention lets through, how large an update is, what stands behind a MASK."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_denoiser
+
+from lad.backbones import load_backbone
+from lad.denoiser import Denoiser, DenoiserConfig
+from lad.errors import InvalidInput
+from lad.probes import effects, fill, update_sizes, visible
+
+TOKENS = torch.arange(40, 52)
+P, T = 5, 12
+
+
+def test_causal_attention_carries_nothing_to_the_left(denoiser):
+    moves = effects(denoiser, TOKENS, "causal", P)
+    assert moves.shape == (T, T)
+    assert (moves[np.tril_indices(T, -1)] == 0).all()
+    assert (moves[np.triu_indices(T)] > 0).all()
+
+
+def test_bidirectional_attention_carries_the_last_token_to_position_0(denoiser):
+    assert (effects(denoiser, TOKENS, "bidirectional", P) > 0).all()
+
+
+@pytest.mark.parametrize("target, kept", [("next", P - 1), ("same", P)])
+def test_prompt_causal_attention_keeps_the_prompt(denoiser, target, kept):
+    moves = effects(denoiser, TOKENS, "prompt-causal", P, target)
+    assert (moves[P:, :kept] == 0).all()
+    assert (moves[P:, kept:] > 0).all()
+
+
+def test_effects_of_chosen_positions_are_rows_of_all(denoiser):
+    every = effects(denoiser, TOKENS, "prompt-causal", P)
+    seen = []
+    some = effects(denoiser, TOKENS, "prompt-causal", P, positions=[11, 2], progress=seen.append)
+    assert np.array_equal(some, every[[11, 2]])
+    assert seen == [0, 1]
+
+
+def test_the_causal_probe_runs_the_backbone_without_its_adapter(denoiser):
+    plain = Denoiser.create(load_backbone("tiny"))  # B = 0: as good as none
+    assert np.array_equal(
+        effects(denoiser, TOKENS, "causal", P), effects(plain, TOKENS, "causal", P)
+    )
+    other = "bidirectional"
+    assert not np.allclose(effects(denoiser, TOKENS, other, P), effects(plain, TOKENS, other, P))
+
+
+def test_bad_input_is_named(denoiser):
+    with pytest.raises(InvalidInput, match="'sideways'"):
+        visible("sideways", 2, 5)
+    with pytest.raises(InvalidInput, match="prompt_length = 5: expected 1 to 4"):
+        visible("causal", 5, 5)
+    with pytest.raises(InvalidInput, match="is MASK already"):
+        effects(denoiser, torch.tensor([1, denoiser.mask_token_id]), "causal", 1)
+    with pytest.raises(InvalidInput, match=r"no \[MASK\]"):
+        fill(denoiser, "hello", "no gap")
+
+
+def test_a_fresh_adapter_has_size_0_and_sizes_scale_with_alpha():
+    fresh = Denoiser.create(load_backbone("tiny"))
+    assert {update.size for update in update_sizes(fresh)} == {0.0}
+    sizes = update_sizes(tiny_denoiser())
+    layers = fresh.causal_lm.config.num_hidden_layers
+    assert len(sizes) == 7 * layers
+    assert {update.layer for update in sizes} == set(range(layers))
+
+    def with_alpha(alpha: int) -> list[float]:
+        config = DenoiserConfig(rank=4, alpha=alpha)
+        denoiser = Denoiser.create(load_backbone("tiny"), config)
+        for name, parameter in denoiser.model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(0.1)
+        return [update.size for update in update_sizes(denoiser)]
+
+    assert np.allclose(with_alpha(8), 2 * np.array(with_alpha(4)))
+
+
+def test_the_size_is_that_of_the_weights_and_survives_merging():
+    config = DenoiserConfig(rank=4, alpha=8, layers=("q_proj",))
+    denoiser = Denoiser.create(load_backbone("tiny"), config)
+    module = denoiser.causal_lm.model.layers[1].self_attn.q_proj
+    module.lora_B["default"].weight.data.fill_(0.05)
+    product = module.lora_B["default"].weight @ module.lora_A["default"].weight
+    expected = float((2 * product.norm() / module.base_layer.weight.norm()).detach())
+    assert update_sizes(denoiser)[1].size == pytest.approx(expected, rel=1e-5)
+    assert update_sizes(denoiser)[1].module == "q_proj"
+    denoiser.merge()
+    assert update_sizes(denoiser)[1].size == pytest.approx(expected, rel=1e-4)
+
+
+def test_fill_is_the_denoiser_s_own_distribution(denoiser):
+    (first, second) = fill(denoiser, "hello", "a [MASK] b[MASK]", top=3)
+    ids = [*b"a"]
+    answer = denoiser.tokenizer("a", add_special_tokens=False)["input_ids"]
+    answer += [denoiser.mask_token_id]
+    answer += denoiser.tokenizer(" b", add_special_tokens=False)["input_ids"]
+    answer += [denoiser.mask_token_id, denoiser.eos_token_id]
+    assert len(answer) == 6 and len(ids) == 1  # one token a byte; the space went into the MASK
+    with torch.no_grad():
+        logits = denoiser.logits(denoiser.encode("hello")[None], torch.tensor([answer]))[0]
+    for candidates, position in ((first, 1), (second, 4)):
+        odds = logits[position].softmax(-1).topk(3)
+        assert [c.probability for c in candidates] == pytest.approx(odds.values.tolist())
+        assert [c.text for c in candidates] == [
+            denoiser.tokenizer.decode([i]) for i in odds.indices.tolist()
+        ]
+
+
+@pytest.mark.real
+def test_the_real_denoiser_uses_a_clue_on_the_right(real):
+    question, answer = "Name a famous city.", "The city of [MASK] is the capital of Japan."
+    with_clue = fill(real, question, answer)[0]
+    no_clue = fill(real, question, "The city of" + " [MASK]" * 7)[0]
+    assert with_clue[0].text == " Tokyo"
+    assert no_clue[0].text != " Tokyo"

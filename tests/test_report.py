@@ -1,0 +1,266 @@
+"""The report, on notebooks of a few cells: what is written, and that nothing is when one fails."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from lad import report
+from lad.errors import InvalidInput
+from lad.pages import widget_snapshot
+from lad.report import NotebookFailed, build_report, execute, main, widget_errors
+
+PLOT = """
+import os, pathlib, sys
+from matplotlib.figure import Figure
+figure = Figure(figsize=(1, 1))
+figure.savefig(pathlib.Path(os.environ["LAD_FIGURES"]) / "dot.png")
+print("profile", os.environ["LAD_PROFILE"], "in", pathlib.Path.cwd().name)
+"""
+WIDGET = """
+import ipywidgets as widgets
+slider = widgets.IntSlider(description="sharpness", value=7)
+shown = widgets.HTML("<b>seven &lt;of&gt; ten</b>")
+widgets.VBox([slider, shown, widgets.HTML("hidden", layout={"display": "none"})])
+"""
+IN_OUTPUT = """
+import ipywidgets as widgets
+out = widgets.Output()
+button = widgets.Button(description="run")
+@button.on_click
+def _(button):
+    with out:
+        raise ValueError("no such token")
+display(out)
+button.click()
+"""
+IN_THREAD = """
+import threading
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+"""
+
+
+def write(path, *cells):
+    """A notebook of cells: a `#`-headed string is markdown, anything else code."""
+    made = [(new_markdown_cell if c.startswith("# ") else new_code_cell)(c) for c in cells]
+    nbformat.write(new_notebook(cells=made), path)
+    return path
+
+
+def loads_from_elsewhere(page):
+    """What a browser would fetch from another host to show this page."""
+    tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=.?https?://[^>]*", page)
+    return tags + re.findall(r"@import[^;]*https?:|url\(.?https?:|import .*https?://", page)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A report of two notebooks, made in the full profile; the pages are read by several tests."""
+    root = tmp_path_factory.mktemp("report")
+    notebooks = root / "notebooks"
+    notebooks.mkdir()
+    prose = "# Noise & <schedule>\n\nHow *noise* falls,\nin one figure.\n\n$$e^{-s x}$$ and $x$."
+    write(notebooks / "01_a.ipynb", prose, PLOT)
+    write(notebooks / "02_b.ipynb", "# The model\n\nA second one.", WIDGET, "1 + 1")
+    write(notebooks / "notes.ipynb", "raise SystemError('not a numbered notebook')")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAD_PROFILE", "full")
+        patch.setenv("LAD_FIGURES", str(root / "figures"))
+        index = build_report(notebooks, root / "build" / "report", timeout=60)
+    return root, index
+
+
+def test_the_index_tells_what_there_is(built):
+    _root, index = built
+    text = index.read_text()
+    assert text.index("01_a.html") < text.index("02_b.html")
+    assert "Noise &amp; &lt;schedule&gt;" in text
+    assert "How <em>noise</em> falls, in one figure." in text and "A second one." in text
+    assert 'src="figures/dot.png"' in text
+    assert "Profile full" in text and "torch 2." in text
+    assert not loads_from_elsewhere(text)
+
+
+def test_pages_lead_to_each_other_and_to_the_index(built):
+    _root, index = built
+    first = (index.parent / "01_a.html").read_text()
+    second = (index.parent / "02_b.html").read_text()
+    assert 'href="02_b.html"' in first and 'href="01_a.html"' in second
+    assert 'href="index.html"' in first and 'href="index.html"' in second
+
+
+def test_pages_need_no_network_and_no_script_for_formulas(built):
+    _root, index = built
+    first = (index.parent / "01_a.html").read_text()
+    assert "<math" in first and "<msup>" in first and "$$" not in first
+    for name in ("01_a.html", "02_b.html"):
+        page = (index.parent / name).read_text()
+        assert not loads_from_elsewhere(page)
+    assert loads_from_elsewhere('<script src="https://cdn.example/require.js"></script>')
+
+
+def test_notebooks_run_in_their_folder_with_the_profile_and_a_figures_folder(built):
+    root, index = built
+    assert "profile full in notebooks" in (index.parent / "01_a.html").read_text()
+    assert (index.parent / "figures" / "dot.png").is_file()
+    assert (root / "figures" / "dot.png").is_file(), "the full profile publishes its figures"
+    left = sorted(p.name for p in (root / "build").iterdir())
+    assert left == ["report"]
+
+
+def test_a_widget_is_shown_as_it_stood(built):
+    _root, index = built
+    page = (index.parent / "02_b.html").read_text()
+    assert "sharpness: 7" in page and "seven &lt;of&gt; ten" in page
+    assert "hidden" not in re.search(r'class="lad-widget">(.*?)</p>', page, re.DOTALL).group(1)
+    assert "widget-view+json" not in page and "widget-state+json" not in page
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("x = 1\nraise KeyError('lost')", r"02_bad\.ipynb, cell 2 \(`x = 1`\): KeyError: 'lost'"),
+        (IN_OUTPUT, r"02_bad\.ipynb: .*ValueError: no such token"),
+        (IN_THREAD, r"02_bad\.ipynb: .*ZeroDivisionError"),
+        (
+            "import time\ntime.sleep(30)",
+            r"02_bad\.ipynb, cell 2 \(`import time`\): not done after 3",
+        ),
+    ],
+    ids=["cell", "output", "thread", "timeout"],
+)
+def test_a_failing_notebook_is_named_and_leaves_the_old_report(
+    tmp_path, monkeypatch, capsys, cell, message
+):
+    monkeypatch.setenv("LAD_PROFILE", "fast")
+    old = tmp_path / "build" / "report"
+    old.mkdir(parents=True)
+    (old / "index.html").write_text(report.GENERATOR + "yesterday's")
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    write(notebooks / "02_bad.ipynb", "# Bad", cell)
+    timeout = "3" if "sleep" in cell else "120"
+    status = main(["--notebooks", str(notebooks), "--output", str(old), "--timeout", timeout])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 1
+    assert re.search(message, last), last
+    assert (old / "index.html").read_text().endswith("yesterday's")
+    assert [p.name for p in old.parent.iterdir()] == ["report"]
+
+
+def test_stopping_it_leaves_nothing(tmp_path):
+    notebooks, running = tmp_path / "notebooks", tmp_path / "running"
+    notebooks.mkdir()
+    write(
+        notebooks / "01_slow.ipynb",
+        f"import pathlib, time\npathlib.Path({str(running)!r}).touch()\ntime.sleep(60)",
+    )
+    command = [sys.executable, "-m", "lad.report", "--notebooks", notebooks]
+    process = subprocess.Popen(
+        [*map(str, command), "--output", str(tmp_path / "build" / "report")],
+        env={**os.environ, "LAD_PROFILE": "fast"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            if running.exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "stopped; nothing was written" in errors
+    assert list((tmp_path / "build").iterdir()) == []
+
+
+def test_a_second_report_replaces_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAD_PROFILE", "fast")
+    monkeypatch.setenv("LAD_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setattr(report, "execute", lambda path, *rest: nbformat.read(path, 4))
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    write(notebooks / "01_a.ipynb", "# First")
+    build_report(notebooks, tmp_path / "report")
+    (tmp_path / "report" / "stale.html").write_text("")
+    write(notebooks / "01_a.ipynb", "# Second")
+    index = build_report(notebooks, tmp_path / "report")
+    assert "Second" in index.read_text()
+    assert not (tmp_path / "report" / "stale.html").exists()
+    assert not (tmp_path / "figures").exists(), "a fast run publishes no figures"
+
+
+def test_a_folder_that_is_no_report_is_not_replaced(tmp_path, capsys):
+    write(tmp_path / "01_a.ipynb", "# First")
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    assert main(["--notebooks", str(tmp_path), "--output", str(precious)]) == 2
+    assert "is not a report" in capsys.readouterr().err
+    assert (precious / "thesis.txt").read_text() == "years of work"
+
+
+def test_no_notebooks_is_bad_input(tmp_path):
+    with pytest.raises(InvalidInput, match="no notebook"):
+        build_report(tmp_path, tmp_path / "report")
+
+
+def test_check_finds_what_other_runners_pass(tmp_path, capsys):
+    path = write(tmp_path / "01_a.ipynb", "1 + 1")
+    assert main(["--check", str(path)]) == 0
+    notebook = json.loads(path.read_text())
+    error = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
+    model = {"model_name": "OutputModel", "state": {"outputs": [error]}}
+    state = {"version_major": 2, "version_minor": 0, "state": {"abc": model}}
+    notebook["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
+    assert widget_errors(notebook) == ["OutputModel abc: ValueError: no"]
+    alert = {"value": '<div role="alert"><b>Error:</b> an empty prompt</div>'}
+    state["state"]["def"] = {"model_name": "HTMLModel", "state": alert}
+    assert widget_errors(notebook)[1] == "HTMLModel def: Error: an empty prompt"
+    path.write_text(json.dumps(notebook))
+    assert main(["--check", str(path)]) == 1
+    assert "01_a.ipynb: OutputModel abc: ValueError: no" in capsys.readouterr().err
+
+
+def test_executing_leaves_the_file_alone(tmp_path):
+    path = write(tmp_path / "01_a.ipynb", "1 + 1")
+    before = path.read_bytes()
+    executed = execute(path, tmp_path, timeout=60)
+    assert executed.cells[0].outputs[0].data["text/plain"] == "2"
+    assert path.read_bytes() == before
+
+
+def test_a_snapshot_escapes_what_a_control_holds():
+    state = {
+        "box": {"model_name": "VBoxModel", "state": {"children": ["IPY_MODEL_t", "IPY_MODEL_d"]}},
+        "t": {"model_name": "TextModel", "state": {"description": "prompt", "value": "<script>"}},
+        "h": {"model_name": "HBoxModel", "state": {"children": ["IPY_MODEL_p", "IPY_MODEL_d"]}},
+        "p": {"model_name": "PlayModel", "state": {"value": 3}},
+        "a": {
+            "model_name": "AccordionModel",
+            "state": {"children": ["IPY_MODEL_t"], "selected_index": None},
+        },
+        "d": {
+            "model_name": "DropdownModel",
+            "state": {"description": "noise", "_options_labels": ["swap", "mask"], "index": 1},
+        },
+    }
+    shown = widget_snapshot(state, "box")
+    assert "prompt: &lt;script&gt;" in shown and "noise: mask" in shown and "<script>" not in shown
+    assert "3" not in widget_snapshot(state, "h"), "a play button's value says nothing"
+    assert widget_snapshot(state, "a") == "", "a closed accordion shows nothing"
+
+
+def test_notebook_failed_is_an_error_of_this_package():
+    assert issubclass(NotebookFailed, report.LADError)

@@ -1,0 +1,406 @@
+"""The explorer and the player, driven by their traits as a page would drive them."""
+
+import threading
+import time
+
+import pytest
+import torch
+from traces import make_trace, words
+
+from lad.backbones import load_backbone
+from lad.denoiser import Denoiser, DenoiserConfig
+from lad.errors import AssetUnavailable
+from lad.sampler import RANGES, RefineConfig, record
+from lad.widgets import RefinementExplorer, TracePlayer
+from lad.widgets.refinement import frames
+
+PATIENCE = 60  # seconds until a test gives up waiting
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    """The tiny backbone with an adapter that does something, so that drafts keep moving."""
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in denoiser.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return denoiser
+
+
+@pytest.fixture
+def explorer(denoiser):
+    config = RefineConfig(iterations=6, answer_length=12, patience=0)
+    explorer = RefinementExplorer(denoiser, prompt="hello", config=config)
+    yield explorer
+    explorer.close()
+    assert not explorer.running
+
+
+class Gate:
+    """Stands before a denoiser: lets `free` forwards through, then waits to be opened."""
+
+    def __init__(self, denoiser, free):
+        self.denoiser, self.free = denoiser, free
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.calls = 0
+
+    def __getattr__(self, name):
+        return getattr(self.denoiser, name)
+
+    def logits(self, *args):
+        self.calls += 1
+        if self.calls > self.free:
+            self.reached.set()
+            assert self.opened.wait(PATIENCE)
+        return self.denoiser.logits(*args)
+
+
+# -- the player ------------------------------------------------------------------------------------
+
+TRACE = make_trace(
+    words("Paris is is", 5),
+    words("Paris is nice", 5),
+    words("Paris is nice", 5),
+    renoised=[[1, 2], []],
+    iterations=8,
+    stopped_early=True,
+)
+
+
+def test_the_player_steps_through_two_phases_where_tokens_were_masked():
+    assert frames(TRACE) == [(0, "denoised"), (0, "renoised"), (1, "denoised"), (2, "denoised")]
+    player = TracePlayer(TRACE)
+    assert (player.slider.max, player.play.max) == (3, 3)
+    assert player.slider.value == 3  # the answer first
+    assert "Iteration 2" in player.caption.value and "settled 100 %" in player.caption.value
+    player.slider.value = 0
+    assert "After denoising" in player.caption.value and "Iteration 0" in player.caption.value
+    assert player.screen.value.count("<ins") == 4 + 1  # tokens and tail; the key
+    assert player.screen.value.count("<del") == 1  # the key
+    player.slider.value = 1
+    assert "After noising" in player.caption.value
+    assert player.screen.value.count("<del") == 2 + 1
+    assert "Stopped early after 3 of 8 iterations" in player.answer.value
+
+
+def test_the_player_colours_by_confidence_on_request():
+    player = TracePlayer(TRACE)
+    assert "lad-sure" not in player.screen.value.split("</style>")[1]
+    player.by_confidence.value = True
+    assert "lad-sure" in player.screen.value.split("</style>")[1]
+
+
+def test_the_player_takes_a_shorter_trace_after_a_longer_one():
+    player = TracePlayer(TRACE)
+    player.load(make_trace([b"short"]))
+    assert (player.slider.max, player.slider.value, player.play.max) == (0, 0, 0)
+    assert "short" in player.screen.value
+    player.load(None)
+    assert player.slider.disabled and player.play.disabled
+    assert player.screen.value == player.caption.value == player.answer.value == ""
+
+
+def test_the_players_pace():
+    player = TracePlayer(TRACE, pause=0.25)
+    assert player.play.interval == 250
+    player.set_pause(0)
+    assert player.play.interval == 50
+
+
+def test_slider_and_play_button_are_tied_in_the_browser():
+    player = TracePlayer(TRACE)
+    assert player.link.source == (player.play, "value")
+    assert player.link.target == (player.slider, "value")
+
+
+def test_hostile_text_is_shown_literally():
+    hostile = '<img src=x onerror="alert(1)">'
+    player = TracePlayer(make_trace([hostile.encode()], prompt=hostile))
+    for part in (player.screen, player.answer):
+        assert "<img" not in part.value
+        assert "&lt;img src=x onerror=" in part.value
+
+
+# -- controls --------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_control_within_its_range(explorer):
+    settings = set(RefineConfig().to_dict())
+    assert set(explorer.controls) == settings - {"context"}
+    for name, control in explorer.controls.items():
+        if name == "iterations":
+            assert (control.options[0], control.options[-1]) == RANGES[name]
+        elif name != "renoising":
+            low, high = RANGES[name]
+            assert low <= control.min <= control.value <= control.max <= high
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", 12),
+        ("noise_start", 0.25),
+        ("sharpness", 2.5),
+        ("noise_clipping", 0.5),
+        ("temperature", 1.25),
+        ("top_k", 7),
+        ("top_p", 0.5),
+        ("eos_bias", -1.5),
+        ("answer_length", 31),
+        ("patience", 2),
+        ("seed", 99),
+        ("renoising", "uniform"),
+    ],
+)
+def test_a_control_sets_its_field_and_no_other(explorer, name, value):
+    before = explorer.config.to_dict()
+    explorer.controls[name].value = value
+    assert explorer.config.to_dict() == before | {name: value}
+
+
+def test_the_controls_start_from_the_configuration_given(denoiser):
+    config = RefineConfig(
+        iterations=7, renoising="uniform", noise_start=0.3, sharpness=2.0, temperature=1.5,
+        top_k=9, top_p=0.8, eos_bias=-2.0, answer_length=20, context=100, patience=4, seed=5,
+    )  # fmt: skip
+    assert RefinementExplorer(denoiser, config=config).config == config
+    quiet = RefineConfig(renoising="none")
+    assert RefinementExplorer(denoiser, config=quiet).config == quiet
+
+
+def test_controls_without_effect_are_switched_off(explorer):
+    off = {name for name, control in explorer.controls.items() if control.disabled}
+    assert off == {"top_k", "top_p"}  # greedy
+    explorer.controls["temperature"].value = 1.0
+    explorer.controls["renoising"].value = "uniform"
+    off = {name for name, control in explorer.controls.items() if control.disabled}
+    assert off == {"noise_clipping"}
+    explorer.noiseless.value = True
+    off = {name for name, control in explorer.controls.items() if control.disabled}
+    assert off == {"renoising", "noise_start", "sharpness", "noise_clipping"}
+    assert explorer.config.renoising == "none"
+
+
+def test_moving_controls_runs_nothing(denoiser):
+    gate = Gate(denoiser, free=0)
+    explorer = RefinementExplorer(gate, prompt="hello")
+    explorer.controls["iterations"].value = 32
+    explorer.noiseless.value = True
+    explorer.prompt.value = "other"
+    assert gate.calls == 0
+    assert not explorer.running
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def test_a_run_records_what_the_sampler_does(explorer, denoiser):
+    explorer.run_button.click()
+    assert explorer.wait(PATIENCE)
+    assert explorer.message.value == ""
+    assert explorer.trace == record(denoiser, "hello", explorer.config)
+    assert explorer.player.trace is explorer.trace
+    assert explorer.progress.value == explorer.progress.max == 6
+    assert explorer.progress.bar_style == "success"
+    assert explorer.status.value.startswith("iteration 6 of 6, ")
+    assert explorer.status.value.endswith("iterations a second")
+    assert not explorer.run_button.disabled and explorer.stop_button.disabled
+
+
+def test_scrubbing_afterwards_asks_the_model_nothing(denoiser):
+    gate = Gate(denoiser, free=1000)
+    explorer = RefinementExplorer(
+        gate, prompt="hello", config=RefineConfig(iterations=4, answer_length=12, patience=0)
+    )
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    spent = gate.calls
+    assert spent == 4
+    seen = set()
+    for step in range(explorer.player.slider.max + 1):
+        explorer.player.slider.value = step
+        seen.add(explorer.player.caption.value)
+    explorer.player.by_confidence.value = True
+    assert len(seen) == len(frames(explorer.trace)) > 4
+    assert gate.calls == spent
+
+
+def test_a_run_without_noising_has_one_phase_an_iteration(explorer):
+    explorer.noiseless.value = True
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert not explorer.trace.renoised.any()
+    assert explorer.player.slider.max == 5
+
+
+def test_stop_during_a_run_keeps_what_was_done(denoiser):
+    gate = Gate(denoiser, free=3)
+    explorer = RefinementExplorer(
+        gate, prompt="hello", config=RefineConfig(iterations=50, answer_length=12, patience=0)
+    )
+    explorer.run_button.click()
+    assert gate.reached.wait(PATIENCE)  # in the fourth forward
+    assert explorer.run_button.disabled and not explorer.stop_button.disabled
+    assert explorer.player.slider.disabled  # nothing to scrub yet
+    assert "Iteration 2" in explorer.player.caption.value  # the live view of the third
+    assert "settled" not in explorer.player.caption.value  # nobody can know yet
+    explorer.stop_button.click()
+    assert explorer.stop_button.disabled
+    gate.opened.set()
+    assert explorer.wait(PATIENCE)
+    assert len(explorer.trace.steps) == gate.calls == 4
+    assert not explorer.trace.stopped_early
+    assert "Stopped by hand after 4 of 50 iterations" in explorer.player.answer.value
+    assert "settled" not in explorer.player.caption.value  # and nobody ever will
+    assert not explorer.player.slider.disabled
+    assert explorer.progress.bar_style == "warning"
+    assert not explorer._thread.is_alive()
+
+
+def test_stop_cuts_a_pause_short(denoiser):
+    explorer = RefinementExplorer(
+        denoiser, prompt="hello", config=RefineConfig(iterations=50, answer_length=12), pause=5
+    )
+    explorer.run()
+    deadline = time.monotonic() + PATIENCE
+    while not explorer.progress.value and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started = time.monotonic()
+    explorer.stop()
+    assert explorer.wait(PATIENCE)
+    assert time.monotonic() - started < 4
+    assert len(explorer.trace.steps) == 1
+
+
+def test_a_second_run_during_a_run_is_ignored(denoiser):
+    gate = Gate(denoiser, free=1)
+    explorer = RefinementExplorer(
+        gate, prompt="hello", config=RefineConfig(iterations=3, answer_length=12, patience=0)
+    )
+    explorer.run()
+    assert gate.reached.wait(PATIENCE)
+    first = explorer._thread
+    explorer.prompt.value = "something else"
+    explorer.run()
+    explorer.run_button.click()
+    assert explorer._thread is first
+    gate.opened.set()
+    assert explorer.wait(PATIENCE)
+    assert gate.calls == 3
+    assert explorer.trace.prompt == "hello"
+    explorer.run()  # and afterwards it works again
+    assert explorer.wait(PATIENCE)
+    assert explorer.trace.prompt == "something else"
+
+
+def test_bad_input_is_said_in_the_widget(explorer):
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    good = explorer.trace
+    explorer.prompt.value = "   "
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert "the prompt is empty" in explorer.message.value
+    assert 'role="alert"' in explorer.message.value
+    assert explorer.progress.bar_style == "danger"
+    assert explorer.player.trace is good  # what was there stays
+    explorer.prompt.value = "hello"
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert explorer.message.value == ""
+
+
+def test_a_field_that_the_sampler_refuses_is_said_too(explorer):
+    explorer.controls["sharpness"].max = 30
+    explorer.controls["sharpness"].value = 25
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert "sharpness = 25.0: expected a number from 0.01 to 20" in explorer.message.value
+    assert not explorer.run_button.disabled
+
+
+def test_an_error_in_the_model_is_shown_escaped_with_the_steps_before_it(denoiser):
+    class Breaking(Gate):
+        def logits(self, *args):
+            self.calls += 1
+            if self.calls == 3:
+                raise RuntimeError("<b>out of memory</b>")
+            return self.denoiser.logits(*args)
+
+    explorer = RefinementExplorer(
+        Breaking(denoiser, 0), prompt="hello", config=RefineConfig(answer_length=12, patience=0)
+    )
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert "Unexpected RuntimeError: &lt;b&gt;out of memory&lt;/b&gt;" in explorer.message.value
+    assert explorer.progress.bar_style == "danger"
+    assert len(explorer.trace.steps) == 2
+    assert not explorer.trace.stopped_early
+    assert not explorer.run_button.disabled and explorer.stop_button.disabled
+
+
+def test_nan_in_the_model_is_named(denoiser):
+    class Broken(Gate):
+        def logits(self, *args):
+            return self.denoiser.logits(*args) * float("nan")
+
+    explorer = RefinementExplorer(Broken(denoiser, 0), prompt="hello")
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert "NaN or infinity" in explorer.message.value
+    assert explorer.trace is None
+
+
+def test_a_model_is_loaded_once_and_only_when_needed(denoiser):
+    loads = []
+
+    def load():
+        loads.append(threading.current_thread())
+        return denoiser
+
+    explorer = RefinementExplorer(load, prompt="hello", config=RefineConfig(iterations=2))
+    assert not loads
+    for _ in range(2):
+        explorer.run()
+        assert explorer.wait(PATIENCE)
+    assert len(loads) == 1
+    assert loads[0] is not threading.main_thread()
+
+
+def test_a_model_that_cannot_be_had_is_said_and_asked_for_again(denoiser):
+    answers = [AssetUnavailable("no network: <offline>"), denoiser]
+
+    def load():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    explorer = RefinementExplorer(load, prompt="hello", config=RefineConfig(iterations=2))
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert "no network: &lt;offline&gt;" in explorer.message.value
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert explorer.message.value == ""
+    assert explorer.trace is not None
+
+
+def test_no_thread_is_left_alive(denoiser):
+    before = set(threading.enumerate())
+    explorer = RefinementExplorer(
+        denoiser, prompt="hello", config=RefineConfig(iterations=512, answer_length=12, patience=0)
+    )
+    explorer.run()
+    assert set(threading.enumerate()) - before
+    explorer.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_pausing_is_for_the_eyes_only(explorer, denoiser):
+    explorer.pause.value = 0.05
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert explorer.player.play.interval == 50
+    assert explorer.trace == record(denoiser, "hello", explorer.config)
