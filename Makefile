@@ -76,9 +76,8 @@ twins: $(STAMP)  ## every .ipynb is what its .py says
 lab: fetch  ## JupyterLab with the notebooks
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(LABFLAGS)
 
-figures: fetch  ## figures/*: what the notebooks save in the full profile
-	@LAD_PROFILE=full $(PY) -m lad.report
-	@ls figures/*.png
+figures: $(STAMP)  ## figures/* drawn again from the runs in figures/data (make report records them)
+	@$(PY) -m lad figures
 
 sync: $(STAMP)  ## the .ipynb made again from the .py, without outputs
 	@test -z "$(wildcard notebooks/*.ipynb)" || \

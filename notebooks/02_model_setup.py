@@ -1,0 +1,297 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2. The model: a left-to-right reader learns to look both ways
+#
+# LAD does not train a language model. It takes one that exists, leaves its weights as they are,
+# lets it look in both directions, and trains a small add-on until it can repair damaged answers.
+# This notebook takes that model apart, shows that it does look both ways, and trains such an
+# add-on for a minute.
+#
+# Words from [notebook 1](01_noising_schedule.ipynb): token, prompt, answer, MASK, draft,
+# iteration, noise, denoiser. New ones:
+#
+# - The **backbone** is the language model that exists. It is **causal**: trained to guess each
+#   next token from those before it, and never allowed to look ahead.
+# - **Attention** is how a position in the text takes in what stands at other positions. An
+#   **attention mask** says which positions it may look at. (It has nothing to do with the token
+#   MASK.)
+# - A position's **state** is the list of numbers the model has computed there after its last
+#   layer. The guess for a token is read off a state.
+# - The **adapter** is the add-on. It is of the kind called **LoRA** (low-rank adaptation): beside
+#   a weight matrix $W$ it keeps two narrow matrices $A$ and $B$, and the model computes with $W +
+#   \text{scale} \cdot B A$. Only $A$ and $B$ are trained; how narrow they are is the **rank**.
+# - **Denoiser** means backbone plus adapter, run with a mask that is not causal.
+
+# %%
+import json
+
+import torch
+
+import lad
+from lad.denoiser import shipped_adapter
+from lad.figures import attention, training
+from lad.figures.style import show
+from lad.probes import KINDS_OF_ATTENTION, effects, fill, update_sizes, visible
+from lad.training import self_distil
+from lad.widgets.attention import AttentionExplorer
+
+full = lad.profile() == "full"
+print("profile:", lad.profile())
+
+# %% [markdown]
+# ## Which backbone, and how much of the model is trained?
+#
+# The package knows three backbones. The small one is the default, because it runs on two CPU
+# cores; the large one is the paper's, and needs a GPU and an account.
+
+# %%
+for spec in lad.BACKBONES.values():
+    print(f"{spec.name}: {spec.parameters / 1e6:,.1f} million parameters\n    {spec.note}")
+
+# %%
+denoiser = lad.load_denoiser("smollm2-135m", merge=False)  # keeps A and B apart from W, to be seen
+show(
+    attention.parameter_bars(denoiser.parameter_counts()),
+    "Two bars: millions of parameters of the frozen backbone and of the trained adapter.",
+    name="parameters",
+)
+
+# %%
+settings = denoiser.config
+mask_token = denoiser.tokenizer.convert_ids_to_tokens(denoiser.mask_token_id)
+print("MASK      token", denoiser.mask_token_id, repr(mask_token))
+print("LoRA      rank", settings.rank, "on", ", ".join(settings.layers))
+print("attention", settings.attention)
+print("target   ", settings.target)
+
+# %% [markdown]
+# **What follows.** Most of the model is frozen. MASK is not a new token either: it is one that the
+# backbone's vocabulary has and ordinary text hardly ever uses. What it means here, the adapter
+# learns. The last two lines are the choices that the next section is about.
+
+# %% [markdown]
+# ## Who may look at whom?
+#
+# Three attention masks, drawn for a prompt of 4 tokens and an answer of 5. A filled square with a
+# dot means: this row's position looks at this column's.
+#
+# - **causal**: at itself and what stands before it. This is how the backbone was trained.
+# - **bidirectional**: everybody looks at everybody. This is the paper's choice.
+# - **prompt-causal**: the prompt reads left to right as before, and only the answer looks
+#   everywhere. The prompt then does not depend on the draft, so it is computed once and not at
+#   every iteration. This is what the adapter above was trained with.
+#
+# The **target** says which state guesses which token: with *same*, a state guesses its own token
+# (the paper's choice); with *next*, the one after it, as the backbone has always done. With *next*
+# the last prompt position guesses the first answer token, so it looks everywhere too: see its row
+# on the right.
+
+# %%
+masks = {kind: visible(kind, prompt_length=4, total=9) for kind in KINDS_OF_ATTENTION}
+show(
+    attention.attention_masks(masks, prompt_length=4),
+    "Three square grids. Causal is a lower triangle; bidirectional is full; prompt-causal is a "
+    "triangle in the first three rows and full in the others.",
+    name="attention_masks",
+)
+
+# %% [markdown]
+# **What follows.** Under a causal mask no answer position sees what comes later. Under both others
+# every answer position sees the whole draft, which is what repairing it takes.
+
+# %% [markdown]
+# ## Does the denoiser really see what stands to its right?
+#
+# A mask in a picture proves nothing about a program. So here is a test from outside: hide the
+# *last* token of a short text behind MASK, and measure by how much each position's state moves, as
+# a share of its length. What cannot see the last token must not move at all, not by the smallest
+# rounding error. The causal row is the bare backbone, the two others are the denoiser.
+
+# %%
+text, prompt_length = "What is the capital of France? It is Paris, on the Seine.", 7
+tokens = torch.tensor(denoiser.tokenizer(text)["input_ids"])
+last = len(tokens) - 1
+moves = {
+    kind: effects(denoiser, tokens, kind, prompt_length, positions=[last])[0]
+    for kind in KINDS_OF_ATTENTION
+}
+pieces = [denoiser.tokenizer.decode([token]) for token in tokens]
+show(
+    attention.attention_effects(moves, pieces, prompt_length, hidden=last),
+    "Three rows of bars over the tokens. Causal: zero everywhere but at the last token. "
+    "Bidirectional: every state moves. Prompt-causal: zero in the prompt but for its last "
+    "position, and every state of the answer moves.",
+    name="attention_effects",
+)
+
+# %%
+assert moves["causal"][0] == 0 and moves["bidirectional"][0] > 0
+assert (moves["prompt-causal"][: prompt_length - 1] == 0).all()
+assert (moves["prompt-causal"][prompt_length:] > 0).all()
+print("Measured, not drawn: the three masks let through what they should, and nothing else.")
+
+# %% [markdown]
+# **What follows.** Under the bidirectional mask the last token reaches even position 0. Under the
+# prompt-causal one it reaches the whole answer, and of the prompt only the last position, the one
+# that guesses the answer's first token.
+#
+# Now choose mask, target, length of the prompt and the token to hide. The frame in the mask marks
+# the hidden token's column: whoever has a dot there is touched at once, others may be touched by
+# way of them. A new mask is measured once, which takes a few seconds; after that the slider is
+# free. (Without a running kernel the figure above stands for it.)
+
+# %%
+AttentionExplorer(denoiser, "What is the capital? It is Paris.", prompt_length=5).widget
+
+# %% [markdown]
+# ## What does the adapter change?
+#
+# First its size: the length of the update $\text{scale} \cdot BA$ against the length of the weight
+# matrix $W$ that it is added to, for every layer and each of the matrices in it. (In attention, q,
+# k, v and o are the matrices for queries, keys, values and output; gate, up and down belong to the
+# part of a layer that treats each position by itself.)
+
+# %%
+show(
+    attention.adapter_update(update_sizes(denoiser)),
+    "A heat map, weight matrices by layers: the relative size of the adapter's update.",
+    name="adapter_update",
+)
+
+# %% [markdown]
+# **What follows.** The adapter reaches every layer, and nowhere is its update as large as the
+# weight it corrects: it bends the backbone rather than replacing it.
+#
+# Second, its effect. Here is an answer with one token hidden, and the clue stands to the *right*
+# of it. Three readers guess: the denoiser; the denoiser when everything to the right is hidden as
+# well; and the bare backbone, its adapter switched off, under the very same attention mask.
+
+# %%
+question = "Name a famous city."
+answer = "The city of [MASK] is the capital of Japan."
+no_clue = "The city of [MASK] [MASK] [MASK] [MASK] [MASK] [MASK] [MASK]"
+guesses = {"adapter": fill(denoiser, question, answer)[0]}
+guesses["adapter, no clue"] = fill(denoiser, question, no_clue)[0]
+with denoiser.adapter_off():
+    guesses["bare backbone"] = fill(denoiser, question, answer)[0]
+show(
+    attention.predictions(guesses, wanted=" Tokyo"),
+    "Three bar charts of the five likeliest tokens and their probabilities; ␣ is a space that "
+    "belongs to the token.",
+    name="behind_the_mask",
+)
+
+# %% [markdown]
+# **What follows.** Permission to look right is not the ability to use it: the bare backbone has
+# the same mask and is lost. With the adapter the clue is used, and without the clue the denoiser
+# can only name some city. (␣ marks a space that belongs to the token.)
+
+# %% [markdown]
+# ## Can we watch one being trained?
+#
+# A fresh adapter starts with $B = 0$ and changes nothing. We give it a minute on two CPU cores.
+#
+# The pairs of prompt and answer come from the backbone itself: it answers some questions from left
+# to right, in its own words. This is called **self-distillation**. The adapter then learns to
+# restore those answers after they were damaged as in notebook 1. The **loss** is the
+# cross-entropy: how much the right token surprises the denoiser, on average, in nats (0 for
+# certainty, 0.7 for one chance in two, 2.3 for one in ten). An optimiser **step** is one small
+# correction of $A$ and $B$.
+
+# %%
+countries = ["France", "Spain", "Italy", "Japan", "Egypt", "Poland", "Norway", "Peru", "Cuba"]
+backbone = lad.load_backbone("smollm2-135m")
+pairs = self_distil(backbone, [f"What is the capital of {c}?" for c in countries], max_tokens=20)
+print(f"{len(pairs)} pairs, such as:", *(f"{p.prompt} {p.answer}" for p in pairs[:3]), sep="\n  ")
+
+# %%
+beginner = lad.Denoiser.create(backbone, lad.DenoiserConfig(rank=8, alpha=16))
+hidden_answer = " ".join(["[MASK]"] * 8)
+before = fill(beginner, "What is the capital of Greece?", hidden_answer, top=1)
+rows = lad.train(
+    beginner,
+    pairs,
+    lad.TrainConfig(
+        steps=40 if full else 10, learning_rate=3e-3, warmup_steps=4, batch_tokens=480,
+        widths=(64, 96), widen=0, draft_probability=0, log_every=1,
+    ),
+    held_out=[],
+)  # fmt: skip
+show(
+    training.loss_curve(rows),
+    "The loss against the optimiser step: dots, and their running median; the upper axis counts "
+    "seconds.",
+)
+
+# %%
+after = fill(beginner, "What is the capital of Greece?", hidden_answer, top=1)
+print("Greece was not among the questions. From eight MASKs, in one pass, the likeliest tokens:")
+print("  before:", "|".join(token.text for (token,) in before))
+print("  after: ", "|".join(token.text for (token,) in after))
+
+# %% [markdown]
+# **What follows.** A few steps are enough to see the loss fall. But this is a toy: a handful of
+# questions, and answers that are the backbone's own, mistakes included. In its answer about Greece
+# look for the pattern of the answers it was trained on, not for the right city; and where a word
+# stands twice, remember that all eight positions guessed at the same time, each by itself. Mending
+# that takes more iterations than one, which is what notebook 3 shows.
+
+# %% [markdown]
+# ## How was the shipped adapter trained?
+#
+# With the same code, for longer, on a GPU and on far more pairs. Its log comes with it. The noise
+# was that of notebook 1 in other amounts: masks reach up to the whole answer, and structural noise
+# falls on half of the answers. On some steps the input was not damaged text but the model's own
+# draft, drawn in one pass, because that is what it will have to improve when it refines. Crosses
+# mark rows of the log that end on such a step. The mistakes in a draft are harder to find than
+# random ones, so the loss may rise where these steps set in.
+
+# %%
+with open(shipped_adapter("smollm2-135m") / "training_log.jsonl", encoding="utf-8") as file:
+    log = [json.loads(line) for line in file]
+show(
+    training.loss_curve(log),
+    "The shipped adapter's training loss against the optimiser step; the upper axis counts time.",
+    name="training_loss",
+)
+
+# %% [markdown]
+# From time to time it was tested on pairs that it is never trained on, with a quarter, a half and
+# three quarters of the answer masked. **Accuracy** is the share of masked tokens whose likeliest
+# guess is right; there is often more than one good answer, so it cannot reach 100 %.
+
+# %%
+show(
+    training.validation_curves(log),
+    "Cross-entropy and accuracy on held-out pairs against the optimiser step, one line for each "
+    "share masked.",
+    name="training_validation",
+)
+
+# %% [markdown]
+# **What follows.** The more of an answer is visible, the better the rest is guessed. That is the
+# whole idea of refinement: each draft, if it is better than the last, makes the next one easier.
+
+# %% [markdown]
+# ## Try it
+#
+# 1. In the explorer, choose *prompt-causal* and change the target from *next* to *same*. Which
+#    single row of the mask changes, and which bar disappears?
+# 2. Under *causal*, hide a token in the middle. Which states move, and why only those?
+# 3. Replace `answer` above by a sentence of your own with the clue on the left of `[MASK]`. How
+#    well does the bare backbone do now, and why?
+# 4. Train the beginner with `rank=1`. Does the loss still fall?
+#
+# Next: one answer, draft by draft, in [notebook 3](03_sampling_walkthrough.ipynb).
