@@ -1,4 +1,5 @@
-"""The command line: `lad refine`, `lad train`, `lad fetch`, `lad info`.
+"""The command line: `lad refine`, `lad distil`, `lad train`, `lad figures`,
+`lad fetch`, `lad info`.
 
 Exit status 0 is success; 2 is bad input or something missing, told in one line on stderr. With
 `--json` stdout holds one JSON object and nothing else.
@@ -6,6 +7,7 @@ Exit status 0 is success; 2 is bad input or something missing, told in one line 
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -216,6 +218,69 @@ def train(
 
 
 @app.command()
+def distil(
+    out: Annotated[Path, typer.Option(help="File of pairs to write, .jsonl or .jsonl.gz.")],
+    batches: Annotated[int, typer.Option(help="How many batches of prompts to try.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Prompts in a batch.")] = 2048,
+    minutes: Annotated[float | None, typer.Option(help="Stop making batches after this.")] = None,
+    context: Annotated[int, typer.Option(help="Most tokens of a pair.")] = 256,
+    exclude: Annotated[
+        Path | None, typer.Option(help="Passages, one a line, that no pair may share text with.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of prompts and answers.")] = 0,
+    model: Model = "smollm2-135m",
+    device: Device = "auto",
+) -> None:
+    """Let the backbone write training pairs; under `torchrun`, on every GPU it is given.
+
+    Batches are kept beside the file and not made twice: a killed run goes on where it stopped.
+    """
+    import torch.distributed as dist
+
+    from lad.backbones import load_backbone
+    from lad.errors import InvalidInput
+    from lad.training.distil import DistilConfig, collect
+    from lad.training.distil import distil as run_distillation
+
+    config = DistilConfig(batch_size=batch_size, context=context, seed=seed)
+    if batches < 1:
+        raise InvalidInput(f"batches = {batches}: expected at least 1")
+    if exclude is not None and not exclude.is_file():
+        raise InvalidInput(f"no passages at {exclude}: expected a text file, one passage a line")
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    where = choose_device(device)
+    if where.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        where = f"cuda:{os.environ['LOCAL_RANK']}"
+    started = time.monotonic()
+
+    def tell(number: int, counts: dict) -> None:
+        took = f"{time.monotonic() - started:>7.1f} s"
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if n)
+        typer.echo(f"batch {number + 1:>5} of {batches}  {took}  {reasons}", err=True)
+
+    folder = out.with_name(out.name.split(".")[0] + "-batches")
+    run_distillation(
+        load_backbone(model, where),
+        folder,
+        batches,
+        config,
+        rank,
+        processes,
+        on_batch=tell,
+        more=lambda: minutes is None or time.monotonic() - started < 60 * minutes,
+    )
+    if processes > 1:
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
+        dist.barrier()  # the first process joins the batches when the last has made its own
+        dist.destroy_process_group()
+        if rank != 0:
+            return
+    passages = exclude.read_text(encoding="utf-8").splitlines() if exclude is not None else ()
+    card = collect(folder, out, config, passages)
+    typer.echo(f"wrote {out}: {card['pairs']:,} pairs out of {card['counts']['tried']:,} prompts")
+
+
+@app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="Backbone to have at hand.")] = "smollm2-135m",
 ) -> None:
@@ -227,6 +292,17 @@ def fetch(
     size = describe(model)["bytes"]
     took = f"{time.monotonic() - started:.1f} s"
     typer.echo(f"{model}: {folder or 'made in memory'}, {size / 1e6:,.0f} MB, {took}")
+
+
+@app.command()
+def figures(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+) -> None:
+    """Draw the figures again from the runs recorded in figures/data; no model is needed."""
+    from lad.figures.recorded import redraw
+
+    for path in redraw(names or ()):
+        typer.echo(str(path))
 
 
 @app.command()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
 from lad.corruption import CorruptionConfig
-from lad.errors import InvalidInput
+from lad.errors import CacheError, InvalidInput
 
-__all__ = ["DEFAULT_CORRUPTION", "TrainConfig", "read_config"]
+__all__ = ["DEFAULT_CORRUPTION", "TrainConfig", "read_config", "writing"]
 
 # The paper's noise, but half the rows keep their visible tokens clean and masks reach the whole
 # answer: a small model must learn the plain task as well as the damaged one.
@@ -136,3 +138,15 @@ def read_config(path: str | Path) -> dict:
     if not isinstance(values, dict) or not set(values) <= {"denoiser", "training"}:
         raise InvalidInput(f"{path}: expected the sections denoiser and training and no others")
     return values
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Name the folder and the remedy when a disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"cannot write to {folder} ({error}): expected a writable folder with room; "
+            "choose another --out or free some space"
+        ) from error

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from lad.corruption import corrupt
 from lad.denoiser import Denoiser
-from lad.errors import CacheError, DamagedFile, InvalidInput, NumericalError
-from lad.training.config import TrainConfig
+from lad.errors import DamagedFile, InvalidInput, NumericalError
+from lad.training.config import TrainConfig, writing
 from lad.training.objective import (
     answer_logits,
     draft_inputs,
@@ -365,15 +365,3 @@ class Run:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def writing(folder: Path):
-    """Name the folder and the remedy when a disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise CacheError(
-            f"cannot write to {folder} ({error}): expected a writable folder with room; "
-            "choose another --out or free some space"
-        ) from error

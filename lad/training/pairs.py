@@ -71,7 +71,7 @@ class PackedPairs:
 
 
 def everyday_prompts() -> list[str]:
-    """Short plain questions that come with the package, for demonstrations; never trained on."""
+    """Short plain questions that come with the package, for demonstrations."""
     path = Path(__file__).parent.parent / "data" / "prompts.txt"
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
