@@ -110,29 +110,31 @@ def watch(denoiser, prompt: str, config):
     from rich.live import Live
     from rich.text import Text
 
+    from lad.cells import draft_cells
     from lad.sampler import make_trace, record
 
     console = Console()
     prompt_ids = denoiser.encode(prompt)
     steps = []
 
-    def show(step) -> None:
+    def draft(step) -> Group:
         steps.append(step)
         so_far = make_trace(denoiser, prompt, prompt_ids, config, steps)
         line = Text()
-        for position in range(so_far.answer_length(step.iteration)):
-            token = step.draft[position]
-            masked, changed = step.renoised[position], so_far.changed[-1, position]
-            style = "red strike" if masked else "green underline" if changed else ""
-            line.append(so_far.decode([token]), style=style)
-        state = f"iteration {step.iteration + 1} of at most {config.iterations}"
-        live.update(Group(line, Text(state, style="dim")))
+        for cell in draft_cells(so_far, -1):
+            masked = any(step.renoised[position] for position in cell.positions)
+            style = "red strike" if masked else "green underline" if cell.state == "changed" else ""
+            if cell.kind != "end" and not cell.beyond:
+                line.append(cell.text, style=style)
+        done = f"iteration {step.iteration + 1} of at most {config.iterations}"
+        return Group(line, Text(done, style="dim"))
 
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        original, live.update = live.update, lambda view: original(view, refresh=True)
-        run = record(denoiser, prompt, config, on_step=show)
+        run = record(
+            denoiser, prompt, config, on_step=lambda step: live.update(draft(step), refresh=True)
+        )
     console.print(Text(run.answer))
-    stopped = f", stopped early after {run.nfe}" if run.stopped_early else ""
+    stopped = ", stopped early" if run.stopped_early else ""
     console.print(
         Text(
             f"{run.tokens} tokens in {run.nfe} iterations{stopped}, {run.seconds:.1f} s "

@@ -90,6 +90,27 @@ def test_one_seed_gives_one_answer_and_another_seed_another(capsys, adapter):
     assert answer(1) == answer(1) != answer(2)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_terminal_shows_drafts_and_then_the_answer(adapter):
+    """Markup in an answer or prompt is text there too; the last line counts tokens."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "lad", "refine", "[red]hi[/red]", "--model=tiny"]
+    command += [f"--adapter={adapter}", "--iterations=3", "--answer-length=12"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # how a pseudo-terminal says that the other side is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"iteration 1 of at most 3" in shown and b"iteration 3 of at most 3" in shown
+    assert b"tokens per forward pass" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

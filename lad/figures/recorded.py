@@ -29,13 +29,16 @@ FIGURES: dict[str, tuple[str, list[int]]] = {
 def save_trace(trace: Trace, name: str, command: str = "make report") -> Path:
     """Record a run as `figures/data/NAME.jsonl`, with the command and profile that made it.
 
+    Wall times are left out, so that a rerun on the same kind of machine gives the same file.
+
     Raises:
         CacheError: the folder cannot be written.
     """
     made_by = {"command": command, "profile": profile()}
     path = figures_folder() / "data" / f"{name}.jsonl"
     try:
-        return replace(trace, provenance=trace.provenance | made_by).save(path)
+        steps = [replace(step, seconds=0.0) for step in trace.steps]
+        return replace(trace, steps=steps, provenance=trace.provenance | made_by).save(path)
     except OSError as error:
         raise CacheError(
             f"cannot write {path} ({error}): set LAD_FIGURES to a folder you can write to"
