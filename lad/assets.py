@@ -105,7 +105,7 @@ def cache_errors(folder: str | Path) -> Iterator[None]:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT)
 
 
 def _disk_reason(error: BaseException | None) -> str | None:

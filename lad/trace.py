@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lad.errors import DamagedFile, InvalidInput
+from lad.errors import CacheError, DamagedFile, InvalidInput
 
 __all__ = ["SCHEMA_VERSION", "Step", "Trace"]
 
@@ -194,18 +194,28 @@ class Trace:
     # -- files ---------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write the trace as JSON Lines; the file appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=path.name, suffix=".partial", dir=path.parent)
+        """Write the trace as JSON Lines; the file appears whole or not at all.
+
+        Raises:
+            CacheError: the disk is full or cannot be written.
+        """
+        path, partial = Path(path), None
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 for line in self.lines():
                     file.write(line + "\n")
+            os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
             os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        except OSError as error:
+            raise CacheError(
+                f"cannot write the trace to {path} ({error.strerror}): expected a writable folder "
+                "with room; choose another path or free some space"
+            ) from error
+        finally:
+            if partial is not None:
+                Path(partial).unlink(missing_ok=True)
         return path
 
     def lines(self):

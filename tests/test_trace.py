@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import EOS, MASK, make_trace
 
-from lad.errors import DamagedFile, InvalidInput
+from lad.errors import CacheError, DamagedFile, InvalidInput
 from lad.sampler import RefineConfig, record
 from lad.trace import Trace
 
@@ -114,9 +114,15 @@ def test_a_failing_save_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CacheError, match="No space"):
         trace.save(tmp_path / "t.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="cannot write the trace"):
+        make_trace([b"a"]).save(tmp_path / "file" / "t.jsonl")
 
 
 def test_a_trace_needs_a_step():
