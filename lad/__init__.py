@@ -3,6 +3,19 @@
 Importing this package is light: torch and transformers are loaded when a name that needs them is
 first used.
 
+The rooms, in the order in which data flows; none imports one that stands below it:
+
+    errors, settings                 what is raised, profile and figures folder
+    assets, hub, convert             where bytes come from, and how they reach the disk whole
+    backbones, tiny                  the frozen models: one from a wheel, one for tests, the paper's
+    corruption, schedule             noise in training, noise between iterations
+    prompts, adapter, denoiser       text to token ids, LoRA on disk, backbone plus adapter
+    trace, sampler, reference        what happened, the refinement, and the same as plain loops
+    training                         pairs, self-distillation, objective, loop
+    damage, probes, cells            what figures show, computed: noise, model, drafts
+    figures, view, terminal          data to matplotlib, to HTML and text, to a terminal
+    widgets, pages, report, __main__ controls, static pages, the report, the command line
+
 Reference: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations.
 """
 

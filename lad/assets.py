@@ -41,6 +41,7 @@ __all__ = [
     "new_folder",
     "one_line",
     "sha256_file",
+    "write_whole",
 ]
 
 PARTIAL = ".partial-"
@@ -79,6 +80,23 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("LAD_CACHE")
     return Path(chosen).expanduser().absolute() if chosen else Path(user_cache_dir("lad"))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears complete or not at all.
+
+    Raises:
+        OSError: the disk refuses; nothing is left behind.
+    """
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
 
 
 def sha256_file(path: str | Path) -> str:

@@ -247,7 +247,7 @@ def index(entries: Sequence[Entry], figures: Sequence[Path], made: str) -> str:
 <body class="lad"><main><h1>LAD: an explorable report</h1>
 <p>LoRA-Adapted Diffusion, step by step. These pages are the notebooks as they ran here; their
 controls work in Jupyter: <code>make lab</code>.</p>
-<h2>Notebooks</h2><ol>{rows}</ol>
+<h2>Notebooks</h2><ul>{rows}</ul>
 <h2>Figures</h2>{shown or "<p>The notebooks saved none.</p>"}
 <h2>How this was made</h2><p>{html.escape(made)}</p>
 </main></body></html>

@@ -14,14 +14,13 @@ Vocabulary: a = number of positions in the answer region, i = number of iteratio
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from lad.assets import write_whole
 from lad.errors import CacheError, DamagedFile, InvalidInput
 
 __all__ = ["SCHEMA_VERSION", "Step", "Trace"]
@@ -199,23 +198,15 @@ class Trace:
         Raises:
             CacheError: the disk is full or cannot be written.
         """
-        path, partial = Path(path), None
+        path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                for line in self.lines():
-                    file.write(line + "\n")
-            os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
-            os.replace(partial, path)
+            write_whole(path, "".join(line + "\n" for line in self.lines()).encode())
         except OSError as error:
             raise CacheError(
                 f"cannot write the trace to {path} ({error.strerror}): expected a writable folder "
                 "with room; choose another path or free some space"
             ) from error
-        finally:
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
         return path
 
     def lines(self):

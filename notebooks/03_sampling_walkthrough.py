@@ -13,10 +13,14 @@
 # ---
 
 # %% [markdown]
-# # 3 · Sampling: how an answer comes about
+# # 3. Sampling: how an answer comes about
 #
 # A language model usually writes an answer word by word, left to right, and what is written stays.
-# LAD (LoRA-Adapted Diffusion) writes the whole answer at once and then improves it:
+# LAD (LoRA-Adapted Diffusion) writes the whole answer at once and then improves it. This notebook
+# follows answers from the first mask to the last draft: how they get better, where the model is
+# sure, what it costs, and how it fails.
+#
+# It goes like this.
 #
 # 1. The **answer region**, a fixed number of positions after the prompt, starts out as **MASK**.
 # 2. The **denoiser**, a LLaMA with an adapter (notebook 2), reads prompt and answer region and

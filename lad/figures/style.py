@@ -15,9 +15,7 @@ import base64
 import functools
 import html
 import io
-import os
 import re
-import tempfile
 import textwrap
 import threading
 from collections.abc import Callable
@@ -31,6 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from lad.assets import write_whole
 from lad.errors import CacheError, InvalidInput
 from lad.settings import figures_folder
 
@@ -307,16 +306,9 @@ def save(figure: Figure, name: str, svg: bool = False) -> Path:
 
 
 def _write(path: Path, data: bytes) -> Path:
-    partial = None
     try:
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o644)  # mkstemp's 0600 would hide it from a web server
-        os.replace(partial, path)
+        write_whole(path, data)
     except OSError as error:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
         raise CacheError(
             f"cannot write {path} ({error.strerror}): expected a folder that can be written and "
             "has room; set LAD_FIGURES to another one"

@@ -17,10 +17,8 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import os
 import random
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lad.assets import sha256_file, write_whole
 from lad.backbones import LoadedBackbone
 from lad.errors import DamagedFile, InvalidInput
 from lad.prompts import encode_prompt
@@ -268,8 +267,6 @@ def collect(
         InvalidInput: no batches there.
         DamagedFile: a batch that is not whole.
     """
-    from lad.assets import sha256_file
-
     folder, out = Path(folder), Path(out)
     pairs: dict[str, Pair] = {}
     counts: Counter = Counter()
@@ -312,16 +309,3 @@ def collect(
 def pretty(values: dict) -> bytes:
     """JSON for people."""
     return (json.dumps(values, indent=2) + "\n").encode()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
