@@ -36,7 +36,7 @@ $(STAMP): requirements.lock pyproject.toml
 		echo "[env] no Python 3.11 to 3.13 found: install one, or name it (make PYTHON=...)" >&2; exit 1; }
 	@test -x $(PY) || { echo "[env] making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@echo "[env] installing $$(grep -c == requirements.lock) pinned packages (the first time: a minute" \
-		"or two and, unless cached, a download of about 0.5 GB, more if torch brings CUDA)"
+		"or two and, unless cached, a download of some hundred MB, more if torch brings CUDA)"
 	@began=$$SECONDS; \
 		$(PY) -m pip install -qq --requirement requirements.lock; \
 		$(PY) -m pip install -qq --no-deps --no-build-isolation --editable .; \

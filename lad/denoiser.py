@@ -217,7 +217,7 @@ class Denoiser:
             yield
 
     def merge(self) -> Denoiser:
-        """Fold the adapter into the weights: the same function, about a third faster on a CPU.
+        """Fold the adapter into the weights: the same function, 1.2 times as fast (2 CPU cores).
 
         `adapter_off` still works: peft takes the adapter out again for as long as it lasts.
         """

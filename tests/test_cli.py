@@ -42,7 +42,9 @@ def test_refine_says_the_answer_and_nothing_else(capsys, adapter):
     arguments = ("refine", "hello", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
     status, out, err = run(capsys, *arguments, "--answer-length=8")
     assert (status, err) == (0, "")
-    assert out.strip() or out == "\n"
+    _, as_json, _ = run(capsys, *arguments, "--answer-length=8", "--json")
+    answer = json.loads(as_json)["answer"]
+    assert answer and out == answer + "\n"
 
 
 def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):

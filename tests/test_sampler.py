@@ -138,21 +138,19 @@ def test_renoising_counts_follow_the_schedule(denoiser):
         assert trace.renoised.sum(axis=1).tolist() == expected
 
 
-def test_eos_bias_shortens_and_lengthens():
-    denoiser = tiny_denoiser()
-    lengths = [
-        record(denoiser, "hi", RefineConfig(eos_bias=bias, iterations=2, answer_length=40)).tokens
-        for bias in (-5, 0, 5)
-    ]
-    counts = [
-        int((trace.drafts[-1] == denoiser.eos_token_id).sum())
-        for trace in (
-            record(denoiser, "hi", RefineConfig(eos_bias=bias, iterations=2, answer_length=40))
-            for bias in (-5, 5)
-        )
-    ]
-    assert lengths == sorted(lengths, reverse=True)
-    assert counts[0] <= counts[1]
+def test_eos_bias_is_added_to_the_logit_of_eos(denoiser, monkeypatch):
+    """Position n likes a word better than EOS by 3 - n: a bias of b puts EOS from 3 - b on."""
+
+    def staged(self, prompt, answer, cache=None):
+        logits = torch.zeros(1, answer.shape[1], self.vocabulary_size)
+        logits[..., 7] = 13 - torch.arange(answer.shape[1]) - 0.5
+        logits[..., self.eos_token_id] = 10
+        return logits
+
+    monkeypatch.setattr(type(denoiser), "logits", staged)
+    for bias in (-3, 0, 2):
+        config = RefineConfig(eos_bias=bias, iterations=1, answer_length=8)
+        assert record(denoiser, "hi", config).tokens == 3 - bias
 
 
 # -- drawing ---------------------------------------------------------------------------------------
