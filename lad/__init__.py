@@ -14,7 +14,8 @@ The rooms, in the order in which data flows; none imports one that stands below 
     training                         pairs, self-distillation, objective, loop
     damage, probes, cells            what figures show, computed: noise, model, drafts
     figures, view, terminal          data to matplotlib, to HTML and text, to a terminal
-    widgets, pages, report, __main__ controls, static pages, the report, the command line
+    widgets, pages, report           controls, static pages, the report
+    commands, __main__               the command line
 
 Reference: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations.
 """

@@ -1,0 +1,1 @@
+"""One module per group of commands; `lad/__main__.py` puts them together."""
