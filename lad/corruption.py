@@ -29,6 +29,7 @@ __all__ = ["KINDS", "CorruptionConfig", "Plan", "apply_plan", "corrupt", "draw_p
 
 KINDS = ("swap", "duplicate", "replace", "shift")
 LONGEST_SPAN = 3
+WIDEST_FRONTIER = 64  # positions between clean text and the masks of the rest, `suffix_share`
 FARTHEST_SHIFT = 4
 
 
@@ -40,6 +41,11 @@ class CorruptionConfig:
         all_masked: probability that the whole answer becomes MASK, and nothing else happens.
         mask_probability: otherwise, probability that some positions are masked.
         mask_fraction: the share of positions masked is then drawn from U(low, high).
+        block_share: of those rows, the share whose masked positions stand in one block, as when a
+            gap is filled in.
+        suffix_share: of those rows, the share masked like an answer written from left to right,
+            some positions at a time: clean up to a random point, then up to 64 positions of which
+            a random part is masked, then masks to the end; `mask_fraction` has no say in them.
         structural_probability: otherwise, probability that the kinds below act at all.
         rate: a kind acts on a position with probability `severity * rate` (the paper's p/4).
         kinds: which structural kinds act, of `KINDS`.
@@ -48,15 +54,24 @@ class CorruptionConfig:
     all_masked: float = 0.1
     mask_probability: float = 0.5
     mask_fraction: tuple[float, float] = (0.0, 0.5)
+    block_share: float = 0.0
+    suffix_share: float = 0.0
     structural_probability: float = 1.0
     rate: float = 0.25
     kinds: tuple[str, ...] = KINDS
 
     def __post_init__(self) -> None:
-        for name in ("all_masked", "mask_probability", "structural_probability", "rate"):
+        shares = ("block_share", "suffix_share")
+        chances = ("all_masked", "mask_probability", "structural_probability", "rate")
+        for name in shares + chances:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InvalidInput(f"{name} = {value}: expected a probability between 0 and 1")
+        if self.block_share + self.suffix_share > 1:
+            raise InvalidInput(
+                f"block_share + suffix_share = {self.block_share + self.suffix_share}: "
+                "expected at most 1 together"
+            )
         low, high = self.mask_fraction
         if not 0 <= low <= high <= 1:
             raise InvalidInput(
@@ -167,6 +182,22 @@ def draw_plan(
     shift_to = (shift_from + direction * distance).clamp(min=0).minimum(room)
     shifted = uniform(b) < probability[:, 0]
 
+    # Drawn last, so that the figures made before these shapes existed stay what they were.
+    shape, kept = uniform(b), uniform(b)
+    place, width = uniform(b), uniform(b)
+    survives = uniform(b, t) < kept[:, None]
+    offset = torch.arange(t, device=device) - start[:, None]  # (b, t), position in the answer
+    first = (place * (length - count + 1)).floor()  # (b,), of a block of `count`
+    block = (offset >= first[:, None]) & (offset < (first + count)[:, None])
+    cut = (place * length).floor()
+    frontier = 1 + (width * WIDEST_FRONTIER).floor()
+    ahead = offset >= cut[:, None]
+    suffix = ahead & ~(survives & (offset < (cut + frontier)[:, None]))
+    is_block = some & (shape < config.block_share)
+    is_suffix = some & (shape >= 1 - config.suffix_share)
+    mask = torch.where(is_block[:, None], block, mask)
+    mask = torch.where(is_suffix[:, None], suffix, mask)
+
     def active(kind: str) -> bool:
         return kind in config.kinds
 
@@ -230,7 +261,7 @@ def expected_rates(severity: float, config: CorruptionConfig | None = None) -> d
 
     A swap moves two tokens and runs of swaps overlap: a position is touched unless neither pair it
     belongs to is swapped. A shift touches at most `LONGEST_SPAN` positions whatever the length, so
-    its rate is per row, not per position.
+    its rate is per row, not per position. Masks are those of rows that are not `suffix_share`'s.
     """
     config = config or CorruptionConfig()
     q = severity * config.rate

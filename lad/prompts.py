@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lad.errors import InvalidInput
 
-__all__ = ["Prompt", "check_prompt", "encode_prompt"]
+__all__ = ["Prompt", "check_prompt", "encode_prompt", "encode_prompts"]
 
 # Text of one turn, or chat messages {"role": ..., "content": ...} of several.
 Prompt = str | Sequence[dict[str, str]]
@@ -46,3 +46,26 @@ def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
         ids += tokenizer(markup, add_special_tokens=False)["input_ids"]
         ids += tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids + tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """`encode_prompt` of many single-turn texts: the template is filled in once, not per prompt.
+
+    Texts the shortcut could get wrong (control tokens, outer white space that a template might
+    trim) take the long way.
+    """
+    controls = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
+    stand_in = "\ue000"
+    messages = [{"role": "user", "content": stand_in}]
+    template = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, after = template.split(stand_in)
+    plain = [
+        bool(prompt) and prompt == prompt.strip() and not any(c in prompt for c in controls)
+        for prompt in prompts
+    ]
+    texts = [before + prompt + after for prompt, easy in zip(prompts, plain, strict=True) if easy]
+    ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+    return [
+        next(ids) if easy else encode_prompt(tokenizer, prompt)
+        for prompt, easy in zip(prompts, plain, strict=True)
+    ]

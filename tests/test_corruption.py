@@ -19,6 +19,8 @@ configs = st.builds(
     all_masked=st.sampled_from([0.0, 0.1, 1.0]),
     mask_probability=st.floats(0, 1),
     mask_fraction=st.sampled_from([(0.0, 0.5), (0.0, 1.0), (0.3, 0.3)]),
+    block_share=st.sampled_from([0.0, 0.5]),
+    suffix_share=st.sampled_from([0.0, 0.5]),
     structural_probability=st.sampled_from([0.0, 0.5, 1.0]),
     rate=st.sampled_from([0.25, 1.0]),
     kinds=st.sets(st.sampled_from(KINDS)).map(tuple),
@@ -110,6 +112,45 @@ def test_a_fixed_fraction_masks_exactly_that_many(fraction):
     assert ((noisy == MASK).sum(dim=1) == int(fraction * 20)).all()
 
 
+def masks_alone(**shares):
+    return CorruptionConfig(
+        all_masked=0,
+        mask_probability=1,
+        mask_fraction=(0.0, 1.0),
+        structural_probability=0,
+        **shares,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, seeds)
+def test_a_block_is_one_run_of_as_many_masks_as_scattered_ones_would_be(shape, seed):
+    _, answer = example(*shape)
+    scattered, blocks = (
+        draw_plan(answer, VOCABULARY, MASK, torch.Generator().manual_seed(seed), config).mask
+        for config in (masks_alone(), masks_alone(block_share=1.0))
+    )
+    assert torch.equal(scattered.sum(dim=1), blocks.sum(dim=1))
+    begins = blocks & ~blocks.roll(1, dims=1)
+    begins[:, 0] = blocks[:, 0]
+    assert (begins.sum(dim=1) <= 1).all()
+
+
+def test_a_suffix_is_clean_text_then_a_frontier_then_masks():
+    _, answer = example(2000, 5, 200)
+    plan = draw_plan(
+        answer, VOCABULARY, MASK, torch.Generator().manual_seed(0), masks_alone(suffix_share=1.0)
+    )
+    masked = plan.mask[:, 5:]
+    assert masked.any(dim=1).float().mean() > 0.9
+    masked = masked[masked.any(dim=1)]
+    first = masked.int().argmax(dim=1)
+    last_kept = 199 - (~masked).int().flip(1).argmax(dim=1)
+    assert (last_kept - first < 64).all()  # beyond the frontier nothing is shown
+    assert 90 < first.float().mean() < 130 and first.min() < 5 and first.max() > 190
+    assert ((last_kept > first).float().mean()) > 0.8  # and within it some of it is
+
+
 def test_all_masked_leaves_nothing_else():
     tokens, answer = example(3, 4, 10)
     config = CorruptionConfig(all_masked=1.0)
@@ -153,6 +194,8 @@ def test_drawn_damage_comes_at_the_rate_expected(kind):
         {"mask_fraction": (0.6, 0.5)},
         {"mask_fraction": (0.0, 1.1)},
         {"kinds": ("swap", "scramble")},
+        {"block_share": -0.1},
+        {"block_share": 0.6, "suffix_share": 0.6},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):

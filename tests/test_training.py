@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.backbones import load_backbone
-from lad.corruption import CorruptionConfig
+from lad.corruption import CorruptionConfig, corrupt
 from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from lad.errors import CacheError, DamagedFile, InvalidInput, NumericalError
+from lad.prompts import encode_prompt, encode_prompts
 from lad.training import (
     Pair,
     TrainConfig,
@@ -32,7 +33,16 @@ from lad.training import (
     train,
     validate,
 )
-from lad.training.objective import answer_logits, draft_inputs, take
+from lad.training.objective import (
+    BEFORE_DRAFTS,
+    MANNERS,
+    Manner,
+    answer_logits,
+    redraw,
+    take,
+    token_losses,
+    weigh,
+)
 from lad.training.pairs import batches
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -110,6 +120,13 @@ def test_packing_keeps_prompt_answer_and_eos():
         pack(backbone, pairs, 8)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(min_size=1).filter(str.strip) | st.sampled_from([" a ", "<|im_end|> b"])))
+def test_many_prompts_are_encoded_as_one_by_one(prompts):
+    tokenizer = load_backbone("tiny").tokenizer
+    assert encode_prompts(tokenizer, prompts) == [encode_prompt(tokenizer, p) for p in prompts]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1, 63), min_size=1, max_size=60),
@@ -156,14 +173,74 @@ def test_the_loss_looks_at_the_logits_the_sampler_reads(kind):
     assert row == len(flat)
 
 
-def test_drafts_are_the_models_own_and_leave_the_prompt_alone():
+def first_drafts(denoiser, kind: str, rows: int = 40):
+    """A batch, the inputs its first drafts are drawn from, and those drafts masked again."""
+    batch = take(pack(denoiser.backbone, PAIRS, 96), list(range(rows)), 96)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary, mask = denoiser.vocabulary_size, denoiser.mask_token_id
+    inputs = corrupt(batch.tokens, batch.answer, vocabulary, mask, generator, BEFORE_DRAFTS)
+    manner = Manner(
+        torch.full((rows,), list(MANNERS).index(kind)),
+        torch.full((rows,), 0.5),
+        torch.full((rows,), 20),
+    )
+    with torch.no_grad():
+        logits = answer_logits(denoiser, inputs, batch.prompt_lengths, batch.answer)
+    return batch, inputs, logits, redraw(denoiser, batch, inputs, logits, manner, generator)
+
+
+@pytest.mark.parametrize("kind", MANNERS)
+def test_drafts_are_the_models_own_and_leave_the_prompt_alone(kind):
     denoiser = fresh()
-    batch = take(pack(denoiser.backbone, PAIRS, 96), list(range(40)), 96)
-    drafts = draft_inputs(denoiser, batch, torch.Generator().manual_seed(0))
+    stir(denoiser)
+    batch, inputs, logits, drafts = first_drafts(denoiser, kind)
     assert torch.equal(drafts[~batch.answer], batch.tokens[~batch.answer])
-    masked = (drafts == denoiser.mask_token_id).any(dim=1)
-    assert 5 < masked.sum() < 35  # about half are masked again
-    assert not torch.equal(drafts[~masked], batch.tokens[~masked])
+    shown = drafts != denoiser.mask_token_id
+    best = batch.tokens.masked_scatter(batch.answer, logits.argmax(dim=-1))
+    assert torch.equal(drafts[shown], best[shown])
+    hidden = inputs == denoiser.mask_token_id
+    if kind == "none":
+        assert shown.all()
+    elif kind == "threshold":
+        assert shown[~hidden].all()  # once shown, always shown
+        new = shown & hidden
+        assert (new.sum(dim=1) >= (hidden.any(dim=1)).long()).all()  # at least one more
+        leftmost = torch.where(hidden, torch.arange(96), 96).amin(dim=1, keepdim=True)
+        assert not new[torch.arange(96) >= leftmost + 20].any()
+    else:
+        share = (~shown & batch.answer).sum(dim=1) / batch.answer.sum(dim=1)
+        assert share.min() < 0.2 and share.max() > 0.8
+
+
+def test_manners_come_in_their_shares():
+    manner = Manner.draw(20_000, torch.Generator().manual_seed(0))
+    shares = torch.bincount(manner.kind, minlength=len(MANNERS)) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([*MANNERS.values()]), atol=0.02, rtol=0)
+    assert manner.threshold.min() >= 0.3 and manner.threshold.max() <= 0.95
+    assert manner.window.min() >= 8
+
+
+def test_what_enters_the_loss():
+    denoiser = fresh()
+    batch, inputs, *_ = first_drafts(denoiser, "none")
+    generator = torch.Generator().manual_seed(1)
+    everything = weigh(batch, inputs, 1.0, 1.0, generator)
+    assert torch.equal(everything, batch.answer)
+    repairs = weigh(batch, inputs, 0.0, 1.0, generator)
+    assert torch.equal(repairs, batch.answer & (inputs != batch.tokens))
+    no_tail = weigh(batch, inputs, 1.0, 0.0, generator)
+    assert torch.equal(no_tail, batch.answer & ~batch.tail)
+    half = weigh(batch, batch.tokens, 0.5, 1.0, generator).sum() / batch.answer.sum()
+    assert 0.45 < half < 0.55
+
+
+def test_losses_are_cross_entropy_per_token():
+    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(7)
+    losses, right = token_losses(logits, targets)
+    expected = -logits.log_softmax(-1)[range(7), targets]
+    torch.testing.assert_close(losses, expected)
+    assert torch.equal(right, logits.argmax(-1) == targets)
 
 
 def test_validation_counts_masked_answer_tokens_only():
@@ -221,7 +298,9 @@ def test_training_lowers_the_loss_and_touches_the_adapter_alone():
 
 
 def test_a_run_repeats_exactly():
-    config = TrainConfig(steps=12, learning_rate=1e-2, warmup_steps=2, draft_start=0.2, **SHORT)
+    config = TrainConfig(
+        steps=12, learning_rate=1e-2, warmup_steps=2, draft_start=0.2, draft_length=3, **SHORT
+    )
     denoisers = [fresh(), fresh()]
     for denoiser in denoisers:
         train(denoiser, PAIRS, config)
@@ -234,8 +313,9 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(tmp_path):
         steps=20,
         learning_rate=1e-2,
         warmup_steps=2,
-        draft_start=0.3,
-        draft_probability=0.5,
+        draft_start=0.1,
+        draft_probability=0.6,
+        draft_length=3,
         **SHORT,
     )
     whole = fresh()
@@ -262,11 +342,49 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(tmp_path):
     assert load_denoiser("tiny", tmp_path / "run" / "adapter").config.context == 128
 
 
+def test_drafts_take_their_share_of_the_steps():
+    rows = []
+    config = TrainConfig(
+        steps=60, draft_start=0.0, draft_probability=0.5, draft_length=3, **SHORT | {"log_every": 1}
+    )
+    train(fresh(), PAIRS, config, on_row=rows.append)
+    drafts = [row["drafts"] for row in rows if "drafts" in row]
+    assert 15 <= sum(drafts) <= 45
+    runs = ["".join("d" if d else " " for d in drafts)][0].split()
+    assert all(len(run) % 3 == 0 for run in runs[:-1])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_average_of_the_weights_is_what_is_kept(ema):
+    """Followed by hand: the same run, its weights read after every step."""
+    config = TrainConfig(
+        steps=4,
+        learning_rate=1e-2,
+        warmup_steps=1,
+        draft_probability=0,
+        ema=ema,
+        **SHORT | {"log_every": 1},
+    )
+    followed = fresh()
+    expected = {name: value.float() for name, value in adapter(followed).items()}
+    steps = itertools.count(1)
+
+    def follow(row):
+        if "loss" in row:
+            decay = min(ema, next(steps) / (10 + row["step"] - 1))
+            for name, value in adapter(followed).items():
+                expected[name] = decay * expected[name] + (1 - decay) * value
+
+    train(followed, PAIRS, config, on_row=follow)
+    for name, value in adapter(followed).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-4)
+
+
 def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
     def stop(row):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    config = TrainConfig(steps=20, **SHORT)
+    config = TrainConfig(steps=20, draft_probability=0, **SHORT)
     train(fresh(), PAIRS, config, tmp_path, on_row=stop)
     with pytest.raises(DamagedFile, match="other settings"):
         train(fresh(), PAIRS, TrainConfig(steps=21, **SHORT), tmp_path, resume=True)
@@ -332,6 +450,9 @@ def test_two_processes_train_one_adapter(tmp_path):
         {"widen": 1.5},
         {"draft_probability": -0.1},
         {"widths": ()},
+        {"ema": 1.2},
+        {"clean_share": -1.0},
+        {"draft_length": 0},
         {"seed": -1},
     ],
 )

@@ -6,6 +6,7 @@ from lad.training.objective import MASKED_FRACTIONS, validate
 from lad.training.pairs import (
     Pair,
     everyday_prompts,
+    held_out_prompts,
     hold_out,
     pack,
     read_pairs,
@@ -18,6 +19,7 @@ __all__ = [
     "Pair",
     "TrainConfig",
     "everyday_prompts",
+    "held_out_prompts",
     "hold_out",
     "pack",
     "read_config",

@@ -14,10 +14,16 @@ from lad.errors import CacheError, InvalidInput
 
 __all__ = ["DEFAULT_CORRUPTION", "TrainConfig", "read_config", "writing"]
 
-# The paper's noise, but half the rows keep their visible tokens clean and masks reach the whole
-# answer: a small model must learn the plain task as well as the damaged one.
+# The paper's noise, but half the rows keep their visible tokens clean, masks reach the whole
+# answer, and some stand in blocks or cover what is yet to be written: a small model must learn the
+# plain task as well as the damaged one, and the states that the sampler brings it into.
 DEFAULT_CORRUPTION = CorruptionConfig(
-    all_masked=0.1, mask_probability=0.75, mask_fraction=(0.0, 1.0), structural_probability=0.5
+    all_masked=0.05,
+    mask_probability=0.8,
+    mask_fraction=(0.0, 1.0),
+    block_share=0.1,
+    suffix_share=0.4,
+    structural_probability=0.5,
 )
 
 
@@ -35,9 +41,15 @@ class TrainConfig:
         widths: lengths that batches come in; the longest is the context window.
         widen: share of rows put in batches one width longer than they need.
         corruption: the structural noise.
-        draft_probability: share of steps whose input is the model's own sampled draft.
+        draft_probability: share of steps that train on the model's own drafts, see
+            `lad.training.objective.redraw`.
         draft_start: fraction of the run after which drafts begin.
+        draft_length: successive drafts of one batch, a step each.
+        clean_share: share of the undamaged, visible answer positions that enter the loss; 1 is
+            every position, 0 only what has to be repaired or filled in.
         eos_tail_share: share of the EOS positions after the first that enter the loss.
+        ema: decay per step of the running average of weights that is validated and saved; 0 saves
+            the last weights themselves.
         log_every, validate_every: in steps.
         checkpoint_minutes: wall time between checkpoints.
         compile_layers: torch.compile each decoder layer; pays on a GPU, in runs of minutes.
@@ -56,7 +68,10 @@ class TrainConfig:
     corruption: CorruptionConfig = field(default_factory=lambda: DEFAULT_CORRUPTION)
     draft_probability: float = 0.25
     draft_start: float = 0.3
+    draft_length: int = 6
+    clean_share: float = 0.5
     eos_tail_share: float = 0.1
+    ema: float = 0.999
     log_every: int = 20
     validate_every: int = 500
     checkpoint_minutes: float = 3.0
@@ -68,13 +83,14 @@ class TrainConfig:
             raise InvalidInput("neither steps nor minutes is set: expected at least one, to end by")
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))
         positive = ("learning_rate", "gradient_clip", "batch_tokens", "log_every", "validate_every")
-        for name in (*positive, "checkpoint_minutes"):
+        for name in (*positive, "checkpoint_minutes", "draft_length"):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
         for name in ("steps", "minutes"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
-        for name in ("widen", "draft_probability", "draft_start", "eos_tail_share"):
+        shares = ("widen", "draft_probability", "draft_start", "clean_share", "eos_tail_share")
+        for name in (*shares, "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected between 0 and 1")
         for name in ("warmup_steps", "weight_decay", "seed"):

@@ -1,8 +1,10 @@
-"""The training loop: frozen backbone, LoRA in float32, AdamW, a cosine, checkpoints.
+"""The training loop: frozen backbone, LoRA in float32, AdamW, a cosine, a running average of the
+weights, checkpoints.
 
 One process, or one per GPU under `torchrun`: every process draws the same order of batches, takes
-its share, and gradients are averaged. All randomness hangs on (seed, step, process), so a resumed
-run takes the very steps the uninterrupted one would have taken.
+its share, and gradients are averaged. A batch is worth one step under noise, or a chain of steps on
+the model's own drafts. All randomness hangs on (seed, step, process), and checkpoints fall between
+batches, so a resumed run takes the very steps the uninterrupted one would have taken.
 """
 
 from __future__ import annotations
@@ -10,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,14 +26,19 @@ from torch import Tensor
 
 from lad.corruption import corrupt
 from lad.denoiser import Denoiser
-from lad.errors import DamagedFile, InvalidInput, NumericalError
+from lad.errors import InvalidInput, NumericalError
+from lad.training.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from lad.training.config import TrainConfig, writing
 from lad.training.objective import (
+    BEFORE_DRAFTS,
+    Batch,
+    Manner,
     answer_logits,
-    draft_inputs,
-    loss_and_accuracy,
+    redraw,
     take,
+    token_losses,
     validate,
+    weigh,
 )
 from lad.training.pairs import Pair, batches, hold_out, pack
 
@@ -85,6 +90,9 @@ def train(
         run.load_checkpoint()
     with run.attentive_to_sigterm(), run.training_mode():
         run.loop()
+    if run.finished and run.average is not None:
+        for parameter, value in zip(run.parameters, run.average, strict=True):
+            parameter.data.copy_(value)
     if run.out is not None and run.rank == 0:
         if run.finished:
             denoiser.config = replace(denoiser.config, context=config.context)
@@ -122,7 +130,9 @@ class Run:
         )
         self.generator = torch.Generator(self.device)
         self.rows: list[dict] = []
-        self.step, self.tokens, self.elapsed_before = 0, 0, 0.0
+        self.window: list[Tensor] = []  # (loss, accuracy) since the last log row
+        self.average = [p.data.clone() for p in self.parameters] if config.ema else None
+        self.batch, self.step, self.tokens, self.elapsed_before = 0, 0, 0, 0.0
         self.stopping = self.finished = False
         if self.out is not None and self.rank == 0:
             with writing(self.out):
@@ -165,22 +175,11 @@ class Run:
             config.seed,
             self.processes,
         )
-        window: list[Tensor] = []
-        for width, rows in islice(stream, self.step, None):
+        for width, rows in islice(stream, self.batch, None):
             share = len(rows) // self.processes
             mine = rows[self.rank * share : (self.rank + 1) * share]
-            measured, drafted = self.take_step(width, mine)
-            window.append(measured)
-            self.step += 1
-            self.tokens += len(rows) * width
-            if self.processes == 1 or self.step % SYNC_EVERY == 0:
-                self.agree()
-            self.finished = self.progress() >= 1
-            if self.step % config.log_every == 0 or self.finished:
-                self.log_step(torch.stack(window), drafted)
-                window = []
-            if self.held is not None and (self.step % config.validate_every == 0 or self.finished):
-                self.log_validation()
+            self.take_steps(take(self.data, mine, width), self.chain_length())
+            self.batch += 1
             if self.finished or self.stopping:
                 return
             since = self.elapsed() - last_checkpoint
@@ -189,31 +188,66 @@ class Run:
                 if self.rank == 0:
                     self.save_checkpoint()
 
-    def take_step(self, width: int, rows: list[int]) -> tuple[Tensor, bool]:
-        """One optimiser step; returns (loss, accuracy) still on the device, and if on drafts."""
-        config, denoiser = self.config, self.denoiser
-        # Which kind of step it is must be the same everywhere, or processes wait for each other.
-        chance = random.Random(f"{config.seed}-{self.step}-draft").random()
-        drafted = self.progress() >= config.draft_start and chance < config.draft_probability
-        key = random.Random(f"{config.seed}-{self.step}-{self.rank}").getrandbits(62)
-        self.generator.manual_seed(key)
-        batch = take(self.data, rows, width)
-        with self.autocast():
-            if drafted:
-                noisy = draft_inputs(denoiser, batch, self.generator)
-            else:
-                noisy = corrupt(
+    def chain_length(self) -> int:
+        """How many steps the next batch is worth: 0 for one step under noise, else drafts.
+
+        Which it is must be the same on every process, or they would wait for each other.
+        """
+        config = self.config
+        if self.progress() < config.draft_start:
+            return 0
+        # A share of steps, as a share of batches.
+        noise_steps = (1 - config.draft_probability) * config.draft_length
+        chains = config.draft_probability / (config.draft_probability + noise_steps)
+        chance = random.Random(f"{config.seed}-{self.batch}-draft").random()
+        return config.draft_length if chance < chains else 0
+
+    def take_steps(self, batch: Batch, drafts: int) -> None:
+        """The steps one batch is worth, with what is logged and validated on the way."""
+        config = self.config
+        inputs, manner = None, None
+        for n in range(max(drafts, 1)):
+            key = random.Random(f"{config.seed}-{self.step}-{self.rank}").getrandbits(62)
+            self.generator.manual_seed(key)
+            if inputs is None:
+                noise = BEFORE_DRAFTS if drafts else config.corruption
+                inputs = corrupt(
                     batch.tokens,
                     batch.answer,
-                    denoiser.vocabulary_size,
-                    denoiser.mask_token_id,
+                    self.denoiser.vocabulary_size,
+                    self.denoiser.mask_token_id,
                     self.generator,
-                    config.corruption,
+                    noise,
                 )
-            thin = torch.rand(batch.tail.shape, generator=self.generator, device=self.device)
-            chosen = batch.answer & (~batch.tail | (thin < config.eos_tail_share))
-            logits = answer_logits(denoiser, noisy, batch.prompt_lengths, chosen)
-            loss, accuracy = loss_and_accuracy(logits, batch.tokens[chosen])
+                manner = Manner.draw(len(inputs), self.generator) if drafts else None
+            inputs = self.take_step(batch, inputs, manner if n < drafts - 1 else None)
+            self.step += 1
+            self.tokens += batch.tokens.numel() * self.processes
+            if self.processes == 1 or self.step % SYNC_EVERY == 0:
+                self.agree()
+            self.finished = self.progress() >= 1
+            if self.step % config.log_every == 0 or self.finished:
+                self.log_step(drafts > 0)
+            if self.held is not None and (self.step % config.validate_every == 0 or self.finished):
+                self.log_validation()
+            if self.finished:
+                return
+
+    def take_step(self, batch: Batch, inputs: Tensor, manner: Manner | None) -> Tensor | None:
+        """One optimiser step; returns the inputs of the next step of a chain, if one follows."""
+        config, denoiser = self.config, self.denoiser
+        chosen = weigh(batch, inputs, config.clean_share, config.eos_tail_share, self.generator)
+        following = None
+        with self.autocast():
+            # A draft needs every position of the answer, a loss by itself only the chosen ones.
+            where = chosen if manner is None else batch.answer
+            logits = answer_logits(denoiser, inputs, batch.prompt_lengths, where)
+            losses, right = token_losses(logits, batch.tokens[where])
+            weights = chosen[where].float()
+            total = weights.sum().clamp(min=1.0)
+            loss = (losses * weights).sum() / total
+            if manner is not None:
+                following = redraw(denoiser, batch, inputs, logits, manner, self.generator)
         loss.backward()
         self.average_gradients()
         torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
@@ -221,7 +255,12 @@ class Run:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.stack([loss.detach(), accuracy]), drafted
+        if self.average is not None:
+            # Early on the average follows closely: the first weights are worth nothing.
+            decay = min(config.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - decay)
+        self.window.append(torch.stack([loss.detach(), (right * weights).sum() / total]))
+        return following
 
     def learning_rate(self) -> float:
         """A linear rise, then half a cosine down to zero at the end of the run."""
@@ -248,6 +287,19 @@ class Run:
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
+    def averaged(self):
+        """The running average in place of the weights, for a while."""
+        if self.average is None:
+            yield
+            return
+        own = [p.data.clone() for p in self.parameters]
+        torch._foreach_copy_([p.data for p in self.parameters], self.average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_([p.data for p in self.parameters], own)
+
+    @contextlib.contextmanager
     def training_mode(self):
         """Gradients for the adapter alone, compiled layers if wanted; eval mode afterwards."""
         if self.config.compile_layers:
@@ -261,8 +313,9 @@ class Run:
 
     # -- log and checkpoints -----------------------------------------------------------------------
 
-    def log_step(self, window: Tensor, drafted: bool) -> None:
-        loss, accuracy = window.mean(dim=0).tolist()
+    def log_step(self, drafted: bool) -> None:
+        loss, accuracy = torch.stack(self.window).mean(dim=0).tolist()
+        self.window = []
         if not math.isfinite(loss):
             raise NumericalError(
                 f"step {self.step}: the loss is {loss}, expected a finite number; "
@@ -282,7 +335,7 @@ class Run:
 
     def log_validation(self) -> None:
         """Every process computes it, so that none waits long; the first one writes it down."""
-        with self.autocast():
+        with self.averaged(), self.autocast():
             scores = validate(
                 self.denoiser, self.held, max(self.config.batch_tokens // self.config.context, 1)
             )
@@ -299,51 +352,36 @@ class Run:
             self.on_row(row)
 
     def save_checkpoint(self) -> None:
-        """Everything needed to go on; the file appears whole or not at all."""
-        state = {
-            "config": self.config.to_dict(),
-            "denoiser": self.denoiser.config.to_dict(),
-            "step": self.step,
-            "tokens": self.tokens,
-            "elapsed": self.elapsed(),
-            "rows": self.rows,
-            "adapter": dict(zip(self.names, (p.data for p in self.parameters), strict=True)),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        with writing(self.out):
-            handle, partial = tempfile.mkstemp(suffix=".partial", dir=self.out)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    torch.save(state, file)
-                os.replace(partial, self.out / "checkpoint.pt")
-            except BaseException:
-                Path(partial).unlink(missing_ok=True)
-                raise
+        """Everything needed to go on."""
+        write_checkpoint(
+            self.out,
+            {
+                "config": self.config.to_dict(),
+                "denoiser": self.denoiser.config.to_dict(),
+                "batch": self.batch,
+                "step": self.step,
+                "tokens": self.tokens,
+                "window": self.window,
+                "elapsed": self.elapsed(),
+                "rows": self.rows,
+                "adapter": dict(zip(self.names, (p.data for p in self.parameters), strict=True)),
+                "average": self.average,
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
 
     def load_checkpoint(self) -> None:
         """Go on from `out`; without a checkpoint there, start afresh."""
-        path = self.out / "checkpoint.pt" if self.out is not None else None
-        if path is None or not path.exists():
+        if self.out is None or not (self.out / CHECKPOINT).exists():
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            saved = state["config"], state["denoiser"]
-            adapter = [state["adapter"][name] for name in self.names]
-        except Exception as error:  # torch.load answers damage with a dozen different errors
-            raise DamagedFile(
-                f"{path} is no readable checkpoint ({type(error).__name__}): "
-                "delete it to start over"
-            ) from error
-        if saved != (self.config.to_dict(), self.denoiser.config.to_dict()):
-            raise DamagedFile(
-                f"{path} belongs to a run with other settings: expected the same ones to resume; "
-                "choose another --out, or delete it to start over"
-            )
+        settings = {"config": self.config.to_dict(), "denoiser": self.denoiser.config.to_dict()}
+        state = read_checkpoint(self.out, settings, self.names, self.device)
         with torch.no_grad():
-            for parameter, value in zip(self.parameters, adapter, strict=True):
-                parameter.copy_(value)
+            for name, parameter in zip(self.names, self.parameters, strict=True):
+                parameter.copy_(state["adapter"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.tokens = state["step"], state["tokens"]
+        self.average, self.window = state["average"], state["window"]
+        self.batch, self.step, self.tokens = state["batch"], state["step"], state["tokens"]
         self.elapsed_before, self.rows = state["elapsed"], state["rows"]
         if self.rank == 0:  # rows written after the checkpoint belong to steps taken again
             with writing(self.out), open(self.out / "training_log.jsonl", "w") as file:

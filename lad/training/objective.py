@@ -1,13 +1,21 @@
 """What a training step minimises, and how it is measured on pairs never trained on.
 
-The loss is plain cross-entropy at every answer position, damaged or not: the denoiser must both
-repair and leave alone. EOS positions after the first are thinned out; there are many and they say
-little.
+The loss is plain cross-entropy on the answer, at every position that was damaged and at a share of
+those that were not: the denoiser must both repair and leave alone. EOS positions after the first
+are thinned out; there are many and they say little.
 
-Shapes: b = batch, t = width, m = positions that enter the loss, d = hidden size, v = vocabulary.
+Inputs are of two sorts: text under structural noise (lad/corruption.py), and the denoiser's own
+drafts. A chain of drafts costs no forward pass beyond those that train: the logits of one step are
+the drafts that the next step learns to mend, masked again as the sampler would or left whole.
+Training on one's own drafts is what makes the refinement of visible tokens work (SUNDAE, Savinov et
+al., 2022).
+
+Shapes: b = batch, t = width, m = positions that are predicted, d = hidden size, v = vocabulary.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +25,31 @@ from lad.corruption import CorruptionConfig, corrupt
 from lad.denoiser import Denoiser, attention_mask
 from lad.training.pairs import PackedPairs
 
-__all__ = ["MASKED_FRACTIONS", "Batch", "answer_logits", "draft_inputs", "take", "validate"]
+__all__ = [
+    "MASKED_FRACTIONS",
+    "Batch",
+    "Manner",
+    "answer_logits",
+    "redraw",
+    "take",
+    "token_losses",
+    "validate",
+    "weigh",
+]
 
 MASKED_FRACTIONS = (0.25, 0.5, 0.75)
 
-# What a draft is drawn from: like the first iterations of a refinement, mostly masks.
-BEFORE_DRAFT = CorruptionConfig(
-    all_masked=0.3, mask_probability=1.0, mask_fraction=(0.3, 1.0), structural_probability=0.0
+# What the first draft of a chain is drawn from: mostly nothing but masks, as in a refinement.
+BEFORE_DRAFTS = CorruptionConfig(
+    all_masked=0.6,
+    mask_probability=1.0,
+    mask_fraction=(0.2, 1.0),
+    suffix_share=0.5,
+    structural_probability=0.5,
 )
+
+# How the rows of a chain are masked again, as shares: left whole; all but what is sure; a part.
+MANNERS = {"none": 0.5, "threshold": 0.25, "part": 0.25}
 
 
 class Batch:
@@ -67,51 +92,92 @@ def answer_logits(
     return denoiser.causal_lm.lm_head(states[chosen])
 
 
-def draft_inputs(denoiser: Denoiser, batch: Batch, generator: torch.Generator) -> Tensor:
-    """`(b, t)` the model's own drafts as training inputs.
+@dataclass(frozen=True)
+class Manner:
+    """How each row of a chain of drafts is masked again, from its first draft to its last.
 
-    One draft a row, drawn greedily for half the rows and from the model's probabilities for the
-    rest, as the sampler may do either. Then half the rows are masked again in part, as between
-    iterations with re-noising, and half are left whole, as without.
-
-    Training on one's own drafts is what makes the refinement of visible tokens work (SUNDAE,
-    Savinov et al., 2022).
+    Attributes:
+        kind: `(b,)` int64, an index into `MANNERS`.
+        threshold: `(b,)`, the confidence from which a token stays visible, kind "threshold".
+        window: `(b,)` int64, how far beyond the leftmost mask tokens may become visible.
     """
-    masked = corrupt(
-        batch.tokens,
-        batch.answer,
-        denoiser.vocabulary_size,
-        denoiser.mask_token_id,
-        generator,
-        BEFORE_DRAFT,
-    )
-    # Gradients stay on and are thrown away: switching them off would make a compiled layer
-    # compile again, which costs more than the graph.
-    logits = answer_logits(denoiser, masked, batch.prompt_lengths, batch.answer).detach().float()
-    b = len(batch.tokens)
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
-    gumbel = uniform.clamp_(min=1e-10).log_().neg_().log_().neg_()
-    sampled = torch.rand((b, 1), generator=generator, device=logits.device) < 0.5
-    sampled = sampled.expand_as(batch.answer)[batch.answer]  # (m,)
-    logits[:, denoiser.mask_token_id] = -torch.inf
-    drawn = (logits + gumbel * sampled[:, None]).argmax(dim=-1)
-    drafts = batch.tokens.masked_scatter(batch.answer, drawn)
-    again = CorruptionConfig(
-        all_masked=0.0, mask_probability=0.5, mask_fraction=(0.0, 1.0), structural_probability=0.0
-    )
-    return corrupt(
-        drafts,
-        batch.answer,
-        denoiser.vocabulary_size,
-        denoiser.mask_token_id,
-        generator,
-        again,
-    )
+
+    kind: Tensor
+    threshold: Tensor
+    window: Tensor
+
+    @classmethod
+    def draw(cls, rows: int, generator: torch.Generator) -> Manner:
+        """One for each row, at random."""
+        uniform = torch.rand((3, rows), generator=generator, device=generator.device)
+        ladder = torch.tensor(list(MANNERS.values()), device=generator.device).cumsum(0)
+        kind = torch.bucketize(uniform[0], ladder, right=True).clamp(max=len(MANNERS) - 1)
+        return cls(kind, 0.3 + 0.65 * uniform[1], (8 + 120 * uniform[2] ** 2).long())
 
 
-def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats, and share of positions whose likeliest token is right."""
-    return F.cross_entropy(logits.float(), targets), (logits.argmax(-1) == targets).float().mean()
+def redraw(
+    denoiser: Denoiser,
+    batch: Batch,
+    inputs: Tensor,
+    logits: Tensor,
+    manner: Manner,
+    generator: torch.Generator,
+) -> Tensor:
+    """`(b, t)` the inputs of the next step: the likeliest tokens, masked again row by row.
+
+    Args:
+        inputs: `(b, t)` int64, what `logits` were computed from.
+        logits: `(m, v)` of every answer position.
+    """
+    logits = logits.detach()
+    best, ids = logits.max(dim=-1)
+    sure = (best.float() - logits.float().logsumexp(dim=-1)).exp()  # (m,)
+    drafts = batch.tokens.masked_scatter(batch.answer, ids)
+    confidence = inputs.new_zeros(inputs.shape, dtype=torch.float32)
+    confidence = confidence.masked_scatter(batch.answer, sure)
+
+    # "threshold": what was shown stays shown; of the rest what is sure, and always the surest one.
+    hidden = batch.answer & (inputs == denoiser.mask_token_id)
+    position = torch.arange(inputs.shape[1], device=inputs.device)
+    leftmost = torch.where(hidden, position, inputs.shape[1]).amin(dim=1, keepdim=True)
+    near = hidden & (position < leftmost + manner.window[:, None])
+    candidates = confidence.masked_fill(~near, -1.0)
+    shown = candidates >= torch.minimum(
+        manner.threshold[:, None], candidates.amax(dim=1, keepdim=True).clamp(min=0.0)
+    )
+    unsure = hidden & ~shown
+
+    # "part": any share, the doubtful sooner than the sure.
+    share = torch.rand((len(inputs), 1), generator=generator, device=inputs.device)
+    chance = torch.rand(inputs.shape, generator=generator, device=inputs.device)
+    score = (chance * (1.01 - confidence)).masked_fill(~batch.answer, -1.0)
+    rank = score.argsort(dim=1, descending=True).argsort(dim=1)
+    part = (rank < share * batch.answer.sum(dim=1, keepdim=True)) & batch.answer
+
+    kind = manner.kind[:, None]
+    names = list(MANNERS)
+    again = (unsure & (kind == names.index("threshold"))) | (part & (kind == names.index("part")))
+    return drafts.masked_fill(again, denoiser.mask_token_id)
+
+
+def weigh(
+    batch: Batch,
+    inputs: Tensor,
+    clean_share: float,
+    eos_tail_share: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """`(b, t)` bool: the positions that enter the loss of this step."""
+    chance = torch.rand((2, *inputs.shape), generator=generator, device=inputs.device)
+    damaged = inputs != batch.tokens
+    wanted = damaged | (chance[0] < clean_share)
+    return batch.answer & wanted & (~batch.tail | (chance[1] < eos_tail_share))
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`(m,)` cross-entropies in nats, and `(m,)` bool: is the likeliest token the right one?"""
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return losses, logits.argmax(-1) == targets
 
 
 def validate(

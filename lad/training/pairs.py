@@ -23,13 +23,14 @@ from torch import Tensor
 
 from lad.backbones import LoadedBackbone
 from lad.errors import DamagedFile, InvalidInput
-from lad.prompts import encode_prompt
+from lad.prompts import encode_prompts
 
 __all__ = [
     "PackedPairs",
     "Pair",
     "batches",
     "everyday_prompts",
+    "held_out_prompts",
     "hold_out",
     "pack",
     "read_pairs",
@@ -73,6 +74,12 @@ class PackedPairs:
 def everyday_prompts() -> list[str]:
     """Short plain questions that come with the package, for demonstrations."""
     path = Path(__file__).parent.parent / "data" / "prompts.txt"
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def held_out_prompts() -> list[str]:
+    """A hundred everyday prompts to measure by; `lad distil` keeps them out of every pair."""
+    path = Path(__file__).parent.parent / "data" / "held-out.txt"
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
@@ -124,7 +131,7 @@ def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> Packe
         InvalidInput: none fits.
     """
     tokenizer = backbone.tokenizer
-    prompts = [encode_prompt(tokenizer, pair.prompt) for pair in pairs]
+    prompts = encode_prompts(tokenizer, [pair.prompt for pair in pairs])
     answers = tokenizer([pair.answer for pair in pairs], add_special_tokens=False)["input_ids"]
     fits = [len(p) + len(a) < context for p, a in zip(prompts, answers, strict=True)]
     rows = [(p, a) for p, a, fit in zip(prompts, answers, fits, strict=True) if fit and a]
