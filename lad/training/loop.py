@@ -310,6 +310,10 @@ class Run:
             yield
         finally:
             self.denoiser.model.eval().requires_grad_(False)
+            if self.config.compile_layers:
+                # Back to plain calls: what comes after has other shapes, and each would compile.
+                for layer in self.denoiser.causal_lm.model.layers:
+                    layer._compiled_call_impl = None
 
     # -- log and checkpoints -----------------------------------------------------------------------
 

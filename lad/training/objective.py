@@ -85,7 +85,12 @@ def answer_logits(
         chosen: `(b, t)` bool, positions to predict; no position 0 with the shifted target.
     """
     settings = denoiser.config
-    mask = attention_mask(prompt_lengths, inputs.shape[1], settings.attention, settings.target)
+    # A prompt that holds the MASK token as text is read as text.
+    answer = torch.arange(inputs.shape[1], device=inputs.device) >= prompt_lengths[:, None]
+    masked = (inputs == denoiser.mask_token_id) & answer
+    mask = attention_mask(
+        prompt_lengths, inputs.shape[1], settings.attention, settings.target, masked=masked
+    )
     states = denoiser.hidden_states(inputs, mask)  # (b, t, d)
     if settings.target == "next":  # the state one to the left makes the prediction
         chosen = chosen.roll(-1, dims=1)
