@@ -36,7 +36,7 @@ __all__ = [
     "write_adapter",
 ]
 
-ATTENTIONS = ("bidirectional", "prompt-causal")
+ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
 TARGETS = ("same", "next")
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

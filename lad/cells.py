@@ -251,7 +251,9 @@ def summary(trace: Trace) -> str:
     """How a run ended and what it cost, in words."""
     ran, planned = len(trace.steps), trace.config.get("iterations", len(trace.steps))
     if trace.stopped_early:
-        end = f"Stopped early after {ran} of {planned} iterations: the draft stood still."
+        whole = trace.config.get("renoising") == "threshold"
+        why = "no MASK was left in the answer" if whole else "the draft stood still"
+        end = f"Stopped early after {ran} of {planned} iterations: {why}."
     elif ran < planned:
         end = f"Stopped by hand after {ran} of {planned} iterations."
     else:

@@ -8,6 +8,9 @@ Attention
     prompt-causal   the prompt attends causally, as the backbone was pretrained, and only the answer
                     attends to everything. The prompt's states then do not depend on the answer, so
                     its keys and values are computed once and reused at every iteration.
+    mask-blind      prompt-causal, and nothing visible looks at a MASK: a MASK has nothing to tell,
+                    and a pretrained model that never met one is thrown off by sixty. MASK positions
+                    themselves look at everything, so masked neighbours can still agree.
 
 Target
     same            the state at position i predicts token i: the paper's.
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -57,25 +60,63 @@ __all__ = [
     "DenoiserConfig",
     "attention_mask",
     "load_denoiser",
+    "pad_prompts",
 ]
 
 
 def attention_mask(
-    prompt_lengths: Tensor, total: int, attention: str, target: str = "next"
+    prompt_lengths: Tensor,
+    total: int,
+    attention: str,
+    target: str = "next",
+    padding: Tensor | None = None,
+    masked: Tensor | None = None,
 ) -> Tensor:
     """Which position may attend to which: `(b, 1, t, t)` bool, rows are queries, True is visible.
 
     Args:
-        prompt_lengths: `(b,)` int64.
+        prompt_lengths: `(b,)` int64, positions before the answer, padding among them.
         total: t, prompt and answer positions together.
+        padding: `(b,)` int64, positions on the left that stand for nothing and that no other sees;
+            each sees itself, because a softmax over nothing is NaN.
+        masked: `(b, t)` bool, where the input is MASK; only "mask-blind" asks.
     """
     position = torch.arange(total, device=prompt_lengths.device)
     if attention == "bidirectional":
-        return position.new_ones((len(prompt_lengths), 1, total, total), dtype=torch.bool)
-    causal = position[None, :] <= position[:, None]  # (t, t)
-    first_free = prompt_lengths - (1 if target == "next" else 0)
-    free = position[None, :] >= first_free[:, None]  # (b, t), queries that see everything
-    return (causal[None] | free[:, :, None])[:, None]
+        visible = position.new_ones((len(prompt_lengths), total, total), dtype=torch.bool)
+    else:
+        causal = position[None, :] <= position[:, None]  # (t, t)
+        first_free = prompt_lengths - (1 if target == "next" else 0)
+        free = position[None, :] >= first_free[:, None]  # (b, t), queries that see everything
+        visible = causal[None] | free[:, :, None]
+    if attention == "mask-blind" and masked is not None:
+        visible = visible & (masked[:, :, None] | ~masked[:, None, :])
+    if padding is not None:
+        real = position[None, :] >= padding[:, None]  # (b, t)
+        visible = (visible & real[:, None, :]) | (position[None, :] == position[:, None])
+    return visible[:, None]
+
+
+def pad_prompts(prompts: Sequence[Tensor], filler: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Prompts of different lengths as one batch, padded on the left so that their ends meet.
+
+    Args:
+        prompts: `(p_i,)` int64 each.
+        filler: token id that stands where nothing is; no position sees it.
+
+    Returns:
+        `(b, p)` int64, p being the longest, and `(b,)` int64, the padding of each; None when all
+        have the same length.
+    """
+    longest = max(len(ids) for ids in prompts)
+    padding = [longest - len(ids) for ids in prompts]
+    if not any(padding):
+        return torch.stack(list(prompts)), None
+    padded = [
+        torch.cat([ids.new_full((n,), filler), ids])
+        for ids, n in zip(prompts, padding, strict=True)
+    ]
+    return torch.stack(padded), torch.tensor(padding, device=prompts[0].device)
 
 
 class Denoiser:
@@ -160,15 +201,24 @@ class Denoiser:
         return torch.tensor(encode_prompt(self.tokenizer, prompt), device=self.device)
 
     def hidden_states(
-        self, tokens: Tensor, mask: Tensor, cache: DynamicCache | None = None, start: int = 0
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        cache: DynamicCache | None = None,
+        start: int = 0,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """`(b, t, d)` final hidden states of `(b, t)` tokens that begin at position `start`.
 
         Args:
             mask: `(b, 1, t, start + t)` bool, True where a query (row) may see a key (column).
             cache: keys and values of the `start` positions before; the new ones are appended.
+            padding: `(b,)` int64, positions on the left that do not count; None when there are
+                none.
         """
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        if padding is not None:
+            positions = (positions - padding[:, None]).clamp(min=0)
         return self.causal_lm.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -177,37 +227,52 @@ class Denoiser:
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def logits(self, prompt: Tensor, answer: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def logits(
+        self,
+        prompt: Tensor,
+        answer: Tensor,
+        cache: DynamicCache | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
         """`(b, a, v)` logits of every answer position.
 
         Args:
             prompt: `(b, p)` int64, p >= 1.
             answer: `(b, a)` int64, the current draft, MASK where unknown.
             cache: from `read_prompt`, and left as it was: the prompt is then not computed again.
+            padding: `(b,)` int64, how many tokens on the left of each prompt are none, see
+                `pad_prompts`; the logits are those of the prompt without them.
         """
         p, a = prompt.shape[1], answer.shape[1]
         start = 0 if cache is None else cache.get_seq_length()
         tokens = torch.cat([prompt, answer], dim=1)[:, start:]
         lengths = torch.full((len(prompt),), p, device=prompt.device)
-        mask = attention_mask(lengths, p + a, self.config.attention, self.config.target)
-        states = self.hidden_states(tokens, mask[:, :, start:], cache, start)
+        # A prompt that holds the MASK token as text is read as text.
+        text = torch.zeros_like(prompt, dtype=torch.bool)
+        masked = torch.cat([text, answer == self.mask_token_id], dim=1)
+        mask = attention_mask(
+            lengths, p + a, self.config.attention, self.config.target, padding, masked
+        )
+        states = self.hidden_states(tokens, mask[:, :, start:], cache, start, padding)
         if cache is not None:
             cache.crop(-(tokens.shape[1]))  # back to the prompt alone
         first = p - start - (1 if self.config.target == "next" else 0)
         return self.causal_lm.lm_head(states[:, first : first + a])
 
-    def read_prompt(self, prompt: Tensor) -> DynamicCache | None:
-        """Keys and values of the prompt positions that never see the answer.
+    def read_prompt(self, prompt: Tensor, padding: Tensor | None = None) -> DynamicCache | None:
+        """Keys and values of the `(b, p)` prompt positions that never see the answer.
 
         None where there are none to reuse: under bidirectional attention every state moves with
-        every token of the answer.
+        every token of the answer. `padding` is as in `logits`.
         """
         keep = prompt.shape[1] - (1 if self.config.target == "next" else 0)
-        if self.config.attention != "prompt-causal" or keep < 1:
+        if self.config.attention == "bidirectional" or keep < 1:
             return None
         cache = DynamicCache(config=self.causal_lm.config)
-        causal = torch.ones(keep, keep, dtype=torch.bool, device=prompt.device).tril()
-        self.hidden_states(prompt[:, :keep], causal[None, None], cache)
+        # Its own mask is the left upper part of the whole one, in which it sees no answer.
+        ends = torch.full((len(prompt),), keep, device=prompt.device)
+        causal = attention_mask(ends, keep, "prompt-causal", "same", padding)
+        self.hidden_states(prompt[:, :keep], causal, cache, padding=padding)
         return cache
 
     @contextlib.contextmanager

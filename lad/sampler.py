@@ -1,153 +1,95 @@
-"""The reverse process: refine a whole answer, draft after draft.
+"""The reverse process: refine whole answers, draft after draft.
 
-    answer <- all MASK
+    answer <- all MASK, or a draft that was given
     repeat: run the denoiser once; draw every position anew from its logits;
-            stop early when the draft stood still in `patience` successive iterations;
-            with re-noising, mask some positions again (lad/schedule.py says how many and which).
+            stop a row early when its draft cannot or does not change any more;
+            let the strategy choose what is masked before the next iteration (lad/strategies.py).
 
 Without re-noising ("noiseless") the next input is the draft itself: the denoiser, trained on
 structural noise and on its own drafts, repairs tokens that are visible and wrong.
 
+Many prompts are refined together: padded on the left, each row with a generator of its own, each
+stopping on its own and then leaving the batch, so that a row's answer is that of a run alone.
+
 Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo). `lad/reference.py` is the same loop as a
 plain reader would write it; the tests hold the two together token for token.
 
-Shapes: a = positions of the answer region, v = vocabulary.
+Shapes: b = rows still at work, a = positions of the answer region, v = vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lad import schedule
+from lad.controls import PRESETS, RANGES, RENOISING, RefineConfig, preset
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
 from lad.prompts import Prompt
+from lad.recording import make_trace
+from lad.rows import Rows, prepare
+from lad.strategies import Look, Strategy, make_strategy, repeated
 from lad.trace import Step, Trace
 
-__all__ = ["RENOISING", "RefineConfig", "draw", "record", "refine"]
+__all__ = [
+    "PRESETS",
+    "RANGES",
+    "RENOISING",
+    "RefineConfig",
+    "draw",
+    "make_trace",
+    "preset",
+    "record",
+    "refine",
+    "refine_batch",
+]
 
-RENOISING = ("none", "uniform", "confidence")
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """Every control of one refinement. Ranges are the authors' demo's.
-
-    The defaults are for the small default model, which needs much re-noising to write a longer
-    answer without stuttering; the authors' library starts at noise 0.5 with sharpness 5.
-
-    Attributes:
-        iterations: most refinement steps, 1 to 512.
-        renoising: which positions are masked again: "none" (noiseless), "uniform", or "confidence"
-            (where the denoiser doubts itself).
-        noise_start: fraction masked after the first iteration, 0 to 1.
-        sharpness: how fast that fraction decays, above 0 and up to 20.
-        noise_clipping: least weight of a sure token in confidence-guided noising, 0.01 to 1.
-        temperature: 0 is greedy; 1 draws from the denoiser's own probabilities; up to 5.
-        top_k: draw among the k likeliest tokens, 1 to 1000.
-        top_p: and among those, the fewest that hold this much probability, above 0 and up to 1.
-        eos_bias: added to EOS's logit, -5 to 5: negative for longer answers.
-        answer_length: positions of the answer region, 1 to 2048.
-        context: most tokens that prompt and answer region may have together, 16 to 2048; None is
-            the longest the adapter was trained on.
-        patience: stop when this many successive drafts are identical; 0 never stops early.
-        seed: of the run's own generator; the global one is not touched.
-    """
-
-    iterations: int = 32
-    renoising: str = "confidence"
-    noise_start: float = 0.9
-    sharpness: float = 1.0
-    noise_clipping: float = 0.01
-    temperature: float = 0.0
-    top_k: int = 3
-    top_p: float = 1.0
-    eos_bias: float = 0.0
-    answer_length: int = 64
-    context: int | None = None
-    patience: int = 3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.renoising not in RENOISING:
-            raise InvalidInput(
-                f"renoising = {self.renoising!r}: expected one of {', '.join(RENOISING)}"
-            )
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if name == "context" and value is None:
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            whole = self.__dataclass_fields__[name].type == "float" or isinstance(value, int)
-            if not (number and whole and math.isfinite(value) and low <= value <= high):
-                real = self.__dataclass_fields__[name].type == "float"
-                kind = "a number" if real else "a whole number"
-                raise InvalidInput(f"{name} = {value!r}: expected {kind} from {low} to {high}")
-
-    @property
-    def greedy(self) -> bool:
-        """True when nothing is left to chance in the draw."""
-        return self.temperature == 0 or self.top_k == 1
-
-    def to_dict(self) -> dict:
-        """Plain values, for JSON; `RefineConfig(**values)` reads them back."""
-        return asdict(self)
+# Logits are turned into float32 this many at a time: 256 MB, however large batch and window are.
+FLOATS_AT_ONCE = 2**26
 
 
-RANGES = {
-    "iterations": (1, 512),
-    "noise_start": (0, 1),
-    "sharpness": (0.01, 20),
-    "noise_clipping": (0.01, 1),
-    "temperature": (0, 5),
-    "top_k": (1, 1000),
-    "top_p": (0.01, 1),
-    "eos_bias": (-5, 5),
-    "answer_length": (1, 2048),
-    "context": (16, 2048),
-    "patience": (0, 512),
-    "seed": (0, 2**63 - 1),
-}
-
-
-def draw(logits: Tensor, config: RefineConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, config: RefineConfig, uniforms: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a token at every position.
 
     Args:
-        logits: `(a, v)` float.
-        generator: a CPU generator; one number per position is taken from it, so one seed gives one
-            answer on every device.
+        logits: `(..., v)` float32.
+        uniforms: `(...)` in [0, 1), the randomness: one number a position; None when greedy.
 
     Returns:
-        tokens `(a,)` int64, and their confidence `(a,)` float32: the probability under the
-        denoiser's own distribution, before temperature, top-k and top-p narrow it.
+        tokens `(...)` int64; their confidence `(...)` float32, the probability under the denoiser's
+        own distribution, before temperature, top-k and top-p narrow it; and `(...)` float32, the
+        logarithm of that distribution's sum, which is not finite when a logit is not.
     """
-    total = logits.logsumexp(dim=-1)  # (a,)
-    k = 1 if config.greedy else min(config.top_k, logits.shape[-1])
-    top, ids = logits.topk(k, dim=-1)  # (a, k), likeliest first
+    total = logits.logsumexp(dim=-1)  # (...)
     if config.greedy:
-        return ids[:, 0], (top[:, 0] - total).exp()
+        top, tokens = logits.max(dim=-1)
+        return tokens, (top - total).exp(), total
+    k = min(config.top_k, logits.shape[-1])
+    top, ids = logits.topk(k, dim=-1)  # (..., k), likeliest first
     weights = (top / config.temperature).softmax(dim=-1)
     # Keep a token when what precedes it holds less than top_p: the likeliest always stays.
     weights = weights * (weights.cumsum(dim=-1) - weights < config.top_p)
     ladder = weights.cumsum(dim=-1)
-    uniform = torch.rand(len(logits), generator=generator).to(logits.device)
-    rung = (ladder <= uniform[:, None] * ladder[:, -1:]).sum(dim=-1, keepdim=True)
+    rung = (ladder <= uniforms[..., None] * ladder[..., -1:]).sum(dim=-1, keepdim=True)
     rung = rung.clamp(max=k - 1)
-    tokens = ids.gather(1, rung)[:, 0]
-    return tokens, (top.gather(1, rung)[:, 0] - total).exp()
+    tokens = ids.gather(-1, rung)[..., 0]
+    return tokens, (top.gather(-1, rung)[..., 0] - total).exp(), total
 
 
 def refine(
-    denoiser: Denoiser, prompt: Prompt | Tensor, config: RefineConfig | None = None
+    denoiser: Denoiser,
+    prompt: Prompt | Tensor,
+    config: RefineConfig | None = None,
+    *,
+    draft: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> Iterator[Step]:
     """Refine an answer, yielding a `Step` after every iteration; the last holds the final draft.
 
@@ -155,83 +97,247 @@ def refine(
 
     Args:
         prompt: text, chat messages, or `(p,)` token ids from `denoiser.encode`.
+        draft: `(a,)` token ids to start from instead of MASK, or with MASK where nothing is known.
+        fixed: `(a,)` bool, positions of the draft that never change: infilling. The answer cannot
+            end before the last of them.
 
     Raises:
-        InvalidInput: an empty prompt, or one that leaves no room for the answer.
+        InvalidInput: an empty prompt, one that leaves no room for the answer, or a draft that does
+            not fit.
         NumericalError: NaN or infinite logits, named with the iteration.
     """
     config = config or RefineConfig()
-    prompt_ids = prompt if isinstance(prompt, Tensor) else denoiser.encode(prompt)
-    longest = min(
-        config.context or denoiser.config.context, denoiser.causal_lm.config.max_position_embeddings
-    )
-    if len(prompt_ids) + config.answer_length > longest:
+    rows = prepare(denoiser, [prompt], config, [draft], [fixed])
+    return (steps[0] for steps in _iterate(denoiser, rows, config))
+
+
+def refine_batch(
+    denoiser: Denoiser,
+    prompts: Sequence[Prompt | Tensor],
+    config: RefineConfig | None = None,
+    on_iteration: Callable[[dict[int, Step]], object] | None = None,
+    *,
+    drafts: Sequence[Tensor | None] | None = None,
+    fixed: Sequence[Tensor | None] | None = None,
+    batch_size: int = 64,
+) -> list[Trace]:
+    """Refine many answers at once; what each becomes is what a run alone would give.
+
+    Args:
+        prompts: of any lengths; each as in `refine`, and each answer region `answer_length` long.
+        on_iteration: called after every iteration with the steps of the rows still at work, by the
+            index of their prompt. A run is cut short by raising from it.
+        drafts, fixed: one entry a prompt, as in `refine`; None where there is none.
+        batch_size: most rows at work at a time.
+
+    Returns:
+        One trace a prompt, in their order. A step's `seconds` are those of the whole batch's
+        iteration.
+
+    Raises:
+        InvalidInput, NumericalError: as `refine`; nothing runs when one prompt is refused.
+    """
+    config = config or RefineConfig()
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size = {batch_size}: expected a whole number from 1 up")
+    if isinstance(prompts, str):
+        raise InvalidInput("prompts is one text: expected a list of prompts; put it in brackets")
+    drafts = [None] * len(prompts) if drafts is None else list(drafts)
+    fixed = [None] * len(prompts) if fixed is None else list(fixed)
+    if not len(prompts) == len(drafts) == len(fixed):
         raise InvalidInput(
-            f"a prompt of {len(prompt_ids)} tokens and an answer region of {config.answer_length}: "
-            f"expected at most {longest} together, the context window; shorten the prompt, or "
-            "lower answer_length, or raise context"
+            f"{len(prompts)} prompts, {len(drafts)} drafts and {len(fixed)} fixed masks: expected "
+            "as many of each; put None where there is none"
         )
-    return _iterate(denoiser, prompt_ids[None], config)
+    parts = [slice(n, n + batch_size) for n in range(0, len(prompts), batch_size)]
+    prepared = [prepare(denoiser, prompts[x], config, drafts[x], fixed[x], x.start) for x in parts]
+    kept: list[list[Step]] = [[] for _ in prompts]
+    for rows in prepared:
+        for steps in _iterate(denoiser, rows, config):
+            for index, step in steps.items():
+                kept[index].append(step)
+            if on_iteration is not None:
+                on_iteration(steps)
+    prompt_ids = [ids for rows in prepared for ids in rows.prompt_ids]
+    return [
+        make_trace(denoiser, prompt, ids, config, steps)
+        for prompt, ids, steps in zip(prompts, prompt_ids, kept, strict=True)
+    ]
 
 
 @torch.inference_mode()
-def _iterate(denoiser: Denoiser, prompt_ids: Tensor, config: RefineConfig) -> Iterator[Step]:
-    generator = torch.Generator().manual_seed(config.seed)
-    cache = denoiser.read_prompt(prompt_ids)
-    answer = torch.full((config.answer_length,), denoiser.mask_token_id, device=denoiser.device)
-    previous, unchanged = None, 0
+def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[dict[int, Step]]:
+    """Steps of the rows still at work, by prompt, after every iteration."""
+    strategy = make_strategy(config)
+    grows = strategy.finishes or config.added_tokens is not None
+    many = len(rows.index) > 1
+    cache = denoiser.read_prompt(rows.prompts, rows.padding)
+    inputs = rows.answer.cpu().numpy()
+    shown = inputs != denoiser.mask_token_id
+    previous, unchanged = None, np.ones(len(inputs), dtype=int)
 
     for i in range(config.iterations):
         started = time.perf_counter()
-        logits = denoiser.logits(prompt_ids, answer[None], cache)[0].float()  # (a, v)
-        if not bool(torch.isfinite(logits).all()):
-            raise NumericalError(
-                f"iteration {i}: the logits hold NaN or infinity, expected finite numbers; "
-                "check the adapter with `lad info`, or use float32"
+        drawing = 0 if config.greedy else 1
+        uniforms = rows.uniforms(drawing + strategy.draws)
+        logits = denoiser.logits(rows.prompts, rows.answer, cache, rows.padding)  # (b, a, v)
+        draft, confidence, end, finite = _draw_all(denoiser, rows, logits, config, uniforms)
+        del logits
+        if i == config.iterations - 1:
+            hidden = torch.zeros_like(draft, dtype=torch.bool)
+        else:
+            own = None if uniforms is None else uniforms[:, drawing:]
+            hidden = _hide(denoiser, rows, strategy, config, i, draft, confidence, own)
+        finished = torch.zeros_like(finite)
+        if strategy.finishes:
+            draft, confidence, hidden, finished = _finish(
+                denoiser, rows, draft, confidence, end, hidden
             )
-        logits[:, denoiser.eos_token_id] += config.eos_bias
-        logits[:, denoiser.mask_token_id] = -math.inf  # MASK is an input, never an answer
-        draft, confidence = draw(logits, config, generator)
 
-        unchanged = unchanged + 1 if previous is not None and bool((draft == previous).all()) else 1
-        stopping = config.patience > 0 and unchanged >= config.patience
-        last = stopping or i == config.iterations - 1
-        renoised = torch.zeros_like(draft, dtype=torch.bool)
-        if config.renoising != "none" and not last:
-            renoised = _choose(denoiser, draft, confidence, i, config, generator)
-        yield Step(
-            iteration=i,
-            inputs=answer.cpu().numpy(),
-            draft=draft.cpu().numpy(),
-            confidence=confidence.cpu().numpy(),
-            renoised=renoised.cpu().numpy(),
-            seconds=time.perf_counter() - started,
-        )
-        if stopping:
+        # The one transfer of an iteration; from here on everything is small and on the host.
+        answers, doubts, renoised, flags = _to_host(draft, confidence, hidden, finite, finished)
+        if not flags[0].all():
+            bad = rows.index[int(np.flatnonzero(~flags[0])[0])]
+            raise NumericalError(
+                f"iteration {i}{f', prompt {bad}' if many else ''}: the logits hold NaN or "
+                "infinity, expected finite numbers; check the adapter with `lad info`, or use "
+                "float32"
+            )
+        same = np.zeros(len(answers), dtype=bool)
+        if previous is not None:
+            same = (answers == previous).all(axis=1)
+        if grows:
+            same &= ~(~renoised & ~shown).any(axis=1)
+            shown |= ~renoised
+        unchanged = np.where(same, unchanged + 1, 1)
+        stopping = flags[1]
+        if config.patience > 0:
+            stopping |= unchanged >= config.patience
+            if config.greedy:  # the same input again, now and ever after
+                stopping |= (answers == inputs).all(axis=1) & ~renoised.any(axis=1)
+        renoised[stopping] = False
+        seconds = time.perf_counter() - started
+        yield {
+            row: Step(i, inputs[n], answers[n], doubts[n], renoised[n], seconds)
+            for n, row in enumerate(rows.index)
+        }
+        if stopping.all():
             return
-        previous = draft
-        answer = draft.masked_fill(renoised, denoiser.mask_token_id)
+        rows.shown |= ~hidden
+        rows.answer = draft.masked_fill(hidden, denoiser.mask_token_id)
+        inputs = np.where(renoised, denoiser.mask_token_id, answers)
+        previous = answers
+        if stopping.any():
+            stay = np.flatnonzero(~stopping)
+            chosen = rows.keep(stay)
+            if cache is not None:
+                cache.batch_select_indices(chosen)
+            inputs, previous, unchanged, shown = (
+                array[stay] for array in (inputs, previous, unchanged, shown)
+            )
 
 
-def _choose(
+def _draw_all(
+    denoiser: Denoiser, rows: Rows, logits: Tensor, config: RefineConfig, uniforms: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draft and confidence `(b, a)`, EOS's own probability `(b, a)`, and `(b,)` bool: all finite.
+
+    The float32 copy that a sum over the vocabulary needs is made for a few rows at a time.
+    """
+    eos, drawn = denoiser.eos_token_id, []
+    at_once = max(1, FLOATS_AT_ONCE // logits[0].numel())
+    for n in range(0, len(logits), at_once):
+        part = slice(n, n + at_once)
+        own = logits[part].float()  # (·, a, v); the sampler's own, so it may be written to
+        own[..., eos] += config.eos_bias
+        own[..., denoiser.mask_token_id] = -math.inf  # MASK is an input, never an answer
+        if rows.endless is not None:
+            own[..., eos].masked_fill_(rows.endless[part], -math.inf)
+        numbers = None if config.greedy else uniforms[part, 0]
+        draft, confidence, total = draw(own, config, numbers)
+        stays = None if rows.fixed is None else rows.fixed[part]
+        if not config.redraw:
+            shown = rows.answer[part] != denoiser.mask_token_id
+            if rows.endless is not None:  # an end that may not be one
+                shown &= ~(rows.endless[part] & (rows.answer[part] == eos))
+            stays = shown if stays is None else stays | shown
+        if stays is not None:
+            given = rows.answer[part].where(stays, draft)
+            sure = (own.gather(-1, given[..., None])[..., 0] - total).exp()
+            draft, confidence = given, sure.where(stays, confidence)
+        end = (own[..., eos] - total).exp()
+        drawn.append((draft, confidence, end, total.isfinite().all(dim=-1)))
+    return tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))
+
+
+def _hide(
     denoiser: Denoiser,
+    rows: Rows,
+    strategy: Strategy,
+    config: RefineConfig,
+    iteration: int,
     draft: Tensor,
     confidence: Tensor,
-    iteration: int,
-    config: RefineConfig,
-    generator: torch.Generator,
+    uniforms: Tensor | None,
 ) -> Tensor:
-    """`(a,)` bool: the positions to mask again after an iteration."""
-    count = schedule.mask_count(
-        iteration, config.iterations, len(draft), config.sharpness, config.noise_start
+    """`(b, a)` bool: the positions that are MASK in the next input."""
+    free = torch.ones_like(rows.shown) if rows.fixed is None else ~rows.fixed
+    may = free & ~rows.shown if config.permanent else free
+    grown = torch.ones_like(free[:1])  # (1, a), what growth has reached
+    if config.added_tokens is not None:
+        grown[:, config.added_tokens * (iteration + 1) :] = False
+    ends = draft == denoiser.eos_token_id
+    again = torch.zeros_like(free)
+    if config.repeats == "remask":
+        again = repeated(draft, confidence, ends, may) & grown
+    look = Look(
+        iteration=iteration,
+        iterations=config.iterations,
+        draft=draft,
+        confidence=confidence,
+        masked=rows.answer == denoiser.mask_token_id,
+        open=may & grown,
+        sizes=(free & grown).sum(dim=-1),
+        repeated=again,
+        ends=ends,
+        uniforms=uniforms,
     )
-    if config.renoising == "uniform":
-        return schedule.choose_positions(torch.ones_like(confidence), count, generator)
-    weights = schedule.confidence_weights(confidence, config.noise_clipping)
-    eos = draft == denoiser.eos_token_id
-    for_eos, for_others = schedule.split_budget(count, int(eos.sum()), len(draft))
-    return schedule.choose_positions(weights * eos, for_eos, generator) | schedule.choose_positions(
-        weights * ~eos, for_others, generator
+    return strategy.choose(look) | (may & ~grown)
+
+
+def _finish(
+    denoiser: Denoiser, rows: Rows, draft: Tensor, confidence: Tensor, end: Tensor, hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows that show every token before their first visible EOS are done: what follows is EOS."""
+    seen = ((draft == denoiser.eos_token_id) & ~hidden).cumsum(dim=-1)  # visible EOS up to here
+    finished = ~(hidden & (seen == 0)).any(dim=-1)  # (b,)
+    tail = finished[:, None] & (seen > 0)
+    if rows.fixed is not None:
+        tail &= ~rows.fixed
+    return (
+        draft.masked_fill(tail, denoiser.eos_token_id),
+        end.where(tail, confidence),
+        hidden & ~finished[:, None],
+        finished,
+    )
+
+
+def _to_host(
+    draft: Tensor, confidence: Tensor, hidden: Tensor, *flags: Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Everything an iteration gives, in one copy: a GPU is waited for once.
+
+    Returns:
+        `(b, a)` int64, `(b, a)` float32, `(b, a)` bool, and the flags `(number of flags, b)` bool.
+    """
+    a = draft.shape[1]
+    parts = [draft.int(), confidence.float().contiguous().view(torch.int32), hidden.int()]
+    packed = torch.cat([*parts, torch.stack(flags, dim=1).int()], dim=1).cpu().numpy()
+    return (
+        packed[:, :a].astype(np.int64),
+        np.ascontiguousarray(packed[:, a : 2 * a]).view(np.float32),
+        packed[:, 2 * a : 3 * a].astype(bool),
+        packed[:, 3 * a :].T.astype(bool),
     )
 
 
@@ -240,67 +346,19 @@ def record(
     prompt: Prompt,
     config: RefineConfig | None = None,
     on_step: Callable[[Step], object] | None = None,
+    *,
+    draft: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> Trace:
     """Refine to the end and keep everything; `on_step` is called after every iteration.
 
-    A run is cut short by raising from `on_step`.
+    A run is cut short by raising from `on_step`; everything else is as in `refine`.
     """
     config = config or RefineConfig()
     prompt_ids = denoiser.encode(prompt)
     steps = []
-    for step in refine(denoiser, prompt_ids, config):
+    for step in refine(denoiser, prompt_ids, config, draft=draft, fixed=fixed):
         steps.append(step)
         if on_step is not None:
             on_step(step)
     return make_trace(denoiser, prompt, prompt_ids, config, steps)
-
-
-def make_trace(
-    denoiser: Denoiser, prompt: Prompt, prompt_ids: Tensor, config: RefineConfig, steps: list[Step]
-) -> Trace:
-    """Bundle steps that ran with what is needed to read them without a model."""
-    used = {int(t) for step in steps for t in np.union1d(step.inputs, step.draft)}
-    used |= set(prompt_ids.tolist())
-    added = denoiser.tokenizer.added_tokens_decoder
-    special = {t for t in used if t == denoiser.mask_token_id or (t in added and added[t].special)}
-    return Trace(
-        prompt=prompt if isinstance(prompt, str) else prompt[-1]["content"],
-        steps=steps,
-        stopped_early=len(steps) < config.iterations,
-        mask_token_id=denoiser.mask_token_id,
-        eos_token_id=denoiser.eos_token_id,
-        special_ids=frozenset(special),
-        vocabulary={t: token_bytes(denoiser.tokenizer, t, t in special) for t in used},
-        prompt_ids=prompt_ids.cpu().numpy(),
-        config=config.to_dict(),
-        provenance={
-            "model": denoiser.backbone.spec.name,
-            "backbone_digest": denoiser.backbone.digest,
-            "adapter_sha256": denoiser.adapter_sha256,
-            "device": denoiser.device.type,
-            "dtype": str(denoiser.causal_lm.dtype).removeprefix("torch."),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        },
-    )
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE spells each of the 256 bytes as one printable character (GPT-2's table)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTE_OF_CHARACTER = _byte_of_character()
-
-
-def token_bytes(tokenizer, token_id: int, special: bool = False) -> bytes:
-    """The bytes one token stands for; a special token's are its name."""
-    token = tokenizer.convert_ids_to_tokens(token_id)
-    if token is None:  # a padded vocabulary has ids without a token
-        return f"<{token_id}>".encode()
-    if special or not all(character in BYTE_OF_CHARACTER for character in token):
-        return token.encode()
-    return bytes(BYTE_OF_CHARACTER[character] for character in token)

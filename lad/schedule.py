@@ -80,33 +80,66 @@ def confidence_weights(confidence: Tensor, clipping: float) -> Tensor:
     return (1 - confidence).clamp(min=clipping)
 
 
-def split_budget(count: int, eos_positions: int, answer_length: int) -> tuple[int, int]:
+def split_budget(count: Tensor, eos_positions: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Share `count` masks between EOS and other positions in proportion to their numbers.
 
     Without it a guided sampler would never doubt the EOS tail, of which it is always sure, and the
-    answer's length would be decided by the first draft. Returns (for EOS, for the others).
+    answer's length would be decided by the first draft.
+
+    Args:
+        count, eos_positions, positions: `(b,)` int64: masks, EOS positions and all positions.
+
+    Returns:
+        `(b,)` int64 for EOS, and for the others.
     """
-    for_eos = math.floor(count * eos_positions / answer_length + 0.5)
+    share = count.double() * eos_positions / positions.clamp(min=1)
+    for_eos = (share + 0.5).floor().long()
     return for_eos, count - for_eos
 
 
-def choose_positions(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Choose `count` positions without replacement, with probabilities led by their weights.
+def choose_positions(
+    weights: Tensor, count: int | Tensor, uniforms: Tensor, clustering: float = 0.0
+) -> Tensor:
+    """Choose `count` positions a row without replacement, with probabilities led by their weights.
 
     Adding Gumbel noise to the log-weights and taking the largest draws exactly as picking one
     position after another in proportion to the weights would (Kool et al., 2019, "Stochastic beams
     and where to find them").
 
+    With clustering c, only a share 1 - c of them (at least one) is chosen so; the others are the
+    positions nearest to those, so that masks come in runs.
+
     Args:
-        weights: `(a,)` non-negative; a weight of 0 excludes the position.
-        count: how many; at most the number of positive weights is chosen.
-        generator: a CPU generator, so that one seed gives one answer on every device.
+        weights: `(..., a)` non-negative; a weight of 0 excludes the position.
+        count: how many, one number or `(...)`; at most the positive weights of a row are chosen.
+        uniforms: `(..., a)` in [0, 1), the randomness: one number a position.
+        clustering: c, from 0 (singly) to 1 (one run).
 
     Returns:
-        `(a,)` bool on the device of `weights`.
+        `(..., a)` bool.
     """
-    draws = torch.rand(weights.shape, generator=generator).to(weights.device)
-    keys = weights.double().log() - (-draws.double().clamp(min=1e-12).log()).log()
-    chosen = torch.zeros_like(weights, dtype=torch.bool)
-    chosen[keys.topk(min(count, len(weights))).indices] = True
-    return chosen & (weights > 0)
+    possible = weights > 0
+    keys = weights.double().log() - (-uniforms.double().clamp(min=1e-12).log()).log()
+    rank = _rank(-keys)
+    count = torch.as_tensor(count, device=weights.device)[..., None]
+    if clustering == 0:
+        return possible & (rank < count)
+    singly = ((1 - clustering) * count.double() + 0.5).floor().clamp(min=1).minimum(count.double())
+    seeds = possible & (rank < singly)
+    # Nearest first; among equally near ones, as the keys have it. Excluded positions come last.
+    order = _distance(seeds) * weights.shape[-1] + rank
+    return possible & (_rank(order.masked_fill(~possible, torch.iinfo(torch.int64).max)) < count)
+
+
+def _rank(keys: Tensor) -> Tensor:
+    """`(..., a)` int64: 0 where a row's key is smallest, 1 at the next, and so on."""
+    return keys.argsort(dim=-1).argsort(dim=-1)
+
+
+def _distance(marked: Tensor) -> Tensor:
+    """`(..., a)` int64: steps from every position to the nearest marked one of its row."""
+    a = marked.shape[-1]
+    position = torch.arange(a, device=marked.device)
+    before = position.where(marked, -a).cummax(dim=-1).values
+    after = position.where(marked, 2 * a).flip(-1).cummin(dim=-1).values.flip(-1)
+    return (position - before).minimum(after - position)

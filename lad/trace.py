@@ -66,7 +66,8 @@ class Trace:
     Attributes:
         prompt: the user's text.
         steps: the iterations that ran, at least one.
-        stopped_early: True when the draft stood still before the iterations were used up.
+        stopped_early: True when the draft stood still, or was whole for a strategy that waits for
+            that, before the iterations were used up.
         mask_token_id, eos_token_id: the two tokens with a meaning of their own.
         special_ids: tokens that are markup, not text (they never show in `answer`).
         vocabulary: token id -> the bytes that token stands for, for every id in the trace.

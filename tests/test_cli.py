@@ -73,6 +73,8 @@ def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):
         "model",
         "adapter_sha256",
         "seed",
+        "preset",
+        "config",
     ]
     assert values["model"] == "tiny" and values["seed"] == 7
     assert values["nfe"] == values["iterations"] <= 4

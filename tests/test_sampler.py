@@ -1,6 +1,7 @@
 """The promises of a refinement, by property on the tiny model and once on the real one."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -11,16 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad import reference
+from lad.controls import REPEATS
 from lad.errors import InvalidInput, NumericalError
-from lad.sampler import RENOISING, RefineConfig, draw, record, refine
+from lad.sampler import (
+    PRESETS,
+    RENOISING,
+    RefineConfig,
+    draw,
+    preset,
+    record,
+    refine,
+    refine_batch,
+)
 
 configs = st.builds(
     RefineConfig,
-    iterations=st.integers(1, 7),
+    iterations=st.integers(1, 8),
     renoising=st.sampled_from(RENOISING),
     noise_start=st.sampled_from([0.0, 0.5, 1.0]),
     sharpness=st.sampled_from([0.5, 5.0]),
     noise_clipping=st.sampled_from([0.01, 1.0]),
+    clustering=st.sampled_from([0.0, 0.5, 1.0]),
+    threshold=st.sampled_from([0.0, 0.01, 0.05, 0.9]),  # the tiny model is never sure
+    window=st.sampled_from([None, 1, 4]),
+    permanent=st.booleans(),
+    redraw=st.booleans(),
+    added_tokens=st.sampled_from([None, None, 1, 5]),
+    repeats=st.sampled_from(REPEATS),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
     top_k=st.sampled_from([1, 4, 1000]),
     top_p=st.sampled_from([0.3, 0.9, 1.0]),
@@ -33,6 +51,10 @@ denoisers = st.sampled_from(KINDS).map(lambda kind: tiny_denoiser(*kind))
 prompts = st.sampled_from(["a", "hello there", "é 🎉 <s>"])
 
 
+def changed(config: RefineConfig, **values) -> RefineConfig:
+    return RefineConfig(**config.to_dict() | values)
+
+
 def same_step(got, expected) -> bool:
     return (
         np.array_equal(got.inputs, expected.inputs)
@@ -42,14 +64,96 @@ def same_step(got, expected) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
-@given(denoisers, prompts, configs)
-def test_refine_equals_the_reference_token_for_token(denoiser, prompt, config):
+def starts(denoiser, config, seed):
+    """Nothing; a draft with some MASK; or the same with some of its tokens fixed."""
+    generator = torch.Generator().manual_seed(seed)
+    a, kind = config.answer_length, seed % 3
+    if kind == 0:
+        return None, None
+    draft = torch.randint(97, 101, (a,), generator=generator)  # few tokens: some repeat
+    draft[torch.rand(a, generator=generator) < 0.2] = denoiser.eos_token_id
+    draft[torch.rand(a, generator=generator) < 0.3] = denoiser.mask_token_id
+    fixed = (draft != denoiser.mask_token_id) & (torch.rand(a, generator=generator) < 0.5)
+    over = (fixed & (draft == denoiser.eos_token_id)).cumsum(0) > 0
+    fixed &= ~over | (draft == denoiser.eos_token_id)  # no fixed word behind a fixed end
+    return draft, fixed if kind == 2 else None
+
+
+def listed(values):
+    return None if values is None else values.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(denoisers, prompts, configs, st.integers(0, 2**31))
+def test_refine_equals_the_reference_token_for_token(denoiser, prompt, config, seed):
     ids = denoiser.encode(prompt)
-    got = list(refine(denoiser, ids, config))
-    expected = reference.refine(denoiser, ids, config)
+    draft, fixed = starts(denoiser, config, seed)
+    got = list(refine(denoiser, ids, config, draft=draft, fixed=fixed))
+    expected = reference.refine(denoiser, ids, config, listed(draft), listed(fixed))
     assert len(got) == len(expected)
     assert all(map(same_step, got, expected))
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+lists = st.lists(st.text("ab é", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(denoisers, lists, configs, st.integers(1, 5), st.integers(0, 2**31))
+def test_a_batch_of_answers_equals_as_many_single_runs(denoiser, texts, config, size, seed):
+    given = [starts(denoiser, config, seed + row) for row in range(len(texts))]
+    drafts, fixed = ([pair[n] for pair in given] for n in (0, 1))
+    together = refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed, batch_size=size)
+    for text, start, stays, trace in zip(texts, drafts, fixed, together, strict=True):
+        alone = record(denoiser, text, config, draft=start, fixed=stays)
+        assert len(trace.steps) == len(alone.steps)
+        assert all(map(same_step, trace.steps, alone.steps))
+        assert (trace.prompt, trace.config) == (alone.prompt, alone.config)
+        assert np.array_equal(trace.prompt_ids, alone.prompt_ids)
+        assert trace.vocabulary == alone.vocabulary
+
+
+def test_finished_rows_leave_the_batch_and_the_others_go_on(denoiser, monkeypatch):
+    sizes = []
+    logits = type(denoiser).logits
+
+    def watch(self, prompt, answer, cache=None, padding=None):
+        sizes.append(len(prompt))
+        return logits(self, prompt, answer, cache, padding)
+
+    monkeypatch.setattr(type(denoiser), "logits", watch)
+    a, seen = 6, []
+    whole = torch.full((a,), 97)  # every token fixed: nothing can move
+    traces = refine_batch(
+        denoiser,
+        ["short", "a longer prompt"],
+        RefineConfig(iterations=5, answer_length=a, renoising="uniform"),
+        on_iteration=lambda steps: seen.append(sorted(steps)),
+        drafts=[whole, None],
+        fixed=[torch.ones(a, dtype=torch.bool), None],
+    )
+    assert sizes == [2, 1, 1, 1, 1]
+    assert seen == [[0, 1], [1], [1], [1], [1]]
+    assert [trace.nfe for trace in traces] == [1, 5]
+
+
+def test_batches_are_counted_through(denoiser):
+    seen = []
+    refine_batch(
+        denoiser, ["a", "b", "c"], RefineConfig(iterations=1, answer_length=4),
+        on_iteration=lambda steps: seen.append(sorted(steps)), batch_size=2,
+    )  # fmt: skip
+    assert seen == [[0, 1], [2]]
+    assert refine_batch(denoiser, []) == []
+
+
+def test_token_ids_will_do_as_a_prompt(denoiser):
+    config = RefineConfig(iterations=2, answer_length=6)
+    ids = denoiser.encode("hello")
+    (trace,) = refine_batch(denoiser, [ids], config)
+    assert np.array_equal(trace.drafts, record(denoiser, "hello", config).drafts)
+    assert "hello" in trace.prompt
 
 
 @settings(max_examples=25, deadline=None)
@@ -78,30 +182,129 @@ def test_a_draft_never_holds_mask_and_the_next_input_follows_from_it(denoiser, c
         expected = np.where(before.renoised, mask, before.draft)
         assert np.array_equal(after.inputs, expected)
     assert not trace.renoised[-1].any()
-    assert ((trace.confidence >= 0) & (trace.confidence <= 1)).all()
+    assert ((trace.confidence >= 0) & (trace.confidence <= 1 + 1e-6)).all()
 
 
 @settings(max_examples=20, deadline=None)
 @given(denoisers, configs)
 def test_noiseless_means_no_mask_after_the_first_iteration(denoiser, config):
-    noiseless = RefineConfig(**config.to_dict() | {"renoising": "none"})
+    noiseless = changed(config, renoising="none", added_tokens=None)
     trace = record(denoiser, "hello", noiseless)
     assert not trace.masked[1:].any()
     assert not trace.renoised.any()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
+@given(denoisers, configs, st.integers(0, 2**31))
+def test_permanent_means_that_what_was_shown_is_never_mask_again(denoiser, config, seed):
+    draft, fixed = starts(denoiser, config, seed)
+    config = changed(config, permanent=True)
+    trace = record(denoiser, "hello", config, draft=draft, fixed=fixed)
+    shown = np.logical_or.accumulate(~trace.masked, axis=0)
+    assert not (shown[:-1] & trace.masked[1:]).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(denoisers, configs, st.integers(0, 2**31))
+def test_without_redrawing_a_token_that_is_shown_stays_as_it_is(denoiser, config, seed):
+    draft, fixed = starts(denoiser, config, seed)
+    config = changed(config, redraw=False)
+    trace = record(denoiser, "hello", config, draft=draft, fixed=fixed)
+    if config.renoising == "threshold":  # but for what follows the end of a finished answer
+        tail = np.logical_or.accumulate(trace.drafts[-1] == denoiser.eos_token_id)
+    else:
+        tail = np.zeros(config.answer_length, dtype=bool)
+    for step in trace.steps:
+        shown = (step.inputs != denoiser.mask_token_id) & ~tail
+        shown &= step.inputs != denoiser.eos_token_id  # one before a fixed word is drawn anew
+        assert np.array_equal(step.draft[shown], step.inputs[shown])
+
+
+@settings(max_examples=40, deadline=None)
+@given(denoisers, configs, st.integers(1, 5))
+def test_growth_shows_no_position_before_its_turn(denoiser, config, added):
+    trace = record(denoiser, "hello", changed(config, added_tokens=added))
+    for iteration, masked in enumerate(trace.masked[1:]):
+        assert masked[added * (iteration + 1) :].all()
+    if config.renoising == "none":  # and noiseless everything before it
+        for iteration, masked in enumerate(trace.masked[1:]):
+            assert not masked[: added * (iteration + 1)].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(denoisers, configs, st.integers(0, 2**31))
+def test_fixed_positions_never_change_and_the_answer_reaches_them(denoiser, config, seed):
+    draft, fixed = starts(denoiser, config, 3 * (seed // 3) + 2)
+    trace = record(denoiser, "hello", config, draft=draft, fixed=fixed)
+    kept = np.flatnonzero(fixed.numpy())
+    for array in (trace.inputs, trace.drafts):
+        assert (array[:, kept] == draft.numpy()[kept]).all()
+    assert np.array_equal(trace.inputs[0], draft.numpy())
+    words = [n for n in kept if draft[n] != denoiser.eos_token_id]
+    free = [n for n in range(words[-1] if words else 0) if not fixed[n]]
+    assert not (trace.drafts[:, free] == denoiser.eos_token_id).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(denoisers, configs, st.sampled_from([None, 1, 4]))
+def test_the_threshold_strategy_ends_with_a_whole_answer(denoiser, config, window):
+    config = changed(config, renoising="threshold", permanent=True, iterations=40, window=window)
+    trace = record(denoiser, "hello", config)
+    # One token an iteration at least, and growth may keep it waiting.
+    waiting = 0 if config.added_tokens is None else -(-config.answer_length // config.added_tokens)
+    assert len(trace.steps) <= config.answer_length + waiting
+    assert not trace.renoised[-1].any()
+    assert (trace.drafts[-1][trace.tokens :] == denoiser.eos_token_id).all()
+    masks = trace.masked.sum(axis=1)
+    if config.added_tokens is None:
+        assert (masks[1:] < masks[:-1]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(denoisers, configs)
+def test_repeats_are_masked_again_where_they_may_be(denoiser, config):
+    config = changed(config, renoising="uniform", repeats="remask", permanent=False)
+    trace = record(denoiser, "hello", config)
+    for step in trace.steps[:-1]:
+        equal = (step.draft[1:] == step.draft[:-1]) & (step.draft[1:] != denoiser.eos_token_id)
+        assert (step.renoised[1:] | step.renoised[:-1])[equal].all()
+
+
+@settings(max_examples=30, deadline=None)
 @given(denoisers, configs)
 def test_a_run_that_stops_early_is_a_prefix_of_the_longer_one(denoiser, config):
-    patient = RefineConfig(**config.to_dict() | {"patience": 0})
+    patient = changed(config, patience=0)
     short, long = record(denoiser, "hello", config), record(denoiser, "hello", patient)
-    assert len(long.steps) == config.iterations and not long.stopped_early
+    finishes = config.renoising == "threshold"
+    assert finishes or (len(long.steps) == config.iterations and not long.stopped_early)
     n = len(short.steps)
     assert np.array_equal(short.drafts, long.drafts[:n])
     assert np.array_equal(short.inputs, long.inputs[:n])
-    if short.stopped_early:
+    if short.stopped_early and not finishes:
         last = short.drafts[-config.patience :]
-        assert len(last) == config.patience and (last == last[0]).all()
+        still = len(last) == config.patience and (last == last[0]).all()
+        settled = config.greedy and np.array_equal(short.inputs[-1], short.drafts[-1])
+        assert still or settled
+        # A fixed point is no guess: every later draft of the longer run is the same.
+        if settled and not long.masked[n - 1 :].any():
+            assert (long.drafts[n - 1 :] == long.drafts[n - 1]).all()
+
+
+def test_a_draft_that_reproduces_itself_ends_a_greedy_run(denoiser, monkeypatch):
+    """The model answers the same whatever it reads: the second forward shows that, no third."""
+
+    def staged(self, prompt, answer, cache=None, padding=None):
+        logits = torch.zeros(len(answer), answer.shape[1], self.vocabulary_size)
+        logits[..., 7] = 5
+        return logits
+
+    monkeypatch.setattr(type(denoiser), "logits", staged)
+    settings = {"renoising": "none", "iterations": 9, "answer_length": 6}
+    assert record(denoiser, "hi", RefineConfig(**settings)).nfe == 2
+    assert record(denoiser, "hi", RefineConfig(patience=0, **settings)).nfe == 9
+    # Drawn at random it could still move: patience decides.
+    drawn = RefineConfig(temperature=1.0, top_k=2, patience=9, **settings)
+    assert record(denoiser, "hi", drawn).nfe == 9
 
 
 @settings(max_examples=20, deadline=None)
@@ -112,9 +315,9 @@ def test_a_prompt_token_never_changes(denoiser, prompt):
     seen = []
     logits = type(denoiser).logits
 
-    def watch(self, prompt, answer, cache=None):
+    def watch(self, prompt, *arguments):
         seen.append(prompt.clone())
-        return logits(self, prompt, answer, cache)
+        return logits(self, prompt, *arguments)
 
     ids = denoiser.encode(prompt)
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +344,7 @@ def test_renoising_counts_follow_the_schedule(denoiser):
 def test_eos_bias_is_added_to_the_logit_of_eos(denoiser, monkeypatch):
     """Position n likes a word better than EOS by 3 - n: a bias of b puts EOS from 3 - b on."""
 
-    def staged(self, prompt, answer, cache=None):
+    def staged(self, prompt, answer, cache=None, padding=None):
         logits = torch.zeros(1, answer.shape[1], self.vocabulary_size)
         logits[..., 7] = 13 - torch.arange(answer.shape[1]) - 0.5
         logits[..., self.eos_token_id] = 10
@@ -162,8 +365,10 @@ def test_draws_follow_the_probabilities_within_top_k_and_top_p():
 
     def shares(**settings):
         config = RefineConfig(temperature=1.0, **settings)
-        tokens, confidence = draw(logits, config, torch.Generator().manual_seed(0))
+        uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+        tokens, confidence, total = draw(logits, config, uniforms)
         assert torch.allclose(confidence, probabilities[tokens])
+        assert torch.allclose(total, torch.zeros(()), atol=1e-6)
         return [(tokens == t).float().mean().item() for t in range(4)]
 
     assert shares(top_k=1000) == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.02)
@@ -176,7 +381,8 @@ def test_temperature_sharpens_but_confidence_is_the_denoisers_own():
     probabilities = torch.tensor([0.6, 0.4])
     config = RefineConfig(temperature=0.1, top_k=2)
     logits = probabilities.log().repeat(2000, 1)
-    tokens, confidence = draw(logits, config, torch.Generator().manual_seed(0))
+    uniforms = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    tokens, confidence, _ = draw(logits, config, uniforms)
     assert (tokens == 0).float().mean() > 0.95
     assert torch.allclose(confidence, probabilities[tokens])
 
@@ -185,10 +391,17 @@ def test_temperature_sharpens_but_confidence_is_the_denoisers_own():
 
 BAD = {
     "iterations": [0, 513, 2.5, "4", True],
-    "renoising": ["some", ""],
+    "renoising": ["some", "", ["none"]],
     "noise_start": [-0.1, 1.1, math.nan],
     "sharpness": [0, 21],
     "noise_clipping": [0, 2],
+    "clustering": [-0.1, 1.1],
+    "threshold": [-0.1, 1.1, None],
+    "window": [0, 2049, 1.5],
+    "permanent": [1, "yes", None],
+    "redraw": [0, "no", None],
+    "added_tokens": [0, 257, 2.5],
+    "repeats": ["never", True],
     "temperature": [-1, 6, math.inf],
     "top_k": [0, 1001],
     "top_p": [0, 1.5],
@@ -234,11 +447,73 @@ def test_bad_logits_stop_the_run_and_name_the_iteration(denoiser, monkeypatch, p
         record(denoiser, "hello", RefineConfig(iterations=5, answer_length=8, patience=0))
 
 
-def test_settings_survive_json():
-    import json
+def test_a_batch_names_the_prompt_of_the_bad_logits(denoiser, monkeypatch):
+    logits = type(denoiser).logits
 
-    config = RefineConfig(iterations=7, top_p=0.5, context=128)
-    assert RefineConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    def poisoned(self, *arguments):
+        result = logits(self, *arguments)
+        result[-1, 0, 5] = math.nan
+        return result
+
+    monkeypatch.setattr(type(denoiser), "logits", poisoned)
+    with pytest.raises(NumericalError, match="iteration 0, prompt 1"):
+        refine_batch(denoiser, ["a", "b"], RefineConfig(answer_length=8))
+
+
+def test_a_draft_that_does_not_fit_is_named(denoiser):
+    config = RefineConfig(answer_length=4)
+    ids = torch.tensor([1, 2, 3, 4])
+    mask, end = denoiser.mask_token_id, denoiser.eos_token_id
+    for draft, fixed, named in (
+        (ids[:3], None, r"shape \(3,\)"),
+        (ids.float(), None, "float32"),
+        (ids - 5, None, "from -4 to -1"),
+        (ids + 10**6, None, "expected ids from 0 to"),
+        (None, ids > 2, "without a draft"),
+        (ids, ids, "expected \\(4,\\) bool"),
+        (torch.tensor([1, mask, 3, 4]), ids > 1, "holds MASK"),
+        (torch.tensor([1, end, 3, 4]), ids > 1, "behind a fixed EOS"),
+    ):
+        with pytest.raises(InvalidInput, match=named):
+            refine(denoiser, "hello", config, draft=draft, fixed=fixed)
+
+
+def test_batches_that_make_no_sense_are_refused_before_any_work(denoiser, monkeypatch):
+    monkeypatch.setattr(type(denoiser), "logits", None)
+    for arguments, named in (
+        ({"prompts": "hello"}, "one text"),
+        ({"prompts": ["hello"], "batch_size": 0}, "batch_size = 0"),
+        ({"prompts": ["hello"], "drafts": []}, "1 prompts, 0 drafts"),
+        ({"prompts": ["hello", "word " * 100], "batch_size": 1}, "context window"),
+        ({"prompts": ["hello", " "]}, "empty"),
+        ({"prompts": [torch.tensor([], dtype=torch.long)]}, "at least one token"),
+    ):
+        with pytest.raises(InvalidInput, match=named):
+            refine_batch(denoiser, **arguments)
+
+
+@given(configs)
+def test_settings_survive_json(config):
+    assert RefineConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_settings_nobody_knows_are_refused():
+    with pytest.raises(InvalidInput, match="unknown setting 'iteration': expected one of iter"):
+        RefineConfig.from_dict({"iteration": 5})
+    with pytest.raises(InvalidInput, match="settings of type list"):
+        RefineConfig.from_dict([1])
+    with pytest.raises(InvalidInput, match="iterations = 0"):
+        RefineConfig.from_dict({"iterations": 0})
+
+
+def test_presets_by_name():
+    assert preset("default") == RefineConfig()
+    assert preset("noiseless").renoising == "none"
+    demo = preset("demo")
+    assert (demo.iterations, demo.renoising, demo.noise_start) == (64, "uniform", 0.5)
+    assert (demo.sharpness, demo.top_k, demo.temperature) == (1, 3, 1)
+    with pytest.raises(InvalidInput, match=f"unknown preset 'best': .*{', '.join(PRESETS)}"):
+        preset("best")
 
 
 # -- the real model --------------------------------------------------------------------------------
@@ -266,6 +541,15 @@ def test_the_real_model_refines_as_the_reference_does(real, renoising, temperatu
         assert np.array_equal(mine.draft, plain.draft)
         assert np.array_equal(mine.renoised, plain.renoised)
         assert np.allclose(mine.confidence, plain.confidence, atol=1e-3)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["default", "quality"])
+def test_a_batch_of_the_real_model_equals_single_runs(real, name):
+    config = changed(preset(name), iterations=4, answer_length=16)
+    texts = ["Name a color.", "What is the capital of France?"]
+    for text, trace in zip(texts, refine_batch(real, texts, config), strict=True):
+        assert np.array_equal(trace.drafts, record(real, text, config).drafts)
 
 
 @pytest.mark.real

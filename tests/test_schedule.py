@@ -53,24 +53,60 @@ def test_sharpness_says_how_fast_the_noise_decays():
     assert fast < 0.001
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0]), min_size=1, max_size=40), st.data())
-def test_choice_equals_the_plain_one(weights, data):
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0]), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.3, 0.8, 1.0]),
+    st.data(),
+)
+def test_choice_equals_the_plain_one(weights, clustering, data):
     count = data.draw(st.integers(0, len(weights)))
     seed = data.draw(st.integers(0, 2**31))
-    got = choose_positions(torch.tensor(weights), count, torch.Generator().manual_seed(seed))
-    uniforms = torch.rand(len(weights), generator=torch.Generator().manual_seed(seed)).tolist()
-    assert got.tolist() == reference.choose_positions(weights, count, uniforms)
+    uniforms = torch.rand(len(weights), generator=torch.Generator().manual_seed(seed))
+    got = choose_positions(torch.tensor(weights), count, uniforms, clustering)
+    expected = reference.choose_positions(weights, count, uniforms.tolist(), clustering)
+    assert got.tolist() == expected
     assert got.sum() == min(count, sum(weight > 0 for weight in weights))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 1.0]))
+def test_every_row_of_a_batch_is_chosen_as_if_alone(seed, clustering):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(5, 12, generator=generator)
+    weights[weights < 0.3] = 0
+    uniforms = torch.rand(5, 12, generator=generator)
+    count = torch.tensor([0, 1, 4, 8, 12])
+    together = choose_positions(weights, count, uniforms, clustering)
+    for row in range(5):
+        alone = choose_positions(weights[row], int(count[row]), uniforms[row], clustering)
+        assert torch.equal(together[row], alone)
 
 
 def test_choice_follows_the_weights():
     weights = torch.tensor([0.1, 0.2, 0.7])
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.stack([choose_positions(weights, 1, generator) for _ in range(3000)])
+    uniforms = torch.rand(3000, 3, generator=torch.Generator().manual_seed(0))
+    picks = choose_positions(weights.expand(3000, 3), 1, uniforms)
     share = picks.float().mean(dim=0)
     error = (weights * (1 - weights) / len(picks)).sqrt()
     assert ((share - weights).abs() < 4 * error).all()
+
+
+def runs(chosen: torch.Tensor) -> float:
+    """Mean number of runs of chosen positions a row."""
+    padded = torch.nn.functional.pad(chosen.long(), (1, 0))
+    return float((padded.diff(dim=-1) == 1).sum(dim=-1).float().mean())
+
+
+def test_clustering_makes_the_same_number_of_masks_come_in_fewer_runs():
+    uniforms = torch.rand(500, 60, generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(500, 60)
+    chosen = [choose_positions(weights, 20, uniforms, c) for c in (0.0, 0.5, 0.9, 1.0)]
+    assert all((c.sum(dim=-1) == 20).all() for c in chosen)
+    counts = [runs(c) for c in chosen]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 12
+    assert counts[-1] == 1
 
 
 def test_guidance_prefers_doubt_and_clipping_weakens_it():
@@ -83,7 +119,8 @@ def test_guidance_prefers_doubt_and_clipping_weakens_it():
 def test_budget_is_spent_whole_and_never_overdrawn(length, data):
     eos = data.draw(st.integers(0, length))
     count = data.draw(st.integers(0, length))
-    for_eos, for_others = split_budget(count, eos, length)
+    numbers = (torch.tensor([n]) for n in (count, eos, length))
+    for_eos, for_others = (int(share) for share in split_budget(*numbers))
     assert for_eos + for_others == count
     assert 0 <= for_eos <= eos
     assert 0 <= for_others <= length - eos

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -339,6 +340,14 @@ def test_plain_text_filmstrip_exactly():
         "\n"
         "Stopped early after 3 of 8 iterations: the draft stood still. 3 tokens from 3 forward "
         "passes\n(1.00 tokens a pass) in 0.8 s, 4.0 iterations a second."
+    )
+
+
+def test_the_end_of_a_run_that_waited_for_a_whole_answer_is_called_that():
+    trace = make_trace([b"a"], iterations=4, stopped_early=True)
+    whole = replace(trace, config=trace.config | {"renoising": "threshold"})
+    assert summary(whole).startswith(
+        "Stopped early after 1 of 4 iterations: no MASK was left in the answer. "
     )
 
 

@@ -8,9 +8,10 @@ import torch
 from traces import make_trace, words
 
 from lad.backbones import load_backbone
+from lad.controls import CHOICES
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import AssetUnavailable
-from lad.sampler import RANGES, RefineConfig, record
+from lad.sampler import RANGES, RefineConfig, preset, record
 from lad.widgets import RefinementExplorer, TracePlayer
 from lad.widgets.refinement import frames
 
@@ -131,7 +132,14 @@ def test_every_setting_has_a_control_within_its_range(explorer):
     for name, control in explorer.controls.items():
         if name == "iterations":
             assert (control.options[0], control.options[-1]) == RANGES[name]
-        elif name != "renoising":
+        elif name in ("window", "added_tokens"):
+            values = [value for _, value in control.options]
+            assert values[0] is None
+            assert (values[1], values[-1]) == RANGES[name]
+        elif name in ("renoising", "repeats"):
+            known = {value for _, value in control.options}
+            assert known == set(CHOICES[name]) - {"none"}  # which has a box of its own
+        elif name not in ("permanent", "redraw"):
             low, high = RANGES[name]
             assert low <= control.min <= control.value <= control.max <= high
 
@@ -151,6 +159,14 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         ("patience", 2),
         ("seed", 99),
         ("renoising", "uniform"),
+        ("renoising", "threshold"),
+        ("clustering", 0.5),
+        ("threshold", 0.75),
+        ("window", 16),
+        ("permanent", True),
+        ("redraw", False),
+        ("added_tokens", 8),
+        ("repeats", "remask"),
     ],
 )
 def test_a_control_sets_its_field_and_no_other(explorer, name, value):
@@ -165,20 +181,30 @@ def test_the_controls_start_from_the_configuration_given(denoiser):
         top_k=9, top_p=0.8, eos_bias=-2.0, answer_length=20, context=100, patience=4, seed=5,
     )  # fmt: skip
     assert RefinementExplorer(denoiser, config=config).config == config
+    for name in ("demo", "quality", "noiseless"):
+        assert RefinementExplorer(denoiser, config=preset(name)).config == preset(name)
+    odd = RefineConfig(renoising="threshold", window=7, added_tokens=3, repeats="remask")
+    assert RefinementExplorer(denoiser, config=odd).config == odd
     quiet = RefineConfig(renoising="none")
     assert RefinementExplorer(denoiser, config=quiet).config == quiet
 
 
 def test_controls_without_effect_are_switched_off(explorer):
-    off = {name for name, control in explorer.controls.items() if control.disabled}
-    assert off == {"top_k", "top_p"}  # greedy
+    def off():
+        return {name for name, control in explorer.controls.items() if control.disabled}
+
     explorer.controls["temperature"].value = 1.0
+    assert off() == {"threshold", "window"}
     explorer.controls["renoising"].value = "uniform"
-    off = {name for name, control in explorer.controls.items() if control.disabled}
-    assert off == {"noise_clipping"}
+    assert off() == {"threshold", "window", "noise_clipping"}
+    explorer.controls["renoising"].value = "threshold"
+    scheduled = {"noise_start", "sharpness", "noise_clipping", "clustering"}
+    assert off() == scheduled
+    explorer.controls["temperature"].value = 0.0  # greedy
+    assert off() == scheduled | {"top_k", "top_p"}
     explorer.noiseless.value = True
-    off = {name for name, control in explorer.controls.items() if control.disabled}
-    assert off == {"renoising", "noise_start", "sharpness", "noise_clipping"}
+    strategy = {"renoising", "threshold", "window", "permanent", "redraw", "repeats"}
+    assert off() == scheduled | strategy | {"top_k", "top_p"}
     assert explorer.config.renoising == "none"
 
 

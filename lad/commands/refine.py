@@ -2,77 +2,88 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lad.commands.common import Adapter, AsJson, Device, Model, choose_device, print_json
+from lad.commands.common import Adapter, AsJson, Device, KeepTrace, Model, answer, choose_device
 
 
 def refine(
     prompt: Annotated[str, typer.Argument(help="What to answer.")],
+    preset: Annotated[
+        str, typer.Option(help="Start from default, demo, quality or noiseless.")
+    ] = "default",
     iterations: Annotated[int | None, typer.Option(help="Most refinement steps.")] = None,
     noiseless: Annotated[bool, typer.Option("--noiseless", help="Never mask again.")] = False,
-    renoising: Annotated[str | None, typer.Option(help="none, uniform or confidence.")] = None,
+    renoising: Annotated[
+        str | None, typer.Option(help="none, uniform, confidence or threshold.")
+    ] = None,
     noise_start: Annotated[float | None, typer.Option(help="Share masked at first.")] = None,
     sharpness: Annotated[float | None, typer.Option(help="How fast that share falls.")] = None,
+    noise_clipping: Annotated[float | None, typer.Option(help="Least doubt of a token.")] = None,
+    clustering: Annotated[float | None, typer.Option(help="1 masks one run of tokens.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Confidence that is enough.")] = None,
+    window: Annotated[int | None, typer.Option(help="Positions at work, with threshold.")] = None,
+    permanent: Annotated[
+        bool | None, typer.Option(help="A position once shown is never masked again.")
+    ] = None,
+    redraw: Annotated[
+        bool | None, typer.Option(help="Draw tokens that are shown anew, or leave them.")
+    ] = None,
+    added_tokens: Annotated[int | None, typer.Option(help="Growth an iteration.")] = None,
+    repeats: Annotated[
+        str | None, typer.Option(help="allow, or remask one of two equal neighbours.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw within this probability.")] = None,
     eos_bias: Annotated[float | None, typer.Option(help="Negative: longer answers.")] = None,
     answer_length: Annotated[int | None, typer.Option(help="Positions to refine.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Most tokens of the answer; its end is given from the start.")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Most tokens, prompt and answer.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Equal drafts to stop at; 0: never.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of this run.")] = None,
     model: Model = "smollm2-135m",
     adapter: Adapter = None,
     device: Device = "auto",
-    trace: Annotated[Path | None, typer.Option(help="Keep the whole run in this file.")] = None,
+    trace: KeepTrace = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer PROMPT by refinement; in a terminal, watch the draft change."""
+    from lad.controls import RefineConfig
+    from lad.controls import preset as settings_of
     from lad.denoiser import load_denoiser
+    from lad.drafts import limited
     from lad.prompts import check_prompt
-    from lad.sampler import RefineConfig, record
 
     given = {
         "iterations": iterations,
         "renoising": "none" if noiseless else renoising,
         "noise_start": noise_start,
         "sharpness": sharpness,
+        "noise_clipping": noise_clipping,
+        "clustering": clustering,
+        "threshold": threshold,
+        "window": window,
+        "permanent": permanent,
+        "redraw": redraw,
+        "added_tokens": added_tokens,
+        "repeats": repeats,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "eos_bias": eos_bias,
         "answer_length": answer_length,
         "context": context,
+        "patience": patience,
         "seed": seed,
     }
-    config = RefineConfig(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    config = RefineConfig.from_dict(settings_of(preset).to_dict() | given)
     check_prompt(prompt)
     denoiser = load_denoiser(model, adapter, choose_device(device))
-    if as_json or not sys.stdout.isatty():
-        run = record(denoiser, prompt, config)
-    else:
-        from lad.terminal import watch
-
-        run = watch(denoiser, prompt, config)
-    if trace is not None:
-        run.save(trace)
-    if as_json:
-        print_json(
-            {
-                "answer": run.answer,
-                "tokens": run.tokens,
-                "iterations": len(run.steps),
-                "stopped_early": run.stopped_early,
-                "nfe": run.nfe,
-                "seconds": round(run.seconds, 3),
-                "model": model,
-                "adapter_sha256": denoiser.adapter_sha256,
-                "seed": config.seed,
-            }
-        )
-    elif not sys.stdout.isatty():
-        typer.echo(run.answer)
+    draft = None if length is None else limited(denoiser, length, config.answer_length)
+    answer(denoiser, prompt, config, draft, trace=trace, as_json=as_json, preset=preset)

@@ -19,21 +19,40 @@ import ipywidgets as widgets
 from lad.cells import sentence
 from lad.denoiser import Denoiser, load_denoiser
 from lad.errors import LADError
-from lad.sampler import RANGES, RefineConfig, make_trace, refine
+from lad.sampler import RefineConfig, make_trace, refine
 from lad.trace import Step, Trace
 from lad.view import answer_html, draft_html, escape, legend_html, page_html
+from lad.widgets.fields import LONG, choice, number, slider
 
 __all__ = ["RefinementExplorer", "TracePlayer", "frames"]
 
 SHORTEST_PAUSE = 0.05  # seconds between two frames of the player: faster than that flickers
 # Steps of the iterations slider: even ones would crowd the useful numbers at its left end.
 ITERATIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+WINDOWS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+ADDED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+STRATEGIES = (
+    ("confidence-guided", "confidence"),
+    ("uniform", "uniform"),
+    ("below a threshold", "threshold"),
+)
+# Controls that only some strategies look at.
+USED_BY = {
+    "noise_start": ("uniform", "confidence"),
+    "sharpness": ("uniform", "confidence"),
+    "clustering": ("uniform", "confidence"),
+    "noise_clipping": ("confidence",),
+    "threshold": ("threshold",),
+    "window": ("threshold",),
+    "permanent": ("uniform", "confidence", "threshold"),
+    "redraw": ("uniform", "confidence", "threshold"),
+    "repeats": ("uniform", "confidence", "threshold"),
+}
 
 _WIDE = {"width": "auto"}
 _CENTRED = {"align_items": "center", "grid_gap": "0 12px"}
 _ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 16px"}
 _SHORT = {"description_width": "5em"}
-_LONG = {"description_width": "11em"}
 
 
 def frames(trace: Trace) -> list[tuple[int, str]]:
@@ -184,20 +203,36 @@ class RefinementExplorer:
                 description="Iterations", style=_SHORT, layout={"width": "20em"},
             ),
             "renoising": widgets.Dropdown(
-                options=[("confidence-guided", "confidence"), ("uniform", "uniform")],
-                value="uniform" if config.renoising == "uniform" else "confidence",
-                description="Positions to mask", style=_LONG, layout=_WIDE,
+                options=STRATEGIES,
+                value="confidence" if config.renoising == "none" else config.renoising,
+                description="Positions to mask", style=LONG, layout=_WIDE,
             ),
-            "noise_start": _slider(config, "noise_start", "Noise start", 0.05),
-            "sharpness": _slider(config, "sharpness", "Sharpness", 0.1, low=0.1),
-            "noise_clipping": _slider(config, "noise_clipping", "Noise clipping", 0.01),
-            "temperature": _slider(config, "temperature", "Temperature", 0.05),
-            "top_k": _number(config, "top_k", "Top-k"),
-            "top_p": _slider(config, "top_p", "Top-p", 0.01),
-            "eos_bias": _slider(config, "eos_bias", "EOS bias", 0.1),
-            "answer_length": _number(config, "answer_length", "Answer length"),
-            "patience": _number(config, "patience", "Patience (0: go on)"),
-            "seed": _number(config, "seed", "Seed"),
+            "noise_start": slider(config, "noise_start", "Noise start", 0.05),
+            "sharpness": slider(config, "sharpness", "Sharpness", 0.1, low=0.1),
+            "noise_clipping": slider(config, "noise_clipping", "Noise clipping", 0.01),
+            "clustering": slider(config, "clustering", "Clustering", 0.05),
+            "threshold": slider(config, "threshold", "Threshold", 0.01),
+            "window": choice(config, "window", "Window", WINDOWS),
+            "permanent": widgets.Checkbox(
+                value=config.permanent, description="permanent unmasking", indent=False,
+                layout=_WIDE,
+            ),
+            "redraw": widgets.Checkbox(
+                value=config.redraw, description="draw shown tokens anew", indent=False,
+                layout=_WIDE,
+            ),
+            "added_tokens": choice(config, "added_tokens", "Added tokens", ADDED),
+            "repeats": widgets.Dropdown(
+                options=[("leave them", "allow"), ("mask one again", "remask")],
+                value=config.repeats, description="Repeated tokens", style=LONG, layout=_WIDE,
+            ),
+            "temperature": slider(config, "temperature", "Temperature", 0.05),
+            "top_k": number(config, "top_k", "Top-k"),
+            "top_p": slider(config, "top_p", "Top-p", 0.01),
+            "eos_bias": slider(config, "eos_bias", "EOS bias", 0.1),
+            "answer_length": number(config, "answer_length", "Answer length"),
+            "patience": number(config, "patience", "Patience (0: go on)"),
+            "seed": number(config, "seed", "Seed"),
         }  # fmt: skip
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
         self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
@@ -239,11 +274,10 @@ class RefinementExplorer:
 
     def _grey_out(self, _change=None) -> None:
         """Switch off what would have no effect."""
-        noiseless = self.noiseless.value
-        for name in ("renoising", "noise_start", "sharpness", "noise_clipping"):
-            self.controls[name].disabled = noiseless
-        if self.controls["renoising"].value != "confidence":
-            self.controls["noise_clipping"].disabled = True
+        renoising = "none" if self.noiseless.value else self.controls["renoising"].value
+        self.controls["renoising"].disabled = self.noiseless.value
+        for name, strategies in USED_BY.items():
+            self.controls[name].disabled = renoising not in strategies
         for name in ("top_k", "top_p"):
             self.controls[name].disabled = self.controls["temperature"].value == 0
 
@@ -359,23 +393,3 @@ class RefinementExplorer:
         self.run_button.disabled, self.stop_button.disabled = False, True
         with self._lock:
             self.running = False
-
-
-def _slider(
-    config: RefineConfig, name: str, text: str, step: float, low: float | None = None
-) -> widgets.FloatSlider:
-    """A slider over the range `RefineConfig` allows for this field."""
-    least, most = RANGES[name]
-    return widgets.FloatSlider(
-        value=getattr(config, name), min=least if low is None else low, max=most, step=step,
-        description=text, style=_LONG, layout=_WIDE,
-    )  # fmt: skip
-
-
-def _number(config: RefineConfig, name: str, text: str) -> widgets.BoundedIntText:
-    """A number field over the range `RefineConfig` allows for this field."""
-    least, most = RANGES[name]
-    return widgets.BoundedIntText(
-        value=getattr(config, name), min=least, max=min(most, 2**31 - 1), description=text,
-        style=_LONG, layout=_WIDE,
-    )  # fmt: skip

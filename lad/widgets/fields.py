@@ -1,0 +1,44 @@
+"""One widget a kind of setting, with the range that `RefineConfig` allows."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+
+from lad.sampler import RANGES, RefineConfig
+
+__all__ = ["LONG", "choice", "number", "slider"]
+
+WIDE = {"width": "auto"}
+LONG = {"description_width": "11em"}
+
+
+def slider(
+    config: RefineConfig, name: str, text: str, step: float, low: float | None = None
+) -> widgets.FloatSlider:
+    """A slider over the range `RefineConfig` allows for this field."""
+    least, most = RANGES[name]
+    return widgets.FloatSlider(
+        value=getattr(config, name), min=least if low is None else low, max=most, step=step,
+        description=text, style=LONG, layout=WIDE,
+    )  # fmt: skip
+
+
+def number(config: RefineConfig, name: str, text: str) -> widgets.BoundedIntText:
+    """A number field over the range `RefineConfig` allows for this field."""
+    least, most = RANGES[name]
+    return widgets.BoundedIntText(
+        value=getattr(config, name), min=least, max=min(most, 2**31 - 1), description=text,
+        style=LONG, layout=WIDE,
+    )  # fmt: skip
+
+
+def choice(
+    config: RefineConfig, name: str, text: str, options: tuple[int, ...]
+) -> widgets.Dropdown:
+    """A few of the numbers this field may have, or no limit."""
+    value = getattr(config, name)
+    numbers = sorted({*options, *([] if value is None else [value])})
+    return widgets.Dropdown(
+        options=[("no limit", None), *((str(n), n) for n in numbers)], value=value,
+        description=text, style=LONG, layout=WIDE,
+    )  # fmt: skip

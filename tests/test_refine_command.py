@@ -1,0 +1,58 @@
+"""`lad refine`: presets, and an option for every control."""
+
+import inspect
+import json
+
+import pytest
+from conftest import stir
+
+from lad.__main__ import main
+from lad.backbones import load_backbone
+from lad.commands.refine import refine
+from lad.controls import PRESETS, RefineConfig, preset
+from lad.denoiser import Denoiser, DenoiserConfig
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> str:
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    stir(denoiser)
+    return str(denoiser.save(tmp_path_factory.mktemp("adapters") / "tiny"))
+
+
+def used(capsys, adapter: str, *arguments: str) -> RefineConfig:
+    """The settings a run says it had."""
+    with pytest.raises(SystemExit) as caught:
+        main(["refine", "hello", "--model=tiny", f"--adapter={adapter}", "--json", *arguments])
+    assert caught.value.code == 0
+    return RefineConfig.from_dict(json.loads(capsys.readouterr().out)["config"])
+
+
+def test_every_control_is_an_option():
+    assert set(RefineConfig().to_dict()) <= set(inspect.signature(refine).parameters)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_where_the_options_start_from(capsys, adapter, name):
+    few = ("--iterations=2", "--answer-length=8", "--context=64")
+    expected = preset(name).to_dict() | {"iterations": 2, "answer_length": 8, "context": 64}
+    assert used(capsys, adapter, f"--preset={name}", *few) == RefineConfig(**expected)
+
+
+def test_every_option_reaches_its_control(capsys, adapter):
+    values = {
+        "iterations": 3, "renoising": "threshold", "noise_start": 0.25, "sharpness": 2.0,
+        "noise_clipping": 0.5, "clustering": 0.75, "threshold": 0.125, "window": 5,
+        "added_tokens": 4, "repeats": "remask", "temperature": 0.5, "top_k": 7, "top_p": 0.5,
+        "eos_bias": -1.0, "answer_length": 9, "context": 64, "patience": 2, "seed": 11,
+    }  # fmt: skip
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    assert used(capsys, adapter, *options, "--permanent") == RefineConfig(permanent=True, **values)
+    assert used(capsys, adapter, "--preset=quality", "--no-permanent").permanent is False
+
+
+def test_a_preset_nobody_knows_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["refine", "hi", "--preset=best"])
+    assert caught.value.code == 2
+    assert "unknown preset 'best': expected one of default, demo" in capsys.readouterr().err
