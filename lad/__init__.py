@@ -9,9 +9,14 @@ The rooms, in the order in which data flows; none imports one that stands below 
     assets, hub, convert             where bytes come from, and how they reach the disk whole
     backbones, tiny                  the frozen models: one from a wheel, one for tests, the paper's
     corruption, schedule             noise in training, noise between iterations
+    strategies, controls             what is masked again, every control and its range
     prompts, adapter, denoiser       text to token ids, LoRA on disk, backbone plus adapter
-    trace, sampler, reference        what happened, the refinement, and the same as plain loops
+    trace, recording                 what happened in a run, and how its steps become that
+    rows, sampler, reference         a batch of prompts, its refinement, and one as plain loops
+    metrics, answers                 numbers with intervals; what was said to prompts, measured
+    benchmarks                       multiple-choice questions: their data, and how they are put
     training                         pairs, self-distillation, objective, loop
+    evaluation, ablation             how good a denoiser is, and by which choice
     damage, probes, cells            what figures show, computed: noise, model, drafts
     figures, view, terminal          data to matplotlib, to HTML and text, to a terminal
     widgets, pages, report           controls, static pages, the report
@@ -51,13 +56,17 @@ _ROOMS = {
     "Denoiser": "denoiser",
     "DenoiserConfig": "denoiser",
     "load_denoiser": "denoiser",
+    "PRESETS": "sampler",
     "RefineConfig": "sampler",
     "record": "sampler",
     "refine": "sampler",
+    "refine_batch": "sampler",
     "Step": "trace",
     "Trace": "trace",
     "TrainConfig": "training",
     "train": "training",
+    "Estimate": "metrics",
+    "evaluate": "evaluation",
 }
 
 __all__ = ["__version__", *_ROOMS]

@@ -9,8 +9,10 @@ import sys
 
 import typer
 
+from lad.commands.ablate import ablate
 from lad.commands.assets import fetch, figures, info
 from lad.commands.distil import distil
+from lad.commands.evaluate import evaluate
 from lad.commands.refine import refine
 from lad.commands.train import train
 from lad.errors import LADError
@@ -23,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="LAD: a LLaMA that refines a whole answer at once, draft after draft.",
 )
-for command in (refine, distil, train, fetch, figures, info):
+for command in (refine, distil, train, ablate, evaluate, fetch, figures, info):
     app.command()(command)
 
 

@@ -1,0 +1,283 @@
+"""How good a denoiser is: three questions, every answer with its interval.
+
+    masked      how well it fills in held-out answers of which a share is masked
+    repair      how well it mends held-out answers whose damage is all visible, nothing masked
+    settings    how well it answers held-out prompts, setting by setting: stutter, variety,
+                perplexity beside that of the backbone's own greedy answers, and what it cost
+
+Pairs for the first two are the backbone's own answers to prompts that were never trained on. The
+backbone's greedy answers to the prompts of the third are the yardstick: a denoiser is taught to say
+what the backbone would say.
+
+Everything is greedy or seeded, so one machine gives one set of numbers; the batch size moves them
+by rounding alone.
+
+Source of structural repair: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System
+Demonstrations, whose denoiser refines with nothing masked.
+
+Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v = vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lad import __version__, metrics
+from lad.answers import Answers, greedy_answers, measure_answers, refined_answers
+from lad.backbones import LoadedBackbone
+from lad.corruption import CorruptionConfig, corrupt
+from lad.denoiser import Denoiser
+from lad.errors import InvalidInput, NumericalError
+from lad.prompts import encode_prompts
+from lad.sampler import RefineConfig
+from lad.training.objective import MASKED_FRACTIONS, answer_logits, take
+from lad.training.pairs import PackedPairs, Pair, pack
+
+__all__ = [
+    "REPAIR_ITERATIONS",
+    "REPAIR_SEVERITY",
+    "evaluate",
+    "masked_scores",
+    "repair_scores",
+]
+
+REPAIR_SEVERITY = 0.3
+REPAIR_ITERATIONS = 4
+VISIBLE_DAMAGE = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
+
+# Called with what is being done, how many answers it is done for, and for how many it will be.
+Progress = Callable[[str, int, int], object]
+
+
+def evaluate(
+    denoiser: Denoiser,
+    pairs: Sequence[Pair],
+    prompts: Sequence[str],
+    settings: Mapping[str, RefineConfig],
+    seed: int = 0,
+    batch_size: int | None = None,
+    backbone: LoadedBackbone | None = None,
+    keep_answers: bool = False,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> dict:
+    """Ask all three questions.
+
+    Args:
+        pairs: held out from training; those longer than the denoiser's context are dropped.
+        prompts: texts of one turn, held out from training too.
+        settings: name -> settings to answer them with.
+        seed: of masks and damage; the settings have seeds of their own.
+        batch_size: rows at once; by default 8 on a CPU and 64 elsewhere.
+        backbone: the yardstick, untouched; by default the denoiser's own with its adapter off,
+            which in half precision is not to the last bit what it was before a merge.
+        keep_answers: put the text of every answer into the result.
+
+    Returns:
+        Plain values for JSON: provenance, settings, counts, and numbers as `Estimate.to_dict`.
+
+    Raises:
+        InvalidInput: nothing to measure on, or a prompt that leaves no room for its answer.
+        NumericalError: NaN or infinite logits.
+    """
+    if not (pairs and prompts and settings):
+        raise InvalidInput(
+            f"{len(pairs)} pairs, {len(prompts)} prompts and {len(settings)} settings: "
+            "expected at least one of each"
+        )
+    batch_size = batch_size or (8 if denoiser.device.type == "cpu" else 64)
+    started = time.perf_counter()
+    packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
+    masked = masked_scores(denoiser, packed, batch_size, seed, on_progress)
+    repair = repair_scores(denoiser, packed, batch_size, seed, on_progress)
+
+    spoken = {
+        name: refined_answers(
+            denoiser, prompts, config, batch_size, lambda *done, n=name: on_progress(n, *done)
+        )
+        for name, config in settings.items()
+    }
+    # The adapter goes off once, after everything that needs it.
+    yardstick = denoiser.causal_lm if backbone is None else backbone.model
+    with denoiser.adapter_off() if backbone is None else contextlib.nullcontext():
+        ids = encode_prompts(denoiser.tokenizer, prompts)
+        longest = max(config.answer_length for config in settings.values())
+        on_progress("backbone", 0, len(prompts))
+        own = greedy_answers(yardstick, ids, longest, denoiser.eos_token_id, batch_size)
+        own = replace(own, losses=metrics.answer_losses(yardstick, ids, own.judged, batch_size))
+        for name, answers in spoken.items():
+            losses = metrics.answer_losses(yardstick, ids, answers.judged, batch_size)
+            spoken[name] = replace(answers, losses=losses)
+        on_progress("backbone", len(prompts), len(prompts))
+
+    def describe(answers: Answers, length: int) -> dict:
+        scores = measure_answers(answers, own.cut(length))
+        if keep_answers:
+            texts = denoiser.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
+            pairs = zip(prompts, texts, strict=True)
+            scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in pairs]
+        return scores
+
+    return {
+        "provenance": provenance(denoiser)
+        | {"seed": seed, "batch_size": batch_size, "seconds": time.perf_counter() - started},
+        "pairs": {"used": len(packed), "too_long": packed.dropped},
+        "prompts": {"used": len(prompts)},
+        "masked": masked,
+        "repair": repair,
+        "settings": {
+            name: {"config": config.to_dict()} | describe(spoken[name], config.answer_length)
+            for name, config in settings.items()
+        },
+        "backbone": {"answer_length": longest} | describe(own, longest),
+    }
+
+
+def provenance(denoiser: Denoiser) -> dict:
+    """What the numbers hang on: weights, versions, machine."""
+    device = denoiser.device
+    return {
+        "model": denoiser.backbone.spec.name,
+        "backbone_digest": denoiser.backbone.digest,
+        "adapter_sha256": denoiser.adapter_sha256,
+        "device": device.type,
+        "processor": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "dtype": str(denoiser.causal_lm.dtype).removeprefix("torch."),
+        "lad": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+
+
+# -- held-out pairs --------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def masked_scores(
+    denoiser: Denoiser,
+    pairs: PackedPairs,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> dict[str, dict]:
+    """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
+
+    The protocol of `lad.training.validate`: masks fall on the whole answer region, EOS tail
+    included, so the answer's length is not given away; only masked tokens of the answer and its
+    first EOS are counted. Here every answer keeps its own sums, for an interval over answers.
+
+    Returns:
+        {"0.25": {"ce": nats, "accuracy": share, "tokens": how many were counted}, ...}
+    """
+    n, context = pairs.tokens.shape
+    rows = take(pairs, list(range(n)), context)
+    scores = {}
+    for fraction in MASKED_FRACTIONS:
+        noise = CorruptionConfig(
+            all_masked=0.0,
+            mask_probability=1.0,
+            mask_fraction=(fraction, fraction),
+            structural_probability=0.0,
+        )
+        noisy = _damage(denoiser, rows, noise, seed)
+        counted = (noisy == denoiser.mask_token_id) & rows.answer & ~rows.tail  # (n, t)
+        sums = torch.zeros((2, n), dtype=torch.float64)  # of losses, of right tokens
+        for first in range(0, n, batch_size):
+            part = slice(first, first + batch_size)
+            chosen = counted[part]
+            logits = answer_logits(denoiser, noisy[part], rows.prompt_lengths[part], chosen).float()
+            _check_finite(logits)
+            targets = rows.tokens[part][chosen]  # (m,)
+            losses = F.cross_entropy(logits, targets, reduction="none")
+            right = logits.argmax(dim=-1) == targets
+            owner = first + chosen.nonzero()[:, 0].cpu()  # (m,), the answer a token belongs to
+            sums[0].index_add_(0, owner, losses.double().cpu())
+            sums[1].index_add_(0, owner, right.double().cpu())
+            on_progress(f"{100 * fraction:.0f} % masked", min(first + batch_size, n), n)
+        tokens = counted.sum(dim=1).tolist()
+        scores[f"{fraction:g}"] = {
+            "ce": metrics.pooled_ratio(sums[0].tolist(), tokens).to_dict(),
+            "accuracy": metrics.pooled_share(sums[1].tolist(), tokens).to_dict(),
+            "tokens": sum(tokens),
+        }
+    return scores
+
+
+@torch.inference_mode()
+def repair_scores(
+    denoiser: Denoiser,
+    pairs: PackedPairs,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> dict:
+    """Structural repair: damaged answers, nothing masked, refined noiselessly and greedily.
+
+    The answer region, EOS tail included, is damaged at severity p = 0.3 with every structural kind
+    of the paper (swapped, duplicated, replaced, shifted), then drawn anew 4 times, each draft the
+    input of the next. Counted are tokens of the answer and its first EOS.
+
+    Returns:
+        restored: share of damaged tokens (those that differ from the clean answer) that are right
+        in the last draft; kept: the same of the others; damaged: share that was damaged; and the
+        number of tokens counted, severity and iterations.
+    """
+    n, context = pairs.tokens.shape
+    rows = take(pairs, list(range(n)), context)
+    noisy = _damage(denoiser, rows, VISIBLE_DAMAGE, seed, REPAIR_SEVERITY)
+    mended = torch.empty_like(noisy)
+    for first in range(0, n, batch_size):
+        part = slice(first, first + batch_size)
+        draft, answer = noisy[part], rows.answer[part]  # (b, t)
+        for _ in range(REPAIR_ITERATIONS):
+            logits = answer_logits(denoiser, draft, rows.prompt_lengths[part], answer)  # (m, v)
+            _check_finite(logits)
+            logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
+            previous, draft = draft, draft.masked_scatter(answer, logits.argmax(dim=-1))
+            if torch.equal(draft, previous):  # so would be every later one
+                break
+        mended[part] = draft
+        on_progress("repair", min(first + batch_size, n), n)
+    counted = rows.answer & ~rows.tail
+    damaged = counted & (noisy != rows.tokens)
+    right = mended == rows.tokens
+
+    def share(hits: Tensor, of: Tensor) -> dict:
+        return metrics.pooled_share(
+            (hits & of).sum(dim=1).tolist(), of.sum(dim=1).tolist()
+        ).to_dict()
+
+    return {
+        "restored": share(right, damaged),
+        "kept": share(right, counted & ~damaged),
+        "damaged": share(damaged, counted),
+        "tokens": int(counted.sum()),
+        "severity": REPAIR_SEVERITY,
+        "iterations": REPAIR_ITERATIONS,
+    }
+
+
+def _damage(denoiser, rows, noise: CorruptionConfig, seed: int, severity=None) -> Tensor:
+    """`(n, t)`: every row at once, so that the batch size does not change what is damaged."""
+    generator = torch.Generator(rows.tokens.device).manual_seed(seed)
+    size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
+    return corrupt(rows.tokens, rows.answer, size, mask, generator, noise, severity)
+
+
+def _check_finite(logits: Tensor) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise NumericalError(
+            "the logits hold NaN or infinity, expected finite numbers; "
+            "check the adapter with `lad info`, or use float32"
+        )

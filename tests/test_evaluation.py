@@ -1,0 +1,414 @@
+"""Evaluation: bookkeeping against oracles and plain loops, and the command on the tiny model."""
+
+import functools
+import gzip
+import json
+import math
+
+import pytest
+import torch
+from conftest import stir, tiny_denoiser
+
+import lad
+from lad import evaluation
+from lad.__main__ import main
+from lad.answers import Answers, greedy_answers, measure_answers, refined_answers
+from lad.backbones import load_backbone
+from lad.commands.evaluate import spread, written
+from lad.corruption import corrupt
+from lad.denoiser import Denoiser, DenoiserConfig
+from lad.errors import InvalidInput, NumericalError
+from lad.evaluation import evaluate, masked_scores, repair_scores
+from lad.prompts import encode_prompts
+from lad.sampler import RefineConfig, record, refine
+from lad.training import Pair, pack, validate
+
+PAIRS = [Pair(f"say {n}", f"the number {n} and then {n + 1}!") for n in range(7)]
+PROMPTS = ["hello", "and what is this?", "x", "one two three"]
+SETTINGS = {
+    "noiseless": RefineConfig(iterations=4, renoising="none", answer_length=16),
+    "noisy": RefineConfig(iterations=3, answer_length=24),
+}
+
+
+def packed(denoiser, pairs=PAIRS, context=96):
+    return pack(denoiser.backbone, pairs, context)
+
+
+def one_hot(ids, vocabulary):
+    return torch.nn.functional.one_hot(ids, vocabulary).float()
+
+
+# -- held-out pairs --------------------------------------------------------------------------------
+
+
+def test_masked_scores_are_those_of_a_validation(any_denoiser):
+    """One batch of all rows draws the same masks; only the intervals are new."""
+    data = packed(any_denoiser)
+    with torch.no_grad():
+        expected = validate(any_denoiser, data, rows_per_batch=len(data), seed=3)
+    found = masked_scores(any_denoiser, data, seed=3)
+    assert list(found) == list(expected) == ["0.25", "0.5", "0.75"]
+    for fraction, scores in found.items():
+        assert scores["ce"]["value"] == pytest.approx(expected[fraction]["ce"], rel=1e-4)
+        assert scores["accuracy"]["value"] == pytest.approx(expected[fraction]["accuracy"])
+        assert scores["tokens"] == expected[fraction]["n"]
+        assert scores["ce"]["low"] < scores["ce"]["value"] < scores["ce"]["high"]
+        assert scores["ce"]["n"] <= len(data)
+
+
+def test_the_batch_size_changes_nothing(denoiser):
+    data = packed(denoiser)
+    whole, parts = (masked_scores(denoiser, data, size) for size in (7, 2))
+    for fraction in whole:
+        assert whole[fraction]["ce"]["value"] == pytest.approx(parts[fraction]["ce"]["value"])
+        assert whole[fraction]["accuracy"] == parts[fraction]["accuracy"]
+    assert repair_scores(denoiser, data, 7) == repair_scores(denoiser, data, 3)
+
+
+def test_repair_knows_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
+    data, asked = packed(denoiser), []
+    clean, v = data.tokens.long(), denoiser.vocabulary_size
+
+    def perfect(denoiser, inputs, prompt_lengths, chosen):
+        return one_hot(clean[chosen], v)
+
+    def idle(denoiser, inputs, prompt_lengths, chosen):
+        asked.append(len(inputs))
+        return one_hot(inputs[chosen], v)
+
+    def finished(denoiser, inputs, prompt_lengths, chosen):
+        return one_hot(torch.full_like(inputs, denoiser.eos_token_id)[chosen], v)
+
+    monkeypatch.setattr(evaluation, "answer_logits", perfect)
+    scores = repair_scores(denoiser, data)
+    assert scores["restored"]["value"] == scores["kept"]["value"] == 1
+    assert scores["tokens"] == sum(len(pair.answer) + 1 for pair in PAIRS)
+    # Three kinds act on a position with probability p / 4 each and swaps move two tokens, but some
+    # change nothing (a token doubled over its equal, a swap of equals).
+    assert 0.1 < scores["damaged"]["value"] < 0.4
+    assert scores["damaged"]["n"] == len(PAIRS) >= scores["restored"]["n"]
+
+    monkeypatch.setattr(evaluation, "answer_logits", idle)
+    scores = repair_scores(denoiser, data)
+    assert (scores["restored"]["value"], scores["kept"]["value"]) == (0, 1)
+    assert asked == [len(PAIRS)]  # a draft that stands still stays so
+
+    monkeypatch.setattr(evaluation, "answer_logits", finished)
+    scores = repair_scores(denoiser, data)
+    total = scores["tokens"]
+    share = scores["damaged"]["value"]
+    right = scores["restored"]["value"] * share + scores["kept"]["value"] * (1 - share)
+    assert right * total == pytest.approx(len(PAIRS))  # the first EOS of each, nothing after it
+
+
+def test_repair_is_noiseless_refinement_of_the_damaged_answer(any_denoiser):
+    denoiser, data = any_denoiser, packed(any_denoiser, PAIRS[:1])
+    p, end = int(data.prompt_lengths[0]), int(data.ends[0])
+    clean = data.tokens.long()
+    answer = (torch.arange(96) >= p)[None]
+    noisy = corrupt(
+        clean,
+        answer,
+        denoiser.vocabulary_size,
+        denoiser.mask_token_id,
+        torch.Generator().manual_seed(5),
+        evaluation.VISIBLE_DAMAGE,
+        evaluation.REPAIR_SEVERITY,
+    )
+    assert not (noisy == denoiser.mask_token_id).any() and (noisy != clean).any()
+    config = RefineConfig(
+        iterations=evaluation.REPAIR_ITERATIONS, renoising="none", answer_length=96 - p, patience=0
+    )
+    *_, last = refine(denoiser, clean[0, :p], config, draft=noisy[0, p:])
+    right = torch.from_numpy(last.draft) == clean[0, p:]
+    damaged = (noisy != clean)[0, p:]
+    damaged[end - p + 1 :] = False
+    intact = ~damaged
+    intact[end - p + 1 :] = False
+    scores = repair_scores(denoiser, data, seed=5)
+    assert scores["restored"]["value"] == pytest.approx(float(right[damaged].float().mean()))
+    assert scores["kept"]["value"] == pytest.approx(float(right[intact].float().mean()))
+
+
+# -- held-out prompts ------------------------------------------------------------------------------
+
+
+def test_refined_answers_are_those_of_single_runs(denoiser):
+    done = []
+    config = SETTINGS["noisy"]
+    answers = refined_answers(denoiser, PROMPTS, config, 3, lambda *n: done.append(n))
+    assert done == [(3, 4), (4, 4)]
+    for row, prompt in enumerate(PROMPTS):
+        run = record(denoiser, prompt, config)
+        assert answers.tokens[row] == run.drafts[-1][: run.tokens].tolist()
+        assert answers.ended[row] == (run.tokens < config.answer_length)
+        assert answers.forwards[row] == run.nfe
+
+
+def test_greedy_answers_take_the_likeliest_token_each_time(denoiser):
+    backbone = load_backbone("tiny")
+    ids = encode_prompts(backbone.tokenizer, PROMPTS)
+    # An EOS that the model does say, so that answers of unequal lengths meet in a batch.
+    free = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id).tokens
+    eos = free[1][3]
+    answers = greedy_answers(backbone.model, ids, 12, eos, batch_size=3)
+    assert any(answers.ended)
+    for row, prompt in enumerate(ids):
+        said = list(prompt)
+        while len(said) < len(prompt) + 12:
+            with torch.no_grad():
+                said.append(int(backbone.model(torch.tensor([said])).logits[0, -1].argmax()))
+            if said[-1] == eos:
+                break
+        said = said[len(prompt) :]
+        assert answers.judged[row] == said
+        assert answers.ended[row] == (said[-1] == eos)
+        assert answers.forwards[row] == len(said)
+
+
+def test_cutting_is_what_a_smaller_region_would_have_given():
+    import numpy as np
+
+    losses = [np.arange(4.0), np.arange(5.0)]
+    answers = Answers([[5, 6, 7], [1, 2, 3, 4, 5]], [True, False], [4, 5], 1.0, 9, losses)
+    assert answers.judged == [[5, 6, 7, 9], [1, 2, 3, 4, 5]]
+    assert [len(x) for x in answers.bare_losses] == [3, 5]
+    four, three = answers.cut(4), answers.cut(3)
+    assert four.judged == [[5, 6, 7, 9], [1, 2, 3, 4]] and four.ended == [True, False]
+    assert three.judged == [[5, 6, 7], [1, 2, 3]] and three.ended == [False, False]
+    for one in (four, three):
+        assert list(map(len, one.losses)) == list(map(len, one.judged)) == one.forwards
+
+
+def test_the_yardstick_measures_one():
+    import numpy as np
+
+    losses = [np.array([0.5, 0.1, 2.0]), np.array([0.3, 0.2])]
+    own = Answers([[5, 5], [7]], [True, True], [3, 2], 6.0, 9, losses)
+    scores = measure_answers(own, own)
+    assert scores["relative_perplexity"]["value"] == 1
+    assert scores["relative_perplexity_with_end"]["value"] == 1
+    assert scores["perplexity"]["value"] == pytest.approx((math.exp(0.3) + math.exp(0.3)) / 2)
+    assert scores["repeats"] == {"value": 1.0, "low": scores["repeats"]["low"], "high": 1, "n": 1}
+    assert scores["forwards_per_token"]["value"] == pytest.approx(5 / 3)
+    assert scores["tpf"]["value"] == pytest.approx(3 / 5)
+    assert scores["seconds_per_answer"] == 3.0
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was():
+    denoiser, stages = tiny_denoiser(), []
+    answer = torch.full((1, 4), denoiser.mask_token_id)
+    prompt = denoiser.encode("hi")[None]
+    before = denoiser.logits(prompt, answer)
+    state = torch.random.get_rng_state()
+
+    def tell(stage, done, total):
+        stages.append(stage)
+        assert 0 <= done <= total
+
+    arguments = (denoiser, PAIRS, PROMPTS, SETTINGS)
+    result = evaluate(*arguments, keep_answers=True, on_progress=tell)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.allclose(denoiser.logits(prompt, answer), before)
+    assert list(dict.fromkeys(stages)) == [
+        "25 % masked",
+        "50 % masked",
+        "75 % masked",
+        "repair",
+        "noiseless",
+        "noisy",
+        "backbone",
+    ]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["pairs"] == {"used": 7, "too_long": 0}
+    for name, config in SETTINGS.items():
+        scores = result["settings"][name]
+        assert RefineConfig.from_dict(scores["config"]) == config
+        assert [row["prompt"] for row in scores["answers"]] == PROMPTS
+        assert scores["nfe"]["value"] <= config.iterations and scores["nfe"]["n"] == 4
+        assert scores["relative_perplexity"]["value"] > 1  # greedy is hard to beat
+    assert result["backbone"]["relative_perplexity"]["value"] == 1
+    assert result["backbone"]["answer_length"] == 24
+    assert result["provenance"]["model"] == "tiny" and result["provenance"]["seed"] == 0
+
+    def numbers(values):  # without what a clock says
+        kept = {"masked", "repair", "settings", "backbone"}
+        text = json.dumps({key: value for key, value in values.items() if key in kept})
+        return json.loads(
+            text, object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds_per_answer"}
+        )
+
+    again = evaluate(*arguments, keep_answers=True, backbone=load_backbone("tiny"))
+    assert numbers(again) == numbers(result)
+
+
+def test_nothing_to_measure_on_is_named(denoiser):
+    for empty in range(3):
+        arguments = [PAIRS, PROMPTS, SETTINGS]
+        arguments[empty] = type(arguments[empty])()
+        with pytest.raises(InvalidInput, match="expected at least one of each"):
+            evaluate(denoiser, *arguments)
+    with pytest.raises(InvalidInput, match="context window"):
+        evaluate(denoiser, PAIRS, ["word " * 60], SETTINGS)
+
+
+def test_weights_that_are_no_numbers_are_named():
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    for name, parameter in denoiser.model.named_parameters():
+        if "lora_A" in name:
+            parameter.data.fill_(math.nan)
+    for score in (masked_scores, repair_scores):
+        with pytest.raises(NumericalError, match="NaN or infinity"):
+            score(denoiser, packed(denoiser))
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Options that name a tiny adapter, pairs and prompts."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    stir(denoiser)
+    denoiser.save(folder / "adapter")
+    rows = "".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS)
+    (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
+    (folder / "short.json").write_text('{"iterations": 2, "answer_length": 8}')
+    return {
+        "model": "tiny",
+        "adapter": folder / "adapter",
+        "pairs": folder / "pairs.jsonl.gz",
+        "prompts": folder / "prompts.txt",
+        "settings": f"noiseless,{folder / 'short.json'}",
+    }
+
+
+def run(capsys, files, *more, **changed):
+    arguments = [f"--{key}={value}" for key, value in (files | changed).items()]
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", *arguments, *more])
+    captured = capsys.readouterr()
+    return caught.value.code, captured.out, captured.err
+
+
+def test_the_command_says_what_it_measured(capsys, files):
+    status, out, err = run(capsys, files, "--json", "--n-pairs=5", "--n-prompts=3")
+    result = json.loads(out)
+    assert (status, err) == (0, "")
+    assert result["pairs"]["used"] == 5 and result["pairs"]["of"] == 7
+    assert result["prompts"]["used"] == 3 and result["prompts"]["of"] == 4
+    assert result["prompts"]["file"] == "prompts.txt" and len(result["prompts"]["sha256"]) == 64
+    assert list(result["settings"]) == ["noiseless", "short"]
+    assert result["settings"]["short"]["config"]["answer_length"] == 8
+    assert "answers" not in result["backbone"]
+    assert [spread(list(range(7)), n) for n in (1, 3, 7, 99)] == [
+        [0],
+        [0, 2, 4],
+        list(range(7)),
+        list(range(7)),
+    ]
+    card = json.loads((files["adapter"] / "denoiser.json").read_text())
+    assert result["provenance"]["adapter_sha256"] == card["adapter_sha256"]
+
+    status, out, err = run(capsys, files, "--n-pairs=5", "--n-prompts=3", "--answers")
+    assert (status, err) == (0, "")
+    assert "5 of 7 from pairs.jsonl.gz" in out and "3 of 4 from prompts.txt" in out
+    assert written(result["repair"]["restored"]) in out
+    for scores in result["settings"].values():
+        assert written(scores["relative_perplexity"], 1, 2) in out
+    assert "short: iterations 2, answer_length 8" in out and "and what is this?" in out
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"pairs": "/nowhere.jsonl"}, "no pairs at /nowhere.jsonl"),
+        ({"prompts": "/nowhere.txt"}, "no prompts at /nowhere.txt"),
+        ({"prompts": "/dev/null"}, "/dev/null holds 0 prompts"),
+        ({"settings": "nonsense"}, "'nonsense'"),
+        ({"settings": "/nowhere.json"}, "expected a JSON file such as"),
+        ({"n-pairs": "0"}, "n_pairs = 0: expected at least 1"),
+        ({"batch-size": "-1"}, "batch_size = -1: expected at least 1"),
+        ({"adapter": "/nowhere"}, "/nowhere is no adapter"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_and_status_two(capsys, files, changed, named):
+    status, out, err = run(capsys, files, **changed)
+    assert (status, out) == (2, "") and named in err
+    assert err.startswith("lad: ") and err.count("\n") == 1
+
+
+def test_numbers_as_they_are_written():
+    estimate = {"value": 0.7812, "low": 0.75, "high": 1.0, "n": 9}
+    assert written(estimate) == "78.1 (75.0–100.0)"
+    assert written(estimate, 1, 3) == "0.781 (0.750–1.000)"
+    assert written({"value": 1234.5, "low": 2.0, "high": None, "n": 9}, 1, 2) == "1234 (2.00–∞)"
+    assert written({"value": None, "low": None, "high": None, "n": 0}) == "–"
+
+
+def test_settings_files_are_checked(capsys, files, tmp_path):
+    path = tmp_path / "bad.json"
+    for text, named in (("{", "bad.json"), ('{"iterations": 0}', "iterations = 0"), ("3", "int")):
+        path.write_text(text)
+        status, _, err = run(capsys, files, settings=path)
+        assert status == 2 and named in err
+
+
+def test_evaluate_is_a_public_name():
+    assert lad.evaluate is evaluate
+
+
+def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
+    """Distil, train, evaluate: each command takes what the one before it left on the disk.
+
+    The tiny model babbles bytes and seldom falls silent, so its prompts and answers are taken as
+    they come, and both are drawn at a temperature at which an end is drawn too.
+    """
+    from lad.training import distil, read_pairs
+
+    warm = {"prompt_temperature": 2.0, "prompt_top_k": 0, "same_beginning": 10**6}
+    loud = functools.partial(distil.DistilConfig, prompt_tokens=96, **warm)
+    monkeypatch.setattr(distil, "DistilConfig", loud)
+    monkeypatch.setattr(distil, "odd", lambda text, start: False)
+    monkeypatch.setattr(distil, "reject", lambda answer: None if answer else "answer empty")
+
+    def lad_runs(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, "--model=tiny", "--device=cpu"])
+        captured = capsys.readouterr()
+        assert caught.value.code == 0, captured.err
+        return captured
+
+    pairs = tmp_path / "pairs.jsonl.gz"
+    sizes = ["--batches=2", "--batch-size=256", "--context=256", "--answer-temperature=2"]
+    lad_runs("distil", f"--out={pairs}", "--no-benchmarks", *sizes)
+    made = read_pairs(pairs)
+    assert len(made) >= 20
+    assert json.loads((tmp_path / "pairs-card.json").read_text())["pairs"] == len(made)
+
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "denoiser: {rank: 4, alpha: 8}\n"
+        "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2, draft_start: 0.3}\n"
+    )
+    out = tmp_path / "run"
+    lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=20")
+    log = [json.loads(line) for line in (out / "training_log.jsonl").open()]
+    assert log[-1]["step"] == 20
+
+    options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=20", "--n-prompts=3"]
+    result = json.loads(lad_runs("evaluate", *options, "--json").out)
+    used = result["pairs"]["used"]  # bytes that are no text become longer when they are read again
+    assert used >= 10 and used + result["pairs"]["too_long"] == 20
+    assert result["prompts"]["of"] == 100
+    assert list(result["settings"]) == ["quality", "default", "noiseless"]
+    # 20 steps teach little, but what was measured is finite, and on all of it.
+    assert result["masked"]["0.5"]["ce"]["n"] == result["repair"]["kept"]["n"] == used
+    for scores in result["settings"].values():
+        assert 0 < scores["nfe"]["value"] <= 64 and scores["ended"]["n"] == 3
