@@ -1,12 +1,13 @@
-"""How good a denoiser is: three questions, every answer with its interval.
+"""How good a denoiser is: four questions, every answer with its interval.
 
     masked      how well it fills in held-out answers of which a share is masked
+    ahead       how many tokens it sees beyond a clean beginning
     repair      how well it mends held-out answers whose damage is all visible, nothing masked
     settings    how well it answers held-out prompts, setting by setting: stutter, variety,
                 perplexity beside that of the backbone's own greedy answers, and what it cost
 
-Pairs for the first two are the backbone's own answers to prompts that were never trained on. The
-backbone's greedy answers to the prompts of the third are the yardstick: a denoiser is taught to say
+Pairs for the first three are the backbone's own answers to prompts that were never trained on. The
+backbone's greedy answers to the prompts of the last are the yardstick: a denoiser is taught to say
 what the backbone would say.
 
 Everything is greedy or seeded, so one machine gives one set of numbers; the batch size moves them
@@ -43,8 +44,10 @@ from lad.training.objective import MASKED_FRACTIONS, answer_logits, take
 from lad.training.pairs import PackedPairs, Pair, pack
 
 __all__ = [
+    "AHEAD",
     "REPAIR_ITERATIONS",
     "REPAIR_SEVERITY",
+    "ahead_scores",
     "evaluate",
     "masked_scores",
     "repair_scores",
@@ -52,6 +55,7 @@ __all__ = [
 
 REPAIR_SEVERITY = 0.3
 REPAIR_ITERATIONS = 4
+AHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
 VISIBLE_DAMAGE = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
 
 # Called with what is being done, how many answers it is done for, and for how many it will be.
@@ -69,7 +73,7 @@ def evaluate(
     keep_answers: bool = False,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> dict:
-    """Ask all three questions.
+    """Ask all four questions.
 
     Args:
         pairs: held out from training; those longer than the denoiser's context are dropped.
@@ -97,6 +101,7 @@ def evaluate(
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
     masked = masked_scores(denoiser, packed, batch_size, seed, on_progress)
+    ahead = ahead_scores(denoiser, packed, batch_size, seed, on_progress)
     repair = repair_scores(denoiser, packed, batch_size, seed, on_progress)
 
     spoken = {
@@ -132,6 +137,7 @@ def evaluate(
         "pairs": {"used": len(packed), "too_long": packed.dropped},
         "prompts": {"used": len(prompts)},
         "masked": masked,
+        "ahead": ahead,
         "repair": repair,
         "settings": {
             name: {"config": config.to_dict()} | describe(spoken[name], config.answer_length)
@@ -211,6 +217,48 @@ def masked_scores(
             "accuracy": metrics.pooled_share(sums[1].tolist(), tokens).to_dict(),
             "tokens": sum(tokens),
         }
+    return scores
+
+
+@torch.inference_mode()
+def ahead_scores(
+    denoiser: Denoiser,
+    pairs: PackedPairs,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> dict[str, dict]:
+    """How far a denoiser sees beyond a clean beginning, everything after it masked.
+
+    Each answer is cut at a random point. The first token behind the cut is what the backbone, left
+    to right, is made to know; what can be known of the later ones in the same forward pass is what
+    decoding in parallel lives on.
+
+    Returns:
+        {"1": accuracy of the first token behind the cut, "2": of the second, ...}, for `AHEAD`.
+    """
+    n, context = pairs.tokens.shape
+    rows = take(pairs, list(range(n)), context)
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.rand(n, generator=generator).to(pairs.ends.device)
+    cut = rows.prompt_lengths + (place * (pairs.ends - rows.prompt_lengths)).long()  # (n,)
+    position = torch.arange(context, device=cut.device)
+    hidden = rows.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
+    right = torch.zeros((n, context), dtype=torch.bool)
+    for first in range(0, n, batch_size):
+        part = slice(first, first + batch_size)
+        chosen = (position >= cut[part, None]) & (position < cut[part, None] + AHEAD[-1])
+        logits = answer_logits(denoiser, hidden[part], rows.prompt_lengths[part], chosen)
+        _check_finite(logits)
+        hits = (logits.argmax(dim=-1) == rows.tokens[part][chosen]).cpu()
+        right[part] = right[part].masked_scatter(chosen.cpu(), hits)
+        on_progress("looking ahead", min(first + batch_size, n), n)
+    scores = {}
+    for distance in AHEAD:
+        where = (cut + distance - 1).cpu()
+        there = where <= pairs.ends.cpu()  # a token of the answer, or its first EOS
+        hits = right[torch.arange(n), where.clamp(max=context - 1)] & there
+        scores[str(distance)] = metrics.wilson(int(hits.sum()), int(there.sum())).to_dict()
     return scores
 
 

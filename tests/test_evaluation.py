@@ -18,7 +18,7 @@ from lad.commands.evaluate import spread, written
 from lad.corruption import corrupt
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import InvalidInput, NumericalError
-from lad.evaluation import evaluate, masked_scores, repair_scores
+from lad.evaluation import AHEAD, ahead_scores, evaluate, masked_scores, repair_scores
 from lad.prompts import encode_prompts
 from lad.sampler import RefineConfig, record, refine
 from lad.training import Pair, pack, validate
@@ -64,6 +64,32 @@ def test_the_batch_size_changes_nothing(denoiser):
         assert whole[fraction]["ce"]["value"] == pytest.approx(parts[fraction]["ce"]["value"])
         assert whole[fraction]["accuracy"] == parts[fraction]["accuracy"]
     assert repair_scores(denoiser, data, 7) == repair_scores(denoiser, data, 3)
+
+
+def test_looking_ahead_asks_for_the_tokens_behind_a_cut(denoiser, monkeypatch):
+    """A stand-in that knows a token by its position alone, and only where it may be asked."""
+    import lad.evaluation as evaluation
+
+    data = pack(denoiser.backbone, PAIRS, 128)
+    right_until = 2  # it is right about that many tokens behind the cut, and wrong about the rest
+
+    def stand_in(_, inputs, prompt_lengths, chosen):
+        hidden = inputs == denoiser.mask_token_id
+        logits = torch.zeros(int(chosen.sum()), denoiser.vocabulary_size)
+        for n, (row, column) in enumerate(chosen.nonzero().tolist()):
+            p, behind = int(prompt_lengths[row]), column - int(hidden[row].long().argmax())
+            assert behind >= 0  # asked about what is masked only
+            own = (data.tokens[:, :p] == inputs[row, :p]).all(dim=1) & (data.prompt_lengths == p)
+            truth = int(data.tokens[own.nonzero()[0, 0], column])
+            logits[n, truth if behind < right_until else (truth + 1) % 256] = 1.0
+        return logits
+
+    monkeypatch.setattr(evaluation, "answer_logits", stand_in)
+    scores = ahead_scores(denoiser, data, batch_size=3)
+    assert list(scores) == [str(distance) for distance in AHEAD]
+    assert scores["1"]["value"] == scores["2"]["value"] == 1.0
+    assert scores["4"]["value"] == 0.0
+    assert scores["1"]["n"] == len(data) >= scores["2"]["n"] >= scores["4"]["n"] > 0
 
 
 def test_repair_knows_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
@@ -218,6 +244,7 @@ def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was(
         "25 % masked",
         "50 % masked",
         "75 % masked",
+        "looking ahead",
         "repair",
         "noiseless",
         "noisy",
@@ -261,7 +288,7 @@ def test_weights_that_are_no_numbers_are_named():
     for name, parameter in denoiser.model.named_parameters():
         if "lora_A" in name:
             parameter.data.fill_(math.nan)
-    for score in (masked_scores, repair_scores):
+    for score in (masked_scores, ahead_scores, repair_scores):
         with pytest.raises(NumericalError, match="NaN or infinity"):
             score(denoiser, packed(denoiser))
 

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -224,14 +225,38 @@ def test_what_enters_the_loss():
     denoiser = fresh()
     batch, inputs, *_ = first_drafts(denoiser, "none")
     generator = torch.Generator().manual_seed(1)
-    everything = weigh(batch, inputs, 1.0, 1.0, generator)
-    assert torch.equal(everything, batch.answer)
-    repairs = weigh(batch, inputs, 0.0, 1.0, generator)
-    assert torch.equal(repairs, batch.answer & (inputs != batch.tokens))
-    no_tail = weigh(batch, inputs, 1.0, 0.0, generator)
-    assert torch.equal(no_tail, batch.answer & ~batch.tail)
-    half = weigh(batch, batch.tokens, 0.5, 1.0, generator).sum() / batch.answer.sum()
+    mask = denoiser.mask_token_id
+
+    def say(inputs, clean=1.0, tail=1.0, reach=0.0, own=False):
+        return weigh(batch, inputs, mask, clean, tail, reach, own, generator)
+
+    assert torch.equal(say(inputs), batch.answer.float())
+    assert torch.equal(say(inputs, clean=0.0) > 0, batch.answer & (inputs != batch.tokens))
+    assert torch.equal(say(inputs, tail=0.0) > 0, batch.answer & ~batch.tail)
+    half = say(batch.tokens, clean=0.5).sum() / batch.answer.sum()
     assert 0.45 < half < 0.55
+    assert torch.equal(say(batch.tokens, reach=3.0), batch.answer.float())  # nothing is far
+
+
+def test_what_is_far_from_anything_visible_counts_little():
+    """Position by position, against loops."""
+    denoiser = fresh()
+    batch, inputs, *_ = first_drafts(denoiser, "none")
+    mask, reach = denoiser.mask_token_id, 3.0
+    generator = torch.Generator().manual_seed(1)
+    for own in (False, True):
+        got = weigh(batch, inputs, mask, 1.0, 1.0, reach, own, generator)
+        for row in range(len(inputs)):
+            hidden = [
+                bool(a and i == mask) for a, i in zip(batch.answer[row], inputs[row], strict=True)
+            ]
+            seen = [n for n, h in enumerate(hidden) if not h]
+            wrong = [n for n in seen if inputs[row, n] != batch.tokens[row, n]]
+            for n in torch.nonzero(batch.answer[row]).flatten().tolist():
+                away = min(abs(n - m) for m in seen) - 1 if hidden[n] else 0
+                if own and wrong:
+                    away = max(away, n - wrong[0])
+                assert got[row, n] == pytest.approx(math.exp(-away / reach), rel=1e-4)
 
 
 def test_losses_are_cross_entropy_per_token():

@@ -216,6 +216,10 @@ def show(result: dict) -> None:
         ce, accuracy = written(scores["ce"], 1, 3), written(scores["accuracy"])
         rows.add_row(f"{100 * float(fraction):.0f} % masked", ce, accuracy)
     console.print(rows)
+    rows = table(pairs, "tokens behind a clean beginning", "accuracy, %")
+    for distance, share in result["ahead"].items():
+        rows.add_row(f"number {distance}", written(share))
+    console.print(rows)
     repair = result["repair"]
     rows = table(pairs, "structural repair", "restored, %", "kept, %")
     how = f"p = {repair['severity']}, {repair['iterations']} iterations"

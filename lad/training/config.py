@@ -47,6 +47,10 @@ class TrainConfig:
         draft_length: successive drafts of one batch, a step each.
         clean_share: share of the undamaged, visible answer positions that enter the loss; 1 is
             every position, 0 only what has to be repaired or filled in.
+        reach: how fast a masked position's say in the loss falls with its distance from the
+            nearest visible token: by a factor e every so many positions; 0 lets all count alike.
+            What stands thirty masks away from anything cannot be known, and its loss drowns what
+            can.
         eos_tail_share: share of the EOS positions after the first that enter the loss.
         ema: decay per step of the running average of weights that is validated and saved; 0 saves
             the last weights themselves.
@@ -70,6 +74,7 @@ class TrainConfig:
     draft_start: float = 0.3
     draft_length: int = 6
     clean_share: float = 0.5
+    reach: float = 8.0
     eos_tail_share: float = 0.1
     ema: float = 0.999
     log_every: int = 20
@@ -93,7 +98,7 @@ class TrainConfig:
         for name in (*shares, "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected between 0 and 1")
-        for name in ("warmup_steps", "weight_decay", "seed"):
+        for name in ("warmup_steps", "weight_decay", "reach", "seed"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected 0 or more")
         if not self.widths or self.widths[0] < 2:

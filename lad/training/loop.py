@@ -220,7 +220,7 @@ class Run:
                     noise,
                 )
                 manner = Manner.draw(len(inputs), self.generator) if drafts else None
-            inputs = self.take_step(batch, inputs, manner if n < drafts - 1 else None)
+            inputs = self.take_step(batch, inputs, manner if n < drafts - 1 else None, n > 0)
             self.step += 1
             self.tokens += batch.tokens.numel() * self.processes
             if self.processes == 1 or self.step % SYNC_EVERY == 0:
@@ -233,17 +233,33 @@ class Run:
             if self.finished:
                 return
 
-    def take_step(self, batch: Batch, inputs: Tensor, manner: Manner | None) -> Tensor | None:
-        """One optimiser step; returns the inputs of the next step of a chain, if one follows."""
+    def take_step(
+        self, batch: Batch, inputs: Tensor, manner: Manner | None, drafts: bool
+    ) -> Tensor | None:
+        """One optimiser step; returns the inputs of the next step of a chain, if one follows.
+
+        Args:
+            manner: how its drafts are masked again; None where no step follows.
+            drafts: True when the inputs are the denoiser's own drafts.
+        """
         config, denoiser = self.config, self.denoiser
-        chosen = weigh(batch, inputs, config.clean_share, config.eos_tail_share, self.generator)
+        say = weigh(
+            batch,
+            inputs,
+            denoiser.mask_token_id,
+            config.clean_share,
+            config.eos_tail_share,
+            config.reach,
+            drafts,
+            self.generator,
+        )
         following = None
         with self.autocast():
             # A draft needs every position of the answer, a loss by itself only the chosen ones.
-            where = chosen if manner is None else batch.answer
+            where = say > 0 if manner is None else batch.answer
             logits = answer_logits(denoiser, inputs, batch.prompt_lengths, where)
             losses, right = token_losses(logits, batch.tokens[where])
-            weights = chosen[where].float()
+            weights = say[where]
             total = weights.sum().clamp(min=1.0)
             loss = (losses * weights).sum() / total
             if manner is not None:

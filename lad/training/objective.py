@@ -168,15 +168,39 @@ def redraw(
 def weigh(
     batch: Batch,
     inputs: Tensor,
+    mask_token_id: int,
     clean_share: float,
     eos_tail_share: float,
+    reach: float,
+    own: bool,
     generator: torch.Generator,
 ) -> Tensor:
-    """`(b, t)` bool: the positions that enter the loss of this step."""
+    """`(b, t)` float32: how much each position counts in the loss of a step; 0 is not at all.
+
+    Args:
+        reach: in positions; a position so far from anything it could be told from counts 1/e.
+        own: True when the inputs are the denoiser's own drafts. Behind its first wrong token a
+            draft tells another story than the target, position by position: asking for the target
+            there teaches the mean of all stories, which reads ", , , the the".
+    """
     chance = torch.rand((2, *inputs.shape), generator=generator, device=inputs.device)
     damaged = inputs != batch.tokens
     wanted = damaged | (chance[0] < clean_share)
-    return batch.answer & wanted & (~batch.tail | (chance[1] < eos_tail_share))
+    chosen = batch.answer & wanted & (~batch.tail | (chance[1] < eos_tail_share))
+    if not reach:
+        return chosen.float()
+    t = inputs.shape[1]
+    position = torch.arange(t, device=inputs.device)
+    hidden = batch.answer & (inputs == mask_token_id)
+    # How many masks stand between a masked position and the nearest token; on the left there is
+    # always one, the prompt's last.
+    left = torch.where(hidden, 0, position).cummax(dim=1).values
+    right = torch.where(hidden, 2 * t, position).flip(1).cummin(dim=1).values.flip(1)
+    distance = torch.minimum(position - left, right - position) - hidden.long()
+    if own:
+        first_wrong = torch.where(damaged & ~hidden, position, t).amin(dim=1, keepdim=True)
+        distance = torch.maximum(distance, position - first_wrong)
+    return chosen * torch.exp(-distance / reach)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
