@@ -77,6 +77,9 @@ def settings_of(
 ) -> tuple[DenoiserConfig, TrainConfig]:
     """The settings of one variant: the base's, with what it changes put over them.
 
+    `corruption` counts as one setting: a variant that names it replaces it as a whole, and what it
+    leaves out has the paper's value (`CorruptionConfig`), not the base's.
+
     Args:
         steps: instead of the grid's.
 
@@ -119,10 +122,15 @@ def run_variants(
         on_result: called with each variant's name and result.
 
     Raises:
-        InvalidInput: `folder` holds results of other settings, data or model.
+        InvalidInput: too few pairs, or `folder` holds results of other settings, data or model.
         DamagedFile: a result that is not whole.
     """
     kept, held = hold_out(read_pairs(pairs))
+    if not (kept and held and prompts):  # before the first training, not after it
+        raise InvalidInput(
+            f"{pairs}: {len(kept)} pairs to train on, {len(held)} held out, and {len(prompts)} "
+            "prompts: expected at least one of each; give more pairs"
+        )
     shared = {"model": model, "pairs_sha256": sha256_file(pairs), "trained_on": len(kept)}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

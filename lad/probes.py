@@ -2,10 +2,12 @@
 
     effects        how far each position's final state moves when one token changes: what the
                    attention mask lets through, seen from outside
+    read_on        whether the bare backbone, under one of the masks, still knows the next token
+                   when all that follows is MASK
     update_sizes   how large the adapter's update of each weight matrix is
     fill           what stands behind a MASK, in the denoiser's opinion
 
-Shapes: t = positions, p of them prompt.
+Shapes: t = positions, p of them prompt; b = batch, a = answer positions, d = hidden size.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch import Tensor
 
 from lad.denoiser import ATTENTIONS, Denoiser, attention_mask
 from lad.errors import InvalidInput
+from lad.metrics import Estimate, pooled_share
+from lad.training.pairs import Pair
 
 __all__ = [
     "HOLE",
@@ -28,6 +32,7 @@ __all__ = [
     "Update",
     "effects",
     "fill",
+    "read_on",
     "update_sizes",
     "visible",
 ]
@@ -59,22 +64,36 @@ class Candidate:
     probability: float
 
 
-def visible(kind: str, prompt_length: int, total: int, target: str = "next") -> np.ndarray:
+def visible(
+    kind: str,
+    prompt_length: int,
+    total: int,
+    target: str = "next",
+    masked: Sequence[int] | None = None,
+) -> np.ndarray:
     """Which position sees which: `(t, t)` bool, rows look, columns are looked at.
 
     Args:
-        kind: "causal" (the backbone's own), "bidirectional" or "prompt-causal".
+        kind: "causal" (the backbone's own), "bidirectional", "prompt-causal" or "mask-blind".
         prompt_length: p, from 1 to t - 1.
         total: t.
-        target: "same" or "next"; matters for "prompt-causal" only.
+        target: "same" or "next"; no matter for "causal" and "bidirectional".
+        masked: positions, 0 to t - 1, where MASK stands; matters for "mask-blind" only, which
+            without any is "prompt-causal".
     """
     if kind not in KINDS_OF_ATTENTION:
         raise InvalidInput(f"kind = {kind!r}: expected one of {', '.join(KINDS_OF_ATTENTION)}")
     if not 1 <= prompt_length < total:
         raise InvalidInput(f"prompt_length = {prompt_length}: expected 1 to {total - 1}")
+    hidden = torch.zeros((1, total), dtype=torch.bool)
+    for position in masked or ():
+        if not 0 <= position < total:
+            raise InvalidInput(f"masked position {position}: expected 0 to {total - 1}")
+        hidden[0, position] = True
     if kind == "causal":
         return np.tril(np.ones((total, total), dtype=bool))
-    return attention_mask(torch.tensor([prompt_length]), total, kind, target)[0, 0].numpy()
+    lengths = torch.tensor([prompt_length])
+    return attention_mask(lengths, total, kind, target, masked=hidden)[0, 0].numpy()
 
 
 @torch.no_grad()
@@ -90,6 +109,8 @@ def effects(
     """How far every final state moves when one token is hidden behind MASK.
 
     "causal" is the backbone as it was pretrained, without the adapter; the others run the denoiser.
+    Under "mask-blind" hiding a token also takes it out of everybody's sight, wherever it stands:
+    what saw it then moves because a word is missing, and not because a MASK stands in its place.
 
     Args:
         tokens: `(t,)` int64, none of them MASK.
@@ -103,22 +124,72 @@ def effects(
     """
     if bool((tokens == denoiser.mask_token_id).any()):
         raise InvalidInput("a token is MASK already, so hiding it changes nothing: choose others")
-    seen = visible(kind, prompt_length, len(tokens), target)
-    mask = torch.from_numpy(seen).to(tokens.device)[None, None]
     bare = denoiser.adapter_off() if kind == "causal" else contextlib.nullcontext()
+
+    def states(ids: Tensor, masked: Sequence[int]) -> Tensor:  # (t, d)
+        seen = visible(kind, prompt_length, len(ids), target, masked)
+        mask = torch.from_numpy(seen).to(ids.device)[None, None]
+        return denoiser.hidden_states(ids[None], mask)[0].double()
 
     # One sequence at a time and all of one shape: then the arithmetic is the same, bit for bit,
     # and what is cut off moves by 0 and not by a rounding error.
     with bare:
-        before = denoiser.hidden_states(tokens[None], mask)[0].double()
+        before = states(tokens, ())
         moves = []
         for position in range(len(tokens)) if positions is None else positions:
             progress(len(moves))
             hidden = tokens.clone()
             hidden[position] = denoiser.mask_token_id
-            after = denoiser.hidden_states(hidden[None], mask)[0].double()
-            moves.append((after - before).norm(dim=1) / before.norm(dim=1))
+            moves.append((states(hidden, [position]) - before).norm(dim=1) / before.norm(dim=1))
     return torch.stack(moves).cpu().numpy()
+
+
+@torch.no_grad()
+def read_on(
+    denoiser: Denoiser, pairs: Sequence[Pair], kind: str, length: int = 64, cuts: int = 3
+) -> Estimate:
+    """How often the bare backbone knows the next token when all that follows is MASK.
+
+    The prompt and a beginning of the answer are visible, and MASKs fill the answer region. Nothing
+    is trained: the adapter is off, and the state of the last visible position predicts the token
+    after it, as in pretraining. What is lost against "causal" is lost to looking at MASKs.
+
+    Args:
+        pairs: prompts with answers that the backbone itself gave, greedily.
+        kind: see `visible`.
+        length: a, positions of the answer region; longer answers are cut off.
+        cuts: beginnings tried of each answer, evenly spread over it.
+
+    Returns:
+        The share of tokens that are right, with an interval over answers.
+
+    Raises:
+        InvalidInput: an empty answer, or numbers below 1.
+    """
+    if length < 1 or cuts < 1:
+        raise InvalidInput(f"length = {length}, cuts = {cuts}: expected at least 1 of each")
+    right, asked = [], []
+    for pair in pairs:
+        prompt = denoiser.encode(pair.prompt)
+        words = denoiser.tokenizer(pair.answer, add_special_tokens=False)["input_ids"][:length]
+        if not words:
+            raise InvalidInput(f"no answer to {pair.prompt!r}: expected at least one token")
+        answer = torch.tensor(words, device=prompt.device)
+        p, t = len(prompt), len(prompt) + length
+        begun = sorted({round(i * (len(words) - 1) / cuts) for i in range(1, cuts + 1)})  # tokens
+        tokens = prompt.new_full((len(begun), t), denoiser.mask_token_id)  # (b, t)
+        tokens[:, :p] = prompt
+        for row, n in enumerate(begun):
+            tokens[row, p : p + n] = answer[:n]
+        seen = [visible(kind, p, t, "next", range(p + n, t)) for n in begun]
+        mask = torch.from_numpy(np.stack(seen)).to(prompt.device)[:, None]
+        with denoiser.adapter_off():
+            states = denoiser.hidden_states(tokens, mask)  # (b, t, d)
+            last = torch.stack([states[row, p + n - 1] for row, n in enumerate(begun)])  # (b, d)
+            guesses = denoiser.causal_lm.lm_head(last).argmax(dim=-1)
+        right.append(int((guesses == answer[begun]).sum()))
+        asked.append(len(begun))
+    return pooled_share(right, asked)
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@
 # - The **backbone** is the language model that exists. It is **causal**: trained to guess each
 #   next token from those before it, and never allowed to look ahead.
 # - **Attention** is how a position in the text takes in what stands at other positions. An
-#   **attention mask** says which positions it may look at. (It has nothing to do with the token
-#   MASK.)
+#   **attention mask** says which positions it may look at. (In spite of its name it has nothing
+#   to do with the token MASK.)
 # - A position's **state** is the list of numbers the model has computed there after its last
 #   layer. The guess for a token is read off a state.
 # - The **adapter** is the add-on. It is of the kind called **LoRA** (low-rank adaptation): beside
@@ -42,8 +42,10 @@ import torch
 import lad
 from lad.denoiser import shipped_adapter
 from lad.figures import attention, training
+from lad.figures.ablation import ablation
+from lad.figures.recorded import read_numbers
 from lad.figures.style import show
-from lad.probes import KINDS_OF_ATTENTION, effects, fill, update_sizes, visible
+from lad.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
 from lad.training import self_distil
 from lad.widgets.attention import AttentionExplorer
 
@@ -84,32 +86,39 @@ print("target   ", settings.target)
 # %% [markdown]
 # ## Who may look at whom?
 #
-# Three attention masks, drawn for a prompt of 4 tokens and an answer of 5. A filled square with a
-# dot means: this row's position looks at this column's.
+# Four attention masks, drawn for a prompt of 4 tokens and an answer of 5, of which two are MASK at
+# the moment (M). A filled square with a dot means: this row's position looks at this column's.
 #
 # - **causal**: at itself and what stands before it. This is how the backbone was trained.
 # - **bidirectional**: everybody looks at everybody. This is the paper's choice.
 # - **prompt-causal**: the prompt reads left to right as before, and only the answer looks
 #   everywhere. The prompt then does not depend on the draft, so it is computed once and not at
-#   every iteration. This is what the adapter above was trained with.
+#   every iteration.
+# - **mask-blind**: prompt-causal, and no visible token looks at a MASK, which has nothing to tell.
+#   The MASKs themselves look everywhere, for they are to be guessed from what they see.
+#
+# The lines above say which of them the shipped adapter was trained with.
 #
 # The **target** says which state guesses which token: with *same*, a state guesses its own token
 # (the paper's choice); with *next*, the one after it, as the backbone has always done. With *next*
-# the last prompt position guesses the first answer token, so it looks everywhere too: see its row
-# on the right.
+# the last prompt position guesses the first answer token, so it looks at the answer too: see its
+# row in the two grids on the right.
 
 # %%
-masks = {kind: visible(kind, prompt_length=4, total=9) for kind in KINDS_OF_ATTENTION}
+hidden = [6, 8]
+masks = {kind: visible(kind, 4, 9, masked=hidden) for kind in KINDS_OF_ATTENTION}
 show(
-    attention.attention_masks(masks, prompt_length=4),
-    "Three square grids. Causal is a lower triangle; bidirectional is full; prompt-causal is a "
-    "triangle in the first three rows and full in the others.",
+    attention.attention_masks(masks, prompt_length=4, masked=hidden),
+    "Four square grids. Causal is a lower triangle; bidirectional is full; prompt-causal is a "
+    "triangle in the first three rows and full in the others; mask-blind is the same, but the "
+    "columns of the two MASKs are empty except in the rows of the MASKs.",
     name="attention_masks",
 )
 
 # %% [markdown]
-# **What follows.** Under a causal mask no answer position sees what comes later. Under both others
-# every answer position sees the whole draft, which is what repairing it takes.
+# **What follows.** Under a causal mask no answer position sees what comes later. Under the three
+# others every answer position sees all the words of the draft, which is what repairing it takes.
+# Only the last one depends on the draft: as MASKs are filled in, it opens up.
 
 # %% [markdown]
 # ## Does the denoiser really see what stands to its right?
@@ -117,7 +126,8 @@ show(
 # A mask in a picture proves nothing about a program. So here is a test from outside: hide the
 # *last* token of a short text behind MASK, and measure by how much each position's state moves, as
 # a share of its length. What cannot see the last token must not move at all, not by the smallest
-# rounding error. The causal row is the bare backbone, the two others are the denoiser.
+# rounding error. The causal row is the bare backbone, the others are the denoiser (under all masks
+# the same one, although it was trained under one of them only).
 
 # %%
 text, prompt_length = "What is the capital of France? It is Paris, on the Seine.", 7
@@ -130,30 +140,64 @@ moves = {
 pieces = [denoiser.tokenizer.decode([token]) for token in tokens]
 show(
     attention.attention_effects(moves, pieces, prompt_length, hidden=last),
-    "Three rows of bars over the tokens. Causal: zero everywhere but at the last token. "
-    "Bidirectional: every state moves. Prompt-causal: zero in the prompt but for its last "
-    "position, and every state of the answer moves.",
+    "Four rows of bars over the tokens. Causal: zero everywhere but at the last token. "
+    "Bidirectional: every state moves. Prompt-causal and mask-blind: zero in the prompt but for "
+    "its last position, and every state of the answer moves.",
     name="attention_effects",
 )
 
 # %%
 assert moves["causal"][0] == 0 and moves["bidirectional"][0] > 0
-assert (moves["prompt-causal"][: prompt_length - 1] == 0).all()
-assert (moves["prompt-causal"][prompt_length:] > 0).all()
-print("Measured, not drawn: the three masks let through what they should, and nothing else.")
+for kind in ("prompt-causal", "mask-blind"):
+    assert (moves[kind][: prompt_length - 1] == 0).all()
+    assert (moves[kind][prompt_length:] > 0).all()
+print("Measured, not drawn: the four masks let through what they should, and nothing else.")
 
 # %% [markdown]
 # **What follows.** Under the bidirectional mask the last token reaches even position 0. Under the
 # prompt-causal one it reaches the whole answer, and of the prompt only the last position, the one
-# that guesses the answer's first token.
+# that guesses the answer's first token. Under mask-blind the same states move, but for another
+# reason: nobody sees the MASK, so all that they can notice is that a word is gone.
 #
 # Now choose mask, target, length of the prompt and the token to hide. The frame in the mask marks
 # the hidden token's column: whoever has a dot there is touched at once, others may be touched by
-# way of them. A new mask is measured once, which takes a few seconds; after that the slider is
-# free. (Without a running kernel the figure above stands for it.)
+# way of them. (Under mask-blind that column is empty, and those are touched who lost sight of the
+# token.) A new mask is measured once, which takes a few seconds; after that the slider is free.
+# (Without a running kernel the figure above stands for it.)
 
 # %%
 AttentionExplorer(denoiser, "What is the capital? It is Paris.", prompt_length=5).widget
+
+# %% [markdown]
+# ## Why be blind to MASKs?
+#
+# An answer begins as nothing but MASKs, and the backbone was never shown a single one. What does
+# looking at them do to it? Here it gets a question and the beginning of an answer that it gave
+# itself; the rest of a region of 64 positions is MASK. Nothing is trained, and the adapter is
+# off. How often is the next word still its first guess, under each attention mask? (The interval
+# is 95 %, over answers.)
+
+# %%
+questions = [
+    "Explain in one sentence what a magnet is.", "Name three vegetables.",
+    "Describe an elephant in one sentence.", "What is the capital of Canada?",
+    "In one sentence, what is a poem?", "Name a famous scientist.",
+    "In one sentence, explain why we sleep.", "What is the opposite of big?",
+    "List three things to take to the beach.", "Describe a thunderstorm in one sentence.",
+    "Write one sentence about a summer morning.", "Tell me a very short story about a lost key.",
+]  # fmt: skip
+backbone = lad.load_backbone("smollm2-135m")
+own_answers = self_distil(backbone, questions[: None if full else 4], max_tokens=48)
+for kind in KINDS_OF_ATTENTION:
+    score = read_on(denoiser, own_answers, kind)
+    low, value, high = (f"{100 * share:.0f}" for share in (score.low, score.value, score.high))
+    print(f"{kind:<14}{value:>4} % right  ({low} to {high} %, {score.n} answers)")
+
+# %% [markdown]
+# **What follows.** Left to right the MASKs are out of sight, and its own words are no riddle to
+# the backbone. Once its words may look at the MASKs, it loses most of the thread, although MASKs
+# say nothing; it simply never learnt to ignore them. Blind to them, it keeps most of what it knew,
+# and so much less is left for an adapter to learn.
 
 # %% [markdown]
 # ## What does the adapter change?
@@ -212,7 +256,6 @@ show(
 
 # %%
 countries = ["France", "Spain", "Italy", "Japan", "Egypt", "Poland", "Norway", "Peru", "Cuba"]
-backbone = lad.load_backbone("smollm2-135m")
 pairs = self_distil(backbone, [f"What is the capital of {c}?" for c in countries], max_tokens=20)
 print(f"{len(pairs)} pairs, such as:", *(f"{p.prompt} {p.answer}" for p in pairs[:3]), sep="\n  ")
 
@@ -285,13 +328,47 @@ show(
 # whole idea of refinement: each draft, if it is better than the last, makes the next one easier.
 
 # %% [markdown]
+# ## Which of these choices matter?
+#
+# The same short training again and again, on a GPU, one choice changed at a time (`lad ablate`).
+# Every row is one such run, measured on answers and prompts that none of them saw:
+#
+# - **filling in**: the cross-entropy where half of the answer is masked;
+# - **repair**: answers with structural noise of severity 0.3 and not one MASK go through four
+#   noiseless iterations. Which share of the damaged tokens comes out right, and which share of
+#   the sound ones is left alone?
+# - **noiseless answers**: how much a whole answer, refined without masking again, stutters.
+#
+# The intervals are 95 %, over answers. They do not say what chance does in training: for that one
+# run differs from the base in its seed only, and the grey bands show how far that took it.
+
+# %%
+show(
+    ablation(read_numbers("ablation")),
+    "Four panels of dots with intervals, a row for each variant of the training: cross-entropy, "
+    "damaged tokens restored, sound tokens kept, and repeats in noiseless answers. The base is a "
+    "dashed line in each.",
+    name="ablation",
+)
+
+# %% [markdown]
+# **What follows.** Trained on masks only, an adapter fills in better than the base and is the worst
+# of all at repair: what is never damaged in training is not mended afterwards. Training on the
+# model's own drafts does not pay yet: without it, every count is better. Drafts this early are poor
+# ones, and a run this short cannot say whether it pays later. A wider adapter (a higher rank) both
+# fills in and repairs better. And one other seed is a rough measure of chance: what lies close to a
+# grey band may not be there the next time.
+
+# %% [markdown]
 # ## Try it
 #
 # 1. In the explorer, choose *prompt-causal* and change the target from *next* to *same*. Which
 #    single row of the mask changes, and which bar disappears?
 # 2. Under *causal*, hide a token in the middle. Which states move, and why only those?
-# 3. Replace `answer` above by a sentence of your own with the clue on the left of `[MASK]`. How
+# 3. Choose *mask-blind* and hide one token of the answer after the other. What happens to the
+#    column in the frame, and who still looks there?
+# 4. Replace `answer` above by a sentence of your own with the clue on the left of `[MASK]`. How
 #    well does the bare backbone do now, and why?
-# 4. Train the beginner with `rank=1`. Does the loss still fall?
+# 5. Train the beginner with `rank=1`. Does the loss still fall?
 #
 # Next: one answer, draft by draft, in [notebook 3](03_sampling_walkthrough.ipynb).

@@ -12,6 +12,7 @@ from lad.figures.style import new_figure, save, show, text_color, to_png, to_svg
 from lad.probes import Candidate, Update, visible
 
 SENTENCE = Sentence.of("The river flows past the old town.", ends=2)
+BLIND = {kind: visible(kind, 3, 7, masked=[4, 6]) for kind in ("prompt-causal", "mask-blind")}
 MASKS = {kind: visible(kind, 3, 7) for kind in ("causal", "bidirectional", "prompt-causal")}
 MOVES = {"causal": np.array([0, 0, 0.5]), "bidirectional": np.array([0.02, 0.1, 0.6])}
 ROWS = [{"step": s, "loss": 5 - s / 20, "seconds": s / 2, "drafts": s > 40} for s in range(1, 61)]
@@ -30,6 +31,7 @@ FIGURES = {
     "masked_share": lambda: noise.masked_share(masked_shares(rows=200)),
     "damage_rates": lambda: noise.damage_rates(drawn_rates([0.5, 1.0], rows=50)),
     "attention_masks": lambda: attention.attention_masks(MASKS, 3),
+    "masks_with_masked": lambda: attention.attention_masks(BLIND, 3, [4, 6]),
     "attention_effects": lambda: attention.attention_effects(MOVES, ["a", "b", "$c$"], 2, 2),
     "attention_explorer": lambda: attention.attention_explorer(
         np.ones((3, 3), dtype=bool), MOVES["causal"], ["a", "b", "c"], 2, 2
@@ -210,6 +212,12 @@ def test_the_mask_matrices_title_names_who_looks_right():
         "Bidirectional and prompt-causal let the answer look to its right; under prompt-causal the "
         "prompt still reads left to right"
     )
+    assert title(attention.attention_masks(BLIND, 3, [4, 6])) == (
+        "Prompt-causal and mask-blind let the answer look to its right; under prompt-causal and "
+        "mask-blind the prompt still reads left to right, and under mask-blind nothing visible "
+        "looks at a MASK (M)"
+    )
+    assert "MASK" not in title(attention.attention_masks(BLIND, 3))
     causal = {"causal": MASKS["causal"]}
     assert title(attention.attention_masks(causal, 3)).startswith("No answer position")
 

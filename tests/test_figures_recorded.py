@@ -1,10 +1,14 @@
 """Committed figures: drawn from recorded runs, twice the same, and traceable to what made them."""
 
+import shutil
+
+import matplotlib
 import pytest
 from traces import EOS, make_trace
 
-from lad.errors import InvalidInput
-from lad.figures.recorded import FIGURES, redraw, save_trace
+from lad.errors import DamagedFile, InvalidInput
+from lad.figures import recorded
+from lad.figures.recorded import CHECKOUT, DRAWN, FIGURES, read_numbers, redraw, save_trace
 from lad.settings import figures_folder
 from lad.trace import Trace
 
@@ -27,7 +31,7 @@ def test_drawing_twice_gives_the_same_files(folder):
         save_trace(make_trace([b"a", b" b", EOS], [b"a", b" c", EOS], renoised=[[1], []]), trace)
     first = {path: path.read_bytes() for path in redraw()}
     svg = {path: path.with_suffix(".svg").read_bytes() for path in first}
-    assert [path.stem for path in first] == list(FIGURES)
+    assert [path.stem for path in first] == list(DRAWN)
     assert {path: path.read_bytes() for path in redraw()} == first
     assert {path: path.with_suffix(".svg").read_bytes() for path in first} == svg
 
@@ -38,6 +42,39 @@ def test_unknown_figures_and_missing_runs_are_named(folder):
     with pytest.raises(InvalidInput, match="no trace at"):
         redraw(["filmstrip_renoised"])
     assert list(folder.glob("*.png")) == []
+
+
+def test_numbers_are_the_folder_s_own_or_else_the_checkout_s(folder, monkeypatch):
+    committed = read_numbers("ablation")
+    assert committed["variants"]
+    (folder / "data").mkdir()
+    (folder / "data" / "ablation.json").write_text('{"own": 1}')
+    assert read_numbers("ablation") == {"own": 1}
+    (folder / "data" / "ablation.json").write_text('{"own": ')
+    with pytest.raises(DamagedFile, match=r"ablation\.json cannot be read"):
+        read_numbers("ablation")
+    with pytest.raises(InvalidInput, match=r"no numbers at .*nonsense\.json"):
+        read_numbers("nonsense")
+    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
+    (folder / "data" / "ablation.json").unlink()
+    with pytest.raises(InvalidInput, match="no numbers at"):
+        redraw(["ablation"])
+
+
+def test_every_drawing_s_data_is_committed():
+    for drawing in DRAWN.values():
+        assert (CHECKOUT / "figures" / "data" / drawing.data).is_file()
+
+
+def test_the_committed_ablation_is_drawn_from_the_committed_numbers(folder):
+    committed = CHECKOUT / "figures" / "ablation.svg"
+    (folder / "data").mkdir()
+    shutil.copy(CHECKOUT / "figures" / "data" / "ablation.json", folder / "data")
+    redraw(["ablation"])
+    lock = (CHECKOUT / "requirements.lock").read_text()
+    if f"matplotlib=={matplotlib.__version__}\n" not in lock:
+        pytest.skip(f"matplotlib {matplotlib.__version__} is not the lock's: its bytes may differ")
+    assert (folder / "ablation.svg").read_bytes() == committed.read_bytes()
 
 
 @pytest.mark.parametrize("name", FIGURES)

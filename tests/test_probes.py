@@ -8,7 +8,8 @@ from conftest import tiny_denoiser
 from lad.backbones import load_backbone
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import InvalidInput
-from lad.probes import effects, fill, update_sizes, visible
+from lad.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
+from lad.training import Pair
 
 TOKENS = torch.arange(40, 52)
 P, T = 5, 12
@@ -25,11 +26,48 @@ def test_bidirectional_attention_carries_the_last_token_to_position_0(denoiser):
     assert (effects(denoiser, TOKENS, "bidirectional", P) > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["prompt-causal", "mask-blind"])
 @pytest.mark.parametrize("target, kept", [("next", P - 1), ("same", P)])
-def test_prompt_causal_attention_keeps_the_prompt(denoiser, target, kept):
-    moves = effects(denoiser, TOKENS, "prompt-causal", P, target)
+def test_the_answer_does_not_move_the_prompt(denoiser, kind, target, kept):
+    moves = effects(denoiser, TOKENS, kind, P, target)
     assert (moves[P:, :kept] == 0).all()
     assert (moves[P:, kept:] > 0).all()
+
+
+def test_mask_blind_takes_the_masked_out_of_sight():
+    plain = visible("prompt-causal", P, T)
+    assert np.array_equal(visible("mask-blind", P, T), plain)
+    masked = [7, 10]
+    seen = visible("mask-blind", P, T, masked=masked)
+    others = np.setdiff1d(np.arange(T), masked)
+    assert not seen[np.ix_(others, masked)].any()
+    assert seen[masked].all()  # a MASK looks at everything
+    assert np.array_equal(seen[np.ix_(others, others)], plain[np.ix_(others, others)])
+    assert np.array_equal(visible("prompt-causal", P, T, masked=masked), plain)
+
+
+def test_what_hides_behind_a_mask_reaches_nobody_under_mask_blind(denoiser):
+    """Bit for bit, so whatever moves under mask-blind moves because a word is gone."""
+    seen = torch.from_numpy(visible("mask-blind", P, T, masked=[8]))[None, None]
+    other = TOKENS.clone()
+    other[8] = denoiser.mask_token_id
+    with torch.no_grad():
+        one, two = (denoiser.hidden_states(ids[None], seen)[0] for ids in (TOKENS, other))
+    still = (one == two).all(dim=1)
+    assert still.tolist() == [position != 8 for position in range(T)]
+
+
+def test_effects_under_mask_blind_hide_each_position_in_its_own_mask(denoiser):
+    moves = effects(denoiser, TOKENS, "mask-blind", P)
+    before = torch.from_numpy(visible("mask-blind", P, T))[None, None]
+    after = torch.from_numpy(visible("mask-blind", P, T, masked=[9]))[None, None]
+    hidden = TOKENS.clone()
+    hidden[9] = denoiser.mask_token_id
+    with torch.no_grad():
+        one = denoiser.hidden_states(TOKENS[None], before)[0].double()
+        two = denoiser.hidden_states(hidden[None], after)[0].double()
+    assert np.array_equal(moves[9], ((two - one).norm(dim=1) / one.norm(dim=1)).numpy())
+    assert not np.allclose(moves[9], effects(denoiser, TOKENS, "prompt-causal", P)[9])
 
 
 def test_effects_of_chosen_positions_are_rows_of_all(denoiser):
@@ -49,11 +87,42 @@ def test_the_causal_probe_runs_the_backbone_without_its_adapter(denoiser):
     assert not np.allclose(effects(denoiser, TOKENS, other, P), effects(plain, TOKENS, other, P))
 
 
+def test_read_on_asks_the_bare_backbone(denoiser, monkeypatch):
+    """Under a causal mask what follows is not seen: its own greedy answer is right throughout."""
+    backbone, prompt = load_backbone("tiny").model, denoiser.encode("hello")
+    ids = prompt[None]
+    with torch.no_grad():
+        for _ in range(8):
+            ids = torch.cat([ids, backbone(ids).logits[:, -1:].argmax(-1)], dim=1)
+    answer = ids[0, len(prompt) :].tolist()
+    monkeypatch.setattr(denoiser, "encode", lambda text: prompt)
+    # The tiny model babbles bytes that are no text and would come back as others.
+    monkeypatch.setattr(denoiser, "tokenizer", lambda text, **kwargs: {"input_ids": answer})
+    pairs = [Pair("hello", "babble")] * 2
+    scores = {kind: read_on(denoiser, pairs, kind, length=24) for kind in KINDS_OF_ATTENTION}
+    assert (scores["causal"].value, scores["causal"].n) == (1.0, 2)
+    assert min(score.value for score in scores.values()) < 1  # MASKs do throw it off
+
+
+def test_read_on_takes_answers_of_one_token_and_cuts_long_ones(denoiser):
+    assert read_on(denoiser, [Pair("hello", "x")], "mask-blind", length=8).n == 1
+    long, cut = "abcdefgh" * 4, "abcdefgh"
+    for kind in ("prompt-causal", "mask-blind"):
+        one, two = (read_on(denoiser, [Pair("yo", text)], kind, 8, 7) for text in (long, cut))
+        assert one == two
+
+
 def test_bad_input_is_named(denoiser):
     with pytest.raises(InvalidInput, match="'sideways'"):
         visible("sideways", 2, 5)
     with pytest.raises(InvalidInput, match="prompt_length = 5: expected 1 to 4"):
         visible("causal", 5, 5)
+    with pytest.raises(InvalidInput, match="masked position 5: expected 0 to 4"):
+        visible("mask-blind", 2, 5, masked=[1, 5])
+    with pytest.raises(InvalidInput, match="no answer to 'hello'"):
+        read_on(denoiser, [Pair("hello", "")], "causal")
+    with pytest.raises(InvalidInput, match="cuts = 0"):
+        read_on(denoiser, [Pair("hello", "x")], "causal", cuts=0)
     with pytest.raises(InvalidInput, match="is MASK already"):
         effects(denoiser, torch.tensor([1, denoiser.mask_token_id]), "causal", 1)
     with pytest.raises(InvalidInput, match=r"no \[MASK\]"):
@@ -117,3 +186,14 @@ def test_the_real_denoiser_uses_a_clue_on_the_right(real):
     no_clue = fill(real, question, "The city of" + " [MASK]" * 7)[0]
     assert with_clue[0].text == " Tokyo"
     assert no_clue[0].text != " Tokyo"
+
+
+@pytest.mark.real
+def test_masks_throw_the_real_backbone_off_unless_it_is_blind_to_them(real):
+    pairs = [
+        Pair("What is the capital of France?", "The capital of France is Paris."),
+        Pair("What is the capital of Italy?", "The capital of Italy is Rome."),
+    ]
+    found = {kind: read_on(real, pairs, kind).value for kind in KINDS_OF_ATTENTION}
+    assert found["bidirectional"] < found["mask-blind"] <= found["causal"]
+    assert found["prompt-causal"] < found["mask-blind"]

@@ -74,6 +74,22 @@ def test_target_and_prompt_length_change_what_is_let_through(explorer):
     assert "0 of 6 states of the prompt and 3 of 3" in explorer.caption.value
 
 
+def test_mask_blind_takes_the_hidden_token_out_of_the_mask_that_is_drawn(explorer, monkeypatch):
+    drawn = []
+    real = attention.attention_explorer
+    monkeypatch.setattr(
+        attention, "attention_explorer", lambda mask, *rest: drawn.append(mask) or real(mask, *rest)
+    )
+    explorer.kind.value = "mask-blind"
+    assert explorer.wait(PATIENCE)
+    assert not explorer.target.disabled
+    assert "1 of 4 states of the prompt and 5 of 5 of the answer" in explorer.caption.value
+    explorer.hidden.value = 6
+    assert drawn[-1][:, 6].nonzero()[0].tolist() == [6]  # it alone still sees itself
+    explorer.kind.value = "prompt-causal"
+    assert drawn[-1][:, 6].sum() == 6
+
+
 def test_under_causal_attention_the_target_has_no_say(explorer, calls):
     explorer.kind.value = "causal"
     assert explorer.target.disabled

@@ -47,18 +47,26 @@ SEEN = tint(COLORS["swap"], 0.55)
 
 
 @styled
-def attention_masks(masks: Mapping[str, np.ndarray], prompt_length: int) -> Figure:
-    """The masks as small matrices, with prompt and answer marked.
+def attention_masks(
+    masks: Mapping[str, np.ndarray], prompt_length: int, masked: Sequence[int] = ()
+) -> Figure:
+    """The attention masks as small matrices, with prompt and answer marked.
 
     Args:
         masks: name -> `(t, t)` bool.
         prompt_length: p.
+        masked: positions where the draft is MASK; an M marks their rows and columns.
     """
-    figure = new_figure(1, len(masks), height=3.9)
+    figure = new_figure(1, len(masks), height=3.4 if len(masks) > 3 else 3.9)
     for axes, (name, mask) in zip(figure.axes, masks.items(), strict=True):
         t = len(mask)
         _matrix(axes, mask, prompt_length)
-        label(axes, f"looked at ({mask.sum()} of {t * t} pairs)", "who looks", name)
+        label(axes, f"looked at\n({mask.sum()} of {t * t} pairs)", "who looks")
+        axes.set_title(name, loc="left", pad=16 if masked else None)
+        letter = {"color": COLORS["masked"], "fontweight": "bold", "size": FONT_SIZE - 1}
+        for at in masked:
+            axes.text(at, -0.7, "M", ha="center", va="bottom", **letter)
+            axes.text(t - 0.4, at, "M", ha="left", va="center", **letter)
     p = prompt_length
     to_the_right = [name for name, mask in masks.items() if np.triu(mask[p:, p:], 1).any()]
     read_again = [name for name in to_the_right if _prompt_sees_answer(masks[name], prompt_length)]
@@ -70,6 +78,9 @@ def attention_masks(masks: Mapping[str, np.ndarray], prompt_length: int) -> Figu
     kept = [name for name in to_the_right if name not in read_again]
     if kept:
         text += f"; under {_listed(kept)} the prompt still reads left to right"
+    hiding = [name for name, mask in masks.items() if masked and not _shows(mask, masked)]
+    if hiding:
+        text += f", and under {_listed(hiding)} nothing visible looks at a MASK (M)"
     set_title(figure, text[0].upper() + text[1:])
     return figure
 
@@ -77,6 +88,11 @@ def attention_masks(masks: Mapping[str, np.ndarray], prompt_length: int) -> Figu
 def _prompt_sees_answer(mask: np.ndarray, prompt_length: int) -> bool:
     """Whether a prompt position before the last (which may predict the answer) sees any of it."""
     return bool(mask[: prompt_length - 1, prompt_length:].any())
+
+
+def _shows(mask: np.ndarray, masked: Sequence[int]) -> bool:
+    """Whether any position that is not masked looks at one that is."""
+    return bool(np.delete(mask, list(masked), axis=0)[:, list(masked)].any())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,23 +1,31 @@
 """Figures that are drawn again from recorded runs, without a model.
 
-`figures/data/` holds the traces behind the committed figures; each names the model, the adapter's
-digest, settings, seed, versions, device and command that made it. Notebook 03 records them in the
-full profile; `lad figures` draws them.
+`figures/data/` holds what is behind the committed figures; each file names the model, the adapter's
+digest, settings, seed, versions, device and command that made it. `lad figures` draws them.
+
+    filmstrips   traces, recorded by notebook 03 in the full profile
+    ablation     numbers, written by `lad ablate`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lad.errors import InvalidInput
+from matplotlib.figure import Figure
+
+from lad.errors import DamagedFile, InvalidInput
+from lad.figures.ablation import ablation
 from lad.figures.refinement import filmstrip_figure
 from lad.figures.style import save
 from lad.settings import figures_folder, profile
 from lad.trace import Trace
 
-__all__ = ["FIGURES", "redraw", "save_trace"]
+__all__ = ["DRAWN", "FIGURES", "Drawing", "read_numbers", "redraw", "save_trace"]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 # figure -> the trace it shows, and the iterations, which are those of the authors' page
 FIGURES: dict[str, tuple[str, list[int]]] = {
@@ -40,6 +48,58 @@ def save_trace(trace: Trace, name: str, command: str = "make report") -> Path:
     return replace(trace, steps=steps, provenance=trace.provenance | made_by).save(path)
 
 
+def read_numbers(name: str) -> dict:
+    """What a command wrote to `figures/data/NAME.json`.
+
+    A notebook may be told to put its figures elsewhere (`LAD_FIGURES`); numbers that are not there
+    are those of the checkout.
+
+    Raises:
+        InvalidInput: no such file.
+        DamagedFile: one that is not JSON.
+    """
+    path = figures_folder() / "data" / f"{name}.json"
+    if not path.is_file():
+        path = CHECKOUT / "figures" / "data" / path.name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidInput(
+            f"no numbers at {path}: expected a file that `lad` wrote; check it out again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DamagedFile(
+            f"{path} cannot be read ({error}): expected JSON; check it out again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a figure is drawn again.
+
+    Attributes:
+        data: its file in `figures/data/`.
+        draw: makes the figure from that file.
+    """
+
+    data: str
+    draw: Callable[[], Figure]
+
+
+def _filmstrip(trace: str, iterations: Sequence[int]) -> Drawing:
+    path = f"{trace}.jsonl"
+    return Drawing(
+        path,
+        lambda: filmstrip_figure(Trace.load(figures_folder() / "data" / path), iterations),
+    )
+
+
+DRAWN: dict[str, Drawing] = {
+    **{name: _filmstrip(trace, iterations) for name, (trace, iterations) in FIGURES.items()},
+    "ablation": Drawing("ablation.json", lambda: ablation(read_numbers("ablation"))),
+}
+
+
 def redraw(names: Sequence[str] = ()) -> list[Path]:
     """Draw figures from `figures/data/`; all of them by default. Returns what was written.
 
@@ -47,16 +107,9 @@ def redraw(names: Sequence[str] = ()) -> list[Path]:
         InvalidInput: an unknown name, or a run that has not been recorded.
         DamagedFile: a recorded run that cannot be read.
     """
-    unknown = [name for name in names if name not in FIGURES]
+    unknown = [name for name in names if name not in DRAWN]
     if unknown:
         raise InvalidInput(
-            f"unknown figure {', '.join(map(repr, unknown))}: expected any of {', '.join(FIGURES)}"
+            f"unknown figure {', '.join(map(repr, unknown))}: expected any of {', '.join(DRAWN)}"
         )
-    written = []
-    for name in names or FIGURES:
-        trace, iterations = FIGURES[name]
-        figure = filmstrip_figure(
-            Trace.load(figures_folder() / "data" / f"{trace}.jsonl"), iterations
-        )
-        written.append(save(figure, name, svg=True))
-    return written
+    return [save(DRAWN[name].draw(), name, svg=True) for name in names or DRAWN]

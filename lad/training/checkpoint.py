@@ -1,10 +1,15 @@
-"""The state of a run on disk: written whole or not at all, read back only into the same run."""
+"""The state of a run on disk: written whole or not at all, read back only into the same run.
+
+A run that is told to end by SIGTERM gets to write one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +17,7 @@ import torch
 from lad.errors import DamagedFile
 from lad.training.config import writing
 
-__all__ = ["CHECKPOINT", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "on_sigterm", "read_checkpoint", "write_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
 PARTS = ("adapter", "average", "optimizer", "batch", "step", "tokens", "window", "elapsed", "rows")
@@ -65,3 +70,17 @@ def read_checkpoint(
             "choose another --out, or delete it to start over"
         )
     return state
+
+
+@contextlib.contextmanager
+def on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` when this process is asked to end, for as long as the context lasts."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    except ValueError:  # not the main thread: nobody can signal us here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

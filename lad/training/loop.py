@@ -13,7 +13,6 @@ import contextlib
 import json
 import math
 import random
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from torch import Tensor
 from lad.corruption import corrupt
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
-from lad.training.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
+from lad.training.checkpoint import CHECKPOINT, on_sigterm, read_checkpoint, write_checkpoint
 from lad.training.config import TrainConfig, writing
 from lad.training.objective import (
     BEFORE_DRAFTS,
@@ -88,7 +87,7 @@ def train(
     run.held = pack(denoiser.backbone, held, config.context).to(denoiser.device) if held else None
     if resume:
         run.load_checkpoint()
-    with run.attentive_to_sigterm(), run.training_mode():
+    with on_sigterm(run.stop), run.training_mode():
         run.loop()
     if run.finished and run.average is not None:
         for parameter, value in zip(run.parameters, run.average, strict=True):
@@ -158,6 +157,10 @@ class Run:
             dist.all_reduce(state, op=dist.ReduceOp.MAX)
         self.agreed_elapsed, stopping = state.tolist()
         self.stopping = stopping > 0
+
+    def stop(self) -> None:
+        """Finish what the batch is worth, write a checkpoint, and return."""
+        self.stopping = True
 
     # -- one step ----------------------------------------------------------------------------------
 
@@ -406,20 +409,3 @@ class Run:
         if self.rank == 0:  # rows written after the checkpoint belong to steps taken again
             with writing(self.out), open(self.out / "training_log.jsonl", "w") as file:
                 file.writelines(json.dumps(row) + "\n" for row in self.rows)
-
-    @contextlib.contextmanager
-    def attentive_to_sigterm(self):
-        """On SIGTERM finish the step, write a checkpoint, and return."""
-
-        def stop(*_: object) -> None:
-            self.stopping = True
-
-        try:
-            before = signal.signal(signal.SIGTERM, stop)
-        except ValueError:  # not the main thread: nobody can signal us here
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)

@@ -23,6 +23,7 @@ from lad.view import escape
 
 __all__ = ["AttentionExplorer"]
 
+INDIFFERENT = ("causal", "bidirectional")  # to where the prompt ends, and to the target
 MOST_TOKENS = 24  # more squares than this cannot be told apart
 TARGET_WORDS = {
     "same": "same: a state predicts its own token",
@@ -121,9 +122,9 @@ class AttentionExplorer:
     # -- measuring ---------------------------------------------------------------------------------
 
     def _key(self, kind: str | None = None) -> tuple:
-        """What the effect depends on: the target matters under prompt-causal attention only."""
+        """What the effect depends on; some masks do not ask where the prompt ends."""
         kind = kind or self.kind.value
-        if kind != "prompt-causal":
+        if kind in INDIFFERENT:
             return (kind,)
         return (kind, self.prompt_length.value, self.target.value)
 
@@ -182,7 +183,7 @@ class AttentionExplorer:
     # -- showing -----------------------------------------------------------------------------------
 
     def _grey_out(self) -> None:
-        self.target.disabled = self.kind.value != "prompt-causal"
+        self.target.disabled = self.kind.value in INDIFFERENT
 
     def _draw(self, _change: object = None) -> None:
         moves = self._measured.get(self._key())
@@ -190,7 +191,7 @@ class AttentionExplorer:
             self.caption.value = "Measuring …"
             return
         kind, p, hidden = self.kind.value, self.prompt_length.value, self.hidden.value
-        mask = visible(kind, p, len(self.tokens), self.target.value)
+        mask = visible(kind, p, len(self.tokens), self.target.value, [hidden])
         words = effect_sentence(kind, moves[hidden], self.tokens, p, hidden)
         figure = attention_explorer(mask, moves[hidden], self.tokens, p, hidden)
         self.image.value = show(figure, words).html

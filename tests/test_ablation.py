@@ -1,0 +1,259 @@
+"""Ablations: grids are checked, shares add up, killed runs go on, other settings are refused."""
+
+import copy
+import json
+
+import pytest
+import yaml
+
+from lad.__main__ import main
+from lad.ablation import MEASURES, collect, read_grid, result_path, run_variants, settings_of, trim
+from lad.corruption import CorruptionConfig
+from lad.errors import DamagedFile, InvalidInput
+from lad.figures.ablation import MEASURES as DRAWN
+from lad.figures.ablation import ablation
+from lad.figures.recorded import CHECKOUT
+
+NOISE = {"all_masked": 0.1, "structural_probability": 0.0, "rate": 0.25}
+GRID = {
+    "steps": 3,
+    "base": {
+        "denoiser": {"rank": 4, "alpha": 8, "context": 96},
+        "training": {
+            "widths": [96],
+            "batch_tokens": 384,
+            "warmup_steps": 1,
+            "log_every": 1,
+            "corruption": {"all_masked": 0.2},
+        },
+    },
+    "variants": {
+        "plain": {},
+        "another seed": {"training": {"seed": 1}},
+        "target same": {"denoiser": {"target": "same"}},
+        "masks only": {"training": {"corruption": NOISE}},
+    },
+}
+PROMPTS = ["hello", "what is this?"]
+
+
+def written(folder, **changes):
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(GRID | changes, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [{"prompt": f"say {n}", "answer": f"the number {n}!"} for n in range(150)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(pairs, tmp_path_factory):
+    """Results of the whole grid, made by two processes' shares one after the other."""
+    folder = tmp_path_factory.mktemp("ablation") / "variants"
+    for rank in (1, 0):
+        made = []
+        run_variants(
+            GRID, pairs, PROMPTS, folder, "tiny", "cpu", rank, 2,
+            on_result=lambda name, result, made=made: made.append(name),
+        )  # fmt: skip
+        assert made == list(GRID["variants"])[rank::2]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return [json.loads(result_path(folder, n).read_text()) for n in range(4)]
+
+
+# -- grids -----------------------------------------------------------------------------------------
+
+
+def test_a_variant_is_the_base_with_its_changes_over_it(tmp_path):
+    grid = read_grid(written(tmp_path))
+    plain, same = settings_of(grid, "plain"), settings_of(grid, "target same")
+    assert (plain[0].rank, plain[0].target, plain[1].steps) == (4, "next", 3)
+    assert same[0].target == "same" and same[1] == plain[1]
+    assert settings_of(grid, "another seed")[1].seed == 1
+    # Noise is one setting: what a variant leaves out is the paper's, and not the base's.
+    noise = settings_of(grid, "masks only")[1].corruption
+    assert noise == CorruptionConfig(**NOISE) and plain[1].corruption.all_masked == 0.2
+    assert settings_of(grid, "plain", steps=7)[1].steps == 7
+    with pytest.raises(InvalidInput, match="steps = 0"):
+        settings_of(grid, "plain", steps=0)
+
+
+def test_the_committed_grid_is_sound():
+    grid = read_grid(CHECKOUT / "configs" / "ablation.yaml")
+    assert len({str(settings_of(grid, name)) for name in grid["variants"]}) == len(grid["variants"])
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"variants": {"a": {"denoiser": {"rank": 8}}}}, "the first variant .* changes nothing"),
+        ({"variants": {}}, "the first variant"),
+        ({"variants": ["a"]}, r"variants is \['a'\]"),
+        ({"base": None}, "base is None"),
+        ({"variants": {"a": {}, "b": {"model": {}}}}, "variant 'b'"),
+        ({"variants": {"a": {}, "b": {"denoiser": {"ranks": 3}}}}, "ranks"),
+        ({"variants": {"a": {}, "b": {"training": {"widen": 2}}}}, "widen = 2"),
+        ({"more": 1}, "expected the sections base, steps, variants"),
+        ({"steps": 0}, "steps = 0"),
+    ],
+)
+def test_a_bad_grid_is_refused_before_anything_runs(tmp_path, changes, named):
+    with pytest.raises(InvalidInput, match=named):
+        read_grid(written(tmp_path, **changes))
+
+
+def test_no_grid_at_all_is_named(tmp_path):
+    with pytest.raises(InvalidInput, match=r"none\.yaml is no readable grid"):
+        read_grid(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("steps: [")
+    with pytest.raises(InvalidInput, match="no readable grid"):
+        read_grid(tmp_path / "bad.yaml")
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def test_every_variant_is_trained_with_its_own_settings_and_measured(results):
+    assert [result["variant"] for result in results] == list(GRID["variants"])
+    assert [result["training"]["seed"] for result in results] == [0, 1, 0, 0]
+    assert [result["denoiser"]["target"] for result in results] == ["next", "next", "same", "next"]
+    assert {result["training"]["steps"] for result in results} == {3}
+    held = {result["pairs"]["used"] for result in results}
+    assert len(held) == 1 and results[0]["trained_on"] == 150 - held.pop()
+    losses = [result["masked"]["0.5"]["ce"]["value"] for result in results]
+    assert len(set(losses)) == 4  # four trainings, not one measured four times
+    for result in results:
+        assert result["prompts"]["used"] == 2
+        assert result["settings"]["noiseless"]["config"]["renoising"] == "none"
+
+
+def test_what_is_there_is_not_made_again(folder, pairs):
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    run_variants(GRID, pairs, PROMPTS, folder, "tiny", "cpu", on_result=pytest.fail)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_results_of_other_settings_or_data_are_not_gone_on_with(folder, pairs, tmp_path):
+    other = copy.deepcopy(GRID)
+    other["base"]["denoiser"]["rank"] = 2
+    with pytest.raises(InvalidInput, match="made with another denoiser"):
+        run_variants(other, pairs, PROMPTS, folder, "tiny", "cpu")
+    with pytest.raises(InvalidInput, match="made with another training"):
+        run_variants(GRID, pairs, PROMPTS, folder, "tiny", "cpu", steps=4)
+    more = tmp_path / "more.jsonl"
+    more.write_text(pairs.read_text() + '{"prompt": "a", "answer": "b"}\n')
+    with pytest.raises(InvalidInput, match="made with another pairs_sha256"):
+        run_variants(GRID, more, PROMPTS, folder, "tiny", "cpu")
+
+
+def test_too_few_pairs_are_refused_before_training(tmp_path):
+    (tmp_path / "few.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    with pytest.raises(InvalidInput, match="1 pairs to train on, 0 held out"):
+        run_variants(GRID, tmp_path / "few.jsonl", PROMPTS, tmp_path / "out", "tiny", "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+# -- joined and trimmed ----------------------------------------------------------------------------
+
+
+def test_joined_they_are_what_the_figure_draws(folder, results, tmp_path):
+    out = tmp_path / "new" / "ablation.json"
+    assert collect(GRID, folder, out, "lad ablate --steps 3")
+    data = json.loads(out.read_text())
+    assert (data["command"], data["steps"], data["base"]) == ("lad ablate --steps 3", 3, "plain")
+    assert [row["name"] for row in data["variants"]] == list(GRID["variants"])
+    assert [row["changes"] for row in data["variants"]] == [
+        {},
+        {"training.seed": 1},
+        {"denoiser.target": "same"},
+        {f"training.corruption.{key}": value for key, value in NOISE.items() if key != "rate"},
+    ]
+    assert set(DRAWN) <= set(MEASURES) == set(data["variants"][0]["measures"])
+    measures = data["variants"][2]["measures"]
+    assert measures["ce"] == results[2]["masked"]["0.5"]["ce"]
+    assert measures["repeats"] == results[2]["settings"]["noiseless"]["repeats"]
+    assert data["provenance"]["pairs_sha256"] == results[0]["pairs_sha256"]
+    assert data["settings"]["denoiser"]["rank"] == 4
+    assert "seconds" not in data["provenance"]
+    assert "After 3 steps" in ablation(data).get_suptitle()
+
+
+def test_nothing_is_joined_while_some_are_missing(folder, tmp_path):
+    longer = GRID | {"variants": GRID["variants"] | {"fifth": {}}}
+    assert not collect(longer, folder, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_result_that_is_not_whole_or_of_another_grid_is_named(folder, tmp_path):
+    turned = GRID | {"variants": dict(reversed(GRID["variants"].items()))}
+    with pytest.raises(DamagedFile, match=r"00\.json is unusable .*of the variant 'plain'"):
+        collect(turned, folder, tmp_path / "out.json")
+    (tmp_path / "00.json").write_text('{"variant": "pla')
+    with pytest.raises(DamagedFile, match="delete it and run `lad ablate` again"):
+        collect(GRID | {"variants": {"plain": {}}}, tmp_path, tmp_path / "out.json")
+
+
+def test_trimming_refuses_what_cannot_be_compared(results):
+    for key in ("model", "pairs_sha256", "trained_on"):
+        with pytest.raises(InvalidInput, match=f"'another seed' has another {key}"):
+            trim([results[0], results[1] | {key: "other"}])
+    longer = copy.deepcopy(results[1])
+    longer["training"]["steps"] = 9
+    with pytest.raises(InvalidInput, match="different numbers of steps"):
+        trim([results[0], longer])
+    lacking = {key: value for key, value in results[1].items() if key != "repair"}
+    with pytest.raises(DamagedFile, match=r"lacks something .*repair"):
+        trim([results[0], lacking])
+
+
+def test_what_differed_between_processes_is_told(results):
+    other = results[1] | {"provenance": results[1]["provenance"] | {"torch": "9.9"}}
+    found = trim([results[0], other])["provenance"]
+    assert found["torch"] == [results[0]["provenance"]["torch"], "9.9"]
+    assert found["device"] == "cpu"
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def command(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(["ablate", "--model=tiny", "--device=cpu", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return caught.value.code, captured.out, captured.err
+
+
+def test_the_command_runs_a_grid_and_joins_it(capsys, pairs, tmp_path):
+    short = {"plain": {}, "another seed": {"training": {"seed": 1}}}
+    # The package's own held-out prompts, in bytes, need room.
+    base = {"denoiser": {"rank": 4, "alpha": 8}, "training": {"widths": [256], "warmup_steps": 1}}
+    base["training"]["batch_tokens"] = 512
+    grid, out = written(tmp_path, base=base, variants=short), tmp_path / "ablation.json"
+    options = [f"--pairs={pairs}", f"--grid={grid}", f"--out={out}", "--n-prompts=1", "--steps=2"]
+    status, said, told = command(capsys, *options)
+    assert (status, said) == (0, f"wrote {out}\n")
+    assert [line.split(":")[0] for line in told.splitlines()] == list(short)
+    data = json.loads(out.read_text())
+    assert data["command"] == "lad ablate --grid grid.yaml --n-pairs 256 --n-prompts 1 --steps 2"
+    assert (data["steps"], data["provenance"]["prompts"]) == (2, 1)
+    assert sorted(path.name for path in (tmp_path / "ablation-variants").iterdir()) == [
+        "00.json",
+        "01.json",
+    ]
+
+
+@pytest.mark.parametrize("option", ["--n-pairs=0", "--n-prompts=-1", "--steps=0"])
+def test_numbers_below_one_are_refused(capsys, pairs, tmp_path, option):
+    files = (f"--pairs={pairs}", f"--grid={written(tmp_path)}", f"--out={tmp_path / 'out.json'}")
+    status, out, err = command(capsys, *files, option)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert option.strip("-").split("=")[0] in err
