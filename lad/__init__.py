@@ -11,12 +11,14 @@ The rooms, in the order in which data flows; none imports one that stands below 
     corruption, schedule             noise in training, noise between iterations
     strategies, controls             what is masked again, every control and its range
     prompts, adapter, denoiser       text to token ids, LoRA on disk, backbone plus adapter
+    passes                           its forward passes over the same prompts, captured on a GPU
     trace, recording                 what happened in a run, and how its steps become that
+    drafts                           where a run starts: a damaged text, one with gaps, a length
     rows, sampler, reference         a batch of prompts, its refinement, and one as plain loops
     metrics, answers                 numbers with intervals; what was said to prompts, measured
     benchmarks                       multiple-choice questions: their data, and how they are put
     training                         pairs, self-distillation, objective, loop
-    evaluation, ablation             how good a denoiser is, and by which choice
+    evaluation, ablation, bench      how good a denoiser is, by which choice, and how fast
     damage, probes, cells            what figures show, computed: noise, model, drafts
     figures, view, terminal          data to matplotlib, to HTML and text, to a terminal
     widgets, pages, report           controls, static pages, the report

@@ -11,9 +11,11 @@ import typer
 
 from lad.commands.ablate import ablate
 from lad.commands.assets import fetch, figures, info
+from lad.commands.bench import bench
 from lad.commands.distil import distil
 from lad.commands.evaluate import evaluate
 from lad.commands.refine import refine
+from lad.commands.repair import infill, repair
 from lad.commands.train import train
 from lad.errors import LADError
 
@@ -25,7 +27,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="LAD: a LLaMA that refines a whole answer at once, draft after draft.",
 )
-for command in (refine, distil, train, ablate, evaluate, fetch, figures, info):
+for command in (
+    refine,
+    repair,
+    infill,
+    distil,
+    train,
+    ablate,
+    evaluate,
+    bench,
+    fetch,
+    figures,
+    info,
+):
     app.command()(command)
 
 

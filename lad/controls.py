@@ -27,6 +27,7 @@ RANGES = {
     "threshold": (0, 1),
     "window": (1, 2048),
     "added_tokens": (1, 256),
+    "tail": (1, 2048),
     "temperature": (0, 5),
     "top_k": (1, 1000),
     "top_p": (0.01, 1),
@@ -66,6 +67,9 @@ class RefineConfig:
             `added_tokens * (i + 1)` positions may be shown, 1 to 256; None is all at once.
         repeats: "remask" masks the less sure of two equal neighbours again; "allow" does not, nor
             does the noiseless strategy ever.
+        tail: EOS positions that are kept behind an answer; once two successive drafts agree that
+            all behind them is EOS, that is dropped and not computed any more, 1 to 2048. None
+            drops nothing. Faster, and not exact: an answer cannot grow into what was dropped.
         temperature: 0 is greedy; 1 draws from the denoiser's own probabilities; up to 5.
         top_k: draw among the k likeliest tokens, 1 to 1000.
         top_p: and among those, the fewest that hold this much probability, above 0 and up to 1.
@@ -90,6 +94,7 @@ class RefineConfig:
     redraw: bool = True
     added_tokens: int | None = None
     repeats: str = "allow"
+    tail: int | None = None
     temperature: float = 0.0
     top_k: int = 3
     top_p: float = 1.0

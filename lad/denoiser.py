@@ -58,6 +58,7 @@ __all__ = [
     "TARGETS",
     "Denoiser",
     "DenoiserConfig",
+    "PromptCache",
     "attention_mask",
     "load_denoiser",
     "pad_prompts",
@@ -119,6 +120,19 @@ def pad_prompts(prompts: Sequence[Tensor], filler: int = 0) -> tuple[Tensor, Ten
     return torch.stack(padded), torch.tensor(padding, device=prompts[0].device)
 
 
+class PromptCache(DynamicCache):
+    """Keys and values of prompts. Once `whole`, an answer's are joined to them but not kept."""
+
+    whole = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
+        """Keys and values of prompt and answer together, for one pass through one layer."""
+        if not self.whole:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        own = self.layers[layer_idx]
+        return torch.cat([own.keys, key_states], -2), torch.cat([own.values, value_states], -2)
+
+
 class Denoiser:
     """Backbone and adapter, from token ids to logits for the answer.
 
@@ -139,6 +153,8 @@ class Denoiser:
         self.tokenizer = backbone.tokenizer
         self.mask_token_id = backbone.mask_token_id
         self.eos_token_id = backbone.eos_token_id
+        # A dictionary makes `lad.passes` capture CUDA graphs and keep them in it.
+        self.graphs: dict | None = None
 
     # -- making and keeping ----------------------------------------------------------------------
 
@@ -231,17 +247,20 @@ class Denoiser:
         self,
         prompt: Tensor,
         answer: Tensor,
-        cache: DynamicCache | None = None,
+        cache: PromptCache | None = None,
         padding: Tensor | None = None,
+        width: Tensor | None = None,
     ) -> Tensor:
         """`(b, a, v)` logits of every answer position.
 
         Args:
             prompt: `(b, p)` int64, p >= 1.
             answer: `(b, a)` int64, the current draft, MASK where unknown.
-            cache: from `read_prompt`, and left as it was: the prompt is then not computed again.
+            cache: from `read_prompt`, and not changed: the prompt is then not computed again.
             padding: `(b,)` int64, how many tokens on the left of each prompt are none, see
                 `pad_prompts`; the logits are those of the prompt without them.
+            width: `(b,)` int64, positions of each answer that count; what lies behind is not seen,
+                and its own logits mean nothing.
         """
         p, a = prompt.shape[1], answer.shape[1]
         start = 0 if cache is None else cache.get_seq_length()
@@ -253,13 +272,15 @@ class Denoiser:
         mask = attention_mask(
             lengths, p + a, self.config.attention, self.config.target, padding, masked
         )
+        if width is not None:
+            position = torch.arange(p + a, device=prompt.device)
+            counts = (position < p + width[:, None])[:, None, None]  # (b, 1, 1, t), by key
+            mask = mask & (counts | torch.eye(p + a, dtype=torch.bool, device=prompt.device))
         states = self.hidden_states(tokens, mask[:, :, start:], cache, start, padding)
-        if cache is not None:
-            cache.crop(-(tokens.shape[1]))  # back to the prompt alone
         first = p - start - (1 if self.config.target == "next" else 0)
         return self.causal_lm.lm_head(states[:, first : first + a])
 
-    def read_prompt(self, prompt: Tensor, padding: Tensor | None = None) -> DynamicCache | None:
+    def read_prompt(self, prompt: Tensor, padding: Tensor | None = None) -> PromptCache | None:
         """Keys and values of the `(b, p)` prompt positions that never see the answer.
 
         None where there are none to reuse: under bidirectional attention every state moves with
@@ -268,18 +289,23 @@ class Denoiser:
         keep = prompt.shape[1] - (1 if self.config.target == "next" else 0)
         if self.config.attention == "bidirectional" or keep < 1:
             return None
-        cache = DynamicCache(config=self.causal_lm.config)
+        cache = PromptCache(config=self.causal_lm.config)
         # Its own mask is the left upper part of the whole one, in which it sees no answer.
         ends = torch.full((len(prompt),), keep, device=prompt.device)
         causal = attention_mask(ends, keep, "prompt-causal", "same", padding)
         self.hidden_states(prompt[:, :keep], causal, cache, padding=padding)
+        cache.whole = True
         return cache
 
     @contextlib.contextmanager
     def adapter_off(self) -> Iterator[None]:
         """The bare backbone for a while: its own weights, but this denoiser's masks."""
-        with self.model.disable_adapter():
-            yield
+        graphs, self.graphs = self.graphs, None  # what was captured runs the adapter
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self.graphs = graphs
 
     def merge(self) -> Denoiser:
         """Fold the adapter into the weights: the same function, 1.2 times as fast (2 CPU cores).
@@ -287,6 +313,8 @@ class Denoiser:
         `adapter_off` still works: peft takes the adapter out again for as long as it lasts.
         """
         self.model.merge_adapter()
+        if self.graphs is not None:
+            self.graphs = {}
         return self
 
     def parameter_counts(self) -> dict[str, int]:
@@ -304,6 +332,7 @@ def load_denoiser(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     merge: bool = True,
+    graphs: bool = False,
 ) -> Denoiser:
     """Load a backbone with a trained adapter.
 
@@ -312,6 +341,7 @@ def load_denoiser(
         adapter: folder with `denoiser.json`; the shipped one by default.
         dtype: float32 on a CPU and bfloat16 elsewhere by default.
         merge: fold the adapter into the weights, see `Denoiser.merge`.
+        graphs: on a GPU, launch each forward pass as one CUDA graph, see `lad.passes`.
 
     Raises:
         InvalidInput: unknown backbone, or a path that is no adapter.
@@ -346,4 +376,6 @@ def load_denoiser(
         for key, value in weights.items():
             own[key].copy_(value)
     denoiser.adapter_sha256 = card["adapter_sha256"]
+    if graphs and denoiser.device.type == "cuda":
+        denoiser.graphs = {}
     return denoiser.merge() if merge else denoiser

@@ -172,15 +172,17 @@ def refine(
     first_end = words[-1] + 1 if words else 0  # the answer cannot end before a fixed word
     shown = [t != mask_id for t in answer]
     before, unchanged = None, 0
+    width, sure = a, [1.0] * a
     steps: list[Step] = []
     for i in range(config.iterations):
         last = i == config.iterations - 1
-        logits = answer_logits(denoiser, prompt, answer)
+        logits = answer_logits(denoiser, prompt, answer[:width])
         logits[:, eos_id] += config.eos_bias
         logits[:, mask_id] = -math.inf
         for n in range(first_end):
             if not fixed[n]:
                 logits[n, eos_id] = -math.inf
+        held = [fixed[n] or n >= width for n in range(a)]
 
         uniforms = [None] * a if config.greedy else torch.rand(a, generator=generator).tolist()
         drafted, confidence, end = [], [], []
@@ -192,10 +194,13 @@ def refine(
             drafted.append(token)
             confidence.append(probability(row, token))
             end.append(probability(row, eos_id))
+        drafted += [eos_id] * (a - width)
+        confidence += sure[width:]
+        end += sure[width:]
 
         renoised = [False] * a
         if not last:
-            renoised = hide(config, i, answer, drafted, confidence, fixed, shown, eos_id, mask_id,
+            renoised = hide(config, i, answer, drafted, confidence, held, shown, eos_id, mask_id,
                             generator)  # fmt: skip
 
         finished = False
@@ -209,8 +214,14 @@ def refine(
                     if not fixed[n]:
                         drafted[n], confidence[n] = eos_id, end[n]
 
+        grows = config.renoising == "threshold" or config.added_tokens is not None
+        if config.tail is not None and before is not None:
+            settling = [n for n in range(a) if drafted[n] == before[n] == eos_id]
+            words = [n for n in range(a) if n not in settling or (grows and renoised[n])]
+            width = min(width, (words[-1] + 1 if words else 0) + config.tail)
+            renoised = [r and n < width for n, r in enumerate(renoised)]
         still = drafted == before
-        if config.renoising == "threshold" or config.added_tokens is not None:
+        if grows:
             still = still and not any(not r and not s for r, s in zip(renoised, shown, strict=True))
         unchanged = unchanged + 1 if still else 1
         settled = config.greedy and drafted == answer and not any(renoised)
@@ -228,7 +239,7 @@ def refine(
         )
         if stopping:
             break
-        before = drafted
+        before, sure = drafted, confidence
         answer = [mask_id if r else t for t, r in zip(drafted, renoised, strict=True)]
         shown = [s or not r for s, r in zip(shown, renoised, strict=True)]
     return steps

@@ -33,6 +33,9 @@ class Rows:
         fixed: `(b, a)` bool, or None when nothing is.
         endless: `(b, a)` bool, positions where the answer cannot end, or None.
         shown: `(b, a)` bool, positions that were visible in some input.
+        width: `(b,)` int64 on the host, positions that are still computed; the tensors above are
+            as wide as the widest row.
+        positions: a of the whole answer region.
         generators: one a row.
     """
 
@@ -44,6 +47,8 @@ class Rows:
     fixed: Tensor | None
     endless: Tensor | None
     shown: Tensor
+    width: np.ndarray
+    positions: int
     generators: list[torch.Generator]
 
     def keep(self, rows: np.ndarray) -> Tensor:
@@ -51,22 +56,41 @@ class Rows:
         chosen = torch.from_numpy(rows).to(self.prompts.device)
         self.index = [self.index[row] for row in rows]
         self.generators = [self.generators[row] for row in rows]
+        self.width = self.width[rows]
         for name in ("prompts", "padding", "answer", "fixed", "endless", "shown"):
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, value[chosen])
         return chosen
 
+    def narrow(self, eos_token_id: int) -> None:
+        """Cut off what no row computes any more; what only wider rows compute is EOS."""
+        widest = int(self.width.max())
+        if widest < self.answer.shape[1]:
+            for name in ("answer", "fixed", "endless", "shown"):
+                value = getattr(self, name)
+                if value is not None:
+                    setattr(self, name, value[:, :widest])
+        if self.beyond is not None:
+            self.answer = self.answer.masked_fill(self.beyond, eos_token_id)
+
+    @property
+    def beyond(self) -> Tensor | None:
+        """`(b, ·)` bool: positions that only wider rows compute; None when there are none."""
+        if (self.width == self.answer.shape[1]).all():
+            return None
+        position = torch.arange(self.answer.shape[1], device=self.answer.device)
+        return position >= torch.from_numpy(self.width).to(self.answer.device)[:, None]
+
     def uniforms(self, count: int) -> Tensor | None:
-        """`(b, count, a)` float32 in [0, 1) from each row's own generator.
+        """`(b, count, ·)` float32 in [0, 1) from each row's own generator, for every position.
 
         They are drawn on the CPU, so that one seed gives one answer on every device.
         """
         if count == 0:
             return None
-        a = self.answer.shape[1]
-        drawn = [torch.rand(count, a, generator=generator) for generator in self.generators]
-        return torch.stack(drawn).to(self.answer.device)
+        drawn = [torch.rand(count, self.positions, generator=own) for own in self.generators]
+        return torch.stack(drawn)[..., : self.answer.shape[1]].to(self.answer.device)
 
 
 def prepare(
@@ -129,6 +153,8 @@ def prepare(
         fixed=held if any_fixed else None,
         endless=behind & ~held if any_fixed else None,
         shown=answer != denoiser.mask_token_id,
+        width=np.full(len(ids), config.answer_length),
+        positions=config.answer_length,
         generators=[torch.Generator().manual_seed(config.seed) for _ in ids],
     )
 

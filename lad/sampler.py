@@ -30,6 +30,7 @@ from torch import Tensor
 from lad.controls import PRESETS, RANGES, RENOISING, RefineConfig, preset
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
+from lad.passes import Passes
 from lad.prompts import Prompt
 from lad.recording import make_trace
 from lad.rows import Rows, prepare
@@ -171,18 +172,24 @@ def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[d
     strategy = make_strategy(config)
     grows = strategy.finishes or config.added_tokens is not None
     many = len(rows.index) > 1
-    cache = denoiser.read_prompt(rows.prompts, rows.padding)
+    passes = Passes(denoiser, rows.prompts, rows.padding)
     inputs = rows.answer.cpu().numpy()
     shown = inputs != denoiser.mask_token_id
+    position = np.arange(inputs.shape[1])
+    sure = np.ones(inputs.shape, dtype=np.float32)  # of what is dropped: as when it was computed
     previous, unchanged = None, np.ones(len(inputs), dtype=int)
 
     for i in range(config.iterations):
         started = time.perf_counter()
         drawing = 0 if config.greedy else 1
         uniforms = rows.uniforms(drawing + strategy.draws)
-        logits = denoiser.logits(rows.prompts, rows.answer, cache, rows.padding)  # (b, a, v)
+        beyond = rows.beyond
+        width = None if beyond is None else (~beyond).sum(dim=-1)
+        logits = passes.logits(rows.answer, width)  # (b, a, v)
         draft, confidence, end, finite = _draw_all(denoiser, rows, logits, config, uniforms)
         del logits
+        if beyond is not None:
+            draft = draft.masked_fill(beyond, denoiser.eos_token_id)
         if i == config.iterations - 1:
             hidden = torch.zeros_like(draft, dtype=torch.bool)
         else:
@@ -203,6 +210,17 @@ def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[d
                 "infinity, expected finite numbers; check the adapter with `lad info`, or use "
                 "float32"
             )
+        answers, renoised = (_widen(x, inputs.shape[1]) for x in (answers, renoised))
+        answers[position >= rows.width[:, None]] = denoiser.eos_token_id
+        doubts = np.where(position < rows.width[:, None], _widen(doubts, len(position)), sure)
+        sure = doubts
+        if config.tail is not None and previous is not None:
+            # With growth or a threshold, far positions are drafted long before they are shown.
+            words = (answers != denoiser.eos_token_id) | (renoised & grows)
+            words |= previous != denoiser.eos_token_id
+            ends = np.where(words, position + 1, 0).max(axis=1)
+            rows.width = np.minimum(rows.width, ends + config.tail)
+            renoised &= position < rows.width[:, None]
         same = np.zeros(len(answers), dtype=bool)
         if previous is not None:
             same = (answers == previous).all(axis=1)
@@ -229,12 +247,17 @@ def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[d
         previous = answers
         if stopping.any():
             stay = np.flatnonzero(~stopping)
-            chosen = rows.keep(stay)
-            if cache is not None:
-                cache.batch_select_indices(chosen)
-            inputs, previous, unchanged, shown = (
-                array[stay] for array in (inputs, previous, unchanged, shown)
+            passes.keep(rows.keep(stay))
+            inputs, previous, unchanged, shown, sure = (
+                array[stay] for array in (inputs, previous, unchanged, shown, sure)
             )
+        if config.tail is not None:
+            rows.narrow(denoiser.eos_token_id)
+
+
+def _widen(values: np.ndarray, positions: int) -> np.ndarray:
+    """`(b, ·)` values with zeros where nothing is computed any more: `(b, positions)`."""
+    return np.pad(values, ((0, 0), (0, positions - values.shape[1])))
 
 
 def _draw_all(
@@ -282,6 +305,8 @@ def _hide(
 ) -> Tensor:
     """`(b, a)` bool: the positions that are MASK in the next input."""
     free = torch.ones_like(rows.shown) if rows.fixed is None else ~rows.fixed
+    if rows.beyond is not None:
+        free = free & ~rows.beyond
     may = free & ~rows.shown if config.permanent else free
     grown = torch.ones_like(free[:1])  # (1, a), what growth has reached
     if config.added_tokens is not None:

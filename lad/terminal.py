@@ -8,6 +8,7 @@ from __future__ import annotations
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
+from torch import Tensor
 
 from lad.cells import draft_cells
 from lad.denoiser import Denoiser
@@ -18,13 +19,23 @@ from lad.trace import Step, Trace
 __all__ = ["watch"]
 
 
-def watch(denoiser: Denoiser, prompt: Prompt, config: RefineConfig) -> Trace:
-    """Refine with a live view: green and underlined what changed, red and struck what is masked."""
+def watch(
+    denoiser: Denoiser,
+    prompt: Prompt,
+    config: RefineConfig,
+    *,
+    draft: Tensor | None = None,
+    fixed: Tensor | None = None,
+) -> Trace:
+    """Refine with a live view: green and underlined what changed, red and struck what is masked.
+
+    `draft` and `fixed` are as in `lad.sampler.refine`.
+    """
     console = Console()
     prompt_ids = denoiser.encode(prompt)
     steps: list[Step] = []
 
-    def draft(step: Step) -> Group:
+    def view(step: Step) -> Group:
         steps.append(step)
         so_far = make_trace(denoiser, prompt, prompt_ids, config, steps)
         line = Text()
@@ -38,7 +49,12 @@ def watch(denoiser: Denoiser, prompt: Prompt, config: RefineConfig) -> Trace:
 
     with Live(console=console, auto_refresh=False, transient=True) as live:
         run = record(
-            denoiser, prompt, config, on_step=lambda step: live.update(draft(step), refresh=True)
+            denoiser,
+            prompt,
+            config,
+            on_step=lambda step: live.update(view(step), refresh=True),
+            draft=draft,
+            fixed=fixed,
         )
     console.print(Text(run.answer))
     stopped = ", stopped early" if run.stopped_early else ""

@@ -43,8 +43,9 @@ def test_every_option_reaches_its_control(capsys, adapter):
     values = {
         "iterations": 3, "renoising": "threshold", "noise_start": 0.25, "sharpness": 2.0,
         "noise_clipping": 0.5, "clustering": 0.75, "threshold": 0.125, "window": 5,
-        "added_tokens": 4, "repeats": "remask", "temperature": 0.5, "top_k": 7, "top_p": 0.5,
-        "eos_bias": -1.0, "answer_length": 9, "context": 64, "patience": 2, "seed": 11,
+        "added_tokens": 4, "tail": 6, "repeats": "remask",
+        "temperature": 0.5, "top_k": 7, "top_p": 0.5, "eos_bias": -1.0,
+        "answer_length": 9, "context": 64, "patience": 2, "seed": 11,
     }  # fmt: skip
     options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     assert used(capsys, adapter, *options, "--permanent") == RefineConfig(permanent=True, **values)

@@ -38,6 +38,7 @@ configs = st.builds(
     permanent=st.booleans(),
     redraw=st.booleans(),
     added_tokens=st.sampled_from([None, None, 1, 5]),
+    tail=st.sampled_from([None, None, 1, 3]),
     repeats=st.sampled_from(REPEATS),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
     top_k=st.sampled_from([1, 4, 1000]),
@@ -112,6 +113,70 @@ def test_a_batch_of_answers_equals_as_many_single_runs(denoiser, texts, config, 
         assert (trace.prompt, trace.config) == (alone.prompt, alone.config)
         assert np.array_equal(trace.prompt_ids, alone.prompt_ids)
         assert trace.vocabulary == alone.vocabulary
+
+
+@settings(max_examples=60, deadline=None)
+@given(denoisers, lists, configs, st.integers(1, 3), st.integers(0, 2**31))
+def test_a_settled_tail_is_dropped_and_stays_what_it_was(denoiser, texts, config, tail, seed):
+    """A strong bias for EOS: there is a tail; rows of one batch drop theirs each on its own."""
+    config = changed(config, tail=tail, eos_bias=5.0, answer_length=16)
+    given = [starts(denoiser, config, seed + row) for row in range(len(texts))]
+    drafts, fixed = ([pair[n] for pair in given] for n in (0, 1))
+    sizes = []
+    with pytest.MonkeyPatch.context() as patch:
+        watch_sizes(patch, denoiser, sizes)
+        together = refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed)
+    widths = np.full(len(texts), 16)
+    for i, size in enumerate(sizes):
+        rows = [n for n, trace in enumerate(together) if len(trace.steps) > i]
+        assert size == max(widths[rows])
+        for n in rows:
+            trace = together[n]
+            assert (trace.drafts[i, widths[n] :] == denoiser.eos_token_id).all()
+            if i:
+                before = trace.confidence[i - 1, widths[n] :]
+                assert (trace.confidence[i, widths[n] :] == before).all()
+                both = trace.drafts[i - 1 : i + 1] != denoiser.eos_token_id
+                words = both.any(axis=0)
+                if config.renoising == "threshold" or config.added_tokens is not None:
+                    words |= trace.renoised[i]
+                end = int(np.flatnonzero(words)[-1]) + 1 if words.any() else 0
+                widths[n] = min(widths[n], end + tail)
+    for text, start, stays, trace in zip(texts, drafts, fixed, together, strict=True):
+        alone = record(denoiser, text, config, draft=start, fixed=stays)
+        expected = reference.refine(
+            denoiser, denoiser.encode(text), config, listed(start), listed(stays)
+        )
+        assert len(trace.steps) == len(alone.steps) == len(expected)
+        assert all(map(same_step, trace.steps, alone.steps))
+        assert all(map(same_step, trace.steps, expected))
+
+
+def watch_sizes(patch, denoiser, sizes: list) -> None:
+    """Notes how many answer positions every pass computes."""
+    logits = type(denoiser).logits
+
+    def watch(self, prompt, answer, *rest):
+        sizes.append(answer.shape[1])
+        return logits(self, prompt, answer, *rest)
+
+    patch.setattr(type(denoiser), "logits", watch)
+
+
+def test_a_noiseless_answer_of_nothing_drops_all_but_its_tail(denoiser, monkeypatch):
+    sizes = []
+
+    def staged(self, prompt, answer, *rest):
+        sizes.append(answer.shape[1])
+        logits = torch.zeros(len(answer), answer.shape[1], self.vocabulary_size)
+        logits[..., self.eos_token_id] = 5
+        logits[:, : 3 + len(sizes) % 2, 7] = 9  # the end moves, so that the run goes on
+        return logits
+
+    monkeypatch.setattr(type(denoiser), "logits", staged)
+    config = RefineConfig(iterations=5, renoising="none", answer_length=20, tail=2)
+    assert record(denoiser, "hi", config).nfe == 5
+    assert sizes == [20, 20, 6, 6, 6]
 
 
 def test_finished_rows_leave_the_batch_and_the_others_go_on(denoiser, monkeypatch):
@@ -401,6 +466,7 @@ BAD = {
     "permanent": [1, "yes", None],
     "redraw": [0, "no", None],
     "added_tokens": [0, 257, 2.5],
+    "tail": [0, 2049, 1.5],
     "repeats": ["never", True],
     "temperature": [-1, 6, math.inf],
     "top_k": [0, 1001],

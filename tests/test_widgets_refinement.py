@@ -132,7 +132,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
     for name, control in explorer.controls.items():
         if name == "iterations":
             assert (control.options[0], control.options[-1]) == RANGES[name]
-        elif name in ("window", "added_tokens"):
+        elif name in ("window", "added_tokens", "tail"):
             values = [value for _, value in control.options]
             assert values[0] is None
             assert (values[1], values[-1]) == RANGES[name]
@@ -166,6 +166,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         ("permanent", True),
         ("redraw", False),
         ("added_tokens", 8),
+        ("tail", 8),
         ("repeats", "remask"),
     ],
 )

@@ -35,6 +35,9 @@ def refine(
     repeats: Annotated[
         str | None, typer.Option(help="allow, or remask one of two equal neighbours.")
     ] = None,
+    tail: Annotated[
+        int | None, typer.Option(help="EOS kept behind a settled answer; fewer: faster.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw within this probability.")] = None,
@@ -72,6 +75,7 @@ def refine(
         "redraw": redraw,
         "added_tokens": added_tokens,
         "repeats": repeats,
+        "tail": tail,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -86,4 +90,4 @@ def refine(
     check_prompt(prompt)
     denoiser = load_denoiser(model, adapter, choose_device(device))
     draft = None if length is None else limited(denoiser, length, config.answer_length)
-    answer(denoiser, prompt, config, draft, trace=trace, as_json=as_json, preset=preset)
+    answer(denoiser, prompt, config, draft, trace=trace, as_json=as_json, told={"preset": preset})

@@ -222,6 +222,7 @@ class RefinementExplorer:
                 layout=_WIDE,
             ),
             "added_tokens": choice(config, "added_tokens", "Added tokens", ADDED),
+            "tail": choice(config, "tail", "EOS tail kept", WINDOWS),
             "repeats": widgets.Dropdown(
                 options=[("leave them", "allow"), ("mask one again", "remask")],
                 value=config.repeats, description="Repeated tokens", style=LONG, layout=_WIDE,

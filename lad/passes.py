@@ -1,0 +1,137 @@
+"""Forward passes over the same prompts, one an iteration: the prompt is read once.
+
+On a GPU a small model spends most of a pass waiting for Python to launch its thousand kernels. A
+captured pass launches them as one CUDA graph. A graph has fixed shapes and reads and writes fixed
+memory, so prompts are padded on the left to a multiple of `PROMPT_STEP` and rows to a power of two,
+which changes nothing but rounding; one graph then serves many runs, and rows may leave the batch.
+
+Captured passes are used when `Denoiser.graphs` is a dictionary, in which they are kept by shape. On
+a CPU nothing is captured, but the same padded tensors are filled and read, for the tests.
+
+Shapes: b = rows, p = prompt positions, a = answer positions, v = vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lad.denoiser import Denoiser, PromptCache
+
+__all__ = ["MOST_GRAPHS", "PROMPT_STEP", "CapturedPass", "Passes", "padded_shape"]
+
+PROMPT_STEP = 32
+MOST_GRAPHS = 32  # kept at once; each holds its own logits and keys
+WARM_UP = 3  # passes before a capture, in which libraries choose kernels and allocate workspace
+
+
+def padded_shape(rows: int, prompt: int) -> tuple[int, int]:
+    """Rows as a power of two, and prompt positions as a multiple of `PROMPT_STEP`."""
+    return 1 << (rows - 1).bit_length(), -(-prompt // PROMPT_STEP) * PROMPT_STEP
+
+
+class Passes:
+    """Logits of the answers to the same prompts, again and again.
+
+    Args:
+        prompts: `(b, p)` int64, and `padding` `(b,)` int64 or None, as in `Denoiser.logits`.
+    """
+
+    def __init__(self, denoiser: Denoiser, prompts: Tensor, padding: Tensor | None) -> None:
+        self.denoiser, self.prompts, self.padding = denoiser, prompts, padding
+        self.cache = denoiser.read_prompt(prompts, padding)
+        self.filled: CapturedPass | None = None
+
+    def logits(self, answer: Tensor, width: Tensor | None = None) -> Tensor:
+        """`(b, a, v)` logits of `(b, a)` answers; valid until the next call.
+
+        `width` is as in `Denoiser.logits`; with it nothing is captured.
+        """
+        if width is not None:
+            return self.denoiser.logits(self.prompts, answer, self.cache, self.padding, width)
+        # A cache of nothing (a prompt of one token) has no captured counterpart.
+        whole = self.denoiser.config.attention == "bidirectional"
+        if self.denoiser.graphs is None or (self.cache is None and not whole):
+            return self.denoiser.logits(self.prompts, answer, self.cache, self.padding)
+        if self.filled is None or self.filled.answer.shape[1] != answer.shape[1]:
+            self.filled = captured(self.denoiser, *self.prompts.shape, answer.shape[1])
+            self.filled.fill(self.prompts, self.padding, self.cache)
+        return self.filled.logits(answer)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these, an index on the device."""
+        self.prompts = self.prompts[rows]
+        self.padding = None if self.padding is None else self.padding[rows]
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)
+        self.filled = None
+
+
+def captured(denoiser: Denoiser, rows: int, prompt: int, answer: int) -> CapturedPass:
+    """The captured pass that these shapes fit in; made when there is none."""
+    shape = (*padded_shape(rows, prompt), answer)
+    kept = denoiser.graphs
+    found = kept.pop(shape, None)
+    if found is None:
+        while len(kept) >= MOST_GRAPHS:
+            kept.pop(next(iter(kept)))  # the one that was used longest ago
+        found = CapturedPass(denoiser, *shape)
+    kept[shape] = found
+    return found
+
+
+class CapturedPass:
+    """One pass of fixed shapes, over tensors of its own that are filled before each replay."""
+
+    def __init__(self, denoiser: Denoiser, b: int, p: int, a: int) -> None:
+        device = denoiser.device
+        self.denoiser = denoiser
+        self.prompts = torch.full((b, p), denoiser.eos_token_id, device=device)
+        self.padding = torch.zeros(b, dtype=torch.int64, device=device)
+        self.answer = torch.full((b, a), denoiser.mask_token_id, device=device)
+        self.cache = denoiser.read_prompt(self.prompts, self.padding)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            self._capture()
+
+    def _run(self) -> Tensor:
+        return self.denoiser.logits(self.prompts, self.answer, self.cache, self.padding)
+
+    def _capture(self) -> None:
+        """Record the kernels of a pass; what they compute meanwhile is of no use."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                self._run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.out = self._run()
+        self.graph = graph
+
+    def fill(self, prompts: Tensor, padding: Tensor | None, cache: PromptCache | None) -> None:
+        """Take over prompts that fit, and what was read of them."""
+        b, p = prompts.shape
+        # Rows to spare answer the first prompt again.
+        rows = torch.arange(len(self.prompts), device=prompts.device)
+        rows = rows.where(rows < b, 0)
+        spare = self.prompts.shape[1] - p
+        self.prompts[:, spare:] = prompts[rows]
+        self.padding[:] = spare if padding is None else padding[rows] + spare
+        if cache is None:
+            return
+        for own, other in zip(self.cache.layers, cache.layers, strict=True):
+            for mine, read in ((own.keys, other.keys), (own.values, other.values)):
+                mine[:, :, :spare] = 0  # not seen, but a softmax weight of 0 times NaN is NaN
+                mine[:, :, spare:] = read[rows]
+
+    def logits(self, answer: Tensor) -> Tensor:
+        """`(b, a, v)` logits; the memory is the graph's and holds them until the next call."""
+        b = len(answer)
+        self.answer[:b] = answer
+        self.answer[b:] = answer[:1]
+        if self.graph is None:
+            return self._run()[:b]
+        self.graph.replay()
+        return self.out[:b]

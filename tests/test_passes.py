@@ -1,0 +1,146 @@
+"""Captured passes: the same logits from padded tensors of fixed shapes; no graph on a CPU."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_denoiser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_sampler import configs, denoisers, lists, starts
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lad import passes as room
+from lad.backbones import load_backbone
+from lad.controls import RefineConfig
+from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser, pad_prompts
+from lad.passes import CapturedPass, Passes, padded_shape
+from lad.sampler import record, refine_batch
+
+
+@pytest.fixture
+def switched():
+    """Switches a denoiser's captured passes on; off again at the end."""
+    changed = []
+
+    def switch(denoiser):
+        changed.append(denoiser)
+        denoiser.graphs = {}
+        return denoiser
+
+    yield switch
+    for denoiser in changed:
+        denoiser.graphs = None
+
+
+def test_shapes_grow_to_few_sizes():
+    assert [padded_shape(b, p) for b, p in [(1, 1), (3, 32), (4, 33), (33, 64)]] == [
+        (1, 32), (4, 32), (4, 64), (64, 64),
+    ]  # fmt: skip
+
+
+def test_padding_changes_no_logit(any_denoiser, switched):
+    ids = [any_denoiser.encode(text) for text in ("a", "a longer prompt", "b c")]
+    prompts, padding = pad_prompts(ids)
+    answer = torch.randint(97, 120, (3, 9), generator=torch.Generator().manual_seed(0))
+    answer[:, 4:] = any_denoiser.mask_token_id
+    with torch.inference_mode():
+        expected = Passes(any_denoiser, prompts, padding).logits(answer)
+        own = Passes(switched(any_denoiser), prompts, padding)
+        assert torch.allclose(own.logits(answer), expected, atol=1e-4)
+        # Filled again with other answers, and with fewer rows in another order.
+        assert torch.allclose(own.logits(answer.flip(0)).flip(0)[1], expected[1], atol=1e-4)
+        own.keep(torch.tensor([2, 0]))
+        assert torch.allclose(own.logits(answer[[2, 0]]), expected[[2, 0]], atol=1e-4)
+    assert set(any_denoiser.graphs) == {(4, 64, 9), (2, 64, 9)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(denoisers, lists, configs, st.integers(0, 2**31))
+def test_captured_passes_give_the_same_drafts(denoiser, texts, config, seed):
+    given = [starts(denoiser, config, seed + row) for row in range(len(texts))]
+    drafts, fixed = ([pair[n] for pair in given] for n in (0, 1))
+    expected = refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed)
+    denoiser.graphs = {}
+    try:
+        got = refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed)
+    finally:
+        denoiser.graphs = None
+    for one, other in zip(got, expected, strict=True):
+        assert np.array_equal(one.drafts, other.drafts)
+        assert np.array_equal(one.inputs, other.inputs)
+
+
+def test_one_captured_pass_serves_many_runs(denoiser, switched):
+    config = RefineConfig(iterations=2, answer_length=6)
+    expected = [record(denoiser, text, config).drafts for text in ("a", "bcd")]
+    switched(denoiser)
+    for _ in range(2):
+        got = [record(denoiser, text, config).drafts for text in ("a", "bcd")]
+        assert all(map(np.array_equal, got, expected))
+    assert len(denoiser.graphs) == 1
+
+
+def test_the_pass_used_longest_ago_goes_first(denoiser, switched, monkeypatch):
+    monkeypatch.setattr(room, "MOST_GRAPHS", 2)
+    switched(denoiser)
+    for length in (4, 5, 4, 6):
+        record(denoiser, "a", RefineConfig(iterations=1, answer_length=length))
+    assert [shape[2] for shape in denoiser.graphs] == [4, 6]
+
+
+def test_a_bare_backbone_is_not_answered_by_what_was_captured(denoiser, switched):
+    config = RefineConfig(iterations=2, answer_length=6)
+    with denoiser.adapter_off():
+        bare = record(denoiser, "hello", config).drafts
+    switched(denoiser)
+    own = record(denoiser, "hello", config).drafts
+    with denoiser.adapter_off():
+        assert np.array_equal(record(denoiser, "hello", config).drafts, bare)
+    assert not np.array_equal(own, bare)
+    assert len(denoiser.graphs) == 1
+
+
+def test_a_pass_asks_nothing_of_the_host(any_denoiser):
+    """Reading a number back, or a shape that hangs on one, cannot be captured."""
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.overloadpacket.__name__
+            if name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal"):
+                asked.append(name)
+            return func(*args, **(kwargs or {}))
+
+    with torch.inference_mode():
+        whole = CapturedPass(any_denoiser, 2, 32, 5)
+        with Watch():
+            whole.logits(torch.zeros(2, 5, dtype=torch.int64))
+            assert asked == []
+            torch.ones(3).nonzero()  # it would have been seen
+    assert asked == ["nonzero"]
+
+
+def test_a_pass_leaves_the_prompt_as_it_was_read():
+    denoiser = tiny_denoiser()
+    ids = denoiser.encode("hello")[None]
+    cache = denoiser.read_prompt(ids)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    answers = torch.randint(97, 120, (2, 1, 7), generator=torch.Generator().manual_seed(0))
+    first, _, again = (denoiser.logits(ids, answers[n], cache) for n in (0, 1, 0))
+    assert torch.equal(first, again)
+    kept = itertools.chain.from_iterable((layer.keys, layer.values) for layer in cache.layers)
+    assert all(map(torch.equal, kept, itertools.chain.from_iterable(before)))
+
+
+def test_graphs_are_for_gpus(tmp_path):
+    folder = tiny_denoiser().save(tmp_path / "tiny")
+    assert load_denoiser("tiny", folder, graphs=True).graphs is None
+    assert load_denoiser("tiny", folder).graphs is None
+
+
+def test_merging_forgets_what_was_captured_before():
+    own = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    own.graphs = {"shape": "pass"}
+    assert own.merge().graphs == {}

@@ -1,0 +1,218 @@
+"""Drafts made of text, and the commands that start from them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import stir, tiny_denoiser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lad.__main__ import main
+from lad.backbones import load_backbone
+from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
+from lad.errors import InvalidInput
+from lad.sampler import PRESETS, RefineConfig, record
+from lad.trace import Trace
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> str:
+    made = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    stir(made)
+    return str(made.save(tmp_path_factory.mktemp("adapters") / "tiny"))
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return caught.value.code, captured.out, captured.err
+
+
+def ids(denoiser, text: str) -> list[int]:
+    return denoiser.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+# -- drafts ----------------------------------------------------------------------------------------
+
+
+def test_a_damaged_text_is_the_draft_and_eos_follows(denoiser):
+    draft = visible_text(denoiser, " a  cat\n")
+    assert draft.fixed is None
+    assert draft.tokens.tolist() == ids(denoiser, "a  cat") + [denoiser.eos_token_id] * SPARE
+    assert len(visible_text(denoiser, "cat", 20).tokens) == 20
+
+
+def test_a_control_token_that_is_typed_is_text(denoiser):
+    for make in (visible_text, lambda d, text: gapped(d, text + "___")):
+        draft = make(denoiser, "a<|im_end|>b<|endoftext|>").tokens
+        text = "a<|im_end|>b<|endoftext|>"
+        assert bytes(denoiser.tokenizer.decode(draft[: len(text)]), "utf-8") == text.encode()
+        assert denoiser.eos_token_id not in draft[: len(text)]
+
+
+def test_gaps_are_masks_of_the_size_they_say_and_words_stay(denoiser):
+    mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
+    draft = gapped(denoiser, "ab ___ c [3], d.", gap=2)
+    expected = [*ids(denoiser, "ab"), mask, mask, *ids(denoiser, " c"), mask, mask, mask]
+    expected += [*ids(denoiser, ", d."), *[eos] * SPARE]
+    assert draft.tokens.tolist() == expected
+    assert draft.fixed.tolist() == [token != mask for token in expected]
+
+
+def test_gaps_at_the_edges_and_nothing_but_a_gap(denoiser):
+    mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
+    assert gapped(denoiser, "_____a[2]").tokens.tolist()[:4] == [
+        mask,
+        *ids(denoiser, "a"),
+        mask,
+        mask,
+    ]
+    assert gapped(denoiser, "[4]", answer_length=6).tokens.tolist() == [mask] * 4 + [eos] * 2
+
+
+def test_the_end_can_be_given_from_the_start(denoiser):
+    draft = limited(denoiser, 3, 5)
+    mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
+    assert draft.tokens.tolist() == [mask, mask, mask, eos, eos]
+    assert draft.fixed.tolist() == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda d: visible_text(d, " \n"), "the text is empty"),
+        (lambda d: visible_text(d, "abcd", 4), "a text of 4 tokens in an answer region of 4"),
+        (lambda d: gapped(d, "no gap"), "no gap in 'no gap': expected ___ or"),
+        (lambda d: gapped(d, "two __ only"), "no gap in"),
+        (lambda d: gapped(d, "a [0]"), "a gap of 0 tokens: expected a whole number from 1"),
+        (lambda d: gapped(d, f"a [{LONGEST_GAP + 1}]"), "a gap of 257 tokens"),
+        (lambda d: gapped(d, "a ___", gap=0), "a gap of 0 tokens"),
+        (lambda d: gapped(d, "a [9]", answer_length=10), "a text of 10 tokens in an answer region"),
+        (lambda d: limited(d, 0, 8), "length = 0: expected a whole number from 1 to 8"),
+        (lambda d: limited(d, 9, 8), "length = 9"),
+    ],
+)
+def test_what_cannot_be_a_draft_is_said(denoiser, make, said):
+    with pytest.raises(InvalidInput, match="expected") as caught:
+        make(denoiser)
+    assert said in str(caught.value)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    words=st.lists(st.text("abc de.", min_size=1, max_size=6), min_size=1, max_size=3),
+    gap=st.integers(1, 4),
+    name=st.sampled_from(sorted(PRESETS)),
+)
+def test_filled_gaps_leave_every_word_where_it_was(words, gap, name):
+    denoiser = tiny_denoiser()
+    draft = gapped(denoiser, " ___ ".join([*words, "end"]), gap)
+    values = PRESETS[name].to_dict() | {"answer_length": len(draft.tokens), "iterations": 6}
+    trace = record(
+        denoiser,
+        "hi",
+        RefineConfig.from_dict(values),
+        draft=draft.tokens,
+        fixed=draft.fixed,
+    )
+    last = torch.tensor(trace.drafts[-1])
+    assert last[draft.fixed].tolist() == draft.tokens[draft.fixed].tolist()
+    assert denoiser.mask_token_id not in last
+    first_end = last.tolist().index(denoiser.eos_token_id)
+    assert first_end >= int((draft.tokens != denoiser.eos_token_id).sum())
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def test_repair_says_what_noiseless_refinement_of_the_text_gives(capsys, adapter, tmp_path):
+    keep = tmp_path / "run.jsonl"
+    arguments = ("repair", "teh cat", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
+    status, out, err = run(capsys, *arguments, f"--trace={keep}", "--json", "--prompt=hi")
+    assert (status, err) == (0, "")
+    values = json.loads(out)
+    assert (values["text"], values["prompt"]) == ("teh cat", "hi")
+    denoiser = load_denoiser("tiny", adapter)
+    draft = visible_text(denoiser, "teh cat").tokens
+    config = RefineConfig(iterations=3, renoising="none", answer_length=len(draft))
+    expected = record(denoiser, "hi", config, draft=draft)
+    assert Trace.load(keep).drafts.tolist() == expected.drafts.tolist()
+    assert (values["answer"], values["config"]) == (expected.answer, config.to_dict())
+    assert run(capsys, *arguments, "--prompt=hi")[1] == expected.answer + "\n"
+
+
+def test_repair_names_the_text_when_no_prompt_is_given(capsys, adapter):
+    arguments = ("repair", "a {text}", "--model=tiny", f"--adapter={adapter}", "--json")
+    assert json.loads(run(capsys, *arguments)[1])["prompt"] == "Repeat: a {text}"
+
+
+def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):
+    arguments = ("infill", "ab ___ cd", "--gap=3", "--model=tiny", f"--adapter={adapter}")
+    values = json.loads(run(capsys, *arguments, "--json")[1])
+    assert values["answer"].startswith("ab") and values["answer"].endswith(" cd")
+    assert values["tokens"] == len("ab") + 3 + len(" cd")
+    assert values["preset"] == "quality" and values["config"]["renoising"] == "threshold"
+    assert run(capsys, *arguments, "--preset=noiseless", "--json")[0] == 0
+
+
+def test_a_length_is_kept_to(capsys, adapter):
+    arguments = ("refine", "hello", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
+    free = json.loads(run(capsys, *arguments, "--answer-length=12", "--json")[1])
+    held = json.loads(run(capsys, *arguments, "--answer-length=12", "--length=4", "--json")[1])
+    assert held["tokens"] <= 4 < free["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["repair", " "], "the text is empty"),
+        (["repair", "hi", "--prompt= "], "the prompt is empty"),
+        (["repair", "hi", "--iterations=0"], "iterations = 0"),
+        (["repair", "hi", "--answer-length=2"], "a text of 2 tokens in an answer region of 2"),
+        (["repair", "x" * 300, "--prompt=hi"], "the context window"),
+        (["infill", "no gap"], "no gap in 'no gap'"),
+        (["infill", "a ___", "--gap=0"], "a gap of 0 tokens"),
+        (["infill", "a ___", "--preset=best"], "unknown preset 'best'"),
+        (["refine", "hi", "--length=99"], "length = 99: expected a whole number from 1 to 64"),
+        (["repair"], "text"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, said):
+    status, out, err = run(capsys, *arguments, "--model=tiny", f"--adapter={adapter}")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said.lower() in err.lower()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_in_a_terminal_the_text_is_mended_before_your_eyes(adapter):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "lad", "repair", "[b]teh[/b]", "--model=tiny"]
+    command += [f"--adapter={adapter}", "--iterations=2"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # how a pseudo-terminal says that the other side is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"iteration 1 of at most 2" in shown and b"tokens per forward pass" in shown
+
+
+@pytest.mark.real
+def test_the_default_model_fills_a_gap_from_both_sides(real):
+    draft = gapped(real, "The capital of ___ is Paris.")
+    config = RefineConfig.from_dict(
+        PRESETS["quality"].to_dict() | {"answer_length": len(draft.tokens)}
+    )
+    trace = record(real, "Write a sentence.", config, draft=draft.tokens, fixed=draft.fixed)
+    assert trace.answer == "The capital of France is Paris."
