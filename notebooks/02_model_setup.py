@@ -331,7 +331,9 @@ show(
 # ## Which of these choices matter?
 #
 # The same short training again and again, on a GPU, one choice changed at a time (`lad ablate`).
-# Every row is one such run, measured on answers and prompts that none of them saw:
+# Every row is one such run, measured on answers and prompts that none of them saw. The base is
+# close to how the shipped adapter was made, but not the same: its drafts come in chains, each drawn
+# from the one before, and some of its masks stand in blocks or cover the rest of an answer.
 #
 # - **filling in**: the cross-entropy where half of the answer is masked;
 # - **repair**: answers with structural noise of severity 0.3 and not one MASK go through four

@@ -135,6 +135,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         elif name in ("window", "added_tokens", "tail"):
             values = [value for _, value in control.options]
             assert values[0] is None
+            assert control.label == "no limit"  # a blank would look like a broken control
             assert (values[1], values[-1]) == RANGES[name]
         elif name in ("renoising", "repeats"):
             known = {value for _, value in control.options}

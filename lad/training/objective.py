@@ -1,8 +1,9 @@
 """What a training step minimises, and how it is measured on pairs never trained on.
 
-The loss is plain cross-entropy on the answer, at every position that was damaged and at a share of
-those that were not: the denoiser must both repair and leave alone. EOS positions after the first
-are thinned out; there are many and they say little.
+The loss is cross-entropy on the answer, at every position that was damaged and at a share of those
+that were not: the denoiser must both repair and leave alone. EOS positions after the first are
+thinned out; there are many and they say little. What stands far from anything it could be told from
+counts less the farther it is (`weigh`).
 
 Inputs are of two sorts: text under structural noise (lad/corruption.py), and the denoiser's own
 drafts. A chain of drafts costs no forward pass beyond those that train: the logits of one step are

@@ -38,7 +38,8 @@ def choice(
     """A few of the numbers this field may have, or no limit."""
     value = getattr(config, name)
     numbers = sorted({*options, *([] if value is None else [value])})
+    # By index: ipywidgets takes the value None for "nothing chosen" and would show a blank.
     return widgets.Dropdown(
-        options=[("no limit", None), *((str(n), n) for n in numbers)], value=value,
-        description=text, style=LONG, layout=WIDE,
+        options=[("no limit", None), *((str(n), n) for n in numbers)],
+        index=[None, *numbers].index(value), description=text, style=LONG, layout=WIDE,
     )  # fmt: skip
