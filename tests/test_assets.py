@@ -402,7 +402,8 @@ import sys
 from lad.errors import LADError
 from lad.hub import HubModel, fetch_hub
 try:
-    print(fetch_hub(HubModel("owner/model", sys.argv[1])))
+    revision, _, part = sys.argv[1].partition(" ")
+    print(fetch_hub(HubModel("owner/model", revision), weights=part != "without weights"))
 except LADError as error:
     print(type(error).__name__, error)
 """
@@ -437,12 +438,33 @@ def test_hub_download(hub, tmp_path):
     assert hub.requests == []
 
 
+def test_hub_without_weights(hub, tmp_path):
+    """The tokenizer alone; it does not count as the model later."""
+    folder = Path(fetch(hub, tmp_path, "main without weights"))
+    names = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    fetch(hub, tmp_path, "main without weights")
+    assert hub.requests == []
+    assert fetch(hub, tmp_path) == str(folder) and (folder / "model.safetensors").exists()
+
+
+def test_a_revoked_token_is_told_like_none(hub, tmp_path):
+    hub.refuse = (401, "GatedRepo")
+    try:
+        said = fetch(hub, tmp_path, HF_TOKEN="hf_revoked", HF_HUB_DISABLE_IMPLICIT_TOKEN="0")
+    finally:
+        hub.refuse = None
+    assert said.startswith("AssetUnavailable") and "no valid token was sent" in said
+    assert "hf_revoked" not in said
+
+
 @pytest.mark.parametrize(
     ("refusal", "expected"),
     [
         ((401, "GatedRepo"), ["gated", "accept its licence at", "/owner/model", "HF_TOKEN"]),
         ((403, "GatedRepo"), ["gated", "no access yet", "accept its licence at", "/owner/model"]),
         ((401, "RepoNotFound"), ["401", "hf auth login", "HF_TOKEN"]),
+        ((401, ""), ["401", "hf auth login", "HF_TOKEN"]),
         ((404, "RepoNotFound"), ["no repository owner/model", "hf auth login"]),
         ((500, "Oops"), ["500", "try again"]),
     ],

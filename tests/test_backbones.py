@@ -52,10 +52,30 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 
 def test_unknown_name_lists_the_known_ones():
-    for name in ("gpt-5", "", None, ["tiny"]):
+    for name in ("gpt-5", "", None, ["tiny"], "a/b/c", "owner/name@", "./nowhere/at all"):
         with pytest.raises(InvalidInput) as caught:
             get_backbone(name)
         assert "smollm2-135m, tiny, llama-3.1-8b" in one_line(caught)
+
+
+def test_a_repository_of_the_hub_is_a_name():
+    spec = get_backbone("owner/a.model-1B")
+    assert (spec.name, str(spec.source)) == ("owner/a.model-1B", "owner/a.model-1B@main")
+    assert (spec.mask_token, spec.eos_token, spec.bits) == (None, None, None)
+    spec = get_backbone("owner/name@refs/pr/3:4bit")
+    assert (spec.name, spec.source.revision, spec.bits) == ("owner/name", "refs/pr/3", 4)
+
+
+def test_suffixes_say_how_a_model_comes():
+    # Of one name in an adapter's card, whatever its weights are rounded to.
+    assert get_backbone("llama-3.1-8b:4bit") == dataclasses.replace(
+        get_backbone("llama-3.1-8b"), bits=4
+    )
+    random = get_backbone("llama-3.1-8b:random:8bit")
+    assert (random.name, random.bits) == ("llama-3.1-8b:random", 8)
+    for name in ("tiny:2bit", "tiny:", "llama-3.1-8b:4bit:8bit", "smollm2-135m:random"):
+        with pytest.raises(InvalidInput, match="suffix"):
+            get_backbone(name)
 
 
 def test_specs_are_frozen_and_named_as_they_are_listed():
@@ -87,7 +107,7 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
     }
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert run.returncode == 0, run.stderr
-    smol, tiny, llama = json.loads(run.stdout)
+    smol, tiny, llama, *_ = json.loads(run.stdout)
     assert (smol["name"], smol["licence"], smol["cached"]) == ("smollm2-135m", "Apache-2.0", False)
     assert smol["digest"].startswith("b179c9523d0e") and smol["bytes"] == 0
     assert (tiny["cached"], tiny["folder"]) == (True, None)

@@ -38,6 +38,7 @@ from lad.training.objective import (
     BEFORE_DRAFTS,
     MANNERS,
     Manner,
+    anchor,
     answer_logits,
     redraw,
     take,
@@ -257,6 +258,74 @@ def test_what_is_far_from_anything_visible_counts_little():
                 if own and wrong:
                     away = max(away, n - wrong[0])
                 assert got[row, n] == pytest.approx(math.exp(-away / reach), rel=1e-4)
+
+
+def anchored(share=0.5, seed=0):
+    """A batch of 20 rows under noise, some of which are read on clean."""
+    denoiser = fresh()
+    packed = pack(denoiser.backbone, PAIRS, 96)
+    batch = take(packed, list(range(20)), 96)
+    generator = torch.Generator().manual_seed(seed)
+    noisy = batch.tokens.masked_fill(batch.answer, denoiser.mask_token_id)
+    inputs, start = anchor(batch, noisy, share, generator)
+    return denoiser, batch, noisy, inputs, start, generator
+
+
+def test_rows_that_are_read_on_are_clean_and_begin_within_the_answer():
+    starts = set()
+    for seed in range(30):
+        _, batch, noisy, inputs, start, _ = anchored(seed=seed)
+        read = start < batch.tokens.shape[1]
+        assert torch.equal(inputs[read], batch.tokens[read])
+        assert torch.equal(inputs[~read], noisy[~read])
+        first, last = batch.prompt_lengths, batch.prompt_lengths + batch.answer.sum(dim=1)
+        last = last - batch.tail.sum(dim=1)  # one past the first EOS
+        assert (start[read] >= first[read]).all() and (start[read] < last[read]).all()
+        starts |= set((start - first)[read].tolist())
+    assert {0, 1, 2} <= starts
+    assert not (anchored(share=0.0)[4] < 96).any() and (anchored(share=1.0)[4] < 96).all()
+
+
+def test_what_is_read_on_counts_in_full_from_there_to_the_first_eos():
+    denoiser, batch, _, inputs, start, generator = anchored()
+    mask = denoiser.mask_token_id
+    for clean_share in (0.0, 1.0):
+        say = weigh(batch, inputs, mask, clean_share, 1.0, 3.0, False, generator, start)
+        plain = weigh(batch, inputs, mask, 1.0, 1.0, 3.0, False, generator)
+        for row in range(len(inputs)):
+            if start[row] < 96:
+                position = torch.arange(96)
+                expected = (position >= start[row]) & batch.answer[row] & ~batch.tail[row]
+                assert torch.equal(say[row], expected.float())
+            else:
+                assert torch.equal(say[row], plain[row])
+
+
+def test_reading_on_sees_nothing_of_what_follows():
+    """The logits of a position do not move when what stands there or later does."""
+    denoiser, batch, _, inputs, start, _ = anchored(share=1.0)
+    stir(denoiser)
+    generator = torch.Generator().manual_seed(5)
+    for row in range(4):
+        at = int(start[row]) + 1
+        other = inputs.clone()
+        other[row, at:] = torch.randint(20, 60, other[row, at:].shape, generator=generator)
+        chosen = torch.zeros_like(batch.answer)
+        chosen[row, : at + 1] = batch.answer[row, : at + 1]
+        got, moved = (
+            answer_logits(denoiser, x, batch.prompt_lengths, chosen, start) for x in (inputs, other)
+        )
+        torch.testing.assert_close(got, moved, atol=1e-5, rtol=1e-4)
+        free = [answer_logits(denoiser, x, batch.prompt_lengths, chosen) for x in (inputs, other)]
+        assert not torch.allclose(*free, atol=1e-3)  # read both ways, they do
+
+
+def test_reading_on_needs_the_target_it_is_for():
+    config = TrainConfig(steps=1, anchor=0.5, **SHORT)
+    with pytest.raises(InvalidInput, match=r"anchor = 0\.5 with target 'same'"):
+        train(fresh(target="same"), PAIRS, config)
+    losses = [row for row in train(fresh(), PAIRS, config) if "loss" in row]
+    assert losses and math.isfinite(losses[-1]["loss"])
 
 
 def test_losses_are_cross_entropy_per_token():

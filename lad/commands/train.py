@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from lad.commands.common import Device, Model, choose_device
+from lad.commands.common import AsJson, Device, Model, choose_device, print_json
+from lad.errors import InvalidInput
 
 
 def train(
-    pairs: Annotated[Path, typer.Option(help="JSON Lines of prompt and answer.")],
-    out: Annotated[Path, typer.Option(help="Folder for log, checkpoint and adapter.")],
+    pairs: Annotated[Path | None, typer.Option(help="JSON Lines of prompt and answer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for log, checkpoint, adapter.")] = None,
     model: Model = "smollm2-135m",
     adapter: Annotated[Path | None, typer.Option(help="Start from this adapter.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with the run's settings.")] = None,
@@ -21,7 +22,14 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Wall time instead of steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, noise and initial weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only measure: memory, tokens/s, hours. No pairs.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Add a dry run's numbers to this JSON file.")
+    ] = None,
     device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Train an adapter; under `torchrun`, on every GPU it is given."""
     import torch
@@ -33,6 +41,11 @@ def train(
     from lad.training import train as run_training
     from lad.training.config import check_names
 
+    if not dry_run and (pairs is None or out is None):
+        missing = "--pairs" if pairs is None else "--out"
+        raise InvalidInput(
+            f"{missing} is missing: expected --pairs FILE and --out FOLDER, or --dry-run"
+        )
     values = read_config(config) if config is not None else {}
     check_names("denoiser", values.get("denoiser", {}), DenoiserConfig)
     settings = dict(values.get("training", {}))
@@ -43,7 +56,7 @@ def train(
     if seed is not None:
         settings["seed"] = seed
     training = TrainConfig.from_dict(settings)
-    data = read_pairs(pairs)
+    data = [] if dry_run else read_pairs(pairs)
 
     where = choose_device(device)
     rank = int(os.environ.get("RANK", 0))
@@ -73,6 +86,9 @@ def train(
         typer.echo(f"step {row['step']:>6}  {row['seconds']:>7.1f} s  {line}", err=True)
 
     try:
+        if dry_run:
+            measure(denoiser, training, steps or 20, record, as_json, quiet=rank > 0)
+            return
         run_training(
             denoiser, data, training, out, resume=resume, on_row=tell if rank == 0 else None
         )
@@ -82,3 +98,30 @@ def train(
     if rank == 0:
         where = "adapter" if (out / "adapter" / "denoiser.json").exists() else "checkpoint.pt"
         typer.echo(f"wrote {out / where}", err=True)
+
+
+def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, quiet: bool):
+    """A dry run, told by the first process alone."""
+    from lad.true_shape import add_run, measure_training
+
+    def tell(done: int, total: int) -> None:
+        if not quiet:
+            typer.echo(f"step {done} of {total}", err=True)
+
+    run = measure_training(denoiser, training, steps, tell)
+    if quiet:
+        return
+    if record is not None:
+        add_run(record, run)
+    if as_json:
+        print_json(run)
+        return
+    gib = 2**30
+    typer.echo(
+        f"{run['provenance']['model']}, {run['bits']} bit, on {run['processes']} x "
+        f"{run['provenance']['processor']}: {run['tokens_per_second']:,.0f} tokens/s over "
+        f"{run['steps']} steps of {run['positions_per_step']:,} positions, "
+        f"{run['peak_memory'] / gib:.1f} GiB at most, "
+        f"{100 * run['of_matrix_rate']:.0f} % of the matrix rate measured here; "
+        f"{run['aim_tokens'] / 1e6:.0f} million tokens take {run['hours']:.1f} h"
+    )

@@ -26,6 +26,9 @@ DEFAULT_CORRUPTION = CorruptionConfig(
     structural_probability=0.5,
 )
 
+# How a step is computed: another machine may do it another way, to the same numbers.
+HOW = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -37,7 +40,8 @@ class TrainConfig:
         minutes: wall time, compilation included; None for no such bound.
         learning_rate: its peak, after a linear rise over `warmup_steps`.
         weight_decay, gradient_clip: of AdamW, and of the gradient's global norm.
-        batch_tokens: positions per process and step.
+        batch_tokens: positions per process and pass.
+        accumulate: passes per process and step, for batches that do not fit at once.
         widths: lengths that batches come in; the longest is the context window.
         widen: share of rows put in batches one width longer than they need.
         corruption: the structural noise.
@@ -51,12 +55,22 @@ class TrainConfig:
             nearest visible token: by a factor e every so many positions; 0 lets all count alike.
             What stands thirty masks away from anything cannot be known, and its loss drowns what
             can.
+        anchor: share of the rows under noise that are instead read on, clean, from left to right
+            from a random position of the answer, see `lad.training.objective.anchor`; 0 with
+            target "same".
         eos_tail_share: share of the EOS positions after the first that enter the loss.
         ema: decay per step of the running average of weights that is validated and saved; 0 saves
             the last weights themselves.
         log_every, validate_every: in steps.
         checkpoint_minutes: wall time between checkpoints.
         compile_layers: torch.compile each decoder layer; pays on a GPU, in runs of minutes.
+        fold_lora: compute with `W + s B A`, made once a step, see `lad.training.folded`: faster
+            when a batch has many more positions than the model features. False computes LoRA
+            beside the frozen weight, which keeps no second copy of it.
+        gradient_checkpointing: keep each layer's input alone and compute the layer again on the
+            way back: a fraction of the memory, a third more time.
+        loss_chunk: positions whose logits are held at once; 0 for all. A step that is followed by
+            a draft needs them all and takes no notice.
         seed: of order, noise and drafts.
     """
 
@@ -67,6 +81,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     batch_tokens: int = 57_344
+    accumulate: int = 1
     widths: tuple[int, ...] = (96, 128, 192, 256)
     widen: float = 0.2
     corruption: CorruptionConfig = field(default_factory=lambda: DEFAULT_CORRUPTION)
@@ -75,12 +90,16 @@ class TrainConfig:
     draft_length: int = 6
     clean_share: float = 0.5
     reach: float = 8.0
+    anchor: float = 0.0
     eos_tail_share: float = 0.1
     ema: float = 0.999
     log_every: int = 20
     validate_every: int = 500
     checkpoint_minutes: float = 3.0
     compile_layers: bool = False
+    fold_lora: bool = True
+    gradient_checkpointing: bool = False
+    loss_chunk: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,17 +107,24 @@ class TrainConfig:
             raise InvalidInput("neither steps nor minutes is set: expected at least one, to end by")
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))
         positive = ("learning_rate", "gradient_clip", "batch_tokens", "log_every", "validate_every")
-        for name in (*positive, "checkpoint_minutes", "draft_length"):
+        for name in (*positive, "accumulate", "checkpoint_minutes", "draft_length"):
             if not getattr(self, name) > 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
         for name in ("steps", "minutes"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
-        shares = ("widen", "draft_probability", "draft_start", "clean_share", "eos_tail_share")
+        shares = (
+            "widen",
+            "draft_probability",
+            "draft_start",
+            "clean_share",
+            "anchor",
+            "eos_tail_share",
+        )
         for name in (*shares, "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected between 0 and 1")
-        for name in ("warmup_steps", "weight_decay", "reach", "seed"):
+        for name in ("warmup_steps", "weight_decay", "reach", "loss_chunk", "seed"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected 0 or more")
         if not self.widths or self.widths[0] < 2:
@@ -108,6 +134,10 @@ class TrainConfig:
     def context(self) -> int:
         """The context window: the longest width."""
         return self.widths[-1]
+
+    def outcome(self) -> dict:
+        """`to_dict` of what decides what is learnt: a run may go on with the rest changed."""
+        return {k: v for k, v in self.to_dict().items() if k not in HOW}
 
     def to_dict(self) -> dict:
         """Plain values, for YAML, logs and cards."""

@@ -2,9 +2,10 @@
 weights, checkpoints.
 
 One process, or one per GPU under `torchrun`: every process draws the same order of batches, takes
-its share, and gradients are averaged. A batch is worth one step under noise, or a chain of steps on
-the model's own drafts. All randomness hangs on (seed, step, process), and checkpoints fall between
-batches, so a resumed run takes the very steps the uninterrupted one would have taken.
+its shares, and gradients are averaged. A batch is worth one step under noise, or a chain of steps
+on the model's own drafts. All randomness hangs on (seed, step, share), and checkpoints fall between
+batches, so a resumed run takes the very steps the uninterrupted one would have taken, also on
+fewer or more GPUs: the batch keeps its shares, and each process takes as many as there are to take.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lad.corruption import corrupt
@@ -28,10 +28,12 @@ from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
 from lad.training.checkpoint import CHECKPOINT, on_sigterm, read_checkpoint, write_checkpoint
 from lad.training.config import TrainConfig, writing
+from lad.training.memory import chunked_loss, enough_memory, headless, training_mode
 from lad.training.objective import (
     BEFORE_DRAFTS,
     Batch,
     Manner,
+    anchor,
     answer_logits,
     redraw,
     take,
@@ -40,6 +42,7 @@ from lad.training.objective import (
     weigh,
 )
 from lad.training.pairs import Pair, batches, hold_out, pack
+from lad.training.parallel import agree, average_gradients, check_shares, here
 
 __all__ = ["train"]
 
@@ -70,7 +73,8 @@ def train(
         `{step, validation, seconds}`.
 
     Raises:
-        InvalidInput: pairs that do not fit, or too few.
+        InvalidInput: pairs that do not fit, or too few; a GPU that is too small; a number of
+            processes that cannot share the batches of the run to resume.
         NumericalError: the loss became NaN.
         DamagedFile: a checkpoint that cannot be read, or of another run.
         CacheError: `out` cannot be written.
@@ -87,7 +91,7 @@ def train(
     run.held = pack(denoiser.backbone, held, config.context).to(denoiser.device) if held else None
     if resume:
         run.load_checkpoint()
-    with on_sigterm(run.stop), run.training_mode():
+    with on_sigterm(run.stop), training_mode(denoiser, config), enough_memory(denoiser, config):
         run.loop()
     if run.finished and run.average is not None:
         for parameter, value in zip(run.parameters, run.average, strict=True):
@@ -113,13 +117,18 @@ class Run:
     ) -> None:
         self.denoiser, self.config, self.out, self.on_row = denoiser, config, out, on_row
         self.device = denoiser.device
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.processes = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank, self.processes = here()
+        self.shares = self.processes * config.accumulate  # parts that every batch is cut into
         named = [(n, p) for n, p in denoiser.model.named_parameters() if "lora_" in n]
         self.names = [name for name, _ in named]
         self.parameters = [parameter.requires_grad_(True) for _, parameter in named]
         for parameter in self.parameters:
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
+        if config.anchor and denoiser.config.target != "next":
+            raise InvalidInput(
+                f"anchor = {config.anchor} with target {denoiser.config.target!r}: expected target "
+                "'next', where a position is predicted by the one before it; set anchor to 0"
+            )
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=config.learning_rate,
@@ -129,7 +138,7 @@ class Run:
         )
         self.generator = torch.Generator(self.device)
         self.rows: list[dict] = []
-        self.window: list[Tensor] = []  # (loss, accuracy) since the last log row
+        self.window: list[Tensor] = []  # (loss, accuracy) of every share since the last log row
         self.average = [p.data.clone() for p in self.parameters] if config.ema else None
         self.batch, self.step, self.tokens, self.elapsed_before = 0, 0, 0, 0.0
         self.stopping = self.finished = False
@@ -151,11 +160,7 @@ class Run:
 
     def agree(self) -> None:
         """Let all processes share the slowest one's clock and anyone's wish to stop."""
-        state = torch.tensor([self.elapsed(), float(self.stopping)], dtype=torch.float64)
-        if self.processes > 1:
-            state = state.to(self.device)
-            dist.all_reduce(state, op=dist.ReduceOp.MAX)
-        self.agreed_elapsed, stopping = state.tolist()
+        self.agreed_elapsed, stopping = agree([self.elapsed(), float(self.stopping)], self.device)
         self.stopping = stopping > 0
 
     def stop(self) -> None:
@@ -176,12 +181,15 @@ class Run:
             config.batch_tokens,
             config.widen,
             config.seed,
-            self.processes,
+            self.shares,
         )
         for width, rows in islice(stream, self.batch, None):
-            share = len(rows) // self.processes
-            mine = rows[self.rank * share : (self.rank + 1) * share]
-            self.take_steps(take(self.data, mine, width), self.chain_length())
+            size = len(rows) // self.shares
+            mine = {
+                share: take(self.data, rows[share * size : (share + 1) * size], width)
+                for share in range(self.rank, self.shares, self.processes)
+            }
+            self.take_steps(mine, self.chain_length())
             self.batch += 1
             if self.finished or self.stopping:
                 return
@@ -205,27 +213,36 @@ class Run:
         chance = random.Random(f"{config.seed}-{self.batch}-draft").random()
         return config.draft_length if chance < chains else 0
 
-    def take_steps(self, batch: Batch, drafts: int) -> None:
-        """The steps one batch is worth, with what is logged and validated on the way."""
+    def take_steps(self, batches: dict[int, Batch], drafts: int) -> None:
+        """The steps one batch is worth, with what is logged and validated on the way.
+
+        Args:
+            batches: this process's shares of it, by their numbers.
+            drafts: how many steps on own drafts; 0 for one step under noise.
+        """
         config = self.config
-        inputs, manner = None, None
+        inputs = dict.fromkeys(batches)
+        manners: dict[int, Manner] = {}
         for n in range(max(drafts, 1)):
-            key = random.Random(f"{config.seed}-{self.step}-{self.rank}").getrandbits(62)
-            self.generator.manual_seed(key)
-            if inputs is None:
-                noise = BEFORE_DRAFTS if drafts else config.corruption
-                inputs = corrupt(
-                    batch.tokens,
-                    batch.answer,
-                    self.denoiser.vocabulary_size,
-                    self.denoiser.mask_token_id,
-                    self.generator,
-                    noise,
+            for share, batch in batches.items():
+                key = random.Random(f"{config.seed}-{self.step}-{share}").getrandbits(62)
+                self.generator.manual_seed(key)
+                reading_from = None
+                if n == 0:
+                    inputs[share] = self.damage(batch, drafts > 0)
+                    if drafts:
+                        manners[share] = Manner.draw(len(batch.tokens), self.generator)
+                    elif config.anchor:
+                        inputs[share], reading_from = anchor(
+                            batch, inputs[share], config.anchor, self.generator
+                        )
+                following = manners.get(share) if n < drafts - 1 else None
+                inputs[share] = self.learn(
+                    batch, inputs[share], following, n > 0, reading_from, len(batches)
                 )
-                manner = Manner.draw(len(inputs), self.generator) if drafts else None
-            inputs = self.take_step(batch, inputs, manner if n < drafts - 1 else None, n > 0)
+                self.tokens += batch.tokens.numel() * self.processes
+            self.move()
             self.step += 1
-            self.tokens += batch.tokens.numel() * self.processes
             if self.processes == 1 or self.step % SYNC_EVERY == 0:
                 self.agree()
             self.finished = self.progress() >= 1
@@ -236,14 +253,33 @@ class Run:
             if self.finished:
                 return
 
-    def take_step(
-        self, batch: Batch, inputs: Tensor, manner: Manner | None, drafts: bool
+    def damage(self, batch: Batch, first_draft: bool) -> Tensor:
+        """`(b, t)` the tokens under noise, or what a chain of drafts begins with."""
+        return corrupt(
+            batch.tokens,
+            batch.answer,
+            self.denoiser.vocabulary_size,
+            self.denoiser.mask_token_id,
+            self.generator,
+            BEFORE_DRAFTS if first_draft else self.config.corruption,
+        )
+
+    def learn(
+        self,
+        batch: Batch,
+        inputs: Tensor,
+        manner: Manner | None,
+        drafts: bool,
+        reading_from: Tensor | None,
+        shares: int,
     ) -> Tensor | None:
-        """One optimiser step; returns the inputs of the next step of a chain, if one follows.
+        """Gradients of one share; returns its inputs of the next step of a chain, if one follows.
 
         Args:
             manner: how its drafts are masked again; None where no step follows.
             drafts: True when the inputs are the denoiser's own drafts.
+            reading_from: `(b,)` int64, from `anchor`.
+            shares: how many this process averages over.
         """
         config, denoiser = self.config, self.denoiser
         say = weigh(
@@ -255,20 +291,35 @@ class Run:
             config.reach,
             drafts,
             self.generator,
+            reading_from,
         )
         following = None
+        # A draft needs every position of the answer, a loss by itself only the chosen ones.
+        where = say > 0 if manner is None else batch.answer
+        weights, targets = say[where], batch.tokens[where]
+        total = weights.sum().clamp(min=1.0)
+        asked = (denoiser, inputs, batch.prompt_lengths, where, reading_from)
         with self.autocast():
-            # A draft needs every position of the answer, a loss by itself only the chosen ones.
-            where = say > 0 if manner is None else batch.answer
-            logits = answer_logits(denoiser, inputs, batch.prompt_lengths, where)
-            losses, right = token_losses(logits, batch.tokens[where])
-            weights = say[where]
-            total = weights.sum().clamp(min=1.0)
-            loss = (losses * weights).sum() / total
-            if manner is not None:
-                following = redraw(denoiser, batch, inputs, logits, manner, self.generator)
-        loss.backward()
-        self.average_gradients()
+            if config.loss_chunk and manner is None:
+                with headless(denoiser):
+                    states = answer_logits(*asked)
+                head = denoiser.causal_lm.lm_head.weight
+                loss, right = chunked_loss(states, head, targets, weights, config.loss_chunk)
+            else:
+                logits = answer_logits(*asked)
+                losses, right = token_losses(logits, targets)
+                loss = (losses * weights).sum()
+                if manner is not None:
+                    following = redraw(denoiser, batch, inputs, logits, manner, self.generator)
+            loss = loss / total
+        (loss / shares).backward()
+        self.window.append(torch.stack([loss.detach(), (right * weights).sum() / total]))
+        return following
+
+    def move(self) -> None:
+        """One optimiser step along the gradients of all shares."""
+        config = self.config
+        average_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -278,26 +329,12 @@ class Run:
             # Early on the average follows closely: the first weights are worth nothing.
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - decay)
-        self.window.append(torch.stack([loss.detach(), (right * weights).sum() / total]))
-        return following
 
     def learning_rate(self) -> float:
         """A linear rise, then half a cosine down to zero at the end of the run."""
         rise = min((self.step + 1) / max(self.config.warmup_steps, 1), 1.0)
         fall = 0.5 * (1 + math.cos(math.pi * self.progress()))
         return self.config.learning_rate * rise * fall
-
-    def average_gradients(self) -> None:
-        """Mean over processes, in one message."""
-        if self.processes == 1:
-            return
-        flat = torch.cat([p.grad.flatten() for p in self.parameters])
-        dist.all_reduce(flat)
-        flat /= self.processes
-        for parameter, part in zip(
-            self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True
-        ):
-            parameter.grad.copy_(part.view_as(parameter))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """bfloat16 matrix products on a GPU; a CPU computes in float32."""
@@ -317,22 +354,6 @@ class Run:
             yield
         finally:
             torch._foreach_copy_([p.data for p in self.parameters], own)
-
-    @contextlib.contextmanager
-    def training_mode(self):
-        """Gradients for the adapter alone, compiled layers if wanted; eval mode afterwards."""
-        if self.config.compile_layers:
-            torch._dynamo.config.cache_size_limit = 64  # widths times kinds of pass
-            for layer in self.denoiser.causal_lm.model.layers:
-                layer.compile(dynamic=False)
-        try:
-            yield
-        finally:
-            self.denoiser.model.eval().requires_grad_(False)
-            if self.config.compile_layers:
-                # Back to plain calls: what comes after has other shapes, and each would compile.
-                for layer in self.denoiser.causal_lm.model.layers:
-                    layer._compiled_call_impl = None
 
     # -- log and checkpoints -----------------------------------------------------------------------
 
@@ -379,7 +400,8 @@ class Run:
         write_checkpoint(
             self.out,
             {
-                "config": self.config.to_dict(),
+                "config": self.config.outcome(),
+                "shares": self.shares,
                 "denoiser": self.denoiser.config.to_dict(),
                 "batch": self.batch,
                 "step": self.step,
@@ -397,8 +419,10 @@ class Run:
         """Go on from `out`; without a checkpoint there, start afresh."""
         if self.out is None or not (self.out / CHECKPOINT).exists():
             return
-        settings = {"config": self.config.to_dict(), "denoiser": self.denoiser.config.to_dict()}
+        settings = {"config": self.config.outcome(), "denoiser": self.denoiser.config.to_dict()}
         state = read_checkpoint(self.out, settings, self.names, self.device)
+        self.shares = state.get("shares", self.shares)
+        check_shares(self.processes, self.shares)
         with torch.no_grad():
             for name, parameter in zip(self.names, self.parameters, strict=True):
                 parameter.copy_(state["adapter"][name])

@@ -11,6 +11,10 @@ the drafts that the next step learns to mend, masked again as the sampler would 
 Training on one's own drafts is what makes the refinement of visible tokens work (SUNDAE, Savinov et
 al., 2022).
 
+Beside them some rows are merely read on, clean, from left to right (`anchor`): the backbone knows
+the next token far better than any adapter trained for minutes, and a row with a gap at the end asks
+for a next token only once, where reading asks for it at every position.
+
 Shapes: b = batch, t = width, m = positions that are predicted, d = hidden size, v = vocabulary.
 """
 
@@ -30,6 +34,7 @@ __all__ = [
     "MASKED_FRACTIONS",
     "Batch",
     "Manner",
+    "anchor",
     "answer_logits",
     "redraw",
     "take",
@@ -77,25 +82,56 @@ def take(pairs: PackedPairs, rows: list[int], width: int) -> Batch:
 
 
 def answer_logits(
-    denoiser: Denoiser, inputs: Tensor, prompt_lengths: Tensor, chosen: Tensor
+    denoiser: Denoiser,
+    inputs: Tensor,
+    prompt_lengths: Tensor,
+    chosen: Tensor,
+    reading_from: Tensor | None = None,
 ) -> Tensor:
     """`(m, v)` logits of the `m` positions marked in `chosen`.
 
     Args:
         inputs: `(b, t)` int64, damaged.
         chosen: `(b, t)` bool, positions to predict; no position 0 with the shifted target.
+        reading_from: `(b,)` int64, see `attention_mask`.
     """
     settings = denoiser.config
     # A prompt that holds the MASK token as text is read as text.
     answer = torch.arange(inputs.shape[1], device=inputs.device) >= prompt_lengths[:, None]
     masked = (inputs == denoiser.mask_token_id) & answer
     mask = attention_mask(
-        prompt_lengths, inputs.shape[1], settings.attention, settings.target, masked=masked
+        prompt_lengths,
+        inputs.shape[1],
+        settings.attention,
+        settings.target,
+        masked=masked,
+        reading_from=reading_from,
     )
     states = denoiser.hidden_states(inputs, mask)  # (b, t, d)
     if settings.target == "next":  # the state one to the left makes the prediction
         chosen = chosen.roll(-1, dims=1)
     return denoiser.causal_lm.lm_head(states[chosen])
+
+
+def anchor(
+    batch: Batch, inputs: Tensor, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A share of the rows as clean text that is read on from a random position of the answer.
+
+    Up to that position a row is seen as a denoiser sees it, both ways; from there on each token is
+    predicted from those before it alone.
+
+    Returns:
+        `(b, t)` int64, `inputs` but for the rows chosen, and `(b,)` int64, where each row's
+        reading begins: t for all the others.
+    """
+    rows, t = inputs.shape
+    chance, place = torch.rand((2, rows), generator=generator, device=inputs.device)
+    chosen = chance < share
+    lengths = batch.answer.sum(dim=1) - batch.tail.sum(dim=1)  # the first EOS counts
+    start = batch.prompt_lengths + (place * lengths).long()
+    clean = torch.where(chosen[:, None], batch.tokens, inputs)
+    return clean, torch.where(chosen, start, t)
 
 
 @dataclass(frozen=True)
@@ -175,6 +211,7 @@ def weigh(
     reach: float,
     own: bool,
     generator: torch.Generator,
+    reading_from: Tensor | None = None,
 ) -> Tensor:
     """`(b, t)` float32: how much each position counts in the loss of a step; 0 is not at all.
 
@@ -183,15 +220,20 @@ def weigh(
         own: True when the inputs are the denoiser's own drafts. Behind its first wrong token a
             draft tells another story than the target, position by position: asking for the target
             there teaches the mean of all stories, which reads ", , , the the".
+        reading_from: `(b,)` int64, from `anchor`: such a row counts from there on, and in full.
     """
     chance = torch.rand((2, *inputs.shape), generator=generator, device=inputs.device)
     damaged = inputs != batch.tokens
     wanted = damaged | (chance[0] < clean_share)
     chosen = batch.answer & wanted & (~batch.tail | (chance[1] < eos_tail_share))
-    if not reach:
-        return chosen.float()
     t = inputs.shape[1]
     position = torch.arange(t, device=inputs.device)
+    if reading_from is not None:
+        read = reading_from[:, None] < t
+        ahead = batch.answer & ~batch.tail & (position >= reading_from[:, None])
+        chosen = torch.where(read, ahead, chosen)
+    if not reach:
+        return chosen.float()
     hidden = batch.answer & (inputs == mask_token_id)
     # How many masks stand between a masked position and the nearest token; on the left there is
     # always one, the prompt's last.

@@ -1,0 +1,49 @@
+"""LoRA layers that fold their adapter into the weight before they multiply.
+
+A LoRA layer is usually computed as the product with its weight W, plus s times that with the thin
+A and then B: two more products and a sum as large as the layer's output, which move memory more
+than they compute. With many more tokens than features it is cheaper to make `W + s B A` once a step
+and multiply once; the backward pass then computes the gradient of that sum, and A and B take theirs
+from it. The same function and the same gradients, up to rounding: in bfloat16 the sum is rounded as
+a merged adapter's is.
+
+Source: LoRA (Hu et al., 2021), section 4.1, which merges for inference; here at every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+
+__all__ = ["folded"]
+
+
+@contextlib.contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """Every LoRA layer of a peft model computes with its folded weight, for a while.
+
+    Only layers of one active adapter without dropout or bias, as `Denoiser.create` makes them.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _forward(layer: Linear, x: Tensor) -> Tensor:
+    """`(..., in)` to `(..., out)`."""
+    (name,) = layer.active_adapters
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight  # (r, in), (out, r)
+    weight = layer.base_layer.weight
+    weight = torch.addmm(weight.to(a.dtype), b, a, alpha=layer.scaling[name])
+    return F.linear(x, weight)

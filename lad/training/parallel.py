@@ -1,0 +1,58 @@
+"""Processes that train one adapter, one per GPU: who is there, and what they agree on.
+
+The adapter alone is trained, so its gradients, in one message, are all that travels; the frozen
+backbone is whole on every GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lad.errors import InvalidInput
+
+__all__ = ["agree", "average_gradients", "check_shares", "here"]
+
+
+def here() -> tuple[int, int]:
+    """This process's rank, and how many there are; 0 and 1 outside `torchrun`."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def agree(values: Sequence[float], device: torch.device) -> list[float]:
+    """The largest of each value over all processes."""
+    state = torch.tensor(values, dtype=torch.float64)
+    if here()[1] > 1:
+        state = state.to(device)
+        dist.all_reduce(state, op=dist.ReduceOp.MAX)
+    return state.tolist()
+
+
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Mean over processes, in one message."""
+    processes = here()[1]
+    if processes == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters])
+    dist.all_reduce(flat)
+    flat /= processes
+    parts = flat.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
+
+
+def check_shares(processes: int, shares: int) -> None:
+    """Refuse processes that could not take equally many shares of a batch.
+
+    Raises:
+        InvalidInput: they could not.
+    """
+    if shares % processes:
+        fit = [str(n) for n in range(1, shares + 1) if shares % n == 0]
+        raise InvalidInput(
+            f"{processes} processes to resume a run whose batches have {shares} shares: expected "
+            f"{', '.join(fit)} of them, so that each gets as many"
+        )

@@ -1,0 +1,120 @@
+"""Model folders in the hub's layout, of every architecture, small and random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from lad.shapes import SHAPES, shape_config
+
+# What LLaMA 3's templates do: a beginning of text, headers, a date in the system turn that is
+# today's unless it is told, contents without their outer white space.
+LLAMA_3 = """\
+{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\nDate: " + date_string + "\\n\\n" }}
+{{- system + "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+# What Mistral's do: no system turn, user and assistant take turns, or there is an exception.
+MISTRAL = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {{- '[INST] ' + message['content'] + ' [/INST]' }}
+    {%- else %}
+        {{- ' ' + message['content'] + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+
+def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """One token a byte, and a family's special ones; for LLaMA 3 the word "MASK" is one more."""
+    names = {
+        "llama": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"],
+        "mistral": ["<s>", "</s>", "[INST]", "[/INST]", "<unk>"],
+    }[kind]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    merges = []
+    if kind == "llama":
+        merges = [("M", "A"), ("S", "K"), ("MA", "SK")]
+        vocabulary |= {a + b: 256 + n for n, (a, b) in enumerate(merges)}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    plain.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in names])
+    ends = {"llama": "<|eot_id|>", "qwen2": "<|im_end|>", "mistral": "</s>"}
+    from lad.tiny import CHATML
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain,
+        bos_token=None if kind == "qwen2" else names[0],
+        eos_token=ends[kind],
+        clean_up_tokenization_spaces=False,
+        chat_template={"llama": LLAMA_3, "qwen2": CHATML, "mistral": MISTRAL}[kind],
+    )
+
+
+def config(kind: str):
+    """LLaMA 3 with stretched positions, Qwen2 with biases, Mistral with sliding windows."""
+    common = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+    }
+    if kind == "llama":
+        return shape_config(SHAPES["tiny"])
+    if kind == "qwen2":
+        return Qwen2Config(**common, tie_word_embeddings=True)
+    return MistralConfig(**common, head_dim=16, sliding_window=384)
+
+
+def save_checkpoint(folder: Path, kind: str, seed: int = 0) -> Path:
+    """Write a random model of "llama", "qwen2" or "mistral"; predictions move with what is read."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config(kind))
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2:
+                weight.data.normal_(0.0, 0.3 if "embed" in name else 1.5 * weight.shape[1] ** -0.5)
+            elif "bias" in name:
+                weight.data.normal_(0.0, 0.3)
+    model.save_pretrained(folder)
+    tokenizer(kind).save_pretrained(folder)
+    return folder

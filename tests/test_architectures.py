@@ -1,0 +1,349 @@
+"""Every architecture keeps the promises, by folder: LLaMA 3, Qwen2, Mistral, tiny and random."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import save_checkpoint, tokenizer
+from conftest import KINDS, stir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from lad import reference
+from lad.backbones import BACKBONES, describe, fetch_backbone, is_cached, load_backbone
+from lad.controls import RefineConfig
+from lad.denoiser import Denoiser, DenoiserConfig, attention_mask, load_denoiser
+from lad.errors import AdapterMismatch, DamagedFile, InvalidInput
+from lad.loading import ARCHITECTURES
+from lad.prompts import encode_prompt, encode_prompts
+from lad.sampler import record, refine_batch
+from lad.shapes import SHAPES, shape_config
+from lad.training import Pair, TrainConfig, train
+
+SMALL = DenoiserConfig(rank=4, alpha=8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    here = tmp_path_factory.mktemp("models")
+    return {kind: save_checkpoint(here / f"a-{kind}", kind) for kind in ARCHITECTURES}
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def folder(request, folders) -> Path:
+    return folders[request.param]
+
+
+def make(folder: Path, attention: str = "prompt-causal", target: str = "next") -> Denoiser:
+    config = DenoiserConfig(attention=attention, target=target, rank=4, alpha=8)
+    denoiser = Denoiser.create(load_backbone(str(folder)), config)
+    stir(denoiser)
+    return denoiser
+
+
+# -- loading ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_a_backbone(folder):
+    loaded = load_backbone(str(folder))
+    spec = loaded.spec
+    assert spec.name == folder.name, "no path of this machine"
+    kind = folder.name.removeprefix("a-")
+    assert (spec.mask_token, spec.eos_token) == {
+        "llama": ("MASK", "<|eot_id|>"),
+        "qwen2": ("<|fim_pad|>", "<|im_end|>"),
+        "mistral": ("<unk>", "</s>"),
+    }[kind]
+    assert loaded.tokenizer.decode([loaded.mask_token_id]) == spec.mask_token
+    assert spec.parameters == loaded.model.num_parameters()
+    # As far as a window reaches, a model with sliding windows is one without.
+    assert spec.context == (384 if kind == "mistral" else 512)
+    assert {p.requires_grad for p in loaded.model.parameters()} == {False}
+    assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert load_backbone(str(folder)).digest == loaded.digest
+    said = describe(str(folder))
+    assert is_cached(str(folder)) and said["folder"] == str(folder) and said["bytes"] > 0
+
+
+def test_the_digest_is_of_the_weights(folders, tmp_path):
+    other = save_checkpoint(tmp_path / "a-llama", "llama", seed=1)
+    assert load_backbone(str(other)).digest != load_backbone(str(folders["llama"])).digest
+
+
+def copy(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_a_folder_that_is_no_model_of_ours_says_why(folders, tmp_path):
+    base = copy(folders["llama"], tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidInput, match="no chat template"):
+        load_backbone(str(base))
+    half = copy(folders["llama"], tmp_path / "half")
+    (half / "model.safetensors").unlink()
+    with pytest.raises(InvalidInput, match=r"no \*\.safetensors"):
+        load_backbone(str(half))
+    other = copy(folders["llama"], tmp_path / "other")
+    (other / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(InvalidInput, match="'gpt2' model: expected one of llama, qwen2, mistral"):
+        load_backbone(str(other))
+    cut = copy(folders["llama"], tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(DamagedFile, match="copy or download it again"):
+        load_backbone(str(cut))
+    assert fetch_backbone(str(cut)) == cut
+
+
+def test_a_vocabulary_without_a_spare_token_is_refused(folders, tmp_path):
+    bare = copy(folders["qwen2"], tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (bare / name).read_text()
+        (bare / name).write_text(text.replace("<|fim_pad|>", "<|other|>"))
+    with pytest.raises(InvalidInput, match="no token to serve as MASK"):
+        load_backbone(str(bare))
+
+
+def test_nothing_in_a_folder_is_executed(folders, tmp_path):
+    """Code beside the weights is what the hub calls remote code: it stays text."""
+    folder = copy(folders["llama"], tmp_path / "coded")
+    values = json.loads((folder / "config.json").read_text())
+    values["auto_map"] = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    load_backbone(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+TEXTS = st.text(min_size=1).filter(str.strip) | st.sampled_from(["  a \n", "MASK", "<|eot_id|> x"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(kind=st.sampled_from(ARCHITECTURES), texts=st.lists(TEXTS, min_size=1, max_size=4))
+def test_prompts_are_what_the_template_gives(folders, kind, texts):
+    read = load_tokenizer(folders[kind])
+    controls = read.all_special_tokens
+    for text in texts:
+        got = encode_prompt(read, text)
+        if not any(control in text for control in controls):
+            turn = [{"role": "user", "content": text}]
+            expected = read.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
+            assert got == expected
+    assert encode_prompts(read, texts) == [encode_prompt(read, text) for text in texts]
+
+
+TOKENIZERS = {}
+
+
+def load_tokenizer(folder: Path):
+    if folder not in TOKENIZERS:
+        TOKENIZERS[folder] = load_backbone(str(folder)).tokenizer
+    return TOKENIZERS[folder]
+
+
+def test_several_turns_and_a_system_turn_byte_for_byte(folders):
+    read = load_tokenizer(folders["llama"])
+    turns = [
+        {"role": "system", "content": " Be brief. "},
+        {"role": "user", "content": "Hi\n"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "MASK?"},
+    ]
+    assert read.decode(encode_prompt(read, turns)) == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nDate: 26 Jul 2024\n\n"
+        "Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello!<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nMASK?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_a_prompt_is_the_same_tomorrow(folders):
+    """The template itself writes today's date; told another it writes that one."""
+    plain, read = tokenizer("llama"), load_tokenizer(folders["llama"])
+    turn = [{"role": "user", "content": "x"}]
+    today = datetime.date.today().strftime("%d %b %Y")
+    assert today in plain.apply_chat_template(turn, tokenize=False)
+    told = plain.apply_chat_template(
+        turn, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
+    )
+    assert read.decode(encode_prompt(read, "x")) == told
+
+
+def test_a_control_token_typed_by_the_user_is_text(folders):
+    read = load_tokenizer(folders["llama"])
+    ids = encode_prompt(read, "  <|eot_id|>\n")
+    assert ids.count(read.eos_token_id) == 2, "of the system's turn and the user's own"
+    assert "\n\n<|eot_id|><|eot_id|>" in read.decode(ids), "trimmed as any other text"
+
+
+def test_turns_that_a_template_refuses(folders):
+    read = load_tokenizer(folders["mistral"])
+    with pytest.raises(InvalidInput, match=r"roles system, user \(roles must alternate\)"):
+        encode_prompt(read, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+
+
+# -- the denoiser against plain transformers -------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["-".join(kind) for kind in KINDS])
+def test_our_masks_and_positions_are_those_of_plain_transformers(folder, kind):
+    """Our hidden path (boolean masks, prompt cache, answer logits) against one plain call with a
+    4-D mask of numbers in eager attention, for grouped heads and stretched rotary positions."""
+    denoiser = make(folder, *kind)
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    if hasattr(plain.config, "sliding_window"):
+        plain.config.sliding_window = None
+    weights = dict(plain.named_parameters())
+    for name, module in denoiser.causal_lm.named_modules():
+        if hasattr(module, "lora_A"):
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            weights[f"{name}.weight"].data += module.scaling["default"] * b.data @ a.data
+    generator = torch.Generator().manual_seed(3)
+    prompt = torch.randint(256, (2, 150), generator=generator)  # past the original positions
+    answer = torch.randint(256, (2, 20), generator=generator)
+    answer[:, 3:9] = denoiser.mask_token_id
+    total = prompt.shape[1] + answer.shape[1]
+    visible = [
+        reference.attention_mask(
+            150, total, *kind, [False] * 150 + (row == denoiser.mask_token_id).tolist()
+        )
+        for row in answer
+    ]
+    numbers = torch.zeros(2, 1, total, total).masked_fill(~torch.cat(visible), -torch.inf)
+    with torch.no_grad():
+        expected = plain(
+            input_ids=torch.cat([prompt, answer], 1),
+            attention_mask=numbers,
+            position_ids=torch.arange(total)[None],
+        ).logits
+        first = 150 - (kind[1] == "next")
+        expected = expected[:, first : first + 20]
+        whole = denoiser.logits(prompt, answer)
+        cached = denoiser.logits(prompt, answer, denoiser.read_prompt(prompt))
+    assert expected.std() > 0.5, "predictions must say something"
+    torch.testing.assert_close(whole, expected, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(cached, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_positions_are_stretched_as_llama_3_says(folders):
+    """Slow rotations are slowed further by the factor, fast ones are kept, between they blend."""
+    shape = SHAPES["tiny"]
+    rotary = load_backbone(str(folders["llama"])).model.model.rotary_emb
+    size = shape.hidden // shape.heads
+    plain = 500_000.0 ** (-torch.arange(0, size, 2) / size)
+    length = 2 * torch.pi / plain
+    turns = shape.rope_original / length
+    blend = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
+    expected = blend * plain + (1 - blend) * plain / shape.rope_factor
+    torch.testing.assert_close(rotary.inv_freq, expected)
+    assert not torch.allclose(rotary.inv_freq, plain)
+
+
+def test_without_an_adapter_the_causal_mask_gives_the_backbone(folder):
+    loaded = load_backbone(str(folder))
+    tokens = torch.randint(256, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = loaded.model(tokens).logits
+        denoiser = Denoiser.create(loaded, SMALL)
+        mask = attention_mask(torch.tensor([40]), 40, "prompt-causal", "same")
+        got = denoiser.causal_lm.lm_head(denoiser.hidden_states(tokens, mask))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
+
+
+# -- refining and training -------------------------------------------------------------------------
+
+
+def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):
+    denoiser = make(folder)
+    config = RefineConfig(
+        answer_length=12, iterations=6, renoising="uniform", temperature=0.0, patience=0
+    )
+    prompts = ["one", "a longer prompt"]
+    batch = refine_batch(denoiser, prompts, config)
+    for prompt, together in zip(prompts, batch, strict=True):
+        alone = record(denoiser, prompt, config)
+        plain = reference.refine(denoiser, denoiser.encode(prompt), config)
+        assert len(alone.steps) == len(plain) == len(together.steps)
+        for a, b, c in zip(alone.steps, plain, together.steps, strict=True):
+            assert np.array_equal(a.draft, b.draft) and np.array_equal(a.draft, c.draft)
+
+
+def test_an_adapter_is_trained_and_kept(folder, tmp_path):
+    denoiser = Denoiser.create(load_backbone(str(folder)), SMALL)
+    pairs = [Pair(f"say {n}", f"{n}!") for n in range(60)]
+    config = TrainConfig(
+        steps=40,
+        learning_rate=5e-3,
+        warmup_steps=5,
+        widths=(96,),
+        batch_tokens=960,
+        draft_probability=0.0,
+        log_every=10,
+    )
+    rows = train(denoiser, pairs, config, tmp_path / "out")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+    card = json.loads((tmp_path / "out" / "adapter" / "denoiser.json").read_text())
+    assert card["backbone"] == folder.name and card["mask_token_id"] == denoiser.mask_token_id
+
+
+def test_an_adapter_is_loaded_by_the_path_of_its_backbone(folder, tmp_path):
+    denoiser = make(folder)
+    denoiser.save(tmp_path / "adapter")
+    again = load_denoiser(str(folder), tmp_path / "adapter", merge=False)
+    kept = again.model.state_dict()
+    for name, weight in denoiser.model.state_dict().items():
+        expected = weight.bfloat16().float() if "lora_" in name else weight
+        assert torch.equal(kept[name], expected), name
+    elsewhere = copy(folder, tmp_path / "another-name")
+    with pytest.raises(AdapterMismatch, match=r"not for 'another-name'"):
+        load_denoiser(str(elsewhere), tmp_path / "adapter")
+
+
+# -- true shapes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name in BACKBONES and name != "tiny"])
+def test_shapes_have_the_published_number_of_weights(name):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape_config(SHAPES[name]))
+    assert model.num_parameters() == BACKBONES[name].parameters
+    assert model.config.max_position_embeddings == BACKBONES[name].context
+
+
+def test_random_weights_of_a_shape():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, two = load_backbone("tiny:random"), load_backbone("tiny:random")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (one.spec.name, one.digest) == ("tiny:random", "random")
+    state = two.model.state_dict()
+    assert all(torch.equal(w, state[k]) for k, w in one.model.state_dict().items())
+    assert not any(p.is_meta for p in (*one.model.parameters(), *one.model.buffers()))
+    assert one.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert one.model.lm_head.weight is one.model.model.embed_tokens.weight
+    denoiser = Denoiser.create(one, SMALL)
+    trace = record(denoiser, "hi", RefineConfig(answer_length=8, iterations=3, patience=0))
+    assert len(trace.steps) == 3
+    half = load_backbone("tiny:random", dtype=torch.bfloat16)
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    assert half.model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_all_gpus_together_need_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(InvalidInput, match="device 'spread' is not usable here"):
+        load_backbone("tiny:random", device="spread")
