@@ -13,10 +13,20 @@ from dataclasses import asdict, dataclass, fields
 from lad.errors import InvalidInput
 from lad.strategies import STRATEGIES
 
-__all__ = ["CHOICES", "PRESETS", "RANGES", "RENOISING", "REPEATS", "RefineConfig", "preset"]
+__all__ = [
+    "ADVANCE",
+    "CHOICES",
+    "PRESETS",
+    "RANGES",
+    "RENOISING",
+    "REPEATS",
+    "RefineConfig",
+    "preset",
+]
 
 RENOISING = tuple(STRATEGIES)
 REPEATS = ("allow", "remask")
+ADVANCE = ("surest", "leftmost", "run")
 
 RANGES = {
     "iterations": (1, 512),
@@ -38,15 +48,16 @@ RANGES = {
     "seed": (0, 2**63 - 1),
 }
 
-CHOICES = {"renoising": RENOISING, "repeats": REPEATS}
+CHOICES = {"renoising": RENOISING, "repeats": REPEATS, "advance": ADVANCE}
 
 
 @dataclass(frozen=True)
 class RefineConfig:
     """Every control of one refinement. Ranges are the authors' demo's.
 
-    The defaults are for the small default model, which needs much re-noising to write a longer
-    answer without stuttering; the authors' library starts at noise 0.5 with sharpness 5.
+    The defaults are LAD's confidence-guided re-noising, with the noise that the small default model
+    needs (the authors' library starts at noise 0.5 with sharpness 5). What `lad refine` starts from
+    is `PRESETS["default"]`.
 
     Attributes:
         iterations: most refinement steps, 1 to 512.
@@ -59,6 +70,10 @@ class RefineConfig:
         threshold: confidence from which a token is shown, 0 to 1; threshold only.
         window: positions from the leftmost MASK on of which tokens may be shown, 1 to 2048; None
             is the whole answer region; threshold only.
+        advance: which MASK becomes a token in every iteration, however unsure: the "surest", only
+            where none reaches the threshold; the "leftmost", to whose left all is known; or a "run"
+            that begins there and goes on while all of it so far is together as sure as the
+            threshold, and nothing else; threshold only.
         permanent: a position once shown is never MASK again; its token may still change.
         redraw: True draws every position anew in each iteration, which is how LAD repairs visible
             tokens; False leaves a token as it was drawn for as long as it is shown, as LLaDA-like
@@ -90,6 +105,7 @@ class RefineConfig:
     clustering: float = 0.0
     threshold: float = 0.9
     window: int | None = None
+    advance: str = "surest"
     permanent: bool = False
     redraw: bool = True
     added_tokens: int | None = None
@@ -159,7 +175,18 @@ def check(name: str, kind: str, value: object) -> None:
 
 
 PRESETS = {
-    "default": RefineConfig(),
+    # About two tokens a forward pass: every sure one, and always the next.
+    "default": RefineConfig(
+        iterations=64,
+        renoising="threshold",
+        threshold=0.45,
+        window=16,
+        advance="leftmost",
+        permanent=True,
+        repeats="remask",
+    ),
+    # LAD's own re-noising, where the denoiser doubts itself.
+    "guided": RefineConfig(),
     # The authors' demo, as it starts.
     "demo": RefineConfig(
         iterations=64,
@@ -173,10 +200,16 @@ PRESETS = {
     ),
     # Few tokens at a time, each one sure, from left to right.
     "quality": RefineConfig(
-        iterations=64, renoising="threshold", threshold=0.9, window=16, permanent=True
+        iterations=64,
+        renoising="threshold",
+        threshold=0.9,
+        window=16,
+        permanent=True,
+        repeats="remask",
     ),
-    # LAD's own claim: no MASK after the first iteration.
-    "noiseless": RefineConfig(iterations=16, renoising="none"),
+    # LAD's own claim: what was drawn is never masked again. The answer is let in four positions an
+    # iteration: all at once, far positions settle on a stutter before what precedes them is known.
+    "noiseless": RefineConfig(iterations=16, renoising="none", added_tokens=4),
 }
 
 

@@ -334,6 +334,15 @@ def below_threshold(
     candidates = [n for n in range(min(a, stop)) if masked[n] and open_[n]]
     sure = [confidence[n] >= config.threshold and not again[n] for n in range(a)]
     show = [n for n in candidates if sure[n]]
+    if config.advance == "leftmost" and start in candidates and not again[start]:
+        show.append(start)
+    if config.advance == "run":
+        show, together = [], 1.0
+        for n in range(a):
+            if n in candidates and together >= config.threshold and not again[n]:
+                show.append(n)
+            if masked[n]:
+                together *= 0.0 if again[n] else confidence[n]
     first_end = draft.index(eos_id) if eos_id in draft else a
     useful = [n for n in candidates if n <= first_end] or candidates
     if useful and not any(n in show for n in useful):

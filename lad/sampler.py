@@ -107,7 +107,7 @@ def refine(
             not fit.
         NumericalError: NaN or infinite logits, named with the iteration.
     """
-    config = config or RefineConfig()
+    config = config or PRESETS["default"]
     rows = prepare(denoiser, [prompt], config, [draft], [fixed])
     return (steps[0] for steps in _iterate(denoiser, rows, config))
 
@@ -138,7 +138,7 @@ def refine_batch(
     Raises:
         InvalidInput, NumericalError: as `refine`; nothing runs when one prompt is refused.
     """
-    config = config or RefineConfig()
+    config = config or PRESETS["default"]
     if batch_size < 1:
         raise InvalidInput(f"batch_size = {batch_size}: expected a whole number from 1 up")
     if isinstance(prompts, str):
@@ -379,7 +379,7 @@ def record(
 
     A run is cut short by raising from `on_step`; everything else is as in `refine`.
     """
-    config = config or RefineConfig()
+    config = config or PRESETS["default"]
     prompt_ids = denoiser.encode(prompt)
     steps = []
     for step in refine(denoiser, prompt_ids, config, draft=draft, fixed=fixed):

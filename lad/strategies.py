@@ -154,10 +154,17 @@ class Threshold:
     surest of the window, but not one behind the draft's first EOS while there is another, because
     forwards spent on the tail add nothing to the answer (they were half of all, measured on short
     answers). A row is finished when no MASK is left before its first visible EOS.
+
+    That is `advance` "surest". With "leftmost" the leftmost MASK becomes a token as well, however
+    unsure: all before it is known, so its likeliest token is what a left-to-right model would say.
+    "run" carries this on and asks nothing else: from the leftmost MASK to the right, a MASK becomes
+    a token while those to its left that become one with it are together at least `threshold` sure.
+    A token drawn beside an unsure neighbour belongs to another sentence than the neighbour's.
     """
 
     threshold: float
     window: int | None
+    advance: str
 
     draws: ClassVar[int] = 0
     finishes: ClassVar[bool] = True
@@ -166,11 +173,19 @@ class Threshold:
         """Every position that is not sure enough, or that repeats a neighbour, or lies beyond."""
         position = torch.arange(look.draft.shape[1], device=look.draft.device)
         candidates = look.masked & look.open
+        first = look.masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
         if self.window is not None:
-            first = look.masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
             candidates &= position < first + self.window
         sure = (look.confidence >= self.threshold) & ~look.repeated
         shown = candidates & sure
+        if self.advance == "leftmost":
+            shown |= candidates & (position == first) & ~look.repeated
+        elif self.advance == "run":
+            alone = look.confidence.masked_fill(look.repeated, 0.0)
+            alone = alone.masked_fill(~look.masked, 1.0).double()
+            together = alone.cumprod(dim=-1).roll(1, dims=-1)  # all to the left of a position
+            together[:, 0] = 1.0
+            shown = candidates & (together >= self.threshold) & ~look.repeated
         inside = look.ends.cumsum(dim=-1) - look.ends.long() == 0  # up to the draft's first EOS
         useful = candidates & inside
         useful = useful.where(useful.any(dim=-1, keepdim=True), candidates)

@@ -43,7 +43,7 @@ def test_every_option_reaches_its_control(capsys, adapter):
     values = {
         "iterations": 3, "renoising": "threshold", "noise_start": 0.25, "sharpness": 2.0,
         "noise_clipping": 0.5, "clustering": 0.75, "threshold": 0.125, "window": 5,
-        "added_tokens": 4, "tail": 6, "repeats": "remask",
+        "added_tokens": 4, "tail": 6, "repeats": "remask", "advance": "leftmost",
         "temperature": 0.5, "top_k": 7, "top_p": 0.5, "eos_bias": -1.0,
         "answer_length": 9, "context": 64, "patience": 2, "seed": 11,
     }  # fmt: skip
@@ -56,4 +56,14 @@ def test_a_preset_nobody_knows_is_refused(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["refine", "hi", "--preset=best"])
     assert caught.value.code == 2
-    assert "unknown preset 'best': expected one of default, demo" in capsys.readouterr().err
+    assert "unknown preset 'best': expected one of default, guided, demo" in capsys.readouterr().err
+
+
+def test_noiseless_is_the_preset_of_that_name_unless_another_is_named(capsys, adapter):
+    few = ("--iterations=2", "--answer-length=8", "--context=64")
+    changed = {"iterations": 2, "answer_length": 8, "context": 64}
+    expected = preset("noiseless").to_dict() | changed
+    assert used(capsys, adapter, "--noiseless", *few) == RefineConfig(**expected)
+    expected = preset("quality").to_dict() | changed | {"renoising": "none"}
+    got = used(capsys, adapter, "--noiseless", "--preset=quality", *few)
+    assert got == RefineConfig(**expected)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad import reference
-from lad.controls import REPEATS
+from lad.controls import ADVANCE, REPEATS
 from lad.errors import InvalidInput, NumericalError
 from lad.sampler import (
     PRESETS,
@@ -35,6 +35,7 @@ configs = st.builds(
     clustering=st.sampled_from([0.0, 0.5, 1.0]),
     threshold=st.sampled_from([0.0, 0.01, 0.05, 0.9]),  # the tiny model is never sure
     window=st.sampled_from([None, 1, 4]),
+    advance=st.sampled_from(ADVANCE),
     permanent=st.booleans(),
     redraw=st.booleans(),
     added_tokens=st.sampled_from([None, None, 1, 5]),
@@ -463,6 +464,7 @@ BAD = {
     "clustering": [-0.1, 1.1],
     "threshold": [-0.1, 1.1, None],
     "window": [0, 2049, 1.5],
+    "advance": ["rightmost", None],
     "permanent": [1, "yes", None],
     "redraw": [0, "no", None],
     "added_tokens": [0, 257, 2.5],
@@ -573,7 +575,8 @@ def test_settings_nobody_knows_are_refused():
 
 
 def test_presets_by_name():
-    assert preset("default") == RefineConfig()
+    assert preset("guided") == RefineConfig()
+    assert preset("default").renoising == "threshold"
     assert preset("noiseless").renoising == "none"
     demo = preset("demo")
     assert (demo.iterations, demo.renoising, demo.noise_start) == (64, "uniform", 0.5)

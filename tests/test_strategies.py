@@ -82,6 +82,28 @@ def test_progress_is_made_before_the_drafts_end_while_there_is_something():
     assert threshold(only_tail, 0.9)[2:] == [1, 0]
 
 
+def test_the_leftmost_mask_is_shown_however_unsure():
+    leftmost = {"advance": "leftmost"}
+    assert threshold(look([0.1, 0.2, 0.95, 0.3]), **leftmost) == [0, 1, 0, 1]
+    assert threshold(look([0.1, 0.2, 0.95, 0.3])) == [1, 1, 0, 1]
+    seen = {"masked": [0, 0, 1, 1]}
+    assert threshold(look([0.95, 0.95, 0.1, 0.2], **seen), **leftmost) == [0, 0, 0, 1]
+    # One that repeats its neighbour waits, while there is another to show.
+    assert threshold(look([0.1, 0.2, 0.3], again=[1, 0, 0]), **leftmost) == [1, 1, 0]
+
+
+def test_a_run_goes_on_while_what_is_left_of_it_is_sure():
+    run = {"advance": "run"}
+    assert threshold(look([0.3, 0.99, 0.99]), 0.5, **run) == [0, 1, 1]
+    assert threshold(look([0.8, 0.7, 0.9, 0.99]), 0.5, **run) == [0, 0, 0, 0]
+    assert threshold(look([0.8, 0.6, 0.9, 0.99]), 0.5, **run) == [0, 0, 1, 1]
+    # What is visible already is no doubt, and the window bounds a run too.
+    seen = look([0.1, 0.9, 0.1, 0.2, 0.9], masked=[0, 1, 0, 1, 1], open_=[0, 1, 0, 1, 1])
+    assert threshold(seen, 0.5, **run) == [0, 0, 0, 0, 1]
+    assert threshold(look([0.99] * 4), 0.5, window=2, **run) == [0, 0, 1, 1]
+    assert threshold(look([0.9, 0.9, 0.9], again=[0, 1, 0]), 0.5, **run) == [0, 1, 1]
+
+
 def test_threshold_never_masks_what_repeats_for_ever():
     assert threshold(look([0.95, 0.99], again=[1, 0])) == [1, 0]
     assert threshold(look([0.95, 0.99], again=[1, 1])) == [1, 0]

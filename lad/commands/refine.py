@@ -12,10 +12,12 @@ from lad.commands.common import Adapter, AsJson, Device, KeepTrace, Model, answe
 def refine(
     prompt: Annotated[str, typer.Argument(help="What to answer.")],
     preset: Annotated[
-        str, typer.Option(help="Start from default, demo, quality or noiseless.")
-    ] = "default",
+        str | None, typer.Option(help="default, guided, demo, quality or noiseless.")
+    ] = None,
     iterations: Annotated[int | None, typer.Option(help="Most refinement steps.")] = None,
-    noiseless: Annotated[bool, typer.Option("--noiseless", help="Never mask again.")] = False,
+    noiseless: Annotated[
+        bool, typer.Option("--noiseless", help="Never mask again; the preset of that name.")
+    ] = False,
     renoising: Annotated[
         str | None, typer.Option(help="none, uniform, confidence or threshold.")
     ] = None,
@@ -25,6 +27,9 @@ def refine(
     clustering: Annotated[float | None, typer.Option(help="1 masks one run of tokens.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Confidence that is enough.")] = None,
     window: Annotated[int | None, typer.Option(help="Positions at work, with threshold.")] = None,
+    advance: Annotated[
+        str | None, typer.Option(help="With threshold, what is shown: surest, leftmost or run.")
+    ] = None,
     permanent: Annotated[
         bool | None, typer.Option(help="A position once shown is never masked again.")
     ] = None,
@@ -62,6 +67,7 @@ def refine(
     from lad.drafts import limited
     from lad.prompts import check_prompt
 
+    preset = preset or ("noiseless" if noiseless else "default")
     given = {
         "iterations": iterations,
         "renoising": "none" if noiseless else renoising,
@@ -71,6 +77,7 @@ def refine(
         "clustering": clustering,
         "threshold": threshold,
         "window": window,
+        "advance": advance,
         "permanent": permanent,
         "redraw": redraw,
         "added_tokens": added_tokens,
