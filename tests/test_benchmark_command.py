@@ -1,0 +1,184 @@
+"""`lad benchmark`: what it prints and keeps, that it goes on, and what it refuses."""
+
+import json
+
+import pytest
+from conftest import stir
+from scripted import some_items
+
+from lad.__main__ import main
+from lad.backbones import load_backbone
+from lad.benchmarks.curve import letters_of
+from lad.benchmarks.results import find_runs, read_run
+from lad.denoiser import Denoiser, DenoiserConfig
+
+PROMISED = "task n seed scoring accuracy interval parsable chance seconds model adapter_sha256"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> str:
+    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    stir(denoiser)
+    return str(denoiser.save(tmp_path_factory.mktemp("adapters") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> str:
+    """Two benchmarks as a folder of JSON Lines."""
+    folder = tmp_path_factory.mktemp("source")
+    for task, split in (("arc-easy", "test"), ("mmlu", "test")):
+        rows = [
+            {"id": f"{task}-{i.id}", "question": i.question, "options": i.options, "gold": i.gold}
+            for i in some_items(12)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{task}-{split}.jsonl").write_text(text)
+    return str(folder)
+
+
+@pytest.fixture
+def benchmark(capsys, adapter, source):
+    """Runs the command on the tiny model; gives status, stdout and stderr."""
+
+    def call(*arguments: str, bare: bool = False):
+        own = ["benchmark", "--model=tiny", f"--source={source}", "--n=6", "--device=cpu"]
+        own += [] if bare else [f"--adapter={adapter}"]
+        with pytest.raises(SystemExit) as caught:
+            main([*own, *arguments])
+        out, err = capsys.readouterr()
+        return caught.value.code, out, err
+
+    return call
+
+
+QUICK = ("--preset=noiseless", "--iterations=3")
+
+
+def test_json_has_what_is_promised(benchmark):
+    status, out, err = benchmark("--json", *QUICK)
+    told = json.loads(out)
+    assert (status, err) == (0, "")
+    assert set(PROMISED.split()) <= set(told)
+    assert (told["task"], told["n"], told["scoring"]) == ("arc-easy", 6, "generation")
+    assert told["model"] == "tiny" and len(told["adapter_sha256"]) == 64
+    assert told["interval"][0] <= told["accuracy"] <= told["interval"][1]
+    origin = told["origin"]
+    assert origin["config"]["iterations"] == 3 and origin["preset"] == "noiseless"
+    assert {"torch", "device", "dtype", "backbone_digest"} <= set(origin)
+
+
+def test_a_command_gives_the_same_answers_again(benchmark, tmp_path):
+    for name in "ab":
+        status, _, _ = benchmark(
+            "--scoring=likelihood,generation", f"--out={tmp_path / name}", *QUICK
+        )
+        assert status == 0
+    runs = [find_runs(tmp_path / name) for name in "ab"]
+    assert list(runs[0]) == ["arc-easy-generation", "arc-easy-likelihood-line"]
+    for name in runs[0]:
+        one, other = (read_run(run[name]) for run in runs)
+        assert [r | {"seconds": 0} for r in one.rows] == [r | {"seconds": 0} for r in other.rows]
+        assert letters_of(one) == letters_of(other) and len(letters_of(one)) == 6
+
+
+def test_a_finished_run_is_not_run_again(benchmark, tmp_path):
+    _, first, _ = benchmark(f"--out={tmp_path}", "--json", *QUICK)
+    rows = (tmp_path / "arc-easy-generation" / "rows.jsonl").read_bytes()
+    _, second, _ = benchmark(f"--out={tmp_path}", "--json", *QUICK)
+    assert first == second  # seconds too: nothing was asked
+    assert rows == (tmp_path / "arc-easy-generation" / "rows.jsonl").read_bytes()
+    status, out, err = benchmark(f"--out={tmp_path}", "--preset=noiseless", "--iterations=4")
+    assert (status, out) == (2, "") and "another origin" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["line", "letter", "text"])
+def test_every_target_of_adapter_and_backbone(benchmark, target):
+    chosen = ("--scoring=likelihood", f"--target={target}", "--samples=2", "--json")
+    for bare in (False, True):
+        extra = ("--backbone",) if bare else ()
+        status, out, _ = benchmark(*chosen, *extra, bare=bare)
+        told = json.loads(out)
+        assert status == 0 and told["target"] == target
+        assert (told["adapter_sha256"] is None) == bare
+        assert 0 <= told["accuracy_normalised"] <= 1
+
+
+def test_several_tasks_and_all_questions(benchmark):
+    status, out, _ = benchmark("--task=arc-easy,mmlu", "--n=all", "--json", *QUICK)
+    runs = json.loads(out)["runs"]
+    assert status == 0
+    assert [(run["task"], run["n"]) for run in runs] == [("arc-easy", 12), ("mmlu", 12)]
+    assert sum(x["n"] for x in runs[1]["subjects"].values()) == 12
+
+
+def test_a_table_for_people(benchmark):
+    status, out, err = benchmark("--scoring=likelihood", "--target=letter", "--rotate")
+    assert (status, err) == (0, "")
+    assert "likelihood, letter" in out and "wherever it stood" in out and "chance" in out
+
+
+def test_compare_and_collect(benchmark, capsys, tmp_path):
+    for where, extra in (("a", ()), ("b", ("--backbone",))):
+        chosen = ("--scoring=likelihood,generation", f"--out={tmp_path / where}")
+        assert benchmark(*chosen, *QUICK, *extra, bare=where == "b")[0] == 0
+    with pytest.raises(SystemExit) as caught:
+        main(["benchmark", "compare", str(tmp_path / "b"), str(tmp_path / "a"), "--json"])
+    told = json.loads(capsys.readouterr().out)["comparisons"]
+    assert caught.value.code == 0 and [x["n"] for x in told] == [6, 6]
+    assert (told[0]["a"]["who"], told[0]["a"]["how"]) == ("backbone", "generation")
+    with pytest.raises(SystemExit):
+        main(["benchmark", "compare", str(tmp_path / "b"), str(tmp_path / "a")])
+    assert "B - A, points" in capsys.readouterr().out
+    out = tmp_path / "numbers.json"
+    with pytest.raises(SystemExit) as caught:
+        main(["benchmark", "collect", str(tmp_path / "a"), str(tmp_path / "b"), f"--out={out}"])
+    assert caught.value.code == 0 and "4 runs, 2 comparisons" in capsys.readouterr().out
+    joined = json.loads(out.read_text())
+    assert [run["by"] for run in joined["runs"]].count("backbone") == 2
+    assert all(len(run["choices"]) == 6 for run in joined["runs"])
+    assert "Question" not in out.read_text()  # no text of a benchmark
+    with pytest.raises(SystemExit):
+        main(["benchmark", "collect", str(tmp_path / "a"), str(tmp_path / "a"), f"--out={out}"])
+    assert "expected each kind once" in capsys.readouterr().err
+
+
+def test_curve(capsys, adapter, source, tmp_path):
+    out = tmp_path / "numbers" / "curve.json"
+    own = ["benchmark", "curve", "--model=tiny", f"--adapter={adapter}", f"--source={source}"]
+    own += ["--n=6", f"--out={out}", "--iterations=1,3", "--presets=noiseless,default"]
+    for _ in range(2):  # the second finds every run finished
+        with pytest.raises(SystemExit) as caught:
+            main([*own, "--json"])
+        told = json.loads(capsys.readouterr().out)
+        assert caught.value.code == 0 and told == json.loads(out.read_text())
+    points = {(p["preset"], p["iterations"]): p for p in told["points"]}
+    assert list(points) == [(p, i) for p in ("noiseless", "default") for i in (1, 3)]
+    assert all(p["forwards"]["value"] <= i for (_, i), p in points.items())
+    assert told["n"] == 6 and told["command"].startswith("lad")
+    with pytest.raises(SystemExit):
+        main(own)
+    assert "noiseless" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n=0"], "n = '0': expected a whole number"),
+        (["--n=99"], "n = 99: arc-easy has 12 questions in test"),
+        (["--task=arc"], "unknown task 'arc'"),
+        (["--scoring=guess"], "scoring = 'guess'"),
+        (["--scoring=likelihood", "--target=word"], "target = 'word'"),
+        (["--samples=0"], "samples = 0"),
+        (["--preset=best"], "unknown preset 'best'"),
+        (["--iterations=0"], "iterations = 0"),
+        (["--dtype=int8"], "dtype = 'int8'"),
+        (["--backbone"], "--backbone with --adapter"),
+        (["--source=nowhere"], "source = 'nowhere'"),
+        (["--split=dev"], "arc-easy-dev.jsonl"),
+        (["--scoring=likelihood", "--target=text", "--rotate"], "not listed"),
+    ],
+)
+def test_what_is_refused(benchmark, arguments, message):
+    status, out, err = benchmark(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err and err.count("\n") == 1
