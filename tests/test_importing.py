@@ -1,0 +1,394 @@
+"""The authors' kind of checkpoint becomes a denoiser; a hostile file becomes an error, unrun."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import save_checkpoint
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from lad.__main__ import main
+from lad.backbones import load_backbone
+from lad.denoiser import load_denoiser
+from lad.errors import DamagedFile, InvalidInput
+from lad.importing import LAYOUT, import_checkpoint
+from lad.unpickling import TorchArchive, walk
+
+HERE = [__name__]
+
+
+class Wrapper(nn.Module):
+    """A module that keeps a peft LLaMA under `llama`, as the authors' does."""
+
+    def __init__(self, llama: nn.Module) -> None:
+        super().__init__()
+        self.llama = llama
+        self.config = llama.config
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    return str(save_checkpoint(tmp_path_factory.mktemp("source") / "llama", "llama"))
+
+
+def wrapped(folder: str, head: str = "saved", dtype: torch.dtype = torch.float32) -> Wrapper:
+    """A random model with LoRA of a rank above its features, and a head that was trained."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    generator = torch.Generator().manual_seed(4)
+    if head != "tied":
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.data.clone())
+    lora = LoraConfig(
+        r=160,
+        lora_alpha=160,
+        target_modules=["q_proj", "v_proj"],
+        modules_to_save=["lm_head"] if head == "saved" else None,
+    )
+    made = get_peft_model(model, lora)
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name or ("lm_head" in name and "original" not in name and head != "tied"):
+            noise = torch.randn(parameter.shape, generator=generator).to(dtype)
+            parameter.data = parameter.data + 0.2 * noise
+    return Wrapper(made).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "model.pth"
+    torch.save(wrapped(tokenizer), path)
+    return path
+
+
+# -- what it is for --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["saved", "plain", "tied"])
+def test_an_imported_checkpoint_is_the_model_that_was_pickled(tokenizer, tmp_path, head):
+    module = wrapped(tokenizer, head)
+    torch.save(module, tmp_path / "model.pth")
+    told: list[tuple[int, int]] = []
+    made = import_checkpoint(
+        tmp_path / "model.pth",
+        tmp_path / "out",
+        tokenizer,
+        HERE,
+        on_progress=lambda *n: told.append(n),
+    )
+    assert told[-1][0] == told[-1][1] > 0
+    assert (made["rank"], made["alpha"], made["layers"]) == (160, 160, ["q_proj", "v_proj"])
+    assert made["trained_head"] == (head == "saved")
+    denoiser = load_denoiser(made["backbone"], made["adapter"])
+    assert (denoiser.config.attention, denoiser.config.target) == ("bidirectional", "same")
+    assert denoiser.tokenizer.decode([denoiser.mask_token_id]) == "MASK"
+    assert denoiser.tokenizer.decode([denoiser.eos_token_id]) == "<|eot_id|>"
+    tokens = torch.randint(256, (1, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        everything = torch.zeros(1, 1, 30, 30)  # nothing is hidden from anything
+        expected = module.llama(input_ids=tokens, attention_mask=everything).logits
+        got = denoiser.logits(tokens[:, :10], tokens[:, 10:])
+    torch.testing.assert_close(got, expected[:, 10:], atol=1e-4, rtol=1e-3)
+
+
+def test_prompts_are_laid_out_as_the_authors_do(saved, tokenizer, tmp_path):
+    import_checkpoint(saved, tmp_path / "out", tokenizer, HERE)
+    backbone = load_backbone(str(tmp_path / "out" / "backbone"))
+    turn = [{"role": "user", "content": "Hi?"}]
+    text = backbone.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n"
+        "You are a helpful assistant.\n<|start_header_id|>user<|end_header_id|>\nHi?\n"
+        "<|start_header_id|>assistant<|end_header_id|>\n"
+    )
+    assert backbone.tokenizer.chat_template == LAYOUT
+
+
+def test_weights_keep_their_type_and_every_bit(tokenizer, tmp_path):
+    module = wrapped(tokenizer, dtype=torch.bfloat16)
+    torch.save(module, tmp_path / "model.pth")
+    import_checkpoint(tmp_path / "model.pth", tmp_path / "out", tokenizer, HERE)
+    weights = load_file(tmp_path / "out" / "backbone" / "model.safetensors")
+    plain = module.llama.get_base_model()
+    for name, weight in weights.items():
+        source = name.replace("q_proj.", "q_proj.base_layer.")
+        source = source.replace("v_proj.", "v_proj.base_layer.")
+        source = source.replace("lm_head.", "lm_head.modules_to_save.default.")
+        assert torch.equal(weight, plain.get_parameter(source)), name
+    adapter = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    assert len(adapter) == 2 * 2 * 2
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["target_modules"]) == (160, ["q_proj", "v_proj"])
+
+
+def test_the_command(saved, tokenizer, tmp_path, capsys):
+    arguments = [str(saved), f"--out={tmp_path / 'out'}", f"--tokenizer={tokenizer}", "--json"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["import-checkpoint", *arguments])
+    assert stopped.value.code == 2
+    assert f"--module {__name__}" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["import-checkpoint", *arguments, f"--module={__name__}"])
+    assert not stopped.value.code
+    assert json.loads(capsys.readouterr().out)["rank"] == 160
+    with pytest.raises(SystemExit):
+        main(["import-checkpoint", *arguments, f"--module={__name__}"])
+    assert "is there already" in capsys.readouterr().err
+
+
+# -- files that lie --------------------------------------------------------------------------------
+
+
+def refused(path: Path, tokenizer: str, out: Path, match: str) -> None:
+    """It is an error of one line, and nothing is left behind."""
+    with pytest.raises(DamagedFile, match=match) as caught:
+        import_checkpoint(path, out, tokenizer, HERE)
+    assert "\n" not in str(caught.value) and "nothing of it was run" in str(caught.value)
+    assert not out.exists()
+    assert not [p for p in out.parent.glob(".out*") if p.is_dir()]
+
+
+class Evil:
+    """Runs a shell command when it is unpickled."""
+
+    def __init__(self, call, *arguments):
+        self.what = call, arguments
+
+    def __reduce__(self):
+        return self.what
+
+
+def mark() -> Path:
+    return Path(os.environ["LAD_TEST_MARK"])
+
+
+@pytest.fixture
+def marked(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "ran"
+    monkeypatch.setenv("LAD_TEST_MARK", str(path))
+    yield path
+    assert not path.exists(), "it was run"
+
+
+CALLS = {
+    "os.system": lambda path: Evil(os.system, f"touch {path}"),
+    "builtins.exec": lambda path: Evil(exec, f"open({str(path)!r}, 'w')"),
+    "builtins.eval": lambda path: Evil(eval, f"open({str(path)!r}, 'w')"),
+    "subprocess.check_call": lambda path: Evil(
+        __import__("subprocess").check_call, ["touch", str(path)]
+    ),
+    "_io.open|io.open": lambda path: Evil(open, str(path), "w"),
+    "importlib.import_module": lambda path: Evil(
+        __import__("importlib").import_module, "antigravity"
+    ),
+    "pickle.loads|_pickle.loads": lambda path: Evil(
+        pickle.loads, pickle.dumps(Evil(os.system, f"touch {path}"))
+    ),
+    "torch.load|torch.serialization.load": lambda path: Evil(torch.load, "other.pth"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_code_in_a_checkpoint_is_named_and_not_run(tokenizer, tmp_path, marked, name):
+    module = wrapped(tokenizer)
+    module.extra = CALLS[name](marked)
+    torch.save(module, tmp_path / "evil.pth")
+    pattern = name.replace("os.system", "(posix|nt|os).system").replace(".", r"\.")
+    refused(tmp_path / "evil.pth", tokenizer, tmp_path / "out", pattern)
+
+
+def test_a_way_round_by_getattr_leads_nowhere(tokenizer, tmp_path, marked):
+    """getattr is admitted, for bound methods, but as a stub: it gives no attribute of anything."""
+    from functools import partial
+
+    import transformers.utils.import_utils as inner
+
+    assert inner.os is os
+    module = wrapped(tokenizer)
+    module.extra = Evil(getattr, Evil(getattr, inner.is_torch_available, "__globals__"), "get")
+    module.more = partial(inner.is_torch_available)
+    torch.save(module, tmp_path / "odd.pth")
+    with TorchArchive(tmp_path / "odd.pth", HERE) as archive:
+        root = archive.load()
+    assert type(root.state["extra"]).__mro__[1].__name__ in ("Stub", "object")
+    assert root.state["extra"].state == {}
+
+
+def rebuild(source: Path, to: Path, change, method: int = zipfile.ZIP_STORED) -> Path:
+    """A copy of an archive whose members went through `change(name, data)`; None drops one."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(to, "w", method) as new:
+        for info in old.infolist():
+            data = change(info.filename.partition("/")[2], old.read(info))
+            if data is not None:
+                new.writestr(info.filename, data)
+    return to
+
+
+def same(name, data):
+    return data
+
+
+def test_a_zip_bomb_is_not_unpacked(saved, tokenizer, tmp_path):
+    def inflate(name, data):
+        return bytes(50_000_000) if name == "data/0" else data
+
+    bomb = rebuild(saved, tmp_path / "bomb.pth", inflate, zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 3_000_000
+    refused(bomb, tokenizer, tmp_path / "out", "packed or encrypted")
+
+
+def test_a_size_that_the_file_does_not_have(saved, tokenizer, tmp_path):
+    """The directory at the end of the archive claims a terabyte for one storage."""
+    data = bytearray(saved.read_bytes())
+    at = data.rfind(b"PK\x01\x02", 0, data.rfind(b"data/0"))
+    struct.pack_into("<II", data, at + 20, 2**31, 2**31)
+    (tmp_path / "liar.pth").write_bytes(data)
+    refused(tmp_path / "liar.pth", tokenizer, tmp_path / "out", "claims 2,147,483,648 of")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_truncated(saved, tokenizer, tmp_path, share):
+    data = saved.read_bytes()
+    (tmp_path / "cut.pth").write_bytes(data[: int(share * len(data))])
+    refused(tmp_path / "cut.pth", tokenizer, tmp_path / "out", "or is cut")
+
+
+def test_one_bit_of_a_weight(saved, tokenizer, tmp_path):
+    """The archive's own checksums are kept: a flipped bit is found while it streams."""
+    with zipfile.ZipFile(saved) as archive:
+        biggest = max(archive.infolist(), key=lambda info: info.file_size)
+        start = biggest.header_offset + 30 + len(biggest.filename)
+    data = bytearray(saved.read_bytes())
+    data[start + 5000] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(data)
+    refused(tmp_path / "flipped.pth", tokenizer, tmp_path / "out", "CRC")
+
+
+@pytest.mark.parametrize("drop", ["data.pkl", "data/3"])
+def test_a_member_that_is_missing(saved, tokenizer, tmp_path, drop):
+    bad = rebuild(saved, tmp_path / "bad.pth", lambda n, d: None if n == drop else d)
+    refused(bad, tokenizer, tmp_path / "out", r"no data\.pkl|storage '3'")
+
+
+def test_numbers_of_another_machine(saved, tokenizer, tmp_path):
+    bad = rebuild(saved, tmp_path / "bad.pth", lambda n, d: b"big" if n == "byteorder" else d)
+    refused(bad, tokenizer, tmp_path / "out", "not little-endian")
+
+
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ"
+
+
+def program(body: bytes) -> bytes:
+    return b"\x80\x02" + body + b"."
+
+
+def archive_of(path: Path, body: bytes, storage: bytes = bytes(400)) -> Path:
+    with zipfile.ZipFile(path, "w") as new:
+        new.writestr("a/data.pkl", program(body))
+        new.writestr("a/data/0", storage)
+    return path
+
+
+def one_tensor(size: tuple[int, ...], stride: tuple[int, ...], count: int = 100, offset: int = 0):
+    """A pickle, opcode by opcode, of one tensor."""
+
+    def numbers(values):
+        return b"(" + b"".join(b"J" + struct.pack("<i", v) for v in values) + b"t"
+
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + struct.pack("<i", count) + b"tQJ"
+        + struct.pack("<i", offset) + numbers(size) + numbers(stride) + b"\x89Nt" + b"R"
+    )  # fmt: skip
+
+
+def test_a_tensor_by_hand_is_read(tmp_path):
+    path = archive_of(tmp_path / "fine.pth", one_tensor((10, 10), (10, 1)))
+    with TorchArchive(path) as archive:
+        tensor = archive.load()
+    assert (tensor.shape, tensor.dtype, tensor.bytes) == ((10, 10), "F32", 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        (one_tensor((100_000, 100_000), (0, 0)), "strides"),
+        (one_tensor((10, 11), (11, 1)), "strides"),
+        (one_tensor((10, 10), (10, 1), offset=1), "strides"),
+        (one_tensor((10, 10), (1, 10)), "strides"),
+        (one_tensor((10, -10), (10, 1)), "shape"),
+        (one_tensor((10, 10), (10, 1), count=2**30), "not 1073741824 elements"),
+        (one_tensor((10, 10), (10, 1)).replace(b"\x00\x000X", b"\x00\x007X"), "'7'"),
+        (b"cos\nsystem\n(X\x02\x00\x00\x00lstR", r"os\.system"),
+        (b"cposix\nsystem\n(X\x02\x00\x00\x00lstR", r"posix\.system"),
+        (b"(X\x02\x00\x00\x00lsios\nsystem\n", "broken"),  # INST
+        (b"\x82\x01", "broken"),  # EXT1
+        (b"Pmine\n", "broken"),  # PERSID
+        (b"\x96" + struct.pack("<Q", 2**60), "broken"),  # BYTEARRAY8
+        (b"\x97", "broken"),  # NEXT_BUFFER
+        (b"]r\xff\xff\xff\x7f0", "broken"),  # a memo's number alone allocates nothing
+        (b"ctorch.nn\nLinear\n}b", "broken"),  # state for a class, not for an object
+        (b"ctorch.nn\nLinear\nN}X\x01\x00\x00\x00ai\x86b", "broken"),
+    ],
+)  # fmt: skip
+def test_a_pickle_that_lies(tmp_path, body, match):
+    path = archive_of(tmp_path / "bad.pth", body)
+    with TorchArchive(path) as archive, pytest.raises(DamagedFile, match=match):
+        archive.load()
+
+
+def test_a_description_of_any_length_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("lad.unpickling.MOST_PICKLE_BYTES", 1000)
+    path = archive_of(tmp_path / "long.pth", b"]" + b"N0" * 2000)
+    with pytest.raises(DamagedFile, match=r"data\.pkl has"):
+        TorchArchive(path)
+
+
+def test_few_bytes_do_not_stand_for_many_tensors(tokenizer, tmp_path):
+    module = wrapped(tokenizer)
+    one, two = (layer.mlp for layer in module.llama.get_base_model().model.layers)
+    two.up_proj.weight = one.up_proj.weight
+    torch.save(module, tmp_path / "shared.pth")
+    refused(tmp_path / "shared.pth", tokenizer, tmp_path / "out", "share storage")
+
+
+def test_a_module_that_holds_itself_ends(tmp_path, tokenizer):
+    module = wrapped(tokenizer)
+    module.llama._modules["again"] = module
+    torch.save(module, tmp_path / "loop.pth")
+    with TorchArchive(tmp_path / "loop.pth", HERE) as archive:
+        tensors, modules = walk(archive.load())
+    assert len(modules) < 200 and not any("again.llama" in name for name in tensors)
+
+
+def test_other_things_that_torch_saves(tokenizer, tmp_path):
+    torch.save(nn.Linear(3, 3), tmp_path / "linear.pth")
+    refused(tmp_path / "linear.pth", tokenizer, tmp_path / "out", "'weight' belongs to no LLaMA")
+    module = wrapped(tokenizer)
+    torch.save(module.state_dict(), tmp_path / "state.pth")
+    refused(tmp_path / "state.pth", tokenizer, tmp_path / "out", "no LLaMA configuration")
+    module.llama.config.num_hidden_layers = 3
+    torch.save(module, tmp_path / "layers.pth")
+    refused(tmp_path / "layers.pth", tokenizer, tmp_path / "out", "not those of its configuration")
+    torch.save(module, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    refused(tmp_path / "old.pth", tokenizer, tmp_path / "out", "no archive of torch 1.6")
+    with pytest.raises(InvalidInput, match="no file"):
+        import_checkpoint(tmp_path / "none.pth", tmp_path / "out", tokenizer)
+    buffer = io.BytesIO()
+    pickle.dump(Evil(os.system, "true"), buffer)
+    (tmp_path / "bare.pth").write_bytes(buffer.getvalue())
+    refused(tmp_path / "bare.pth", tokenizer, tmp_path / "out", "no archive of torch 1.6")
+
+
+def test_a_tokenizer_that_is_none(saved, tmp_path):
+    with pytest.raises(InvalidInput, match="tokenizer 'tiny'"):
+        import_checkpoint(saved, tmp_path / "out", "tiny", HERE)
+    assert not (tmp_path / "out").exists()
