@@ -9,7 +9,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help env fetch report test check twins lab figures sync lock clean
+.PHONY: help env fetch report test check twins lab demo figures sync lock clean
 
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
@@ -75,6 +75,9 @@ twins: $(STAMP)  ## every .ipynb is what its .py says
 
 lab: fetch  ## JupyterLab with the notebooks
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(LABFLAGS)
+
+demo: fetch  ## the explorers as a page of their own: http://127.0.0.1:8866/
+	@$(PY) -m lad demo $(DEMOFLAGS)
 
 figures: $(STAMP)  ## figures/* drawn again from the runs in figures/data (make report records them)
 	@$(PY) -m lad figures

@@ -7,21 +7,26 @@ The rooms, in the order in which data flows; none imports one that stands below 
 
     errors, settings                 what is raised, profile and figures folder
     assets, hub, convert             where bytes come from, and how they reach the disk whole
+    loading, shapes                  a folder becomes a model; random models of a true shape
     backbones, tiny                  the frozen models: one from a wheel, one for tests, the paper's
     corruption, schedule             noise in training, noise between iterations
     strategies, controls             what is masked again, every control and its range
     prompts, adapter, denoiser       text to token ids, LoRA on disk, backbone plus adapter
+    unpickling, importing            the authors' pickled checkpoint, read without running it
     passes                           its forward passes over the same prompts, captured on a GPU
     trace, recording                 what happened in a run, and how its steps become that
     drafts                           where a run starts: a damaged text, one with gaps, a length
     rows, sampler, reference         a batch of prompts, its refinement, and one as plain loops
     metrics, answers                 numbers with intervals; what was said to prompts, measured
-    benchmarks                       multiple-choice questions: their data, and how they are put
+    benchmarks, harness              multiple-choice questions, how they are put and scored
     training                         pairs, self-distillation, objective, loop
     evaluation, ablation, bench      how good a denoiser is, by which choice, and how fast
+    true_shape                       how fast a large one, with random weights
+    study                            what refinement does, over many answers
     damage, probes, cells            what figures show, computed: noise, model, drafts
-    figures, view, terminal          data to matplotlib, to HTML and text, to a terminal
-    widgets, pages, report           controls, static pages, the report
+    figures, view, replay, terminal  data to matplotlib, to HTML and text, to a terminal
+    widgets, visitors, demo          controls, and the page that serves them to visitors
+    pages, report                    executed notebooks as static pages
     commands, __main__               the command line
 
 Reference: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations.

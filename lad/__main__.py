@@ -12,10 +12,15 @@ import typer
 from lad.commands.ablate import ablate
 from lad.commands.assets import fetch, figures, info
 from lad.commands.bench import bench
+from lad.commands.bench_shape import bench_shape
+from lad.commands.benchmark import app as benchmark
+from lad.commands.demo import demo
 from lad.commands.distil import distil
 from lad.commands.evaluate import evaluate
+from lad.commands.import_checkpoint import import_checkpoint
 from lad.commands.refine import refine
 from lad.commands.repair import infill, repair
+from lad.commands.study import study
 from lad.commands.train import train
 from lad.errors import LADError
 
@@ -36,11 +41,16 @@ for command in (
     ablate,
     evaluate,
     bench,
+    study,
+    demo,
     fetch,
     figures,
     info,
 ):
     app.command()(command)
+app.command("bench-shape")(bench_shape)
+app.command("import-checkpoint")(import_checkpoint)
+app.add_typer(benchmark, name="benchmark")
 
 
 def main(arguments: list[str] | None = None) -> None:

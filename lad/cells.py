@@ -6,7 +6,8 @@ draw it in `lad/view.py` (HTML and plain text) and `lad/figures/refinement.py` (
 A row of a trace can be looked at in three phases, in the order in which they happen:
 
     input      what the denoiser saw: MASK, and the tokens kept from the draft before
-    denoised   the draft it drew; a token that differs from the draft before is "changed"
+    denoised   the draft it drew; a token that differs from the draft before is "changed", and in
+               the first row one that differs from what the run started from, MASK or a text
     renoised   the same draft after noising; a token that was masked again is "masked"
 
 Tokens are bytes, not characters. A character split over several tokens becomes one cell, since its
@@ -32,9 +33,12 @@ __all__ = [
     "MASKED",
     "PHASES",
     "Cell",
+    "changed",
     "choose_rows",
+    "complete",
     "confidence_color",
     "draft_cells",
+    "frames",
     "half_settled",
     "repeated_share",
     "sentence",
@@ -100,7 +104,7 @@ def draft_cells(trace: Trace, row: int, phase: str = "denoised") -> list[Cell]:
         confidence = trace.confidence[row - 1] if row else np.full(len(tokens), np.nan)
         states[tokens == trace.mask_token_id] = "masked"
     elif phase == "denoised":
-        states[trace.changed[row]] = "changed"
+        states[changed(trace, row)] = "changed"
     else:
         states[trace.renoised[row]] = "masked"
     ends = np.flatnonzero(tokens == trace.eos_token_id)
@@ -128,6 +132,11 @@ def draft_cells(trace: Trace, row: int, phase: str = "denoised") -> list[Cell]:
                 )
             )
     return cells
+
+
+def changed(trace: Trace, row: int) -> np.ndarray:
+    """`(a,)` bool: tokens that differ from the draft before, or from what the run started from."""
+    return trace.changed[row] if row else trace.drafts[0] != trace.inputs[0]
 
 
 def _name(trace: Trace, tokens: np.ndarray, kind: str, unknown: bool) -> str:
@@ -220,6 +229,25 @@ def choose_rows(trace: Trace, iterations: Sequence[int] | None = None) -> list[i
     return rows
 
 
+def frames(trace: Trace) -> list[tuple[int, str]]:
+    """What a player steps through: (row, phase); two phases where tokens were masked again.
+
+    A run that started from a text, and not from MASK alone, begins with that text.
+    """
+    started = trace.inputs[0] != trace.mask_token_id
+    shown = [(0, "input")] if started.any() else []
+    for row in range(len(trace.steps)):
+        shown.append((row, "denoised"))
+        if trace.renoised[row].any():
+            shown.append((row, "renoised"))
+    return shown
+
+
+def complete(trace: Trace) -> bool:
+    """Whether the run came to its own end; of one that was cut off nobody knows what would stay."""
+    return trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
+
+
 def sentence(trace: Trace, row: int, settled: bool = True) -> str:
     """What happened in one iteration, in words; the numbers concern the tokens before EOS.
 
@@ -234,10 +262,10 @@ def sentence(trace: Trace, row: int, settled: bool = True) -> str:
     parts = []
     if length == 0:
         parts.append("the draft is empty")
-    elif iteration == 0:
+    elif row == 0 and changed(trace, 0)[:length].all():
         parts.append(f"all {length} tokens are new" if length > 1 else "the one token is new")
     else:
-        parts.append(f"{int(trace.changed[row][:length].sum())} of {_tokens(length)} changed")
+        parts.append(f"{int(changed(trace, row)[:length].sum())} of {_tokens(length)} changed")
     if again or tail:
         beside = f" (and {tail} EOS after the end)" if tail else ""
         parts.append(f"{again} masked again{beside}")
@@ -255,12 +283,15 @@ def summary(trace: Trace) -> str:
         why = "no MASK was left in the answer" if whole else "the draft stood still"
         end = f"Stopped early after {ran} of {planned} iterations: {why}."
     elif ran < planned:
-        end = f"Stopped by hand after {ran} of {planned} iterations."
+        end = f"Cut off after {ran} of {planned} iterations."
     else:
         end = f"Ran all {ran} iterations." if ran > 1 else "Ran its one iteration."
     cost = f"{_tokens(trace.tokens)} from {_count(trace.nfe, 'forward pass')}"
-    speed = f", {trace.nfe / trace.seconds:.1f} iterations a second" if trace.seconds else ""
-    return f"{end} {cost} ({trace.tpf:.2f} tokens a pass) in {trace.seconds:.1f} s{speed}."
+    took = ""  # a recorded run may come without its wall times
+    if trace.seconds:
+        rate = trace.nfe / trace.seconds
+        took = f" in {trace.seconds:.1f} s, {rate:.1f} iterations a second"
+    return f"{end} {cost} ({trace.tpf:.2f} tokens a pass){took}."
 
 
 def half_settled(trace: Trace) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "Rate",
     "Sentence",
     "damage",
+    "damage_text",
     "drawn_rates",
     "masked_shares",
     "one_of_each",
@@ -39,6 +40,7 @@ __all__ = [
 DAMAGES = ("mask", *KINDS)  # in the order in which they are applied
 MASK = "MASK"
 END = "END"  # fills what follows the answer, as EOS does for a model
+GAP = "___"  # how a hidden word is typed, see `lad.drafts`
 LONGEST = 200
 
 _WORDS = """
@@ -195,6 +197,49 @@ def damage(
         ),
         shares={kind: float(positions.float().mean()) for kind, positions in where.items()},
     )
+
+
+def damage_text(text: str, kind: str, seed: int = 0) -> str:
+    """A text with one more thing wrong in it; words stand in for tokens.
+
+    Args:
+        kind: "swap" exchanges two neighbours, "duplicate" writes a word over its neighbour,
+            "replace" puts an everyday word in a word's place, "shift" copies one to three words to
+            somewhere near, over what stood there, and "mask" hides a word behind ___.
+        seed: of a generator of its own.
+
+    Raises:
+        InvalidInput: not one of `DAMAGES`, or too few words for it.
+    """
+    if kind not in DAMAGES:
+        raise InvalidInput(f"kind = {kind!r}: expected one of {', '.join(DAMAGES)}")
+    words = text.split()
+    least = {"mask": 1, "replace": 1}.get(kind, 2)
+    if len(words) < least:
+        raise InvalidInput(f"{len(words)} words: expected at least {least} for {kind!r}")
+    random = np.random.default_rng(seed)
+    if kind == "swap":
+        # Two equal neighbours would change places unseen.
+        pairs = [i for i in range(len(words) - 1) if words[i] != words[i + 1]]
+        i = int(random.choice(pairs or [0]))
+        words[i : i + 2] = [words[i + 1], words[i]]
+    elif kind == "duplicate":
+        pairs = [i for i in range(len(words) - 1) if words[i] != words[i + 1]]
+        i = int(random.choice(pairs or [0]))
+        words[i + 1] = words[i]
+    elif kind == "replace":
+        i = int(random.integers(len(words)))
+        words[i] = str(random.choice([word for word in EVERYDAY if word != words[i]]))
+    elif kind == "shift":
+        length = min(int(random.integers(1, 4)), len(words) - 1)
+        start = int(random.integers(len(words) - length + 1))
+        near = [start + by for by in range(-4, 5) if by]
+        to = int(random.choice([i for i in near if 0 <= i <= len(words) - length]))
+        words[to : to + length] = words[start : start + length]
+    else:
+        open_ = [i for i, word in enumerate(words) if word != GAP]
+        words[int(random.choice(open_ or [0]))] = GAP
+    return " ".join(words)
 
 
 def one_of_each(sentence: Sentence, severity: float) -> dict[str, Damage]:

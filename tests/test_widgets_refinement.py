@@ -1,19 +1,27 @@
 """The explorer and the player, driven by their traits as a page would drive them."""
 
+import base64
+import re
 import threading
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import torch
 from traces import make_trace, words
+from traitlets import TraitError
 
 from lad.backbones import load_backbone
+from lad.cells import frames
 from lad.controls import CHOICES
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import AssetUnavailable
-from lad.sampler import RANGES, RefineConfig, preset, record
-from lad.widgets import RefinementExplorer, TracePlayer
-from lad.widgets.refinement import frames
+from lad.sampler import PRESETS, RANGES, RefineConfig, preset, record
+from lad.trace import Trace
+from lad.widgets import Limits, RefinementExplorer
+from lad.widgets.panel import CUSTOM
+from lad.widgets.refinement import variation
 
 PATIENCE = 60  # seconds until a test gives up waiting
 
@@ -57,87 +65,22 @@ class Gate:
         return self.denoiser.logits(*args)
 
 
-# -- the player ------------------------------------------------------------------------------------
-
-TRACE = make_trace(
-    words("Paris is is", 5),
-    words("Paris is nice", 5),
-    words("Paris is nice", 5),
-    renoised=[[1, 2], []],
-    iterations=8,
-    stopped_early=True,
-)
-
-
-def test_the_player_steps_through_two_phases_where_tokens_were_masked():
-    assert frames(TRACE) == [(0, "denoised"), (0, "renoised"), (1, "denoised"), (2, "denoised")]
-    player = TracePlayer(TRACE)
-    assert (player.slider.max, player.play.max) == (3, 3)
-    assert player.slider.value == 3  # the answer first
-    assert "Iteration 2" in player.caption.value and "settled 100 %" in player.caption.value
-    player.slider.value = 0
-    assert "After denoising" in player.caption.value and "Iteration 0" in player.caption.value
-    assert player.screen.value.count("<ins") == 4 + 1  # tokens and tail; the key
-    assert player.screen.value.count("<del") == 1  # the key
-    player.slider.value = 1
-    assert "After noising" in player.caption.value
-    assert player.screen.value.count("<del") == 2 + 1
-    assert "Stopped early after 3 of 8 iterations" in player.answer.value
-
-
-def test_the_player_colours_by_confidence_on_request():
-    player = TracePlayer(TRACE)
-    assert "lad-sure" not in player.screen.value.split("</style>")[1]
-    player.by_confidence.value = True
-    assert "lad-sure" in player.screen.value.split("</style>")[1]
-
-
-def test_the_player_takes_a_shorter_trace_after_a_longer_one():
-    player = TracePlayer(TRACE)
-    player.load(make_trace([b"short"]))
-    assert (player.slider.max, player.slider.value, player.play.max) == (0, 0, 0)
-    assert "short" in player.screen.value
-    player.load(None)
-    assert player.slider.disabled and player.play.disabled
-    assert player.screen.value == player.caption.value == player.answer.value == ""
-
-
-def test_the_players_pace():
-    player = TracePlayer(TRACE, pause=0.25)
-    assert player.play.interval == 250
-    player.set_pause(0)
-    assert player.play.interval == 50
-
-
-def test_slider_and_play_button_are_tied_in_the_browser():
-    player = TracePlayer(TRACE)
-    assert player.link.source == (player.play, "value")
-    assert player.link.target == (player.slider, "value")
-
-
-def test_hostile_text_is_shown_literally():
-    hostile = '<img src=x onerror="alert(1)">'
-    player = TracePlayer(make_trace([hostile.encode()], prompt=hostile))
-    for part in (player.screen, player.answer):
-        assert "<img" not in part.value
-        assert "&lt;img src=x onerror=" in part.value
-
-
 # -- controls --------------------------------------------------------------------------------------
 
 
 def test_every_setting_has_a_control_within_its_range(explorer):
     settings = set(RefineConfig().to_dict())
-    assert set(explorer.controls) == settings - {"context"}
+    assert set(explorer.controls) == settings
     for name, control in explorer.controls.items():
         if name == "iterations":
             assert (control.options[0], control.options[-1]) == RANGES[name]
-        elif name in ("window", "added_tokens", "tail"):
+        elif name in ("window", "added_tokens", "tail", "context"):
             values = [value for _, value in control.options]
             assert values[0] is None
-            assert control.label == "no limit"  # a blank would look like a broken control
+            words = "the adapter's own" if name == "context" else "no limit"
+            assert control.label == words  # a blank would look like a broken control
             assert (values[1], values[-1]) == RANGES[name]
-        elif name in ("renoising", "repeats"):
+        elif name in ("renoising", "repeats", "advance"):
             known = {value for _, value in control.options}
             assert known == set(CHOICES[name]) - {"none"}  # which has a box of its own
         elif name not in ("permanent", "redraw"):
@@ -157,6 +100,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         ("top_p", 0.5),
         ("eos_bias", -1.5),
         ("answer_length", 31),
+        ("context", 128),
         ("patience", 2),
         ("seed", 99),
         ("renoising", "uniform"),
@@ -169,6 +113,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         ("added_tokens", 8),
         ("tail", 8),
         ("repeats", "remask"),
+        ("advance", "leftmost"),
     ],
 )
 def test_a_control_sets_its_field_and_no_other(explorer, name, value):
@@ -196,16 +141,16 @@ def test_controls_without_effect_are_switched_off(explorer):
         return {name for name, control in explorer.controls.items() if control.disabled}
 
     explorer.controls["temperature"].value = 1.0
-    assert off() == {"threshold", "window"}
+    assert off() == {"threshold", "window", "advance"}
     explorer.controls["renoising"].value = "uniform"
-    assert off() == {"threshold", "window", "noise_clipping"}
+    assert off() == {"threshold", "window", "advance", "noise_clipping"}
     explorer.controls["renoising"].value = "threshold"
     scheduled = {"noise_start", "sharpness", "noise_clipping", "clustering"}
     assert off() == scheduled
     explorer.controls["temperature"].value = 0.0  # greedy
     assert off() == scheduled | {"top_k", "top_p"}
     explorer.noiseless.value = True
-    strategy = {"renoising", "threshold", "window", "permanent", "redraw", "repeats"}
+    strategy = {"renoising", "threshold", "window", "advance", "permanent", "redraw", "repeats"}
     assert off() == scheduled | strategy | {"top_k", "top_p"}
     assert explorer.config.renoising == "none"
 
@@ -279,11 +224,11 @@ def test_stop_during_a_run_keeps_what_was_done(denoiser):
     assert explorer.wait(PATIENCE)
     assert len(explorer.trace.steps) == gate.calls == 4
     assert not explorer.trace.stopped_early
-    assert "Stopped by hand after 4 of 50 iterations" in explorer.player.answer.value
+    assert "Cut off after 4 of 50 iterations" in explorer.player.answer.value
     assert "settled" not in explorer.player.caption.value  # and nobody ever will
     assert not explorer.player.slider.disabled
     assert explorer.progress.bar_style == "warning"
-    assert not explorer._thread.is_alive()
+    assert not explorer.runner._thread.is_alive()
 
 
 def test_stop_cuts_a_pause_short(denoiser):
@@ -308,11 +253,11 @@ def test_a_second_run_during_a_run_is_ignored(denoiser):
     )
     explorer.run()
     assert gate.reached.wait(PATIENCE)
-    first = explorer._thread
+    first = explorer.runner._thread
     explorer.prompt.value = "something else"
     explorer.run()
     explorer.run_button.click()
-    assert explorer._thread is first
+    assert explorer.runner._thread is first
     gate.opened.set()
     assert explorer.wait(PATIENCE)
     assert gate.calls == 3
@@ -432,3 +377,201 @@ def test_pausing_is_for_the_eyes_only(explorer, denoiser):
     assert explorer.wait(PATIENCE)
     assert explorer.player.play.interval == 50
     assert explorer.trace == record(denoiser, "hello", explorer.config)
+
+
+# -- presets, limits, turns ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_every_control_and_moving_one_leaves_it(explorer, name):
+    explorer.preset.value = name
+    assert explorer.config == preset(name)
+    assert explorer.preset.value == name
+    explorer.controls["seed"].value = 7  # anybody's
+    assert explorer.preset.value == name
+    explorer.controls["eos_bias"].value = 0.5
+    assert explorer.preset.value == CUSTOM
+    assert explorer.config.eos_bias == 0.5  # "custom" sets nothing
+
+
+def test_a_preset_outside_the_limits_is_brought_within(denoiser):
+    limits = Limits(iterations=10, answer_length=20, context=128)
+    explorer = RefinementExplorer(denoiser, limits=limits, config=preset("demo"))
+    assert explorer.preset.value == "demo"
+    assert explorer.config == limits.apply(preset("demo"))
+    assert (explorer.config.iterations, explorer.config.answer_length) == (10, 20)
+    assert max(explorer.controls["iterations"].options) == 10
+    assert explorer.controls["answer_length"].max == 20
+    assert max(n for _, n in explorer.controls["context"].options if n is not None) == 128
+    with pytest.raises(TraitError):
+        explorer.controls["iterations"].value = 12
+    explorer.controls["answer_length"].value = 500  # what a page may send
+    assert explorer.config.answer_length == 20
+
+
+def test_a_prompt_over_the_limit_is_refused(denoiser):
+    gate = Gate(denoiser, free=0)
+    explorer = RefinementExplorer(gate, prompt="x" * 31, limits=Limits(characters=30))
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert "a text of 31 characters: expected at most 30" in explorer.message.value
+    assert gate.calls == 0
+
+
+def test_a_run_ends_at_the_limit_of_time(denoiser):
+    explorer = RefinementExplorer(
+        denoiser,
+        prompt="hello",
+        config=RefineConfig(iterations=512, answer_length=12, patience=0),
+        limits=Limits(seconds=0.2),
+    )
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert 0 < len(explorer.trace.steps) < 512
+    assert "ended after 0.2 s, the most that a run may take here" in explorer.status.value
+    assert "Cut off after" in explorer.player.answer.value
+    assert explorer.progress.bar_style == "warning"
+
+
+def test_earlier_turns_are_part_of_the_prompt_while_the_box_is_ticked(explorer, denoiser):
+    explorer.turns.value = True
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    first = explorer.trace
+    explorer.prompt.value = "again"
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    talk = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": first.answer or "…"},
+        {"role": "user", "content": "again"},
+    ]
+    assert explorer.trace == record(denoiser, talk, explorer.config)
+    assert "2 earlier turns" in explorer.talk.value
+    explorer.turns.value = False
+    assert explorer.talk.value == ""
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert explorer.trace == record(denoiser, "again", explorer.config)
+
+
+def test_the_model_that_is_chosen_answers(denoiser):
+    gates = {"one": Gate(denoiser, free=99), "two": Gate(denoiser, free=99)}
+    explorer = RefinementExplorer(
+        models=gates, prompt="hello", config=RefineConfig(iterations=2, answer_length=8)
+    )
+    assert not explorer.model.disabled
+    explorer.model.value = "two"
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    assert (gates["one"].calls, gates["two"].calls) == (0, len(explorer.trace.steps))
+
+
+# -- comparing -------------------------------------------------------------------------------------
+
+
+def test_a_variation_changes_what_it_names_and_nothing_else():
+    base = RefineConfig(iterations=9, seed=3)
+    name, other = variation(base, "manner")
+    assert (name, other) == ("without re-noising", replace(base, renoising="none"))
+    name, back = variation(other, "manner")
+    assert name == "with re-noising" and back == base
+    name, other = variation(base, "seed")
+    assert name == "seed 4, temperature 1"  # a greedy run does not ask its seed
+    assert other == replace(base, seed=4, temperature=1.0)
+    assert variation(base, "quality") == ("preset quality", replace(preset("quality"), seed=3))
+
+
+def test_compare_runs_both_and_shows_them_side_by_side(explorer, denoiser):
+    assert explorer.comparison.widget.layout.display == "none"
+    config = explorer.config
+    explorer.compare_with.value = "manner"
+    explorer.compare_button.click()
+    assert explorer.wait(PATIENCE)
+    assert explorer.message.value == ""
+    assert explorer.comparison.names == ("these settings", "without re-noising")
+    noiseless = replace(config, renoising="none")
+    assert explorer.comparison.traces[0] == record(denoiser, "hello", config)
+    assert explorer.comparison.traces[1] == record(denoiser, "hello", noiseless)
+    assert explorer.trace is explorer.comparison.traces[0]  # the player and the file follow
+    assert explorer.player.trace is explorer.trace
+    assert explorer.comparison.widget.layout.display == ""
+
+
+def test_a_comparison_that_is_stopped_in_its_first_run_shows_that_run_alone(denoiser):
+    gate = Gate(denoiser, free=1)
+    explorer = RefinementExplorer(
+        gate, prompt="hello", config=RefineConfig(iterations=9, answer_length=12, patience=0)
+    )
+    explorer.compare()
+    assert gate.reached.wait(PATIENCE)
+    explorer.stop()
+    gate.opened.set()
+    assert explorer.wait(PATIENCE)
+    assert gate.calls == len(explorer.trace.steps) == 2
+    assert explorer.comparison.widget.layout.display == "none"
+
+
+# -- traces to keep and to bring back --------------------------------------------------------------
+
+
+def upload(explorer, data, name="run.jsonl"):
+    explorer.upload.value = (
+        {
+            "name": name,
+            "type": "",
+            "size": len(data),
+            "content": memoryview(data),
+            "last_modified": datetime.now(UTC),
+        },
+    )
+
+
+def saved(explorer):
+    link = re.search(r"base64,([^\"]*)\"", explorer.keep.value)
+    return base64.b64decode(link[1])
+
+
+def test_a_saved_trace_comes_back_as_it_was(explorer, denoiser):
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    kept, data = explorer.trace, saved(explorer)
+    other = RefinementExplorer(Gate(denoiser, free=0))
+    upload(other, data)
+    assert other.message.value == ""
+    assert other.trace == kept and other.player.trace is other.trace
+    assert saved(other) == data
+    assert other.upload.value == ()  # the same file can be chosen again
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "no readable trace"),
+        (b"\xff\xfe", "no readable trace"),
+        (b'{"schema": "lad-trace"}', "no readable trace"),
+        (b"[1, 2]", "no readable trace"),
+        (b"x" * 20_000_001, "20,000,001 bytes"),
+    ],
+)
+def test_a_file_that_is_no_trace_is_said(explorer, data, words):
+    upload(explorer, data, "<img src=x>.jsonl")
+    assert words in explorer.message.value
+    assert "<img" not in explorer.message.value
+    assert explorer.trace is None
+
+
+def test_a_trace_whose_settings_are_not_numbers_is_refused(explorer):
+    lines = list(make_trace(words("a b", 4)).lines())
+    lines[0] = lines[0].replace('"iterations": 1', '"iterations": "many"')
+    upload(explorer, "\n".join(lines).encode())
+    assert "no readable trace" in explorer.message.value
+
+
+def test_the_gallery_fills_the_player_and_can_be_saved(denoiser):
+    trace = make_trace(words("Oslo is nice", 5))
+    explorer = RefinementExplorer(Gate(denoiser, free=0), gallery={"Oslo": trace})
+    assert explorer.player.trace is None
+    explorer.gallery.choice.value = "Oslo"
+    assert explorer.player.trace is trace and explorer.trace is trace
+    assert Trace.from_lines(saved(explorer).decode().splitlines()) == trace

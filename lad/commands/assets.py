@@ -29,11 +29,14 @@ def fetch(
 def figures(
     names: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
 ) -> None:
-    """Draw the figures again from the runs recorded in figures/data; no model is needed."""
-    from lad.figures.recorded import redraw
+    """Draw the figures again from what is recorded in figures/data; no model is needed."""
+    from lad.figures.recorded import redraw, unrecorded
 
     for path in redraw(names or ()):
         typer.echo(str(path))
+    if not names:
+        for name, command in unrecorded().items():
+            typer.echo(f"{name}: not drawn, its data comes with `{command}`", err=True)
 
 
 def info(as_json: AsJson = False) -> None:

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from lad.drafts import Draft
     from lad.sampler import RefineConfig
 
-Model = Annotated[str, typer.Option(help="Backbone: smollm2-135m, llama-3.1-8b or tiny.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Backbone: a name (see lad info), OWNER/NAME on the hub, or a folder; "
+        "with :4bit or :8bit quantised."
+    ),
+]
 Adapter = Annotated[
     Path | None, typer.Option(help="Folder of an adapter; the shipped one by default.")
 ]

@@ -5,6 +5,7 @@
     attention    the masks, what the answer's last token reaches, the size of the adapter's update
     training     loss over steps, validation by share masked
     ablation     what each choice in training does, measured one change at a time
+    study        quality, convergence, calibration and settling, over many answers
     refinement   filmstrip, heatmaps of confidence and of settling, settled share
     recorded     which of these are drawn again from runs and numbers in figures/data/
 

@@ -1,8 +1,12 @@
 """Explorers for notebooks: controls, a thread, and the pure views and figures beneath them.
 
-    refinement   refine an answer live, then play its trace (`RefinementExplorer`, `TracePlayer`)
+    panel        every control of a refinement, with presets and limits
+    player       a recorded trace, a gallery of them, two side by side: no model, no thread
+    runner       a run in a thread, to watch and to stop
+    refinement   refine an answer live, play its trace, compare it with another
+    mending      a damaged text mended, gaps filled
     noise        the schedule and the corruption under their controls
-    attention    the three masks and what they do to the states
+    attention    the masks and what they do to the states
 
 Each explorer has a `.widget`, which a notebook cell shows as its last line.
 """
@@ -11,10 +15,15 @@ from importlib import import_module
 
 _ROOMS = {
     "AttentionExplorer": "attention",
+    "Comparison": "player",
     "CorruptionExplorer": "noise",
+    "Gallery": "player",
+    "InfillExplorer": "mending",
+    "Limits": "panel",
     "RefinementExplorer": "refinement",
+    "RepairExplorer": "mending",
     "ScheduleExplorer": "noise",
-    "TracePlayer": "refinement",
+    "TracePlayer": "player",
 }
 
 __all__ = sorted(_ROOMS)

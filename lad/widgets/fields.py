@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from lad.sampler import RANGES, RefineConfig
 
-__all__ = ["LONG", "choice", "number", "slider"]
+__all__ = ["LONG", "WIDE", "choice", "number", "slider"]
 
 WIDE = {"width": "auto"}
 LONG = {"description_width": "11em"}
@@ -23,23 +23,30 @@ def slider(
     )  # fmt: skip
 
 
-def number(config: RefineConfig, name: str, text: str) -> widgets.BoundedIntText:
-    """A number field over the range `RefineConfig` allows for this field."""
-    least, most = RANGES[name]
+def number(
+    config: RefineConfig, name: str, text: str, most: int | None = None
+) -> widgets.BoundedIntText:
+    """A number field over the range `RefineConfig` allows for this field, or up to `most`."""
+    least, highest = RANGES[name]
     return widgets.BoundedIntText(
-        value=getattr(config, name), min=least, max=min(most, 2**31 - 1), description=text,
+        value=getattr(config, name), min=least, max=min(highest, most or 2**31 - 1),
+        description=text,
         style=LONG, layout=WIDE,
     )  # fmt: skip
 
 
 def choice(
-    config: RefineConfig, name: str, text: str, options: tuple[int, ...]
+    config: RefineConfig,
+    name: str,
+    text: str,
+    options: tuple[int, ...],
+    none: str = "no limit",
 ) -> widgets.Dropdown:
-    """A few of the numbers this field may have, or no limit."""
+    """A few of the numbers this field may have, or None, which `none` puts in words."""
     value = getattr(config, name)
     numbers = sorted({*options, *([] if value is None else [value])})
     # By index: ipywidgets takes the value None for "nothing chosen" and would show a blank.
     return widgets.Dropdown(
-        options=[("no limit", None), *((str(n), n) for n in numbers)],
+        options=[(none, None), *((str(n), n) for n in numbers)],
         index=[None, *numbers].index(value), description=text, style=LONG, layout=WIDE,
     )  # fmt: skip

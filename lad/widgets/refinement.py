@@ -1,152 +1,71 @@
-"""Refine an answer live, then play what happened, forwards, backwards and step by step.
+"""Refine an answer live, then play what happened, and set it beside another run.
 
-    TracePlayer          a recorded trace under a player; needs neither model nor thread
-    RefinementExplorer   every control of `RefineConfig`, a run that can be stopped, and a player
+Every control of `RefineConfig`, presets, a run that can be stopped, a player over its trace, a
+second run to compare it with, traces to keep and to bring back, and a gallery of recorded ones.
 
-The model runs only when Run is pressed, in a thread of its own that looks at an event between two
-iterations. Moving a control or scrubbing the player never starts an inference: the trace holds
-everything there is to show. All text reaches the page through `lad.view`, which escapes it.
+The model runs only when Run or Compare is pressed. Moving a control or scrubbing the player never
+starts an inference: the trace holds everything there is to show.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import base64
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import ipywidgets as widgets
 
-from lad.cells import sentence
+from lad.controls import PRESETS
 from lad.denoiser import Denoiser, load_denoiser
-from lad.errors import LADError
-from lad.sampler import RefineConfig, make_trace, refine
-from lad.trace import Step, Trace
-from lad.view import answer_html, draft_html, escape, legend_html, page_html
-from lad.widgets.fields import LONG, choice, number, slider
+from lad.errors import DamagedFile, InvalidInput, LADError
+from lad.prompts import Prompt
+from lad.sampler import RefineConfig
+from lad.trace import Trace
+from lad.view import answer_html, escape, page_html
+from lad.widgets.fields import WIDE
+from lad.widgets.panel import ControlPanel, Limits
+from lad.widgets.player import Comparison, Gallery
+from lad.widgets.runner import Job, Loader, Runner
 
-__all__ = ["RefinementExplorer", "TracePlayer", "frames"]
+__all__ = ["RefinementExplorer", "variation"]
 
-SHORTEST_PAUSE = 0.05  # seconds between two frames of the player: faster than that flickers
-# Steps of the iterations slider: even ones would crowd the useful numbers at its left end.
-ITERATIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-WINDOWS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-ADDED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-STRATEGIES = (
-    ("confidence-guided", "confidence"),
-    ("uniform", "uniform"),
-    ("below a threshold", "threshold"),
-)
-# Controls that only some strategies look at.
-USED_BY = {
-    "noise_start": ("uniform", "confidence"),
-    "sharpness": ("uniform", "confidence"),
-    "clustering": ("uniform", "confidence"),
-    "noise_clipping": ("confidence",),
-    "threshold": ("threshold",),
-    "window": ("threshold",),
-    "permanent": ("uniform", "confidence", "threshold"),
-    "redraw": ("uniform", "confidence", "threshold"),
-    "repeats": ("uniform", "confidence", "threshold"),
-}
+MOST_BYTES = 20_000_000  # of a trace that is brought back
+DEFAULT_MODEL = "smollm2-135m"
 
-_WIDE = {"width": "auto"}
-_CENTRED = {"align_items": "center", "grid_gap": "0 12px"}
 _ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 16px"}
 _SHORT = {"description_width": "5em"}
 
-
-def frames(trace: Trace) -> list[tuple[int, str]]:
-    """What the player steps through: (row, phase); two phases where tokens were masked again."""
-    shown = []
-    for row in range(len(trace.steps)):
-        shown.append((row, "denoised"))
-        if trace.renoised[row].any():
-            shown.append((row, "renoised"))
-    return shown
+VARIATIONS = {
+    "with or without re-noising": "manner",
+    "the next seed": "seed",
+    **{f"preset {name}": name for name in PRESETS},
+}
 
 
-class TracePlayer:
-    """Play, step and scrub a recorded trace.
+def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
+    """Settings to compare others with, and a name for them.
 
-    Attributes:
-        widget: what a notebook cell shows.
-        trace: the trace on show, or None.
-        slider, play, by_confidence, caption, screen, answer: the parts, for tests and for layouts.
+    Args:
+        config: the settings of the first run.
+        kind: "manner" (noiseless for a run with re-noising, and the other way round), "seed" (the
+            next one, drawing at temperature 1 if the first run was greedy) or a preset's name.
     """
-
-    def __init__(self, trace: Trace | None = None, pause: float = 0.5) -> None:
-        """`pause`: seconds between two frames while playing."""
-        self.trace: Trace | None = None
-        self.play = widgets.Play(value=0, min=0, max=0, tooltip="Play, pause, back to the start")
-        self.slider = widgets.IntSlider(
-            value=0, min=0, max=0, description="Step", readout=False, style=_SHORT,
-            layout={"width": "auto", "flex": "1 1 auto"},
-        )  # fmt: skip
-        self.by_confidence = widgets.Checkbox(
-            value=False, description="colour by confidence", indent=False,
-            layout={"width": "13em", "flex": "0 0 auto"},
-        )  # fmt: skip
-        self.caption = widgets.HTML()
-        # High enough for most drafts, or the page below would jump at every frame.
-        self.screen = widgets.HTML(layout={"width": "auto", "min_height": "9em"})
-        self.answer = widgets.HTML(layout=_WIDE)
-        # The browser moves slider and player together, without a way through the kernel.
-        self.link = widgets.jslink((self.play, "value"), (self.slider, "value"))
-        self.slider.observe(self._draw, "value")
-        self.by_confidence.observe(self._draw, "value")
-        self.controls = widgets.HBox(
-            [self.play, self.slider, self.by_confidence],
-            layout=widgets.Layout(align_items="center"),
+    if kind == "manner":
+        if config.renoising != "none":
+            return "without re-noising", replace(config, renoising="none")
+        default = RefineConfig()
+        return "with re-noising", replace(
+            config,
+            renoising=default.renoising,
+            noise_start=default.noise_start,
+            sharpness=default.sharpness,
         )
-        self.widget = widgets.VBox([self.controls, self.caption, self.screen, self.answer])
-        self.set_pause(pause)
-        self.load(trace)
-
-    def set_pause(self, seconds: float) -> None:
-        """Time between two frames while playing."""
-        self.play.interval = round(1000 * max(seconds, SHORTEST_PAUSE))
-
-    def load(self, trace: Trace | None) -> None:
-        """Show a trace, at its last frame; None empties the player."""
-        self.trace = trace
-        self.play.playing = False
-        self._enable(trace is not None)
-        if trace is None:
-            self.caption.value = self.screen.value = self.answer.value = ""
-            return
-        last = len(frames(trace)) - 1
-        for part in (self.slider, self.play):
-            part.max = last
-            part.value = last
-        self.answer.value = page_html(answer_html(trace))
-        self._draw()
-
-    def show_live(self, trace: Trace, phase: str) -> None:
-        """Show the last row of an unfinished trace, with the player switched off."""
-        self.trace = None
-        self._enable(False)
-        self.answer.value = ""
-        self._show(trace, len(trace.steps) - 1, phase, settled=False)
-
-    def _enable(self, on: bool) -> None:
-        self.play.disabled = self.slider.disabled = not on
-
-    def _draw(self, _change=None) -> None:
-        trace = self.trace
-        if trace is not None:
-            row, phase = frames(trace)[self.slider.value]
-            # Of a run that was cut off nobody can say what would have stayed.
-            whole = len(trace.steps) >= trace.config.get("iterations", 1)
-            self._show(trace, row, phase, settled=trace.stopped_early or whole)
-
-    def _show(self, trace: Trace, row: int, phase: str, settled: bool) -> None:
-        coloring = "confidence" if self.by_confidence.value else "state"
-        after = {"denoised": "After denoising", "renoised": "After noising"}[phase]
-        words = escape(sentence(trace, row, settled))
-        self.caption.value = f"<div><b>{after}.</b> {words}</div>"
-        self.screen.value = page_html(
-            draft_html(trace, row, phase, coloring), legend_html(trace, coloring)
-        )
+    if kind == "seed":
+        temperature = config.temperature or 1.0
+        changed = replace(config, seed=config.seed + 1, temperature=temperature)
+        return f"seed {changed.seed}, temperature {temperature:g}", changed
+    return f"preset {kind}", replace(PRESETS[kind], seed=config.seed)
 
 
 class RefinementExplorer:
@@ -154,10 +73,13 @@ class RefinementExplorer:
 
     Attributes:
         widget: what a notebook cell shows.
-        trace: the trace of the last run, or None.
-        controls: name of a `RefineConfig` field -> its widget; `renoising` is "none" while
-            `noiseless` is ticked and else what the dropdown says.
-        running: True while a run's thread is at work.
+        trace: the trace of the last run, or the one that was brought back; None before.
+        prompt, model, turns: the question, which model answers, and whether earlier turns count.
+        panel, controls, noiseless, preset: see `ControlPanel`.
+        runner, player, run_button, stop_button, progress, status, message: see `Runner`.
+        comparison, compare_with, compare_button: the second run and how it differs.
+        upload, keep, gallery: traces from files, to files, and recorded ones.
+        earlier: the turns so far, as chat messages.
     """
 
     def __init__(
@@ -166,121 +88,92 @@ class RefinementExplorer:
         prompt: str = "What is the capital of France?",
         config: RefineConfig | None = None,
         pause: float = 0.0,
+        *,
+        models: Mapping[str, Denoiser | Callable[[], Denoiser]] | None = None,
+        gallery: Mapping[str, Trace] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """Nothing is loaded or run yet.
 
         Args:
             denoiser: or a function that loads it at the first run; the default model when None.
             prompt, config, pause: what the controls say at first; pause in seconds a frame.
+            models: several denoisers to choose from, by name, instead of one.
+            gallery: recorded traces by name.
+            limits: of a run, for pages that strangers visit.
         """
-        self._denoiser = None if callable(denoiser) else denoiser
-        self._load = denoiser if callable(denoiser) else load_denoiser
-        self._lock = threading.Lock()
-        self._cancel = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.running = False
+        if models is None:
+            name = DEFAULT_MODEL
+            if denoiser is not None and not callable(denoiser):
+                name = denoiser.backbone.spec.name
+            models = {name: denoiser or load_denoiser}
+        self._loaders = {name: Loader(one) for name, one in models.items()}
+        self._limits = limits or Limits()
         self.trace: Trace | None = None
-        self._config = config or RefineConfig()  # for the fields that have no control
-        self._build(prompt, self._config, pause)
+        self.earlier: list[dict[str, str]] = []
+        self._asked: Prompt = ""
+        self._build(prompt, config or RefineConfig(), pause, gallery or {})
 
-    # -- controls ------------------------------------------------------------------------------
-
-    def _build(self, prompt: str, config: RefineConfig, pause: float) -> None:
+    def _build(
+        self, prompt: str, config: RefineConfig, pause: float, gallery: Mapping[str, Trace]
+    ) -> None:
         self.prompt = widgets.Textarea(
-            value=prompt, description="Prompt", rows=2, layout=_WIDE, style=_SHORT
+            value=prompt, description="Prompt", rows=2, layout=WIDE, style=_SHORT
         )
-        self.noiseless = widgets.Checkbox(
-            value=config.renoising == "none", description="disable intermediate noising",
-            indent=False, layout={"width": "17em"},
+        self.model = widgets.Dropdown(
+            options=list(self._loaders), description="Model", style=_SHORT,
+            layout={"width": "18em"}, disabled=len(self._loaders) == 1,
         )  # fmt: skip
-        self.pause = widgets.FloatSlider(
-            value=pause, min=0, max=5, step=0.05, description="Pause (s)", style=_SHORT,
-            layout={"width": "18em"},
+        self.turns = widgets.Checkbox(
+            value=False, description="multi-turn: remember earlier questions and answers",
+            indent=False, layout={"width": "30em"},
         )  # fmt: skip
-        self.controls = {
-            "iterations": widgets.SelectionSlider(
-                options=sorted({*ITERATIONS, config.iterations}), value=config.iterations,
-                description="Iterations", style=_SHORT, layout={"width": "20em"},
-            ),
-            "renoising": widgets.Dropdown(
-                options=STRATEGIES,
-                value="confidence" if config.renoising == "none" else config.renoising,
-                description="Positions to mask", style=LONG, layout=_WIDE,
-            ),
-            "noise_start": slider(config, "noise_start", "Noise start", 0.05),
-            "sharpness": slider(config, "sharpness", "Sharpness", 0.1, low=0.1),
-            "noise_clipping": slider(config, "noise_clipping", "Noise clipping", 0.01),
-            "clustering": slider(config, "clustering", "Clustering", 0.05),
-            "threshold": slider(config, "threshold", "Threshold", 0.01),
-            "window": choice(config, "window", "Window", WINDOWS),
-            "permanent": widgets.Checkbox(
-                value=config.permanent, description="permanent unmasking", indent=False,
-                layout=_WIDE,
-            ),
-            "redraw": widgets.Checkbox(
-                value=config.redraw, description="draw shown tokens anew", indent=False,
-                layout=_WIDE,
-            ),
-            "added_tokens": choice(config, "added_tokens", "Added tokens", ADDED),
-            "tail": choice(config, "tail", "EOS tail kept", WINDOWS),
-            "repeats": widgets.Dropdown(
-                options=[("leave them", "allow"), ("mask one again", "remask")],
-                value=config.repeats, description="Repeated tokens", style=LONG, layout=_WIDE,
-            ),
-            "temperature": slider(config, "temperature", "Temperature", 0.05),
-            "top_k": number(config, "top_k", "Top-k"),
-            "top_p": slider(config, "top_p", "Top-p", 0.01),
-            "eos_bias": slider(config, "eos_bias", "EOS bias", 0.1),
-            "answer_length": number(config, "answer_length", "Answer length"),
-            "patience": number(config, "patience", "Patience (0: go on)"),
-            "seed": number(config, "seed", "Seed"),
-        }  # fmt: skip
-        self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
-        self.stop_button = widgets.Button(description="Stop", icon="stop", disabled=True)
-        self.progress = widgets.IntProgress(
-            value=0, min=0, max=1, description="", layout={"width": "12em"}
-        )
-        self.status = widgets.HTML()
-        self.message = widgets.HTML(layout=_WIDE)
-        self.player = TracePlayer(pause=pause)
+        self.talk = widgets.HTML(layout=WIDE)
+        self.panel = ControlPanel(config, self._limits)
+        self.controls, self.noiseless = self.panel.controls, self.panel.noiseless
+        self.preset = self.panel.preset
+        self.runner = Runner(self._run, self._limits, pause)
+        self.player, self.pause = self.runner.player, self.runner.player.pause
+        self.run_button, self.stop_button = self.runner.run_button, self.runner.stop_button
+        self.progress, self.status = self.runner.progress, self.runner.status
+        self.message = self.runner.message
+        self.compare_with = widgets.Dropdown(
+            options=list(VARIATIONS.items()), description="Beside it", style=_SHORT,
+            layout={"width": "20em"},
+        )  # fmt: skip
+        self.compare_button = widgets.Button(
+            description="Compare", icon="columns",
+            tooltip="run this prompt with the settings above and with others, side by side",
+        )  # fmt: skip
+        self.comparison = Comparison(pause=max(pause, 0.5))
+        self.upload = widgets.FileUpload(
+            accept=".jsonl", multiple=False, description="Load a trace",
+            tooltip="a .jsonl file that was saved here or by lad refine --trace",
+        )  # fmt: skip
+        self.keep = widgets.HTML()
+        self.gallery = Gallery(gallery, self.player)
+        self.compare_button.on_click(self.compare)
+        self.upload.observe(self._bring_back, "value")
+        self.gallery.choice.observe(self._chosen, "value")
+        self.turns.observe(self._forget, "value")
 
-        self.run_button.on_click(self.run)
-        self.stop_button.on_click(self.stop)
-        self.pause.observe(lambda change: self.player.set_pause(change["new"]), "value")
-        for control in (self.noiseless, self.controls["renoising"], self.controls["temperature"]):
-            control.observe(self._grey_out, "value")
-        self._grey_out()
-
-        rest = [control for name, control in self.controls.items() if name != "iterations"]
-        grid = widgets.GridBox(
-            rest,
-            layout={
-                "grid_template_columns": "repeat(auto-fit, minmax(22em, 1fr))",
-                "grid_gap": "2px 24px",
-            },
-        )
-        every = widgets.Accordion(children=[grid], titles=["All controls"], selected_index=None)
-        first = widgets.HBox([self.controls["iterations"], self.noiseless, self.pause], layout=_ROW)
-        buttons = [self.run_button, self.stop_button, self.progress, self.status]
+        first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
+        files = [self.gallery.widget, self.upload, self.keep]
         self.widget = widgets.VBox(
             [
                 self.prompt,
-                first,
-                every,
-                widgets.HBox(buttons, layout=_ROW),
+                widgets.HBox(first, layout=_ROW),
+                self.panel.every,
+                widgets.HBox([self.model, self.turns], layout=_ROW),
+                self.talk,
+                self.runner.bar,
                 self.message,
                 self.player.widget,
+                widgets.HBox([self.compare_with, self.compare_button], layout=_ROW),
+                self.comparison.widget,
+                widgets.HBox(files, layout=_ROW),
             ]
         )
-
-    def _grey_out(self, _change=None) -> None:
-        """Switch off what would have no effect."""
-        renoising = "none" if self.noiseless.value else self.controls["renoising"].value
-        self.controls["renoising"].disabled = self.noiseless.value
-        for name, strategies in USED_BY.items():
-            self.controls[name].disabled = renoising not in strategies
-        for name in ("top_k", "top_p"):
-            self.controls[name].disabled = self.controls["temperature"].value == 0
 
     @property
     def config(self) -> RefineConfig:
@@ -289,43 +182,26 @@ class RefinementExplorer:
         Raises:
             InvalidInput: a value outside its range.
         """
-        values = {name: control.value for name, control in self.controls.items()}
-        if self.noiseless.value:
-            values["renoising"] = "none"
-        return replace(self._config, **values)
+        return self.panel.config
+
+    @property
+    def running(self) -> bool:
+        """True while a run's thread is at work."""
+        return self.runner.running
 
     # -- running -------------------------------------------------------------------------------
 
-    def run(self, _button=None) -> None:
+    def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
-        with self._lock:
-            if self.running:
-                return
-            self.running = True
-            self._cancel = threading.Event()
-        self.run_button.disabled, self.stop_button.disabled = True, False
-        self.message.value = self.status.value = ""
-        self.progress.value, self.progress.bar_style = 0, ""
-        try:
-            work = (self.prompt.value, self.config, self._cancel)
-        except LADError as error:
-            self._fail(str(error))
-            self._finish()
-            return
-        self._thread = threading.Thread(target=self._work, args=work, daemon=True)
-        self._thread.start()
+        self.runner.run()
 
-    def stop(self, _button=None) -> None:
+    def stop(self, _button: object = None) -> None:
         """Ask the run to end after the iteration it is in; what it has done stays on show."""
-        if self.running:
-            self.stop_button.disabled = True
-            self._cancel.set()
+        self.runner.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the run to end; False if it has not within `timeout` seconds."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return not self.running
+        return self.runner.wait(timeout)
 
     def close(self) -> None:
         """End the run, if any, and take the widgets off the page."""
@@ -333,64 +209,120 @@ class RefinementExplorer:
         self.wait()
         self.widget.close()
 
-    def _work(self, prompt: str, config: RefineConfig, cancel: threading.Event) -> None:
-        steps: list[Step] = []
-        finish = None
+    def _question(self) -> Prompt:
+        text = self._limits.check(self.prompt.value)
+        if not (self.turns.value and self.earlier):
+            return text
+        return [*self.earlier, {"role": "user", "content": text}]
+
+    def _run(self) -> None:
+        prompt, config = self._question(), self.config
+        self._asked = prompt
+        self.runner.start(
+            self._loaders[self.model.value],
+            lambda _denoiser: [Job(prompt, config)],
+            self._keep_one,
+        )
+
+    def _keep_one(self, traces: list[Trace], whole: bool) -> None:
+        self._offer(traces[-1])
+        if self.turns.value and whole:
+            asked = self._asked
+            question = asked if isinstance(asked, str) else asked[-1]["content"]
+            self.earlier += [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": traces[-1].answer or "…"},
+            ]
+            self._show_talk()
+
+    def _forget(self, _change: object = None) -> None:
+        self.earlier = []
+        self._show_talk()
+
+    def _show_talk(self) -> None:
+        turns = len(self.earlier) // 2
+        words = f"{turns} earlier turn{'s' * (turns != 1)} remembered; untick to forget."
+        self.talk.value = words if turns else ""
+
+    # -- comparing -----------------------------------------------------------------------------
+
+    def compare(self, _button: object = None) -> None:
+        """Run the prompt twice, with the settings shown and with a variation, side by side."""
+        if self.running:
+            return
         try:
-            if self._denoiser is None:
-                self.status.value = "Loading the model …"
-                self._denoiser = self._load()
-            denoiser = self._denoiser
-            prompt_ids = denoiser.encode(prompt)
-            finish = lambda some: make_trace(denoiser, prompt, prompt_ids, config, some)  # noqa: E731
-            self.progress.max = config.iterations
-            for step in refine(denoiser, prompt_ids, config):
-                steps.append(step)
-                self._show_step(finish(steps[-2:]), steps, config, cancel)
-                if cancel.is_set():
-                    break
+            prompt, config = self._question(), self.config
+            name, other = variation(config, self.compare_with.value)
         except LADError as error:
-            self._fail(str(error))
-        except Exception as error:
-            self._fail(f"Unexpected {type(error).__name__}: {error}")
-        finally:
-            try:
-                if steps and finish is not None:
-                    self._keep(finish(steps), cancel)
-            except Exception as error:  # a thread's traceback would be seen by nobody
-                self._fail(f"Unexpected {type(error).__name__}: {error}")
-            self._finish()
+            self.runner.say(str(error))
+            return
+        other = self._limits.apply(other)
+        self.comparison.load({})
 
-    def _show_step(
-        self, recent: Trace, steps: list[Step], config: RefineConfig, cancel: threading.Event
-    ) -> None:
-        """The live view of one iteration: its phases, each for the length of the pause."""
-        self.progress.value = len(steps)
-        seconds = sum(step.seconds for step in steps)
-        rate = f", {len(steps) / seconds:.1f} iterations a second" if seconds else ""
-        self.status.value = f"iteration {len(steps)} of {config.iterations}{rate}"
-        phases = ("denoised", "renoised") if steps[-1].renoised.any() else ("denoised",)
-        for phase in phases:
-            self.player.show_live(recent, phase)
-            if cancel.wait(self.pause.value):
-                return
+        def done(traces: list[Trace], whole: bool) -> None:
+            self._offer(traces[0])
+            if len(traces) == 2:
+                self.player.load(traces[0])
+                self.comparison.load({"these settings": traces[0], name: traces[1]})
 
-    def _keep(self, trace: Trace, cancel: threading.Event) -> None:
-        ran, planned = len(trace.steps), trace.config["iterations"]
-        failed = bool(self.message.value)
-        if failed or (cancel.is_set() and ran < planned):
-            # Cut off from outside: the draft did not stand still, as "stopped early" would claim.
-            trace = replace(trace, stopped_early=False)
+        self.runner.start(
+            self._loaders[self.model.value],
+            lambda _denoiser: [Job(prompt, config), Job(prompt, other)],
+            done,
+        )
+
+    # -- traces --------------------------------------------------------------------------------
+
+    def _offer(self, trace: Trace) -> None:
+        """Keep a trace, and offer it as a file that the browser saves."""
         self.trace = trace
-        self.player.load(trace)
-        if not failed:
-            self.progress.bar_style = "warning" if cancel.is_set() and ran < planned else "success"
+        data = "".join(line + "\n" for line in trace.lines()).encode()
+        link = base64.b64encode(data).decode("ascii")
+        self.keep.value = (
+            f'<a download="lad-trace.jsonl" style="text-decoration: underline" '
+            f'href="data:application/jsonl;base64,{link}">'
+            f"Save this trace</a> ({len(data) / 1000:,.0f} kB)"
+        )
 
-    def _fail(self, text: str) -> None:
-        self.progress.bar_style = "danger"
-        self.message.value = f'<div role="alert"><b>Error:</b> {escape(text)}</div>'
+    def _chosen(self, _change: object = None) -> None:
+        if self.gallery.choice.value:
+            self._offer(self.gallery.traces[self.gallery.choice.value])
 
-    def _finish(self) -> None:
-        self.run_button.disabled, self.stop_button.disabled = False, True
-        with self._lock:
-            self.running = False
+    def _bring_back(self, _change: object = None) -> None:
+        if not self.upload.value:
+            return
+        file = self.upload.value[0]
+        self.message.value = ""
+        try:
+            if self.running:
+                raise InvalidInput("a run is at work: stop it first, then load the trace again")
+            trace = read_trace(file["name"], bytes(file["content"]))
+            self.player.load(trace)
+            self._offer(trace)
+        except LADError as error:
+            self.runner.say(str(error))
+        finally:
+            self.upload.value = ()  # so that the same file can be chosen again
+
+
+def read_trace(name: str, data: bytes) -> Trace:
+    """A trace from the bytes of a file, whole enough to be shown.
+
+    Raises:
+        InvalidInput: too large.
+        DamagedFile: no trace, or a damaged one.
+    """
+    if len(data) > MOST_BYTES:
+        raise InvalidInput(
+            f"{name} has {len(data):,} bytes: expected a trace of at most {MOST_BYTES:,}"
+        )
+    try:
+        trace = Trace.from_lines(data.decode("utf-8").removesuffix("\n").split("\n"))
+        # Showing it once finds what reading does not look at.
+        page_html(answer_html(trace), json.dumps(trace.config), escape(trace.prompt))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedFile(
+            f"{name} is no readable trace ({type(error).__name__}: {error}): expected a file that "
+            "was saved here or by `lad refine --trace`"
+        ) from error
+    return trace

@@ -1,0 +1,226 @@
+"""The numbers of `lad study`, against traces made by hand and against the sampler itself."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_denoiser
+from traces import EOS, make_trace, words
+
+from lad.__main__ import main
+from lad.errors import DamagedFile, InvalidInput
+from lad.figures import study as figures
+from lad.figures.style import to_png
+from lad.sampler import RefineConfig, record
+from lad.study import QUALITY, WAYS, _bins, _cut, run_study, settling
+from lad.training import Pair, held_out_prompts
+
+ITERATIONS = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def data():
+    pairs = [Pair(prompt, "A short answer.") for prompt in held_out_prompts()[:5]]
+    return run_study(tiny_denoiser(), held_out_prompts()[:3], pairs, ITERATIONS, batch_size=2)
+
+
+def test_every_number_is_there_with_its_interval_and_can_be_written(data):
+    json.loads(json.dumps(data, allow_nan=False))
+    assert set(data["quality"]) == set(data["runs"]) == set(data["settled"]) == set(WAYS)
+    for way, points in data["quality"].items():
+        expected = [ITERATIONS[-1]] if way == "sure tokens only" else list(ITERATIONS)
+        assert [point["iterations"] for point in points] == expected
+        for point in points:
+            assert set(QUALITY) < set(point)
+            for key in QUALITY:
+                assert {"value", "low", "high", "n"} == set(point[key])
+    assert data["prompts"] == 3 and data["pairs"] == 5
+    assert {"adapter_sha256", "device", "torch", "seed"} <= set(data["provenance"])
+    assert all(len(settled) == ITERATIONS[-1] for settled in data["settled"].values())
+
+
+def test_a_study_is_the_same_again_and_in_other_batches():
+    pairs = [Pair(prompt, "A short answer.") for prompt in held_out_prompts()[:4]]
+
+    def run(batch_size):
+        found = run_study(
+            tiny_denoiser(), held_out_prompts()[:3], pairs, (1, 2), batch_size=batch_size
+        )
+        return {key: found[key] for key in ("runs", "settled", "order")}
+
+    assert run(3) == run(3) == run(1)
+
+
+def test_a_noiseless_answer_cut_short_is_that_of_a_shorter_run():
+    denoiser, prompt = tiny_denoiser(), "hello"
+    config = RefineConfig(renoising="none", answer_length=12, patience=0, iterations=6)
+    long = record(denoiser, prompt, config)
+    for number in (1, 3, 6, 9):
+        short = record(
+            denoiser,
+            prompt,
+            RefineConfig(renoising="none", answer_length=12, patience=0, iterations=min(number, 6)),
+        )
+        cut = _cut(denoiser, [long], number)
+        assert cut.tokens == [short.drafts[-1][: short.tokens].tolist()]
+        assert cut.forwards == [short.nfe]
+
+
+def test_what_settles_when_is_counted_from_one():
+    trace = make_trace(
+        words("a b c", 6), words("a d c", 6), words("a d e", 6), words("a d e", 6), iterations=8
+    )
+    ended_late = make_trace(words("a", 3), words("a", 3), [b"a", b"b", EOS], [b"a", EOS, EOS])
+    found = settling({"way": [trace, ended_late]}, 8)
+    assert found["runs"]["way"] == [
+        {"tokens": 3, "stood": 3, "ran": 4},
+        {"tokens": 1, "stood": 4, "ran": 4},  # its EOS moved last
+    ]
+    # a is final at once, b after two iterations, c after three; the other one at once
+    means = [one["value"] for one in found["settled"]["way"]]
+    assert means == pytest.approx([(1 / 3 + 1) / 2, (2 / 3 + 1) / 2, 1, 1, 1, 1, 1, 1])
+    assert all(one["value"] is None for one in found["order"]["way"])  # too short for tenths
+
+
+def test_the_tenths_of_an_answer_are_in_order():
+    first = words(" ".join(f"x{i}" for i in range(20)), 21)
+    later = [*first[:10], *words(" ".join(f"y{i}" for i in range(10)), 11)]
+    found = settling({"way": [make_trace(first, later, later)]}, 3)
+    assert [one["value"] for one in found["order"]["way"]] == [1.0] * 5 + [2.0] * 5
+
+
+def test_a_calibrated_guesser_is_found_to_be_calibrated():
+    random = np.random.default_rng(0)
+    sure = random.random(40_000)
+    right = random.random(40_000) < sure
+    owner = np.arange(40_000) % 500
+    found = _bins(sure, right, owner)
+    assert found["gap"] < 0.02
+    for one in found["bins"]:
+        assert one["low"] <= one["confidence"] < one["high"]
+        assert one["right"]["low"] - 0.02 <= one["confidence"] <= one["right"]["high"] + 0.02
+    boaster = _bins(np.full(1000, 0.95), np.arange(1000) % 2 == 0, np.arange(1000) % 50)
+    assert boaster["gap"] == pytest.approx(0.45)
+    assert boaster["bins"][9]["right"]["value"] == pytest.approx(0.5)
+    assert boaster["bins"][0]["confidence"] is None and boaster["bins"][0]["tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "iterations", "said"),
+    [([], (1,), "0 prompts"), (["a"], (), "expected rising"), (["a"], (4, 2), "expected rising")],
+)
+def test_bad_input_is_refused(prompts, iterations, said):
+    with pytest.raises(InvalidInput, match=said):
+        run_study(tiny_denoiser(), prompts, [Pair("a", "b")], iterations)
+
+
+def test_the_command_writes_a_whole_file_and_says_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LAD_FIGURES", str(tmp_path / "figures"))
+    tiny_denoiser().save(tmp_path / "adapter")
+    few = ["--n-prompts", "2", "--n-pairs", "6", "--iterations", "1,2", "--device", "cpu"]
+    study = ["study", "--model", "tiny", "--adapter", str(tmp_path / "adapter"), *few]
+    with pytest.raises(SystemExit) as ended:
+        main(study)
+    assert ended.value.code == 0
+    path = tmp_path / "figures" / "data" / "study.json"
+    assert capsys.readouterr().out.strip() == str(path)
+    written = json.loads(path.read_text())
+    assert (written["prompts"], written["iterations"]) == (2, [1, 2])
+    assert 1 <= written["pairs"] <= 6  # bytes are long: some do not fit
+    assert written["command"] == "lad study --iterations 1,2 --n-prompts 2 --n-pairs 6 --seed 0"
+    for bad in (["--iterations", "1,x"], ["--n-prompts", "0"], ["--iterations", "4,2"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*study, *bad])
+        assert ended.value.code == 2
+
+
+# -- the figures -----------------------------------------------------------------------------------
+
+
+def estimate(value, width=0.02, n=50):
+    return {"value": value, "low": value - width, "high": value + width, "n": n}
+
+
+@pytest.fixture
+def told():
+    """Numbers whose story is known."""
+
+    def points(first, last):
+        return [
+            {
+                "iterations": number,
+                "relative_perplexity": estimate(ppl, 0.2),
+                "repeats": estimate(repeats),
+                "nfe": estimate(number, 0),
+            }
+            for number, (ppl, repeats) in zip((1, 64), (first, last), strict=True)
+        ]
+
+    run = {"tokens": 10, "stood": 4, "ran": 5}
+    slow = {"tokens": 3, "stood": 5, "ran": 6}
+    bins = [
+        {
+            "low": k / 10,
+            "high": (k + 1) / 10,
+            "confidence": k / 10 + 0.05,
+            "right": estimate(max(k / 10 - 0.15, 0.0)),
+            "tokens": 100,
+        }
+        for k in range(10)
+    ]
+    rising = [estimate(0.3 + 0.1 * i) for i in range(8)]
+    return {
+        "iterations": [1, 64],
+        "quality": {"quiet": points((9, 0.4), (3, 0.1)), "noisy": points((9, 0.1), (9.1, 0.4))},
+        "runs": {"quiet": [run, run, slow, run | {"ran": 64}], "noisy": [slow]},
+        "settled": {"quiet": rising, "noisy": [estimate(0.05 * i) for i in range(20)]},
+        "order": {
+            "quiet": [estimate(1 + i, 0.3) for i in range(10)],
+            "noisy": [estimate(9 - 0.5 * i, 0.3) for i in range(10)],
+        },
+        "calibration": {"0.5": {"bins": bins, "gap": 0.2}},
+    }
+
+
+TITLES = {
+    "quality_curve": (
+        "Quiet, 1 to 64 iterations lower perplexity (9.0 to 3.0) and lower stutter (40 to 10 %); "
+        "noisy, 1 to 64 iterations do not clearly change perplexity (9.0 to 9.1) and raise stutter "
+        "(10 to 40 %)"
+    ),
+    "convergence": (
+        "Answers that come to rest by themselves in fewer iterations than they have tokens: 2 of 4 "
+        "quiet, 0 of 1 noisy"
+    ),
+    "calibration_curve": (
+        "With 50 % masked, a token of confidence 0.9 to 1.0 is right in 75 % of the cases, less "
+        "often than it says; over all tokens the denoiser is too sure by 18 points"
+    ),
+    "settled_shares": (
+        "Iterations after which half of an answer is final, on average: 3 quiet, 11 noisy"
+    ),
+    "settling_order": (
+        "Quiet the beginning settles first (first tenth after 1.0 iterations, last after 10.0); "
+        "noisy the end settles first (first tenth after 9.0, last after 4.5)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", figures.__all__)
+def test_a_title_says_what_the_numbers_say(told, name):
+    figure = getattr(figures, name)(told)
+    assert " ".join(figure.get_suptitle().split()) == TITLES[name]
+    assert to_png(figure) == to_png(getattr(figures, name)(told))
+    for axes in figure.axes:
+        assert axes.get_xlabel()
+
+
+@pytest.mark.parametrize("name", figures.__all__)
+def test_every_figure_is_drawn_from_what_the_study_wrote(data, name):
+    assert getattr(figures, name)(data).get_suptitle()
+
+
+@pytest.mark.parametrize("name", figures.__all__)
+def test_other_numbers_are_told_as_such(name):
+    with pytest.raises(DamagedFile, match="not the numbers of a study"):
+        getattr(figures, name)({"variants": []})

@@ -1,0 +1,146 @@
+"""Recorded runs under a player: frames, steps, pace, a gallery, and two runs side by side."""
+
+import pytest
+from traces import make_trace, words
+
+from lad.cells import frames
+from lad.errors import InvalidInput
+from lad.widgets import Comparison, Gallery, TracePlayer
+
+TRACE = make_trace(
+    words("Paris is is", 5),
+    words("Paris is nice", 5),
+    words("Paris is nice", 5),
+    renoised=[[1, 2], []],
+    iterations=8,
+    stopped_early=True,
+)
+
+
+def test_the_player_steps_through_two_phases_where_tokens_were_masked():
+    assert frames(TRACE) == [(0, "denoised"), (0, "renoised"), (1, "denoised"), (2, "denoised")]
+    player = TracePlayer(TRACE)
+    assert (player.slider.max, player.play.max) == (3, 3)
+    assert player.slider.value == 3  # the answer first
+    assert "Iteration 2" in player.caption.value and "settled 100 %" in player.caption.value
+    player.slider.value = 0
+    assert "After denoising" in player.caption.value and "Iteration 0" in player.caption.value
+    assert player.screen.value.count("<ins") == 4 + 1  # tokens and tail; the key
+    assert player.screen.value.count("<del") == 1  # the key
+    player.slider.value = 1
+    assert "After noising" in player.caption.value
+    assert player.screen.value.count("<del") == 2 + 1
+    assert "Stopped early after 3 of 8 iterations" in player.answer.value
+
+
+def test_the_player_colours_by_confidence_on_request():
+    player = TracePlayer(TRACE)
+    assert "lad-sure" not in player.screen.value.split("</style>")[1]
+    player.by_confidence.value = True
+    assert "lad-sure" in player.screen.value.split("</style>")[1]
+
+
+def test_the_player_takes_a_shorter_trace_after_a_longer_one():
+    player = TracePlayer(TRACE)
+    player.load(make_trace([b"short"]))
+    assert (player.slider.max, player.slider.value, player.play.max) == (0, 0, 0)
+    assert "short" in player.screen.value
+    player.load(None)
+    assert player.slider.disabled and player.play.disabled
+    assert player.screen.value == player.caption.value == player.answer.value == ""
+
+
+def test_the_players_pace():
+    player = TracePlayer(TRACE, pause=0.25)
+    assert player.play.interval == 250
+    player.pause.value = 0
+    assert player.play.interval == 50
+
+
+def test_slider_and_play_button_are_tied_in_the_browser():
+    player = TracePlayer(TRACE)
+    assert player.link.source == (player.play, "value")
+    assert player.link.target == (player.slider, "value")
+
+
+def test_hostile_text_is_shown_literally():
+    hostile = '<img src=x onerror="alert(1)">'
+    player = TracePlayer(make_trace([hostile.encode()], prompt=hostile))
+    for part in (player.screen, player.answer):
+        assert "<img" not in part.value
+        assert "&lt;img src=x onerror=" in part.value
+
+
+def test_step_buttons_move_one_frame_and_stop_at_the_ends():
+    player = TracePlayer(TRACE)
+    player.on.click()
+    assert player.slider.value == 3
+    player.back.click()
+    assert player.slider.value == 2 and "Iteration 1" in player.caption.value
+    for _ in range(9):
+        player.back.click()
+    assert player.slider.value == 0
+
+
+def test_a_cell_that_shows_a_player_has_it_for_a_page_without_a_kernel_too():
+    bundle = TracePlayer(TRACE)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert 'class="lad-replay"' in bundle["text/html"]
+    assert "text/html" not in TracePlayer()._repr_mimebundle_()
+
+
+# -- the gallery -----------------------------------------------------------------------------------
+
+OTHER = make_trace(words("Oslo", 5), words("Bergen", 5), prompt="<b>Where?</b>")
+
+
+def test_a_gallery_shows_the_trace_that_is_chosen():
+    gallery = Gallery({"one": TRACE, "<i>two</i>": OTHER})
+    assert gallery.player.trace is TRACE
+    gallery.choice.value = "<i>two</i>"
+    assert gallery.player.trace is OTHER and "Bergen" in gallery.player.screen.value
+    still = gallery._repr_mimebundle_()["text/html"]
+    assert still.count('class="lad-replay"') == 2
+    assert "&lt;i&gt;two&lt;/i&gt;" in still and "<i>two" not in still
+    assert "&lt;b&gt;Where?" in still
+
+
+def test_an_empty_gallery_says_nothing_and_breaks_nothing():
+    gallery = Gallery({})
+    assert gallery.choice.disabled and gallery.player.trace is None
+    assert "text/html" not in gallery._repr_mimebundle_()
+
+
+def test_a_gallery_in_front_of_another_player_leaves_it_alone_until_asked():
+    player = TracePlayer(TRACE)
+    gallery = Gallery({"other": OTHER}, player)
+    assert player.trace is TRACE
+    gallery.choice.value = "other"
+    assert player.trace is OTHER
+
+
+# -- two side by side ------------------------------------------------------------------------------
+
+
+def test_two_runs_step_together_and_the_shorter_one_waits_at_its_answer():
+    comparison = Comparison({"a": TRACE, "<s>b</s>": OTHER})
+    assert comparison.slider.max == 2
+    comparison.slider.value = 0
+    first = [screen.value.split("</style>")[1] for screen in comparison.screens]
+    assert "Oslo" in first[1] and "Bergen" not in first[1]
+    comparison.slider.value = 2
+    assert "Iteration 2" in comparison.heads[0].value
+    assert "Iteration 1" in comparison.heads[1].value and "Bergen" in comparison.screens[1].value
+    assert "&lt;s&gt;b&lt;/s&gt;" in comparison.heads[1].value
+    assert comparison.costs.value.count("<tr>") == 3  # names of the columns, and two runs
+    comparison.by_confidence.value = True
+    assert "lad-sure" in comparison.screens[0].value.split("</style>")[1]
+
+
+def test_a_comparison_is_hidden_until_there_are_two():
+    comparison = Comparison()
+    assert comparison.widget.layout.display == "none"
+    comparison.load({"a": TRACE, "b": OTHER})
+    assert comparison.widget.layout.display == ""
+    with pytest.raises(InvalidInput, match="1 traces to compare: expected two"):
+        comparison.load({"a": TRACE})
