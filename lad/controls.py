@@ -208,7 +208,8 @@ PRESETS = {
         repeats="remask",
     ),
     # LAD's own claim: what was drawn is never masked again. The answer is let in four positions an
-    # iteration: all at once, far positions settle on a stutter before what precedes them is known.
+    # iteration: all at once, far positions may settle on a stutter before what precedes them is
+    # known. Short answers stand sooner without that (`added_tokens` None).
     "noiseless": RefineConfig(iterations=16, renoising="none", added_tokens=4),
 }
 

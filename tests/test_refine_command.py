@@ -59,11 +59,10 @@ def test_a_preset_nobody_knows_is_refused(capsys):
     assert "unknown preset 'best': expected one of default, guided, demo" in capsys.readouterr().err
 
 
-def test_noiseless_is_the_preset_of_that_name_unless_another_is_named(capsys, adapter):
+def test_noiseless_masks_nothing_again_whatever_the_preset(capsys, adapter):
     few = ("--iterations=2", "--answer-length=8", "--context=64")
-    changed = {"iterations": 2, "answer_length": 8, "context": 64}
-    expected = preset("noiseless").to_dict() | changed
-    assert used(capsys, adapter, "--noiseless", *few) == RefineConfig(**expected)
-    expected = preset("quality").to_dict() | changed | {"renoising": "none"}
-    got = used(capsys, adapter, "--noiseless", "--preset=quality", *few)
-    assert got == RefineConfig(**expected)
+    changed = {"iterations": 2, "answer_length": 8, "context": 64, "renoising": "none"}
+    expected = RefineConfig(**preset("default").to_dict() | changed)
+    assert used(capsys, adapter, "--noiseless", *few) == expected
+    expected = RefineConfig(**preset("quality").to_dict() | changed)
+    assert used(capsys, adapter, "--noiseless", "--preset=quality", *few) == expected

@@ -12,12 +12,10 @@ from lad.commands.common import Adapter, AsJson, Device, KeepTrace, Model, answe
 def refine(
     prompt: Annotated[str, typer.Argument(help="What to answer.")],
     preset: Annotated[
-        str | None, typer.Option(help="default, guided, demo, quality or noiseless.")
-    ] = None,
+        str, typer.Option(help="Start from default, guided, demo, quality or noiseless.")
+    ] = "default",
     iterations: Annotated[int | None, typer.Option(help="Most refinement steps.")] = None,
-    noiseless: Annotated[
-        bool, typer.Option("--noiseless", help="Never mask again; the preset of that name.")
-    ] = False,
+    noiseless: Annotated[bool, typer.Option("--noiseless", help="Never mask again.")] = False,
     renoising: Annotated[
         str | None, typer.Option(help="none, uniform, confidence or threshold.")
     ] = None,
@@ -67,7 +65,6 @@ def refine(
     from lad.drafts import limited
     from lad.prompts import check_prompt
 
-    preset = preset or ("noiseless" if noiseless else "default")
     given = {
         "iterations": iterations,
         "renoising": "none" if noiseless else renoising,
