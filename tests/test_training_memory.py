@@ -14,9 +14,9 @@ from conftest import stir
 from lad.backbones import load_backbone
 from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from lad.errors import InvalidInput
-from lad.training import Pair, TrainConfig, train
+from lad.training import Pair, TrainConfig, journal, memory, train
 from lad.training.loop import Run
-from lad.training.memory import chunked_loss, headless, thin, training_mode
+from lad.training.memory import chunked_head, chunked_loss, thin, training_mode
 from lad.training.objective import answer_logits, take, token_losses
 from lad.training.pairs import pack
 from lad.training.parallel import check_shares
@@ -73,17 +73,20 @@ def test_a_loss_of_nothing_is_nothing():
     assert loss == 0 and right.shape == (0,) and states.grad.shape == (0, 4)
 
 
-def test_without_its_head_a_denoiser_gives_states():
+def test_a_head_that_answers_with_the_loss():
     denoiser = fresh()
     batch = take(pack(denoiser.backbone, PAIRS[:4], 96), [0, 1, 2, 3], 96)
     asked = (denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
+    targets = batch.tokens[batch.answer]
+    weights = torch.rand(len(targets), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = answer_logits(*asked)
-        with headless(denoiser):
-            states = answer_logits(*asked)
-        assert states.shape == (len(expected), 64)
-        torch.testing.assert_close(states @ denoiser.causal_lm.lm_head.weight.t(), expected)
-        assert torch.equal(answer_logits(*asked), expected), "the head is back"
+        logits = answer_logits(*asked)
+        losses, expected = token_losses(logits, targets)
+        with chunked_head(denoiser, targets, weights, 16):
+            loss, right = answer_logits(*asked)
+        torch.testing.assert_close(loss, (losses * weights).sum())
+        assert torch.equal(right, expected)
+        assert torch.equal(answer_logits(*asked), logits), "the head is back"
 
 
 # -- the layers ------------------------------------------------------------------------------------
@@ -202,6 +205,10 @@ def test_a_gpu_that_is_too_small_is_told_the_knobs(monkeypatch):
     with pytest.raises(InvalidInput) as caught:
         train(fresh(), PAIRS, TrainConfig(**BASIC | thrifty))
     assert not any(knob in str(caught.value) for knob in thrifty), "what is set is not suggested"
+    assert "shard" not in str(caught.value), "nobody is there to share with"
+    monkeypatch.setattr(memory, "here", lambda: (0, 2))
+    with pytest.raises(InvalidInput, match="set shard: true"):
+        train(fresh(), PAIRS, TrainConfig(**BASIC))
 
 
 # -- other numbers of processes --------------------------------------------------------------------
@@ -211,6 +218,28 @@ def test_a_gpu_that_is_too_small_is_told_the_knobs(monkeypatch):
 def test_processes_that_cannot_share_a_batch(processes):
     with pytest.raises(InvalidInput, match="expected 1, 2, 4 of them"):
         check_shares(processes, 4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "agreements"), [(0.01, [1, 11, 21]), (0.5, [1, 5, 9, 13, 17, 21])]
+)
+def test_processes_agree_often_where_steps_are_slow(monkeypatch, seconds, agreements):
+    """A wish to stop must reach everyone within seconds, however slow a step is."""
+    now = 0.0
+    met: list[int] = []
+    monkeypatch.setattr(journal, "here", lambda: (0, 2))
+    monkeypatch.setattr(journal, "agree", lambda values, device: met.append(step) or values)
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now)
+    clock = journal.Clock(TrainConfig(steps=100), torch.device("cpu"))
+    step = 0
+    clock.start(step)
+    clock.stop()
+    assert not clock.stopping, "not before the others know"
+    for step in range(1, 22):
+        now = seconds * step
+        clock.tick(step)
+        assert clock.stopping == (step >= agreements[0])
+    assert met == [0, *agreements]
 
 
 def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path):

@@ -35,8 +35,7 @@ def train(
     import torch
     import torch.distributed as dist
 
-    from lad.backbones import load_backbone
-    from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
+    from lad.denoiser import DenoiserConfig
     from lad.training import TrainConfig, read_config, read_pairs
     from lad.training import train as run_training
     from lad.training.config import check_names
@@ -66,12 +65,6 @@ def train(
         if gpu:
             torch.cuda.set_device(where)
         dist.init_process_group("nccl" if gpu else "gloo")
-    if adapter is not None:
-        denoiser = load_denoiser(model, adapter, where, merge=False)
-    else:
-        denoiser = Denoiser.create(
-            load_backbone(model, where), DenoiserConfig(**values.get("denoiser", {})), training.seed
-        )
 
     def tell(row: dict) -> None:
         if "validation" in row:
@@ -86,6 +79,7 @@ def train(
         typer.echo(f"step {row['step']:>6}  {row['seconds']:>7.1f} s  {line}", err=True)
 
     try:
+        denoiser = load(model, adapter, values.get("denoiser", {}), training, where)
         if dry_run:
             measure(denoiser, training, steps or 20, record, as_json, quiet=rank > 0)
             return
@@ -100,6 +94,29 @@ def train(
         typer.echo(f"wrote {out / where}", err=True)
 
 
+def load(model: str, adapter: Path | None, settings: dict, training, where: str):
+    """The denoiser where it will be trained; each process its shard of it, if that is wanted."""
+    import torch
+
+    from lad.backbones import get_backbone, load_backbone
+    from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
+    from lad.training.sharding import check_shardable, shard
+
+    at, dtype = where, None
+    if training.shard:
+        check_shardable(get_backbone(model).bits, where)
+        # In the host's memory first, so that no GPU need hold the whole.
+        at, dtype = "cpu", None if where == "cpu" else torch.bfloat16
+    if adapter is not None:
+        denoiser = load_denoiser(model, adapter, at, dtype, merge=False)
+    else:
+        backbone = load_backbone(model, at, dtype)
+        denoiser = Denoiser.create(backbone, DenoiserConfig(**settings), training.seed)
+    if training.shard:
+        shard(denoiser, where)
+    return denoiser
+
+
 def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, quiet: bool):
     """A dry run, told by the first process alone."""
     from lad.true_shape import add_run, measure_training
@@ -111,6 +128,11 @@ def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, 
     run = measure_training(denoiser, training, steps, tell)
     if quiet:
         return
+    command = (
+        f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
+        f" --model {run['provenance']['model']} --steps {steps} --record"
+    )
+    run = {"command": command, **run}  # the settings stand beside it
     if record is not None:
         add_run(record, run)
     if as_json:
@@ -119,7 +141,8 @@ def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, 
     gib = 2**30
     typer.echo(
         f"{run['provenance']['model']}, {run['bits']} bit, on {run['processes']} x "
-        f"{run['provenance']['processor']}: {run['tokens_per_second']:,.0f} tokens/s over "
+        f"{run['provenance']['processor']}{', sharded' if training.shard else ''}: "
+        f"{run['tokens_per_second']:,.0f} tokens/s over "
         f"{run['steps']} steps of {run['positions_per_step']:,} positions, "
         f"{run['peak_memory'] / gib:.1f} GiB at most, "
         f"{100 * run['of_matrix_rate']:.0f} % of the matrix rate measured here; "

@@ -27,7 +27,7 @@ DEFAULT_CORRUPTION = CorruptionConfig(
 )
 
 # How a step is computed: another machine may do it another way, to the same numbers.
-HOW = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk")
+HOW = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class TrainConfig:
             way back: a fraction of the memory, a third more time.
         loss_chunk: positions whose logits are held at once; 0 for all. A step that is followed by
             a draft needs them all and takes no notice.
+        shard: share the frozen weights out over the processes of `torchrun` (at least two), each of
+            which gathers a layer's just before it computes: for a GPU that does not hold them
+            whole. The same numbers, and more traffic: all weights travel twice a pass. LoRA is
+            never folded then, since a sum with W would be as large as W, on every GPU. Not for
+            quantised weights. See `lad.training.sharding`.
         seed: of order, noise and drafts.
     """
 
@@ -100,6 +105,7 @@ class TrainConfig:
     fold_lora: bool = True
     gradient_checkpointing: bool = False
     loss_chunk: int = 0
+    shard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,6 +133,9 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "reach", "loss_chunk", "seed"):
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected 0 or more")
+        for name in ("compile_layers", "fold_lora", "gradient_checkpointing", "shard"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected true or false")
         if not self.widths or self.widths[0] < 2:
             raise InvalidInput(f"widths = {self.widths}: expected lengths of at least 2")
 

@@ -28,11 +28,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lad.backbones import LoadedBackbone
 from lad.errors import InvalidInput
+from lad.layers import finish_layer, heads_of, normed, rotary, turned_heads, weights_of
 
 __all__ = ["Decoder", "generate"]
 
@@ -91,35 +91,27 @@ class Decoder:
                 f"what {backbone.spec.name} was trained for"
             )
         model = backbone.model
-        config, device, dtype = model.config, model.device, model.dtype
+        device, dtype = model.device, model.dtype
         self.eos, self.device, self.context = backbone.eos_token_id, device, context
         self.batch_size, self.look_every = batch_size, look_every
         self.graphs = device.type == "cuda" if graphs is None else graphs
         if self.graphs and device.type != "cuda":
             raise InvalidInput(f"graphs = True on {device.type}: expected a model on a CUDA GPU")
 
-        # The weights. Queries, keys and values come out of one product.
-        self.embed, self.layers = model.model.embed_tokens, model.model.layers
-        self.final_norm, self.head = model.model.norm, model.lm_head
-        self.qkv = [_joined(layer.self_attn) for layer in self.layers]
-        self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
-        self.d = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.embed, self.final_norm = model.model.embed_tokens, model.model.norm
+        self.head = model.lm_head
+        self.layers = [weights_of(layer) for layer in model.model.layers]
+        self.heads = heads_of(model.model)
         positions = torch.arange(context, device=device)
-        cos, sin = model.model.rotary_emb(
-            torch.zeros((), dtype=dtype, device=device), positions[None]
-        )
-        # Rotating by half a head swaps its halves, and the first then changes sign: the sign is
-        # put into the sine, once.
-        half = self.d // 2
-        self.cos = cos[0]  # (t, d)
-        self.sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)  # (t, d)
+        cos, sin = rotary(model.model, positions[None], dtype)
+        self.cos, self.sin = cos[0], sin[0]  # (t, 1, d)
 
         # The state: allocated once, since a CUDA graph finds its data by address.
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         # Zeros and not garbage: a masked value is multiplied by 0, and 0 times NaN is NaN.
-        shape = (len(self.layers), batch_size, self.kv, context, self.d)
+        shape = (len(self.layers), batch_size, self.heads.shared, context, self.heads.features)
         self.keys, self.values = zeros(*shape, dtype=dtype), zeros(*shape, dtype=dtype)
         self.columns = positions  # (t,)
         self.column, self.step = zeros(1), zeros(1)  # where the next token is read, how many came
@@ -324,7 +316,9 @@ class Decoder:
         A row that is done goes on with EOS.
         """
         states = self._forward(self.token[:rows, None], slice(0, rows), columns)  # (b, 1, h)
-        logits = self.head(_normed(self.final_norm, states[:, -1]))  # (b, v)
+        logits = self.head(
+            normed(states[:, -1], self.final_norm.weight, self.heads.epsilon)
+        )  # (b, v)
         chosen = logits.argmax(-1) if greedy else self._draw(logits, top_k)  # (b,)
         done = self.done[:rows]
         chosen = chosen.masked_fill(done, self.eos)
@@ -352,48 +346,26 @@ class Decoder:
         Their keys and values are written from column `self.column` on; attention reads the first
         `columns` columns.
         """
-        b, n = ids.shape
-        q, kv, d = self.heads, self.kv, self.d
+        n = ids.shape[1]
+        group = self.heads.query // self.heads.shared
         start = self.start[rows, None]  # (b, 1)
         here = self.column + self.columns[:n]  # (n,)
         positions = (here - start).clamp(min=0)  # (b, n)
-        cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]  # (b, n, 1, d)
+        cos, sin = self.cos[positions], self.sin[positions]  # (b, n, 1, d)
         there = self.columns[:columns]  # (t,)
         # Padding sees itself: a row of the softmax without any key would be NaN.
         allowed = (there >= start[..., None]) | (there == here[:, None])  # (b, n, t)
         allowed = allowed & (there <= here[:, None])
         bias = torch.zeros(allowed.shape, dtype=self.cos.dtype, device=ids.device)
         bias = bias.masked_fill_(~allowed, float("-inf"))
-        bias = bias.repeat_interleave(q // kv, dim=1) if n > 1 else bias  # (b, n·g or 1, t)
+        bias = bias.repeat_interleave(group, dim=1) if n > 1 else bias  # (b, n·g or 1, t)
 
         x = self.embed(ids)  # (b, n, h)
-        for number, layer in enumerate(self.layers):
-            mixed = F.linear(_normed(layer.input_layernorm, x), *self.qkv[number])
-            mixed = mixed.view(b, n, q + 2 * kv, d)
-            turned, value = mixed[:, :, : q + kv], mixed[:, :, q + kv :]
-            turned = torch.addcmul(turned * cos, turned.roll(d // 2, dims=-1), sin)
-            query, key = turned[:, :, :q], turned[:, :, q:]
+        for number, weights in enumerate(self.layers):
+            query, key, value = turned_heads(x, cos, sin, weights, self.heads)
             keys, values = self.keys[number, rows], self.values[number, rows]  # (b, kv, t, d)
-            keys.index_copy_(2, here, key.transpose(1, 2))
-            values.index_copy_(2, here, value.transpose(1, 2))
-            # Heads that share keys become queries of one head: (b, kv, n·g, d).
-            query = query.reshape(b, n, kv, q // kv, d).transpose(1, 2).reshape(b, kv, -1, d)
-            read = F.scaled_dot_product_attention(
-                query, keys[:, :, :columns], values[:, :, :columns], attn_mask=bias[:, None]
-            )
-            read = read.view(b, kv, n, q // kv, d).transpose(1, 2).reshape(b, n, q * d)
-            x = x + layer.self_attn.o_proj(read)
-            x = x + layer.mlp(_normed(layer.post_attention_layernorm, x))
+            keys.index_copy_(2, here, key)
+            values.index_copy_(2, here, value)
+            keys, values = keys[:, :, :columns], values[:, :, :columns]
+            x = finish_layer(x, query, keys, values, bias[:, None], weights, self.heads)
         return x
-
-
-def _joined(attention: torch.nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias that give queries, keys and values in one product."""
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-    biases = [part.bias for part in parts if part.bias is not None]
-    return torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None
-
-
-def _normed(norm: torch.nn.Module, x: Tensor) -> Tensor:
-    """What `norm(x)` gives, in one kernel where the module takes six."""
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)

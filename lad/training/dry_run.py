@@ -22,6 +22,7 @@ from lad.training.loop import Run
 from lad.training.memory import enough_memory, training_mode
 from lad.training.objective import take, weigh
 from lad.training.pairs import PackedPairs
+from lad.training.parallel import agree
 
 __all__ = ["AIM", "dry_run", "flops_per_token", "made_up_pairs"]
 
@@ -64,7 +65,7 @@ def dry_run(
         validate_every=10**9,
     )
     run = Timed(denoiser, timed, None, lambda row: on_step(row["step"], total))
-    before = [p.data.clone() for p in run.parameters]
+    before = [p.data.clone() for p in run.weights.parameters]
     rows = max(config.batch_tokens // config.context, 1) * run.shares
     run.data = made_up_pairs(denoiser, rows, config.context).to(denoiser.device)
     run.held = None
@@ -76,7 +77,7 @@ def dry_run(
             run.loop()
     finally:
         with torch.no_grad():
-            for parameter, value in zip(run.parameters, before, strict=True):
+            for parameter, value in zip(run.weights.parameters, before, strict=True):
                 parameter.copy_(value)
     if cuda:
         peak = torch.cuda.max_memory_allocated(denoiser.device)
@@ -85,6 +86,8 @@ def dry_run(
         import resource  # not on every system, nor needed with a GPU
 
         peak = reserved = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # What the busiest process took, as the docstring says, and not the first one.
+    peak, reserved = (int(n) for n in agree([peak, reserved], denoiser.device))
     seconds = run.marks[total] - run.marks[UNTIMED]
     positions = rows * config.context * steps
     rate = positions / seconds

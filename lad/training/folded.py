@@ -13,7 +13,8 @@ Source: LoRA (Hu et al., 2021), section 4.1, which merges for inference; here at
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from types import MethodType
 
 import torch
@@ -21,23 +22,29 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-__all__ = ["folded"]
+__all__ = ["computing", "folded"]
 
 
 @contextlib.contextmanager
-def folded(model: nn.Module) -> Iterator[None]:
+def computing(modules: Iterable[nn.Module], forward: Callable) -> Iterator[None]:
+    """These modules compute `forward(module, ...)` in place of their own, for a while."""
+    modules = list(modules)
+    for module in modules:
+        module.forward = MethodType(forward, module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def folded(model: nn.Module) -> AbstractContextManager[None]:
     """Every LoRA layer of a peft model computes with its folded weight, for a while.
 
     Only layers of one active adapter without dropout or bias, as `Denoiser.create` makes them.
     """
-    layers = [module for module in model.modules() if isinstance(module, Linear)]
-    for layer in layers:
-        layer.forward = MethodType(_forward, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+    layers = (module for module in model.modules() if isinstance(module, Linear))
+    return computing(layers, _forward)
 
 
 def _forward(layer: Linear, x: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 weights, checkpoints.
 
 One process, or one per GPU under `torchrun`: every process draws the same order of batches, takes
-its shares, and gradients are averaged. A batch is worth one step under noise, or a chain of steps
-on the model's own drafts. All randomness hangs on (seed, step, share), and checkpoints fall between
+its shares, and gradients are averaged; the backbone is whole in each, or sharded
+(lad/training/sharding.py). A batch is worth one step under noise, or a chain of steps on the
+model's own drafts. All randomness hangs on (seed, step, share), and checkpoints fall between
 batches, so a resumed run takes the very steps the uninterrupted one would have taken, also on
 fewer or more GPUs: the batch keeps its shares, and each process takes as many as there are to take.
 """
@@ -11,10 +12,8 @@ fewer or more GPUs: the batch keeps its shares, and each process takes as many a
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -27,8 +26,9 @@ from lad.corruption import corrupt
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
 from lad.training.checkpoint import CHECKPOINT, on_sigterm, read_checkpoint, write_checkpoint
-from lad.training.config import TrainConfig, writing
-from lad.training.memory import chunked_loss, enough_memory, headless, training_mode
+from lad.training.config import TrainConfig
+from lad.training.journal import Clock, Journal
+from lad.training.memory import chunked_head, enough_memory, training_mode
 from lad.training.objective import (
     BEFORE_DRAFTS,
     Batch,
@@ -42,11 +42,11 @@ from lad.training.objective import (
     weigh,
 )
 from lad.training.pairs import Pair, batches, hold_out, pack
-from lad.training.parallel import agree, average_gradients, check_shares, here
+from lad.training.parallel import check_shares, here
+from lad.training.sharding import shard
+from lad.training.weights import AdapterWeights
 
 __all__ = ["train"]
-
-SYNC_EVERY = 10  # steps between agreements of all processes on time and stopping
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     on_row: Callable[[dict], object] | None = None,
     held_out: Sequence[Pair] | None = None,
 ) -> list[dict]:
-    """Train the adapter in place.
+    """Train the adapter in place; with `config.shard` the backbone is left in shards.
 
     Args:
         denoiser: unmerged; its adapter's weights are the start.
@@ -74,7 +74,7 @@ def train(
 
     Raises:
         InvalidInput: pairs that do not fit, or too few; a GPU that is too small; a number of
-            processes that cannot share the batches of the run to resume.
+            processes that cannot share the batches of the run to resume; what cannot be sharded.
         NumericalError: the loss became NaN.
         DamagedFile: a checkpoint that cannot be read, or of another run.
         CacheError: `out` cannot be written.
@@ -91,18 +91,21 @@ def train(
     run.held = pack(denoiser.backbone, held, config.context).to(denoiser.device) if held else None
     if resume:
         run.load_checkpoint()
-    with on_sigterm(run.stop), training_mode(denoiser, config), enough_memory(denoiser, config):
+    with (
+        on_sigterm(run.clock.stop),
+        training_mode(denoiser, config),
+        enough_memory(denoiser, config),
+    ):
         run.loop()
-    if run.finished and run.average is not None:
-        for parameter, value in zip(run.parameters, run.average, strict=True):
-            parameter.data.copy_(value)
+    if run.finished:
+        run.weights.keep_average()
     if run.out is not None and run.rank == 0:
         if run.finished:
             denoiser.config = replace(denoiser.config, context=config.context)
             denoiser.save(run.out / "adapter")
         else:
             run.save_checkpoint()
-    return run.rows
+    return run.journal.rows
 
 
 class Run:
@@ -115,66 +118,31 @@ class Run:
         out: Path | None,
         on_row: Callable[[dict], object] | None,
     ) -> None:
-        self.denoiser, self.config, self.out, self.on_row = denoiser, config, out, on_row
-        self.device = denoiser.device
-        self.rank, self.processes = here()
-        self.shares = self.processes * config.accumulate  # parts that every batch is cut into
-        named = [(n, p) for n, p in denoiser.model.named_parameters() if "lora_" in n]
-        self.names = [name for name, _ in named]
-        self.parameters = [parameter.requires_grad_(True) for _, parameter in named]
-        for parameter in self.parameters:
-            parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         if config.anchor and denoiser.config.target != "next":
             raise InvalidInput(
                 f"anchor = {config.anchor} with target {denoiser.config.target!r}: expected target "
                 "'next', where a position is predicted by the one before it; set anchor to 0"
             )
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
-            fused=self.device.type == "cuda",
-        )
+        if config.shard:
+            shard(denoiser)
+        self.denoiser, self.config, self.out = denoiser, config, out
+        self.device = denoiser.device
+        self.rank, self.processes = here()
+        self.shares = self.processes * config.accumulate  # parts that every batch is cut into
+        self.weights = AdapterWeights(denoiser, config)
         self.generator = torch.Generator(self.device)
-        self.rows: list[dict] = []
         self.window: list[Tensor] = []  # (loss, accuracy) of every share since the last log row
-        self.average = [p.data.clone() for p in self.parameters] if config.ema else None
-        self.batch, self.step, self.tokens, self.elapsed_before = 0, 0, 0, 0.0
-        self.stopping = self.finished = False
-        if self.out is not None and self.rank == 0:
-            with writing(self.out):
-                self.out.mkdir(parents=True, exist_ok=True)
-
-    # -- time --------------------------------------------------------------------------------------
-
-    def elapsed(self) -> float:
-        """Seconds spent on this run so far, earlier parts included."""
-        return self.elapsed_before + time.monotonic() - self.started
-
-    def progress(self) -> float:
-        """Fraction of the run behind us, the same on every process between agreements."""
-        by_steps = self.step / self.config.steps if self.config.steps else 0.0
-        by_time = self.agreed_elapsed / (60 * self.config.minutes) if self.config.minutes else 0.0
-        return min(max(by_steps, by_time), 1.0)
-
-    def agree(self) -> None:
-        """Let all processes share the slowest one's clock and anyone's wish to stop."""
-        self.agreed_elapsed, stopping = agree([self.elapsed(), float(self.stopping)], self.device)
-        self.stopping = stopping > 0
-
-    def stop(self) -> None:
-        """Finish what the batch is worth, write a checkpoint, and return."""
-        self.stopping = True
+        self.batch, self.step, self.tokens = 0, 0, 0
+        self.finished = False
+        self.clock, self.journal = Clock(config, self.device), Journal(out, on_row)
 
     # -- one step ----------------------------------------------------------------------------------
 
     def loop(self) -> None:
         """Steps until the end of the schedule, or until told to stop."""
         config = self.config
-        self.started = time.monotonic()
-        self.agree()
-        last_checkpoint = self.elapsed()
+        self.clock.start(self.step)
+        last_checkpoint = self.clock.elapsed()
         stream = batches(
             self.data.ends.tolist(),
             config.widths,
@@ -191,11 +159,11 @@ class Run:
             }
             self.take_steps(mine, self.chain_length())
             self.batch += 1
-            if self.finished or self.stopping:
+            if self.finished or self.clock.stopping:
                 return
-            since = self.elapsed() - last_checkpoint
+            since = self.clock.elapsed() - last_checkpoint
             if self.out is not None and since > 60 * config.checkpoint_minutes:
-                last_checkpoint = self.elapsed()
+                last_checkpoint = self.clock.elapsed()
                 if self.rank == 0:
                     self.save_checkpoint()
 
@@ -205,7 +173,7 @@ class Run:
         Which it is must be the same on every process, or they would wait for each other.
         """
         config = self.config
-        if self.progress() < config.draft_start:
+        if self.clock.progress(self.step) < config.draft_start:
             return 0
         # A share of steps, as a share of batches.
         noise_steps = (1 - config.draft_probability) * config.draft_length
@@ -241,11 +209,10 @@ class Run:
                     batch, inputs[share], following, n > 0, reading_from, len(batches)
                 )
                 self.tokens += batch.tokens.numel() * self.processes
-            self.move()
+            self.weights.move(self.learning_rate(), self.step)
             self.step += 1
-            if self.processes == 1 or self.step % SYNC_EVERY == 0:
-                self.agree()
-            self.finished = self.progress() >= 1
+            self.clock.tick(self.step)
+            self.finished = self.clock.progress(self.step) >= 1
             if self.step % config.log_every == 0 or self.finished:
                 self.log_step(drafts > 0)
             if self.held is not None and (self.step % config.validate_every == 0 or self.finished):
@@ -301,10 +268,8 @@ class Run:
         asked = (denoiser, inputs, batch.prompt_lengths, where, reading_from)
         with self.autocast():
             if config.loss_chunk and manner is None:
-                with headless(denoiser):
-                    states = answer_logits(*asked)
-                head = denoiser.causal_lm.lm_head.weight
-                loss, right = chunked_loss(states, head, targets, weights, config.loss_chunk)
+                with chunked_head(denoiser, targets, weights, config.loss_chunk):
+                    loss, right = answer_logits(*asked)
             else:
                 logits = answer_logits(*asked)
                 losses, right = token_losses(logits, targets)
@@ -316,24 +281,10 @@ class Run:
         self.window.append(torch.stack([loss.detach(), (right * weights).sum() / total]))
         return following
 
-    def move(self) -> None:
-        """One optimiser step along the gradients of all shares."""
-        config = self.config
-        average_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            # Early on the average follows closely: the first weights are worth nothing.
-            decay = min(config.ema, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - decay)
-
     def learning_rate(self) -> float:
         """A linear rise, then half a cosine down to zero at the end of the run."""
         rise = min((self.step + 1) / max(self.config.warmup_steps, 1), 1.0)
-        fall = 0.5 * (1 + math.cos(math.pi * self.progress()))
+        fall = 0.5 * (1 + math.cos(math.pi * self.clock.progress(self.step)))
         return self.config.learning_rate * rise * fall
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -341,19 +292,6 @@ class Run:
         if self.device.type == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
         return contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def averaged(self):
-        """The running average in place of the weights, for a while."""
-        if self.average is None:
-            yield
-            return
-        own = [p.data.clone() for p in self.parameters]
-        torch._foreach_copy_([p.data for p in self.parameters], self.average)
-        try:
-            yield
-        finally:
-            torch._foreach_copy_([p.data for p in self.parameters], own)
 
     # -- log and checkpoints -----------------------------------------------------------------------
 
@@ -365,7 +303,7 @@ class Run:
                 f"step {self.step}: the loss is {loss}, expected a finite number; "
                 "lower learning_rate or gradient_clip"
             )
-        self.log(
+        self.journal.add(
             {
                 "step": self.step,
                 "loss": round(loss, 5),
@@ -373,27 +311,18 @@ class Run:
                 "learning_rate": self.learning_rate(),
                 "drafts": drafted,
                 "tokens": self.tokens,
-                "seconds": round(self.elapsed(), 2),
+                "seconds": round(self.clock.elapsed(), 2),
             }
         )
 
     def log_validation(self) -> None:
         """Every process computes it, so that none waits long; the first one writes it down."""
-        with self.averaged(), self.autocast():
+        with self.weights.averaged(), self.autocast():
             scores = validate(
                 self.denoiser, self.held, max(self.config.batch_tokens // self.config.context, 1)
             )
-        self.log({"step": self.step, "validation": scores, "seconds": round(self.elapsed(), 2)})
-
-    def log(self, row: dict) -> None:
-        if self.rank != 0:
-            return
-        self.rows.append(row)
-        if self.out is not None:
-            with writing(self.out), open(self.out / "training_log.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
-        if self.on_row is not None:
-            self.on_row(row)
+        seconds = round(self.clock.elapsed(), 2)
+        self.journal.add({"step": self.step, "validation": scores, "seconds": seconds})
 
     def save_checkpoint(self) -> None:
         """Everything needed to go on."""
@@ -407,11 +336,9 @@ class Run:
                 "step": self.step,
                 "tokens": self.tokens,
                 "window": self.window,
-                "elapsed": self.elapsed(),
-                "rows": self.rows,
-                "adapter": dict(zip(self.names, (p.data for p in self.parameters), strict=True)),
-                "average": self.average,
-                "optimizer": self.optimizer.state_dict(),
+                "elapsed": self.clock.elapsed(),
+                "rows": self.journal.rows,
+                **self.weights.state(),
             },
         )
 
@@ -420,16 +347,10 @@ class Run:
         if self.out is None or not (self.out / CHECKPOINT).exists():
             return
         settings = {"config": self.config.outcome(), "denoiser": self.denoiser.config.to_dict()}
-        state = read_checkpoint(self.out, settings, self.names, self.device)
+        state = read_checkpoint(self.out, settings, self.weights.names, self.device)
         self.shares = state.get("shares", self.shares)
         check_shares(self.processes, self.shares)
-        with torch.no_grad():
-            for name, parameter in zip(self.names, self.parameters, strict=True):
-                parameter.copy_(state["adapter"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.window = state["average"], state["window"]
+        self.weights.restore(state)
+        self.window, self.clock.before = state["window"], state["elapsed"]
         self.batch, self.step, self.tokens = state["batch"], state["step"], state["tokens"]
-        self.elapsed_before, self.rows = state["elapsed"], state["rows"]
-        if self.rank == 0:  # rows written after the checkpoint belong to steps taken again
-            with writing(self.out), open(self.out / "training_log.jsonl", "w") as file:
-                file.writelines(json.dumps(row) + "\n" for row in self.rows)
+        self.journal.restore(state["rows"])

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from types import MethodType
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,11 @@ from lad.assets import one_line
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput
 from lad.training.config import TrainConfig
-from lad.training.folded import folded
+from lad.training.folded import computing, folded
+from lad.training.parallel import here
+from lad.training.sharding import is_sharded
 
-__all__ = ["chunked_loss", "enough_memory", "headless", "thin", "training_mode"]
+__all__ = ["chunked_head", "chunked_loss", "enough_memory", "thin", "training_mode"]
 
 
 @contextlib.contextmanager
@@ -46,8 +48,10 @@ def training_mode(denoiser: Denoiser, config: TrainConfig) -> Iterator[None]:
     if config.compile_layers:
         torch._dynamo.config.cache_size_limit = 64  # widths times kinds of pass
         for layer in layers:
-            layer.compile(dynamic=False)
-    fold = config.fold_lora and not denoiser.backbone.spec.bits  # no sum with a quantised weight
+            # Not the module, whose hooks gather and drop its weights when they are sharded.
+            layer.forward = torch.compile(layer.forward, dynamic=False)
+    # No sum with a quantised weight, and none with a gathered one, which would outlive it.
+    fold = config.fold_lora and not denoiser.backbone.spec.bits and not is_sharded(denoiser)
     try:
         with folded(denoiser.model) if fold else thin(denoiser.model):
             yield
@@ -59,24 +63,17 @@ def training_mode(denoiser: Denoiser, config: TrainConfig) -> Iterator[None]:
         if config.compile_layers:
             # Back to plain calls: what comes after has other shapes, and each would compile.
             for layer in layers:
-                layer._compiled_call_impl = None
+                del layer.forward
 
 
-@contextlib.contextmanager
-def thin(model: nn.Module) -> Iterator[None]:
+def thin(model: nn.Module) -> AbstractContextManager[None]:
     """Every LoRA layer of a peft model computes in the dtype of its input, for a while.
 
     peft would widen the input to the adapter's float32 first, which keeps a copy of it for the
     backward pass. Only layers of one active adapter without dropout, as `Denoiser.create` makes.
     """
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    for layer in layers:
-        layer.forward = MethodType(_thin_forward, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer))
+    return computing(layers, _thin_forward)
 
 
 def _thin_forward(layer: LoraLayer, x: Tensor) -> Tensor:
@@ -91,15 +88,19 @@ def _thin_forward(layer: LoraLayer, x: Tensor) -> Tensor:
     return wide.view_as(out)
 
 
-@contextlib.contextmanager
-def headless(denoiser: Denoiser) -> Iterator[None]:
-    """The head passes states through as they are, so that logits are states, for a while."""
-    head = denoiser.causal_lm.lm_head
-    head.forward = lambda states: states
-    try:
-        yield
-    finally:
-        del head.forward
+def chunked_head(
+    denoiser: Denoiser, targets: Tensor, weights: Tensor, chunk: int
+) -> AbstractContextManager[None]:
+    """For a while the head answers with the loss of the states it is given, and which are right.
+
+    Computed within the head's own turn, because a sharded weight is whole at no other time. The
+    arguments are those of `chunked_loss`.
+    """
+
+    def loss_of(head: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
+        return chunked_loss(states, head.weight, targets, weights, chunk)
+
+    return computing([denoiser.causal_lm.lm_head], loss_of)
 
 
 def chunked_loss(
@@ -163,9 +164,12 @@ def enough_memory(denoiser: Denoiser, config: TrainConfig) -> Iterator[None]:
             knobs.append("set gradient_checkpointing: true")
         if not config.loss_chunk:
             knobs.append("set loss_chunk: 1024")
-        if config.fold_lora and not denoiser.backbone.spec.bits:
+        plain = not denoiser.backbone.spec.bits and not is_sharded(denoiser)
+        if config.fold_lora and plain:
             knobs.append("set fold_lora: false")
-        if not denoiser.backbone.spec.bits:
+        if plain and here()[1] > 1:
+            knobs.append("set shard: true")
+        if plain:
             knobs.append(f"load the backbone in 4 bit (--model {denoiser.backbone.spec.name}:4bit)")
         raise InvalidInput(
             f"a step of {config.batch_tokens:,} positions does not fit the memory of "

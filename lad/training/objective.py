@@ -36,6 +36,7 @@ __all__ = [
     "Manner",
     "anchor",
     "answer_logits",
+    "mask_share",
     "redraw",
     "take",
     "token_losses",
@@ -252,6 +253,28 @@ def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.argmax(-1) == targets
 
 
+def mask_share(
+    denoiser: Denoiser, batch: Batch, fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A given share of each answer masked, the rest clean.
+
+    Masks fall on the whole answer region, EOS tail included, so the answer's length is not given
+    away; only tokens of the answer and its first EOS are counted.
+
+    Returns:
+        `(b, t)` int64, the damaged rows, and `(b, t)` bool, the masked positions that count.
+    """
+    only_masks = CorruptionConfig(
+        all_masked=0.0,
+        mask_probability=1.0,
+        mask_fraction=(fraction, fraction),
+        structural_probability=0.0,
+    )
+    size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
+    noisy = corrupt(batch.tokens, batch.answer, size, mask, generator, only_masks)
+    return noisy, (noisy == mask) & batch.answer & ~batch.tail
+
+
 def validate(
     denoiser: Denoiser,
     pairs: PackedPairs,
@@ -259,10 +282,7 @@ def validate(
     most_rows: int = 512,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
-
-    Masks fall on the whole answer region, EOS tail included, so the answer's length is not given
-    away; only tokens of the answer and its first EOS are counted.
+    """Cross-entropy and accuracy where a given share of the answer is masked, see `mask_share`.
 
     Returns:
         {"0.25": {"ce": nats, "accuracy": share, "n": tokens counted}, ...}
@@ -273,27 +293,13 @@ def validate(
     for fraction in MASKED_FRACTIONS:
         # The same masks at every call: validations of one run differ by the model alone.
         generator = torch.Generator(pairs.tokens.device).manual_seed(seed)
-        only_masks = CorruptionConfig(
-            all_masked=0.0,
-            mask_probability=1.0,
-            mask_fraction=(fraction, fraction),
-            structural_probability=0.0,
-        )
         total = torch.zeros(3, device=pairs.tokens.device, dtype=torch.float64)
         for first in range(0, len(rows), rows_per_batch):
             # One shape throughout, so that a compiled model is reused: the last batch wraps round
             # and what it repeats is not counted.
             part = [rows[i % len(rows)] for i in range(first, first + rows_per_batch)]
             batch = take(pairs, part, context)
-            noisy = corrupt(
-                batch.tokens,
-                batch.answer,
-                denoiser.vocabulary_size,
-                denoiser.mask_token_id,
-                generator,
-                only_masks,
-            )
-            counted = (noisy == denoiser.mask_token_id) & batch.answer & ~batch.tail
+            noisy, counted = mask_share(denoiser, batch, fraction, generator)
             counted[max(len(rows) - first, 0) :] = False
             logits = answer_logits(denoiser, noisy, batch.prompt_lengths, counted).detach().float()
             targets = batch.tokens[counted]

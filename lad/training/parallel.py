@@ -1,7 +1,7 @@
 """Processes that train one adapter, one per GPU: who is there, and what they agree on.
 
-The adapter alone is trained, so its gradients, in one message, are all that travels; the frozen
-backbone is whole on every GPU.
+The adapter alone is trained, so its gradients, in one message, are all that travels, unless the
+frozen backbone is sharded (lad/training/sharding.py).
 """
 
 from __future__ import annotations
