@@ -11,7 +11,8 @@ The rooms, in the order in which data flows; none imports one that stands below 
     backbones, tiny                  the frozen models: one from a wheel, one for tests, the paper's
     corruption, schedule             noise in training, noise between iterations
     strategies, controls             what is masked again, every control and its range
-    prompts, adapter, denoiser       text to token ids, LoRA on disk, backbone plus adapter
+    prompts, adapter                 text to token ids, LoRA on disk
+    layers, denoiser                 a backbone's layers in few kernels; backbone plus adapter
     unpickling, importing            the authors' pickled checkpoint, read without running it
     passes                           its forward passes over the same prompts, captured on a GPU
     trace, recording                 what happened in a run, and how its steps become that

@@ -170,7 +170,9 @@ class Machine:
         """One cell: every number of one window and batch."""
         rounds = math.ceil(len(self.ids) / batch)
         chunks = [list(islice(cycle(self.ids), n * batch, (n + 1) * batch)) for n in range(rounds)]
-        self.refine(chunks[0], replace(config, iterations=min(2, config.iterations)))  # warm
+        # Warm: on a GPU to the end, because rows that leave change shapes, and kernels with them.
+        short = replace(config, iterations=min(2, config.iterations))
+        self.refine(chunks[0], short if self.denoiser.device.type == "cpu" else config)
         self.generate(chunks[0], 2)
         refined, spoken, plain = [], [], []
         memory = {"sampler": [], "generate": []}

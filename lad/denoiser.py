@@ -50,6 +50,7 @@ from lad.adapter import (
 )
 from lad.backbones import LoadedBackbone, get_backbone, load_backbone
 from lad.errors import AdapterMismatch
+from lad.layers import Graphs, Layers
 from lad.prompts import Prompt, encode_prompt
 
 __all__ = [
@@ -159,8 +160,8 @@ class Denoiser:
         self.tokenizer = backbone.tokenizer
         self.mask_token_id = backbone.mask_token_id
         self.eos_token_id = backbone.eos_token_id
-        # A dictionary makes `lad.passes` capture CUDA graphs and keep them in it.
-        self.graphs: dict | None = None
+        # Set by `capture`: `lad.passes` then runs captured passes and keeps them in it.
+        self.graphs: Graphs | None = None
 
     # -- making and keeping ----------------------------------------------------------------------
 
@@ -229,6 +230,7 @@ class Denoiser:
         cache: DynamicCache | None = None,
         start: int = 0,
         padding: Tensor | None = None,
+        layers: Layers | None = None,
     ) -> Tensor:
         """`(b, t, d)` final hidden states of `(b, t)` tokens that begin at position `start`.
 
@@ -237,10 +239,13 @@ class Denoiser:
             cache: keys and values of the `start` positions before; the new ones are appended.
             padding: `(b,)` int64, positions on the left that do not count; None when there are
                 none.
+            layers: run these, which are faster; they append nothing to the cache.
         """
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         if padding is not None:
             positions = (positions - padding[:, None]).clamp(min=0)
+        if layers is not None:
+            return layers(tokens, positions, mask, cache)
         return self.causal_lm.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -256,6 +261,7 @@ class Denoiser:
         cache: PromptCache | None = None,
         padding: Tensor | None = None,
         width: Tensor | None = None,
+        layers: Layers | None = None,
     ) -> Tensor:
         """`(b, a, v)` logits of every answer position.
 
@@ -267,6 +273,7 @@ class Denoiser:
                 `pad_prompts`; the logits are those of the prompt without them.
             width: `(b,)` int64, positions of each answer that count; what lies behind is not seen,
                 and its own logits mean nothing.
+            layers: as in `hidden_states`.
         """
         p, a = prompt.shape[1], answer.shape[1]
         start = 0 if cache is None else cache.get_seq_length()
@@ -282,7 +289,7 @@ class Denoiser:
             position = torch.arange(p + a, device=prompt.device)
             counts = (position < p + width[:, None])[:, None, None]  # (b, 1, 1, t), by key
             mask = mask & (counts | torch.eye(p + a, dtype=torch.bool, device=prompt.device))
-        states = self.hidden_states(tokens, mask[:, :, start:], cache, start, padding)
+        states = self.hidden_states(tokens, mask[:, :, start:], cache, start, padding, layers)
         first = p - start - (1 if self.config.target == "next" else 0)
         return self.causal_lm.lm_head(states[:, first : first + a])
 
@@ -306,12 +313,13 @@ class Denoiser:
     @contextlib.contextmanager
     def adapter_off(self) -> Iterator[None]:
         """The bare backbone for a while: its own weights, but this denoiser's masks."""
-        graphs, self.graphs = self.graphs, None  # what was captured runs the adapter
+        captured, self.graphs = self.graphs is not None, None
         try:
             with self.model.disable_adapter():
                 yield
         finally:
-            self.graphs = graphs
+            # What was captured reads weights into which the adapter was folded; it is not now.
+            self.graphs = Graphs() if captured else None
 
     def merge(self) -> Denoiser:
         """Fold the adapter into the weights: the same function, 1.2 times as fast (2 CPU cores).
@@ -319,8 +327,15 @@ class Denoiser:
         `adapter_off` still works: peft takes the adapter out again for as long as it lasts.
         """
         self.model.merge_adapter()
-        if self.graphs is not None:
-            self.graphs = {}
+        return self if self.graphs is None else self.capture()
+
+    def capture(self) -> Denoiser:
+        """Launch each forward pass as one CUDA graph from now on, see `lad.passes`.
+
+        Only useful on a GPU; elsewhere nothing is captured, though the same tensors are computed.
+        Fold the adapter in first: `lad.layers` takes no other. Anything captured so far is dropped.
+        """
+        self.graphs = Graphs()
         return self
 
     def parameter_counts(self) -> dict[str, int]:
@@ -383,6 +398,6 @@ def load_denoiser(
         for key, value in weights.items():
             own[key].copy_(value)
     denoiser.adapter_sha256 = card["adapter_sha256"]
-    if graphs and denoiser.device.type == "cuda":
-        denoiser.graphs = {}
-    return denoiser.merge() if merge and not spec.bits else denoiser
+    if merge and not spec.bits:
+        denoiser.merge()
+    return denoiser.capture() if graphs and denoiser.device.type == "cuda" else denoiser

@@ -5,8 +5,9 @@ captured pass launches them as one CUDA graph. A graph has fixed shapes and read
 memory, so prompts are padded on the left to a multiple of `PROMPT_STEP` and rows to a power of two,
 which changes nothing but rounding; one graph then serves many runs, and rows may leave the batch.
 
-Captured passes are used when `Denoiser.graphs` is a dictionary, in which they are kept by shape. On
-a CPU nothing is captured, but the same padded tensors are filled and read, for the tests.
+Captured passes are used after `Denoiser.capture`, and run the layers as `lad.layers` has them where
+it can. On a CPU nothing is captured or compiled, but the same padded tensors are filled and read by
+the same functions, for the tests.
 
 Shapes: b = rows, p = prompt positions, a = answer positions, v = vocabulary.
 """
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 
 from lad.denoiser import Denoiser, PromptCache
+from lad.layers import Layers
 
 __all__ = ["MOST_GRAPHS", "PROMPT_STEP", "CapturedPass", "Passes", "padded_shape"]
 
 PROMPT_STEP = 32
 MOST_GRAPHS = 32  # kept at once; each holds its own logits and keys
+MOST_LOGITS = 2**31  # held by all of them together: 4 GB in 16 bit
 WARM_UP = 3  # passes before a capture, in which libraries choose kernels and allocate workspace
 
 
@@ -70,11 +73,14 @@ class Passes:
 def captured(denoiser: Denoiser, rows: int, prompt: int, answer: int) -> CapturedPass:
     """The captured pass that these shapes fit in; made when there is none."""
     shape = (*padded_shape(rows, prompt), answer)
-    kept = denoiser.graphs
+    kept = denoiser.graphs.passes
     found = kept.pop(shape, None)
     if found is None:
-        while len(kept) >= MOST_GRAPHS:
-            kept.pop(next(iter(kept)))  # the one that was used longest ago
+        own = shape[0] * answer * denoiser.vocabulary_size
+        held = {key: key[0] * key[2] * denoiser.vocabulary_size for key in kept}
+        while kept and (len(kept) >= MOST_GRAPHS or sum(held.values()) + own > MOST_LOGITS):
+            oldest = next(iter(kept))  # the one that was used longest ago
+            kept.pop(oldest), held.pop(oldest)
         found = CapturedPass(denoiser, *shape)
     kept[shape] = found
     return found
@@ -86,6 +92,10 @@ class CapturedPass:
     def __init__(self, denoiser: Denoiser, b: int, p: int, a: int) -> None:
         device = denoiser.device
         self.denoiser = denoiser
+        graphs = denoiser.graphs
+        if graphs.layers is None:
+            graphs.layers = Layers.of(denoiser.causal_lm.model, compile=device.type == "cuda")
+        self.layers = graphs.layers
         self.prompts = torch.full((b, p), denoiser.eos_token_id, device=device)
         self.padding = torch.zeros(b, dtype=torch.int64, device=device)
         self.answer = torch.full((b, a), denoiser.mask_token_id, device=device)
@@ -95,7 +105,9 @@ class CapturedPass:
             self._capture()
 
     def _run(self) -> Tensor:
-        return self.denoiser.logits(self.prompts, self.answer, self.cache, self.padding)
+        return self.denoiser.logits(
+            self.prompts, self.answer, self.cache, self.padding, layers=self.layers
+        )
 
     def _capture(self) -> None:
         """Record the kernels of a pass; what they compute meanwhile is of no use."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from lad.controls import PRESETS, RANGES, RENOISING, RefineConfig, preset
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
+from lad.layers import compiled
 from lad.passes import Passes
 from lad.prompts import Prompt
 from lad.recording import make_trace
@@ -265,32 +266,55 @@ def _draw_all(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draft and confidence `(b, a)`, EOS's own probability `(b, a)`, and `(b,)` bool: all finite.
 
-    The float32 copy that a sum over the vocabulary needs is made for a few rows at a time.
+    The float32 copy that a sum over the vocabulary needs is made for a few rows at a time;
+    compiled, a greedy draw needs none.
     """
-    eos, drawn = denoiser.eos_token_id, []
+    keep = rows.fixed
+    if not config.redraw:
+        shown = rows.answer != denoiser.mask_token_id
+        if rows.endless is not None:  # an end that may not be one
+            shown &= ~(rows.endless & (rows.answer == denoiser.eos_token_id))
+        keep = shown if keep is None else keep | shown
+    given = (rows.answer, keep, rows.endless, None if config.greedy else uniforms[:, 0])
+    ids = (denoiser.eos_token_id, denoiser.mask_token_id)
+    if config.greedy and denoiser.graphs is not None and logits.is_cuda:
+        return compiled(_draw_some)(logits, *given, *ids, config)
     at_once = max(1, FLOATS_AT_ONCE // logits[0].numel())
-    for n in range(0, len(logits), at_once):
-        part = slice(n, n + at_once)
-        own = logits[part].float()  # (·, a, v); the sampler's own, so it may be written to
-        own[..., eos] += config.eos_bias
-        own[..., denoiser.mask_token_id] = -math.inf  # MASK is an input, never an answer
-        if rows.endless is not None:
-            own[..., eos].masked_fill_(rows.endless[part], -math.inf)
-        numbers = None if config.greedy else uniforms[part, 0]
-        draft, confidence, total = draw(own, config, numbers)
-        stays = None if rows.fixed is None else rows.fixed[part]
-        if not config.redraw:
-            shown = rows.answer[part] != denoiser.mask_token_id
-            if rows.endless is not None:  # an end that may not be one
-                shown &= ~(rows.endless[part] & (rows.answer[part] == eos))
-            stays = shown if stays is None else stays | shown
-        if stays is not None:
-            given = rows.answer[part].where(stays, draft)
-            sure = (own.gather(-1, given[..., None])[..., 0] - total).exp()
-            draft, confidence = given, sure.where(stays, confidence)
-        end = (own[..., eos] - total).exp()
-        drawn.append((draft, confidence, end, total.isfinite().all(dim=-1)))
-    return tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))
+    parts = [slice(n, n + at_once) for n in range(0, len(logits), at_once)]
+    drawn = [
+        _draw_some(logits[x], *(None if y is None else y[x] for y in given), *ids, config)
+        for x in parts
+    ]
+    return tuple(torch.cat(pieces) for pieces in zip(*drawn, strict=True))
+
+
+def _draw_some(
+    logits: Tensor,
+    answer: Tensor,
+    keep: Tensor | None,
+    endless: Tensor | None,
+    uniforms: Tensor | None,
+    eos: int,
+    mask: int,
+    config: RefineConfig,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_draw_all`, for some rows of logits `(·, a, v)`.
+
+    Args:
+        keep: `(·, a)` bool, positions that stay what they are in `answer`.
+        endless: `(·, a)` bool, positions that may not become EOS.
+    """
+    own = logits.float()  # valid until the next pass, so it may be written to
+    own[..., eos] += config.eos_bias
+    own[..., mask] = -math.inf  # MASK is an input, never an answer
+    if endless is not None:
+        own[..., eos].masked_fill_(endless, -math.inf)
+    draft, confidence, total = draw(own, config, uniforms)
+    if keep is not None:
+        draft = answer.where(keep, draft)
+        sure = (own.gather(-1, draft[..., None])[..., 0] - total).exp()
+        confidence = sure.where(keep, confidence)
+    return draft, confidence, (own[..., eos] - total).exp(), total.isfinite().all(dim=-1)
 
 
 def _hide(

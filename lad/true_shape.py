@@ -75,7 +75,7 @@ def measure_iterations(
     if not denoiser.backbone.spec.bits:
         denoiser.merge()
     if graphs and denoiser.device.type == "cuda":
-        denoiser.graphs = {}
+        denoiser.capture()
     settings = RefineConfig(iterations=iterations, temperature=0.0, renoising="uniform", patience=0)
     result = bench(
         denoiser,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import save_checkpoint, tokenizer
-from conftest import KINDS, stir
+from conftest import KINDS, check_learning, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -21,10 +21,10 @@ from lad.controls import RefineConfig
 from lad.denoiser import Denoiser, DenoiserConfig, attention_mask, load_denoiser
 from lad.errors import AdapterMismatch, DamagedFile, InvalidInput
 from lad.loading import ARCHITECTURES
+from lad.passes import Passes
 from lad.prompts import encode_prompt, encode_prompts
 from lad.sampler import record, refine_batch
 from lad.shapes import SHAPES, shape_config
-from lad.training import Pair, TrainConfig, train
 
 SMALL = DenoiserConfig(rank=4, alpha=8)
 
@@ -237,6 +237,18 @@ def test_our_masks_and_positions_are_those_of_plain_transformers(folder, kind):
     torch.testing.assert_close(cached, expected, atol=2e-4, rtol=1e-3)
 
 
+def test_a_captured_pass_is_the_plain_one(folder):
+    own = make(folder)
+    stir(own)
+    own.merge()
+    prompt, answer = own.encode("hello there")[None], torch.full((1, 6), own.mask_token_id)
+    with torch.inference_mode():
+        expected = Passes(own, prompt, None).logits(answer)
+        got = Passes(own.capture(), prompt, None).logits(answer)
+    assert own.graphs.layers is not None
+    assert torch.allclose(got, expected, atol=1e-4)
+
+
 def test_positions_are_stretched_as_llama_3_says(folders):
     """Slow rotations are slowed further by the factor, fast ones are kept, between they blend."""
     shape = SHAPES["tiny"]
@@ -282,19 +294,7 @@ def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):
 
 def test_an_adapter_is_trained_and_kept(folder, tmp_path):
     denoiser = Denoiser.create(load_backbone(str(folder)), SMALL)
-    pairs = [Pair(f"say {n}", f"{n}!") for n in range(60)]
-    config = TrainConfig(
-        steps=40,
-        learning_rate=5e-3,
-        warmup_steps=5,
-        widths=(96,),
-        batch_tokens=960,
-        draft_probability=0.0,
-        log_every=10,
-    )
-    rows = train(denoiser, pairs, config, tmp_path / "out")
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[-1] < 0.9 * losses[0]
+    check_learning(denoiser, tmp_path / "out")
     card = json.loads((tmp_path / "out" / "adapter" / "denoiser.json").read_text())
     assert card["backbone"] == folder.name and card["mask_token_id"] == denoiser.mask_token_id
 

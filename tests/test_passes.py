@@ -1,11 +1,12 @@
 """Captured passes: the same logits from padded tensors of fixed shapes; no graph on a CPU."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_denoiser
+from conftest import KINDS, stir, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampler import configs, denoisers, lists, starts
@@ -15,6 +16,7 @@ from lad import passes as room
 from lad.backbones import load_backbone
 from lad.controls import RefineConfig
 from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser, pad_prompts
+from lad.layers import compiled
 from lad.passes import CapturedPass, Passes, padded_shape
 from lad.sampler import record, refine_batch
 
@@ -26,12 +28,20 @@ def switched():
 
     def switch(denoiser):
         changed.append(denoiser)
-        denoiser.graphs = {}
-        return denoiser
+        return denoiser.capture()
 
     yield switch
     for denoiser in changed:
         denoiser.graphs = None
+
+
+@functools.cache
+def folded(attention: str, target: str) -> Denoiser:
+    """As `tiny_denoiser`, the adapter folded into the weights."""
+    config = DenoiserConfig(attention=attention, target=target, rank=4, alpha=8)
+    denoiser = Denoiser.create(load_backbone("tiny"), config)
+    stir(denoiser)
+    return denoiser.merge()
 
 
 def test_shapes_grow_to_few_sizes():
@@ -53,7 +63,7 @@ def test_padding_changes_no_logit(any_denoiser, switched):
         assert torch.allclose(own.logits(answer.flip(0)).flip(0)[1], expected[1], atol=1e-4)
         own.keep(torch.tensor([2, 0]))
         assert torch.allclose(own.logits(answer[[2, 0]]), expected[[2, 0]], atol=1e-4)
-    assert set(any_denoiser.graphs) == {(4, 64, 9), (2, 64, 9)}
+    assert set(any_denoiser.graphs.passes) == {(4, 64, 9), (2, 64, 9)}
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,7 +72,7 @@ def test_captured_passes_give_the_same_drafts(denoiser, texts, config, seed):
     given = [starts(denoiser, config, seed + row) for row in range(len(texts))]
     drafts, fixed = ([pair[n] for pair in given] for n in (0, 1))
     expected = refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed)
-    denoiser.graphs = {}
+    denoiser.capture()
     try:
         got = refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed)
     finally:
@@ -72,6 +82,53 @@ def test_captured_passes_give_the_same_drafts(denoiser, texts, config, seed):
         assert np.array_equal(one.inputs, other.inputs)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_give_what_transformers_gives(kind, switched):
+    own = folded(*kind)
+    ids = [own.encode(text) for text in ("a", "a longer prompt", "b c")]
+    prompts, padding = pad_prompts(ids)
+    answer = torch.randint(97, 120, (3, 9), generator=torch.Generator().manual_seed(0))
+    answer[:, 4:] = own.mask_token_id
+    with torch.inference_mode():
+        expected = Passes(own, prompts, padding).logits(answer)
+        passes = Passes(switched(own), prompts, padding)
+        assert torch.allclose(passes.logits(answer), expected, atol=1e-4)
+    assert own.graphs.layers is not None
+    assert not torch.equal(expected[0], expected[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(KINDS), lists, configs)
+def test_layers_give_the_same_drafts(kind, texts, config):
+    denoiser = folded(*kind)
+    expected = refine_batch(denoiser, texts, config)
+    denoiser.capture()
+    try:
+        got = refine_batch(denoiser, texts, config)
+    finally:
+        denoiser.graphs = None
+    assert all(np.array_equal(a.drafts, b.drafts) for a, b in zip(got, expected, strict=True))
+
+
+def test_layers_are_not_for_an_adapter_that_is_not_folded_in(denoiser, switched):
+    record(switched(denoiser), "hello", RefineConfig(iterations=1, answer_length=4))
+    assert denoiser.graphs.layers is None
+
+
+def test_where_compiling_fails_the_function_runs_as_it_is(monkeypatch):
+    def broken(function):
+        def run(*args):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler here")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    run = compiled(lambda x: x + 1)
+    with pytest.warns(UserWarning, match="torch.compile failed .no compiler here."):
+        assert run(1) == 2
+    assert run(2) == 3
+
+
 def test_one_captured_pass_serves_many_runs(denoiser, switched):
     config = RefineConfig(iterations=2, answer_length=6)
     expected = [record(denoiser, text, config).drafts for text in ("a", "bcd")]
@@ -79,7 +136,7 @@ def test_one_captured_pass_serves_many_runs(denoiser, switched):
     for _ in range(2):
         got = [record(denoiser, text, config).drafts for text in ("a", "bcd")]
         assert all(map(np.array_equal, got, expected))
-    assert len(denoiser.graphs) == 1
+    assert len(denoiser.graphs.passes) == 1
 
 
 def test_the_pass_used_longest_ago_goes_first(denoiser, switched, monkeypatch):
@@ -87,7 +144,12 @@ def test_the_pass_used_longest_ago_goes_first(denoiser, switched, monkeypatch):
     switched(denoiser)
     for length in (4, 5, 4, 6):
         record(denoiser, "a", RefineConfig(iterations=1, answer_length=length))
-    assert [shape[2] for shape in denoiser.graphs] == [4, 6]
+    assert [shape[2] for shape in denoiser.graphs.passes] == [4, 6]
+    monkeypatch.setattr(room, "MOST_LOGITS", 11 * denoiser.vocabulary_size)
+    record(denoiser, "a", RefineConfig(iterations=1, answer_length=7))
+    assert [shape[2] for shape in denoiser.graphs.passes] == [7]
+    record(denoiser, "a", RefineConfig(iterations=1, answer_length=20))
+    assert [shape[2] for shape in denoiser.graphs.passes] == [20]  # one is always kept
 
 
 def test_a_bare_backbone_is_not_answered_by_what_was_captured(denoiser, switched):
@@ -99,12 +161,14 @@ def test_a_bare_backbone_is_not_answered_by_what_was_captured(denoiser, switched
     with denoiser.adapter_off():
         assert np.array_equal(record(denoiser, "hello", config).drafts, bare)
     assert not np.array_equal(own, bare)
-    assert len(denoiser.graphs) == 1
+    # Nor the adapter afterwards by what was captured while it was folded in.
+    assert np.array_equal(record(denoiser, "hello", config).drafts, own)
 
 
-def test_a_pass_asks_nothing_of_the_host(any_denoiser):
+def test_a_pass_asks_nothing_of_the_host(any_denoiser, switched):
     """Reading a number back, or a shape that hangs on one, cannot be captured."""
     asked = []
+    switched(any_denoiser)
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -142,5 +206,5 @@ def test_graphs_are_for_gpus(tmp_path):
 
 def test_merging_forgets_what_was_captured_before():
     own = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    own.graphs = {"shape": "pass"}
-    assert own.merge().graphs == {}
+    own.capture().graphs.passes["shape"] = "pass"
+    assert own.merge().graphs.passes == {}

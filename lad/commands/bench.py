@@ -52,9 +52,7 @@ def bench(
     ] = None,
     prompts: Annotated[Path, typer.Option(help="Prompts, one a line.", show_default=False)] = DATA
     / "held-out.txt",
-    graphs: Annotated[
-        bool, typer.Option(help="On a GPU, a forward pass is one CUDA graph.")
-    ] = False,
+    graphs: Annotated[bool, typer.Option(help="On a GPU, a pass is one CUDA graph.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write the JSON object to this file.")] = None,
     model: Model = "smollm2-135m",
     adapter: Adapter = None,
@@ -101,7 +99,7 @@ def bench(
             chosen("reference_iterations", reference_iterations) or None,
             on_progress=tell,
         )
-    result |= {"setting": setting, "graphs": denoiser.graphs is not None}
+    result |= {"command": "lad bench", "setting": setting, "graphs": denoiser.graphs is not None}
     result["prompts"] |= {"of": len(known), "file": prompts.name, "sha256": sha256_file(prompts)}
     if out is not None:
         with writable(out):

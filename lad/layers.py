@@ -1,0 +1,278 @@
+"""The decoder layers of a LLaMA in few kernels: for models too fast for Python to keep up with.
+
+`transformers` runs a layer as some forty kernels, most of which do next to nothing. The same
+function is written here once more, so that `torch.compile` sees a whole layer with its weights as
+arguments: it is compiled once and serves all layers, which leaves the matrix products, attention,
+and a handful of kernels between them. Queries, keys and values come out of one product, and heads
+that share keys become queries of one head, so that no key is copied (grouped-query attention,
+Ainslie et al., 2023, https://arxiv.org/abs/2305.13245).
+
+It is exact up to rounding, and it is for inference: weights are read where they are, so the adapter
+must be folded into them, and nothing may be quantised. The tests hold it to `transformers`.
+
+Shapes: b = batch, n = positions computed, t = positions attended to, h = hidden size, q = heads,
+kv = heads of keys and values, g = q / kv, d = features of a head.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Cache
+
+__all__ = [
+    "Graphs",
+    "Layers",
+    "Weights",
+    "compiled",
+    "finish_layer",
+    "grouped",
+    "heads_of",
+    "normed",
+    "rotary",
+    "turned_heads",
+    "weights_of",
+]
+
+PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALIGNED = 8  # attention wants rows of its bias to begin at multiples of this many numbers
+
+
+class Weights(NamedTuple):
+    """What a layer multiplies by; `qkv` `((q + 2 kv) d, h)` is a copy, the rest is the model's."""
+
+    first_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    out: Tensor
+    second_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+class Heads(NamedTuple):
+    """Numbers that fix a layer: q, kv, d, and the epsilon of its norms."""
+
+    query: int
+    shared: int
+    features: int
+    epsilon: float
+
+
+@dataclass
+class Graphs:
+    """What is kept between passes on a GPU: captured ones by shape, and the layers they run.
+
+    Attributes:
+        passes: see `lad.passes.captured`.
+        layers: None until the first pass is captured, and for models that `Layers` cannot run.
+    """
+
+    passes: dict = field(default_factory=dict)
+    layers: Layers | None = None
+
+
+# -- one layer -------------------------------------------------------------------------------------
+
+
+def normed(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Root-mean-square norm over the last axis, in one kernel where the module takes six."""
+    return F.rms_norm(x, weight.shape, weight, epsilon)
+
+
+def turned_heads(
+    x: Tensor, cos: Tensor, sin: Tensor, weights: Weights, heads: Heads
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries `(b, n, q, d)`, keys and values `(b, kv, n, d)`; the first two know their positions.
+
+    Args:
+        x: `(b, n, h)`, the input of a layer.
+        cos, sin: `(b, n, 1, d)` or broadcast to it, as `rotary` gives them.
+    """
+    q, kv, d, epsilon = heads
+    mixed = F.linear(normed(x, weights.first_norm, epsilon), weights.qkv, weights.qkv_bias)
+    mixed = mixed.view(*x.shape[:2], q + 2 * kv, d)
+    turned, value = mixed[:, :, : q + kv], mixed[:, :, q + kv :]
+    turned = torch.addcmul(turned * cos, turned.roll(d // 2, dims=-1), sin)
+    return turned[:, :, :q], turned[:, :, q:].transpose(1, 2), value.transpose(1, 2)
+
+
+def finish_layer(
+    x: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    weights: Weights,
+    heads: Heads,
+) -> Tensor:
+    """`(b, n, h)`, the output of a layer: attention over all keys, and the feed-forward part.
+
+    Args:
+        x: `(b, n, h)`, the layer's input; query `(b, n, q, d)`; keys, values `(b, kv, t, d)`.
+        bias: `(b, 1, n g, t)` or broadcast to it, added before the softmax; see `grouped`.
+    """
+    q, kv, d, epsilon = heads
+    b, n, _ = x.shape
+    query = query.reshape(b, n, kv, q // kv, d).transpose(1, 2).reshape(b, kv, -1, d)
+    read = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+    read = read.view(b, kv, n, q // kv, d).transpose(1, 2).reshape(b, n, q * d)
+    x = x + F.linear(read, weights.out)
+    inner = normed(x, weights.second_norm, epsilon)
+    inner = F.silu(F.linear(inner, weights.gate)) * F.linear(inner, weights.up)
+    return x + F.linear(inner, weights.down)
+
+
+def layer(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    bias: Tensor,
+    past_keys: Tensor | None,
+    past_values: Tensor | None,
+    weights: Weights,
+    heads: Heads,
+) -> Tensor:
+    """`(b, n, h)`: a whole layer, after `(b, kv, t - n, d)` keys and values that are known."""
+    query, keys, values = turned_heads(x, cos, sin, weights, heads)
+    if past_keys is not None:
+        keys = torch.cat([past_keys, keys], dim=2)
+        values = torch.cat([past_values, values], dim=2)
+    return finish_layer(x, query, keys, values, bias, weights, heads)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """The function under `torch.compile`; compiled at its first call, and kept.
+
+    Where that fails (no compiler on this machine) it says so once and goes on as it is.
+    """
+    fast = torch.compile(function)
+    failed = False
+
+    def run(*args):
+        nonlocal failed
+        if not failed:
+            try:
+                return fast(*args)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                failed = True
+                first = str(error).strip().splitlines()[0]
+                warnings.warn(
+                    f"torch.compile failed ({first}): going on without it, slower", stacklevel=2
+                )
+        return function(*args)
+
+    return run
+
+
+# -- all of them -----------------------------------------------------------------------------------
+
+
+def heads_of(model: torch.nn.Module) -> Heads:
+    """The numbers of a `LlamaModel`."""
+    c = model.config
+    d = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    return Heads(c.num_attention_heads, c.num_key_value_heads, d, c.rms_norm_eps)
+
+
+def rotary(model: torch.nn.Module, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine `(b, n, 1, d)` of `(b, n)` positions, as `turned_heads` takes them.
+
+    Rotating by half a head swaps its halves, and the first then changes sign: the sign is put into
+    the sine, once.
+    """
+    like = torch.zeros((), dtype=dtype, device=positions.device)
+    cos, sin = model.rotary_emb(like, positions)
+    half = sin.shape[-1] // 2
+    sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+    return cos[:, :, None], sin[:, :, None]
+
+
+def grouped(mask: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """`(b, 1, n g, t)`: a `(b, 1, n, t)` bool mask as a bias for queries that share a head."""
+    mask = mask.repeat_interleave(group, dim=2)
+    t = mask.shape[-1]
+    room = mask.new_zeros((*mask.shape[:-1], -(-t // ALIGNED) * ALIGNED), dtype=dtype)[..., :t]
+    return room.masked_fill_(~mask, float("-inf"))
+
+
+def weights_of(layer: torch.nn.Module) -> Weights:
+    """The weights of a decoder layer; what an adapter wraps is read below it."""
+
+    def part(where: torch.nn.Module, name: str) -> torch.nn.Module:
+        module = getattr(where, name)
+        return getattr(module, "base_layer", module)
+
+    attention, feed = layer.self_attn, layer.mlp
+    parts = [part(attention, name) for name in PRODUCTS[:3]]
+    biases = [p.bias for p in parts if p.bias is not None]
+    return Weights(
+        layer.input_layernorm.weight.detach(),
+        torch.cat([p.weight.detach() for p in parts]),
+        torch.cat([bias.detach() for bias in biases]) if biases else None,
+        part(attention, "o_proj").weight.detach(),
+        layer.post_attention_layernorm.weight.detach(),
+        part(feed, "gate_proj").weight.detach(),
+        part(feed, "up_proj").weight.detach(),
+        part(feed, "down_proj").weight.detach(),
+    )
+
+
+class Layers:
+    """All layers of a `LlamaModel`, run as `layer`; make one with `Layers.of`.
+
+    Args:
+        compile: use `torch.compile`, which takes a C compiler and some seconds.
+    """
+
+    def __init__(self, model: torch.nn.Module, compile: bool) -> None:
+        self.model = model
+        self.heads = heads_of(model)
+        self.weights = [weights_of(each) for each in model.layers]
+        self.run = compiled(layer) if compile else layer
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, compile: bool) -> Layers | None:
+        """None for a model that is not of this kind, is quantised, or has an unfolded adapter."""
+        for each in model.layers:
+            for name in PRODUCTS:
+                where = each.self_attn if hasattr(each.self_attn, name) else each.mlp
+                module = getattr(where, name, None)
+                if module is None or not getattr(module, "merged", True):
+                    return None
+                plain = getattr(module, "base_layer", module)
+                has_bias = getattr(plain, "bias", None) is not None
+                if type(plain) is not torch.nn.Linear or (has_bias and name not in PRODUCTS[:3]):
+                    return None
+            plain = (hasattr(each.self_attn, "q_norm"), each.mlp.act_fn.__class__.__name__)
+            if plain not in ((False, "SiLUActivation"), (False, "SiLU")):
+                return None
+        return cls(model, compile)
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None
+    ) -> Tensor:
+        """`(b, n, h)` final hidden states of `(b, n)` tokens at `(b, n)` or `(1, n)` positions.
+
+        Args:
+            mask: `(b, 1, n, t)` bool, True where a query may see a key.
+            cache: keys and values of the t - n positions before; nothing is added to it.
+        """
+        x = self.model.embed_tokens(tokens)
+        cos, sin = rotary(self.model, positions, x.dtype)
+        bias = grouped(mask, self.heads.query // self.heads.shared, x.dtype)
+        for number, weights in enumerate(self.weights):
+            keys = values = None
+            if cache is not None:
+                keys, values = cache.layers[number].keys, cache.layers[number].values
+            x = self.run(x, cos, sin, bias, keys, values, weights, self.heads)
+        return normed(x, self.model.norm.weight, self.heads.epsilon)
