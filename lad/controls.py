@@ -35,6 +35,7 @@ RANGES = {
     "noise_clipping": (0.01, 1),
     "clustering": (0, 1),
     "threshold": (0, 1),
+    "apart": (0, 1),
     "window": (1, 2048),
     "added_tokens": (1, 256),
     "tail": (1, 2048),
@@ -74,6 +75,8 @@ class RefineConfig:
             where none reaches the threshold; the "leftmost", to whose left all is known; or a "run"
             that begins there and goes on while all of it so far is together as sure as the
             threshold, and nothing else; threshold only.
+        apart: confidence that a token needs beside it where its left neighbour is neither visible
+            nor as sure as this itself, 0 to 1; 0 asks nothing more; threshold only.
         permanent: a position once shown is never MASK again; its token may still change.
         redraw: True draws every position anew in each iteration, which is how LAD repairs visible
             tokens; False leaves a token as it was drawn for as long as it is shown, as LLaDA-like
@@ -106,6 +109,7 @@ class RefineConfig:
     threshold: float = 0.9
     window: int | None = None
     advance: str = "surest"
+    apart: float = 0.0
     permanent: bool = False
     redraw: bool = True
     added_tokens: int | None = None
@@ -175,11 +179,12 @@ def check(name: str, kind: str, value: object) -> None:
 
 
 PRESETS = {
-    # About two tokens a forward pass: every sure one, and always the next.
+    # About two tokens a forward pass: right of a known token nearly any, elsewhere a sure one.
     "default": RefineConfig(
         iterations=64,
         renoising="threshold",
-        threshold=0.45,
+        threshold=0.1,
+        apart=0.65,
         window=16,
         advance="leftmost",
         permanent=True,
@@ -198,12 +203,14 @@ PRESETS = {
         answer_length=128,
         context=256,
     ),
-    # Few tokens at a time, each one sure, from left to right.
+    # Fewer at a time, and only very sure ones apart from what is known.
     "quality": RefineConfig(
         iterations=64,
         renoising="threshold",
-        threshold=0.9,
+        threshold=0.5,
+        apart=0.95,
         window=16,
+        advance="leftmost",
         permanent=True,
         repeats="remask",
     ),

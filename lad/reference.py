@@ -333,7 +333,8 @@ def below_threshold(
     stop = a if config.window is None else start + config.window
     candidates = [n for n in range(min(a, stop)) if masked[n] and open_[n]]
     sure = [confidence[n] >= config.threshold and not again[n] for n in range(a)]
-    show = [n for n in candidates if sure[n]]
+    known = [not masked[n] or (confidence[n] >= config.apart and not again[n]) for n in range(a)]
+    show = [n for n in candidates if sure[n] and (n == 0 or known[n - 1] or known[n])]
     if config.advance == "leftmost" and start in candidates and not again[start]:
         show.append(start)
     if config.advance == "run":

@@ -159,12 +159,16 @@ class Threshold:
     unsure: all before it is known, so its likeliest token is what a left-to-right model would say.
     "run" carries this on and asks nothing else: from the leftmost MASK to the right, a MASK becomes
     a token while those to its left that become one with it are together at least `threshold` sure.
-    A token drawn beside an unsure neighbour belongs to another sentence than the neighbour's.
+
+    A token drawn to the right of an unknown one belongs, as like as not, to another sentence than
+    what its neighbour becomes. So a token must be at least `apart` sure where its left neighbour is
+    neither visible nor itself as sure as that; 0 asks nothing more.
     """
 
     threshold: float
     window: int | None
     advance: str
+    apart: float
 
     draws: ClassVar[int] = 0
     finishes: ClassVar[bool] = True
@@ -177,7 +181,10 @@ class Threshold:
         if self.window is not None:
             candidates &= position < first + self.window
         sure = (look.confidence >= self.threshold) & ~look.repeated
-        shown = candidates & sure
+        known = ~look.masked | ((look.confidence >= self.apart) & ~look.repeated)
+        beside = torch.ones_like(known)  # whether the left neighbour is known; a prompt always is
+        beside[:, 1:] = known[:, :-1]
+        shown = candidates & sure & (beside | known)
         if self.advance == "leftmost":
             shown |= candidates & (position == first) & ~look.repeated
         elif self.advance == "run":

@@ -4,28 +4,18 @@ import inspect
 import json
 
 import pytest
-from conftest import stir
+from conftest import run
 
-from lad.__main__ import main
-from lad.backbones import load_backbone
 from lad.commands.refine import refine
 from lad.controls import PRESETS, RefineConfig, preset
-from lad.denoiser import Denoiser, DenoiserConfig
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> str:
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(denoiser)
-    return str(denoiser.save(tmp_path_factory.mktemp("adapters") / "tiny"))
 
 
 def used(capsys, adapter: str, *arguments: str) -> RefineConfig:
     """The settings a run says it had."""
-    with pytest.raises(SystemExit) as caught:
-        main(["refine", "hello", "--model=tiny", f"--adapter={adapter}", "--json", *arguments])
-    assert caught.value.code == 0
-    return RefineConfig.from_dict(json.loads(capsys.readouterr().out)["config"])
+    own = ("--model=tiny", f"--adapter={adapter}", "--json")
+    status, out, _ = run(capsys, "refine", "hello", *own, *arguments)
+    assert status == 0
+    return RefineConfig.from_dict(json.loads(out)["config"])
 
 
 def test_every_control_is_an_option():
@@ -42,7 +32,7 @@ def test_a_preset_is_where_the_options_start_from(capsys, adapter, name):
 def test_every_option_reaches_its_control(capsys, adapter):
     values = {
         "iterations": 3, "renoising": "threshold", "noise_start": 0.25, "sharpness": 2.0,
-        "noise_clipping": 0.5, "clustering": 0.75, "threshold": 0.125, "window": 5,
+        "noise_clipping": 0.5, "clustering": 0.75, "threshold": 0.125, "window": 5, "apart": 0.75,
         "added_tokens": 4, "tail": 6, "repeats": "remask", "advance": "leftmost",
         "temperature": 0.5, "top_k": 7, "top_p": 0.5, "eos_bias": -1.0,
         "answer_length": 9, "context": 64, "patience": 2, "seed": 11,
@@ -53,10 +43,9 @@ def test_every_option_reaches_its_control(capsys, adapter):
 
 
 def test_a_preset_nobody_knows_is_refused(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["refine", "hi", "--preset=best"])
-    assert caught.value.code == 2
-    assert "unknown preset 'best': expected one of default, guided, demo" in capsys.readouterr().err
+    status, _, err = run(capsys, "refine", "hi", "--preset=best")
+    assert status == 2
+    assert "unknown preset 'best': expected one of default, guided, demo" in err
 
 
 def test_noiseless_masks_nothing_again_whatever_the_preset(capsys, adapter):

@@ -34,6 +34,7 @@ configs = st.builds(
     noise_clipping=st.sampled_from([0.01, 1.0]),
     clustering=st.sampled_from([0.0, 0.5, 1.0]),
     threshold=st.sampled_from([0.0, 0.01, 0.05, 0.9]),  # the tiny model is never sure
+    apart=st.sampled_from([0.0, 0.0, 0.01, 0.05]),
     window=st.sampled_from([None, 1, 4]),
     advance=st.sampled_from(ADVANCE),
     permanent=st.booleans(),
@@ -463,6 +464,7 @@ BAD = {
     "noise_clipping": [0, 2],
     "clustering": [-0.1, 1.1],
     "threshold": [-0.1, 1.1, None],
+    "apart": [-0.1, 1.1, None],
     "window": [0, 2049, 1.5],
     "advance": ["rightmost", None],
     "permanent": [1, "yes", None],

@@ -104,6 +104,16 @@ def test_a_run_goes_on_while_what_is_left_of_it_is_sure():
     assert threshold(look([0.9, 0.9, 0.9], again=[0, 1, 0]), 0.5, **run) == [0, 1, 1]
 
 
+def test_beside_an_unknown_left_neighbour_a_token_must_be_surer():
+    apart = {"apart": 0.8}
+    assert threshold(look([0.6, 0.6, 0.6, 0.6]), 0.5, **apart) == [0, 1, 1, 1]
+    assert threshold(look([0.6, 0.9, 0.6, 0.6]), 0.5, **apart) == [0, 0, 0, 1]
+    # What is visible is known, and a neighbour that waits because it repeats is not.
+    assert threshold(look([0.6] * 3, masked=[0, 1, 1], open_=[0, 1, 1]), 0.5, **apart) == [0, 0, 1]
+    assert threshold(look([0.9, 0.6], again=[1, 0]), 0.5, **apart) == [1, 0]
+    assert threshold(look([0.4, 0.9, 0.6, 0.3]), 0.5, **apart) == [1, 0, 0, 1]
+
+
 def test_threshold_never_masks_what_repeats_for_ever():
     assert threshold(look([0.95, 0.99], again=[1, 0])) == [1, 0]
     assert threshold(look([0.95, 0.99], again=[1, 1])) == [1, 0]

@@ -8,14 +8,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-import torch
+from conftest import new_denoiser
 from traces import make_trace, words
 from traitlets import TraitError
 
-from lad.backbones import load_backbone
 from lad.cells import frames
 from lad.controls import CHOICES
-from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import AssetUnavailable
 from lad.sampler import PRESETS, RANGES, RefineConfig, preset, record
 from lad.trace import Trace
@@ -29,12 +27,7 @@ PATIENCE = 60  # seconds until a test gives up waiting
 @pytest.fixture(scope="module")
 def denoiser():
     """The tiny backbone with an adapter that does something, so that drafts keep moving."""
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in denoiser.model.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return denoiser
+    return new_denoiser()
 
 
 @pytest.fixture
@@ -107,6 +100,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         ("renoising", "threshold"),
         ("clustering", 0.5),
         ("threshold", 0.75),
+        ("apart", 0.5),
         ("window", 16),
         ("permanent", True),
         ("redraw", False),
@@ -141,17 +135,18 @@ def test_controls_without_effect_are_switched_off(explorer):
         return {name for name, control in explorer.controls.items() if control.disabled}
 
     explorer.controls["temperature"].value = 1.0
-    assert off() == {"threshold", "window", "advance"}
+    assert off() == {"threshold", "apart", "window", "advance"}
     explorer.controls["renoising"].value = "uniform"
-    assert off() == {"threshold", "window", "advance", "noise_clipping"}
+    assert off() == {"threshold", "apart", "window", "advance", "noise_clipping"}
     explorer.controls["renoising"].value = "threshold"
     scheduled = {"noise_start", "sharpness", "noise_clipping", "clustering"}
     assert off() == scheduled
     explorer.controls["temperature"].value = 0.0  # greedy
     assert off() == scheduled | {"top_k", "top_p"}
     explorer.noiseless.value = True
-    strategy = {"renoising", "threshold", "window", "advance", "permanent", "redraw", "repeats"}
-    assert off() == scheduled | strategy | {"top_k", "top_p"}
+    strategy = {"renoising", "threshold", "apart", "window", "advance"}
+    shown = {"permanent", "redraw", "repeats"}
+    assert off() == scheduled | strategy | shown | {"top_k", "top_p"}
     assert explorer.config.renoising == "none"
 
 

@@ -24,6 +24,9 @@ def refine(
     noise_clipping: Annotated[float | None, typer.Option(help="Least doubt of a token.")] = None,
     clustering: Annotated[float | None, typer.Option(help="1 masks one run of tokens.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Confidence that is enough.")] = None,
+    apart: Annotated[
+        float | None, typer.Option(help="With threshold, the same beside an unknown left token.")
+    ] = None,
     window: Annotated[int | None, typer.Option(help="Positions at work, with threshold.")] = None,
     advance: Annotated[
         str | None, typer.Option(help="With threshold, what is shown: surest, leftmost or run.")
@@ -73,6 +76,7 @@ def refine(
         "noise_clipping": noise_clipping,
         "clustering": clustering,
         "threshold": threshold,
+        "apart": apart,
         "window": window,
         "advance": advance,
         "permanent": permanent,

@@ -38,6 +38,7 @@ GROUPS = {
         "noise_clipping",
         "clustering",
         "threshold",
+        "apart",
         "window",
         "advance",
         "repeats",
@@ -54,6 +55,7 @@ USED_BY = {
     "clustering": ("uniform", "confidence"),
     "noise_clipping": ("confidence",),
     "threshold": ("threshold",),
+    "apart": ("threshold",),
     "window": ("threshold",),
     "advance": ("threshold",),
     "permanent": ("uniform", "confidence", "threshold"),
@@ -152,6 +154,7 @@ class ControlPanel:
             "noise_clipping": slider(config, "noise_clipping", "Noise clipping", 0.01),
             "clustering": slider(config, "clustering", "Clustering", 0.05),
             "threshold": slider(config, "threshold", "Threshold", 0.01),
+            "apart": slider(config, "apart", "Beside an unknown", 0.01),
             "window": choice(config, "window", "Window", SIZES),
             "advance": widgets.Dropdown(
                 options=[("the surest, if none is", "surest"), ("the leftmost", "leftmost"),
