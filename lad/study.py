@@ -18,25 +18,22 @@ Shapes: n = answers, a = positions of the answer region, i = iterations, m = mas
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from lad import metrics
-from lad.answers import Answers, greedy_answers, measure_answers
+from lad.answers import Answers, measure_answers
 from lad.backbones import LoadedBackbone
 from lad.controls import PRESETS
-from lad.corruption import CorruptionConfig, corrupt
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput
-from lad.evaluation import provenance
-from lad.prompts import encode_prompts
+from lad.evaluation import Progress, masked_predictions, provenance, yardstick
 from lad.sampler import RefineConfig, refine_batch
 from lad.trace import Trace
-from lad.training.objective import answer_logits, take
+from lad.training.objective import MASKED_FRACTIONS
 from lad.training.pairs import PackedPairs, Pair, pack
 
 __all__ = ["ITERATIONS", "WAYS", "calibration", "run_study", "settling"]
@@ -45,15 +42,11 @@ ITERATIONS = (1, 2, 4, 8, 16, 32, 64)
 WAYS: Mapping[str, RefineConfig] = {
     "without re-noising": RefineConfig(renoising="none"),
     "with re-noising": RefineConfig(renoising="confidence", noise_start=0.9, sharpness=1.0),
-    "sure tokens only": PRESETS["quality"],
+    "sure tokens only": replace(PRESETS["quality"], threshold=0.3, apart=0.9),
 }
-FRACTIONS = (0.25, 0.5, 0.75)
 BINS = 10
 LEAST_TOKENS = 10  # of an answer whose tenths are told apart
 QUALITY = ("repeats", "distinct_3", "relative_perplexity", "ended", "tokens", "nfe")
-
-# Called with what is being done, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], object]
 
 
 def run_study(
@@ -113,21 +106,14 @@ def run_study(
                 points.append((number, _cut(denoiser, traces, number)))
         spoken[name] = points
 
-    yardstick = denoiser.causal_lm if backbone is None else backbone.model
     quality: dict[str, list[dict]] = {}
-    with denoiser.adapter_off() if backbone is None else contextlib.nullcontext():
-        ids = encode_prompts(denoiser.tokenizer, prompts)
-        longest_answer = max(way.answer_length for way in WAYS.values())
-        own = greedy_answers(yardstick, ids, longest_answer, denoiser.eos_token_id, batch_size)
-        own = replace(own, losses=metrics.answer_losses(yardstick, ids, own.judged, batch_size))
+    longest_answer = max(way.answer_length for way in WAYS.values())
+    with yardstick(denoiser, prompts, longest_answer, batch_size, backbone) as (own, judged):
         done, total = 0, sum(map(len, spoken.values()))
         for name, points in spoken.items():
             quality[name] = []
             for number, answers in points:
-                losses = metrics.answer_losses(yardstick, ids, answers.judged, batch_size)
-                scores = measure_answers(
-                    replace(answers, losses=losses), own.cut(WAYS[name].answer_length)
-                )
+                scores = measure_answers(judged(answers), own.cut(WAYS[name].answer_length))
                 quality[name].append({"iterations": number} | {key: scores[key] for key in QUALITY})
                 done += 1
                 on_progress("perplexity", done, total)
@@ -234,39 +220,25 @@ def calibration(
 ) -> dict[str, dict]:
     """How often the likeliest token behind a MASK is the right one, by the confidence it has.
 
-    Masks fall on the whole answer region, as in `lad.evaluation.masked_scores`; the right token is
-    the one that the backbone's own answer has there.
+    What is masked is that of `lad.evaluation.masked_scores`; the right token is the one that the
+    backbone's own answer has there.
 
     Returns:
         For each share masked: bins of confidence (low, high, its mean in the bin, right as an
         `Estimate`, tokens), and gap, the mean distance of confidence and share right over all
         tokens ("expected calibration error").
     """
-    n, context = pairs.tokens.shape
-    rows = take(pairs, list(range(n)), context)
     found = {}
-    for fraction in FRACTIONS:
-        noise = CorruptionConfig(
-            all_masked=0.0,
-            mask_probability=1.0,
-            mask_fraction=(fraction, fraction),
-            structural_probability=0.0,
-        )
-        # Every row at once, so that the batch size does not change what is masked.
-        generator = torch.Generator(rows.tokens.device).manual_seed(seed)
-        size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
-        noisy = corrupt(rows.tokens, rows.answer, size, mask, generator, noise)
-        counted = (noisy == denoiser.mask_token_id) & rows.answer & ~rows.tail  # (n, t)
+    for fraction in MASKED_FRACTIONS:
         sure, right, owner = [], [], []
-        for first in range(0, n, batch_size):
-            part = slice(first, first + batch_size)
-            chosen = counted[part]
-            logits = answer_logits(denoiser, noisy[part], rows.prompt_lengths[part], chosen)
-            top, tokens = logits.float().softmax(dim=-1).max(dim=-1)  # (m,)
+        for logits, targets, answers in masked_predictions(
+            denoiser, pairs, fraction, batch_size, seed,
+            lambda done, f=fraction: on_progress(f"calibration, {100 * f:.0f} %", done, len(pairs)),
+        ):  # fmt: skip
+            top, tokens = logits.softmax(dim=-1).max(dim=-1)  # (m,)
             sure.append(top.cpu().numpy())
-            right.append((tokens == rows.tokens[part][chosen]).cpu().numpy())
-            owner.append(first + chosen.nonzero()[:, 0].cpu().numpy())
-            on_progress(f"calibration, {100 * fraction:.0f} %", min(first + batch_size, n), n)
+            right.append((tokens == targets).cpu().numpy())
+            owner.append(answers.numpy())
         found[f"{fraction:g}"] = _bins(*map(np.concatenate, (sure, right, owner)))
     return found
 

@@ -5,9 +5,9 @@ import shutil
 
 import matplotlib
 import pytest
+from conftest import run
 from traces import EOS, make_trace
 
-from lad.__main__ import main
 from lad.errors import DamagedFile, InvalidInput
 from lad.figures import recorded
 from lad.figures.recorded import (
@@ -25,7 +25,7 @@ from lad.settings import figures_folder
 from lad.trace import Trace
 
 # What needs a GPU to be recorded in minutes, and has not been.
-TO_RECORD = {"lad study", "lad bench-shape --record"}
+TO_RECORD = {"lad study", "lad bench", "lad bench-shape --record"}
 
 
 @pytest.fixture
@@ -96,10 +96,8 @@ def test_a_figure_without_its_data_is_left_out_and_told(folder, monkeypatch, cap
     assert drawn == {"schedule_by_sharpness", "schedule_by_noise_start", "kinds_of_noise",
                      "attention_masks"}  # fmt: skip
     assert set(unrecorded()) == set(DRAWN) - drawn
-    with pytest.raises(SystemExit) as ended:
-        main(["figures"])
-    assert ended.value.code == 0
-    told = capsys.readouterr().err
+    status, _, told = run(capsys, "figures")
+    assert status == 0
     assert "calibration: not drawn, its data comes with `lad study`" in told
     with pytest.raises(InvalidInput, match=r"no numbers at .*study\.json"):
         redraw(["calibration"])

@@ -52,8 +52,9 @@ def test_both_panels_and_the_finding():
         figure.get_suptitle().replace("\n", " ")
         == speed_finding(data)
         == (
-            "llama-3.1-8b: an iteration takes 1.2 to 2.5 times its floor; 200 million tokens take "
-            "3.5 h on 1 GPU; 4 are 3.8 times as fast as 1"
+            "llama-3.1-8b: an iteration takes 1.2 to 1.4 times its floor in 16 bit, 1.6 to 2.5 "
+            "times its floor in 4 bit; 200 million tokens take 3.5 h on 1 GPU; 4 are 3.8 times as "
+            "fast as 1"
         )
     )
     assert to_png(figure)[:4] == b"\x89PNG"
@@ -61,12 +62,15 @@ def test_both_panels_and_the_finding():
 
 def test_one_kind_of_run_is_enough():
     assert len(true_shape({"runs": [iteration(16, {1: 1.3})]}).axes) == 1
-    assert "takes 1.3 times its floor" in speed_finding({"runs": [iteration(16, {1: 1.3})]})
+    assert "takes 1.3 times its floor in 16 bit" in speed_finding(
+        {"runs": [iteration(16, {1: 1.3})]}
+    )
     assert speed_finding({"runs": [training(2, 30_000)]}).endswith("take 1.9 h on 2 GPUs")
     assert len(true_shape({"runs": [training(2, 30_000)]}).axes) == 1
+    assert len(true_shape({"runs": [iteration(16, {1: 1.3}), training(2, 30_000)]}).axes) == 1
 
 
 @pytest.mark.parametrize("data", [{}, {"runs": []}, {"runs": [{"kind": "training"}]}, {"runs": 3}])
 def test_other_data_is_told(data):
-    with pytest.raises(DamagedFile, match="not measurements of a shape"):
+    with pytest.raises(DamagedFile, match="not the numbers of a shape"):
         true_shape(data)

@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import tiny_denoiser
+from conftest import run, tiny_denoiser
 from traces import EOS, make_trace, words
 
-from lad.__main__ import main
 from lad.errors import DamagedFile, InvalidInput
 from lad.figures import study as figures
 from lad.figures.style import to_png
@@ -119,19 +118,15 @@ def test_the_command_writes_a_whole_file_and_says_where(tmp_path, monkeypatch, c
     tiny_denoiser().save(tmp_path / "adapter")
     few = ["--n-prompts", "2", "--n-pairs", "6", "--iterations", "1,2", "--device", "cpu"]
     study = ["study", "--model", "tiny", "--adapter", str(tmp_path / "adapter"), *few]
-    with pytest.raises(SystemExit) as ended:
-        main(study)
-    assert ended.value.code == 0
+    status, out, _ = run(capsys, *study)
     path = tmp_path / "figures" / "data" / "study.json"
-    assert capsys.readouterr().out.strip() == str(path)
+    assert (status, out.strip()) == (0, str(path))
     written = json.loads(path.read_text())
     assert (written["prompts"], written["iterations"]) == (2, [1, 2])
     assert 1 <= written["pairs"] <= 6  # bytes are long: some do not fit
     assert written["command"] == "lad study --iterations 1,2 --n-prompts 2 --n-pairs 6 --seed 0"
     for bad in (["--iterations", "1,x"], ["--n-prompts", "0"], ["--iterations", "4,2"]):
-        with pytest.raises(SystemExit) as ended:
-            main([*study, *bad])
-        assert ended.value.code == 2
+        assert run(capsys, *study, *bad)[0] == 2
 
 
 # -- the figures -----------------------------------------------------------------------------------
@@ -200,8 +195,8 @@ TITLES = {
         "Iterations after which half of an answer is final, on average: 3 quiet, 11 noisy"
     ),
     "settling_order": (
-        "Quiet the beginning settles first (first tenth after 1.0 iterations, last after 10.0); "
-        "noisy the end settles first (first tenth after 9.0, last after 4.5)"
+        "The beginning settles first (iterations until first and last tenth are final: "
+        "1.0 and 10.0 quiet); the end settles first (9.0 and 4.5 noisy)"
     ),
 }
 

@@ -190,7 +190,12 @@ def test_the_command_records_what_it_measures(tmp_path, capsys):
     assert not stopped.value.code
     out = capsys.readouterr().out
     assert "x its floor" in out and "– x reference" in out
-    assert json.loads(record.read_text())["runs"][0]["cells"][0]["window"] == 16
+    [run] = json.loads(record.read_text())["runs"]
+    assert run["cells"][0]["window"] == 16
+    assert run["command"] == " ".join(
+        ["lad bench-shape tiny --windows 16 --batches 1 --iterations 2 --reference-iterations 0",
+         "--record"]
+    )  # fmt: skip
     for wrong in (["--bits=5"], ["--iterations=1"], ["--batches=0"], ["--reference-iterations=-1"]):
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, *wrong])

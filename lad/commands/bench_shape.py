@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lad.commands.bench import numbers
-from lad.commands.common import AsJson, Device, choose_device, print_json
+from lad.commands.common import AsJson, Device, check_least, choose_device, print_json
 from lad.commands.evaluate import progress
 from lad.errors import InvalidInput
 
@@ -41,12 +41,8 @@ def bench_shape(
 
     if bits not in (None, 4, 8):
         raise InvalidInput(f"bits = {bits}: expected 4 or 8, or none for plain weights")
-    for name, number, least in (
-        ("iterations", iterations, 2),
-        ("reference_iterations", reference_iterations, 0),
-    ):
-        if number < least:
-            raise InvalidInput(f"{name} = {number}: expected at least {least}")
+    check_least(2, iterations=iterations)
+    check_least(0, reference_iterations=reference_iterations)
     values = read_config(config).get("denoiser", {}) if config is not None else {}
     check_names("denoiser", values, DenoiserConfig)
     with progress() as tell:
@@ -61,6 +57,13 @@ def bench_shape(
             graphs,
             tell,
         )
+    command = (
+        f"lad bench-shape {shape} --windows {windows} --batches {batches}"
+        f" --iterations {iterations} --reference-iterations {reference_iterations}"
+        + (f" --bits {bits}" if bits else "")
+        + ("" if graphs else " --no-graphs")
+    )
+    run = {"command": f"{command} --record", **run}
     if record is not None:
         add_run(record, run)
     if as_json:

@@ -11,16 +11,15 @@ Each title is what the numbers say, and is computed from them. Intervals are 95 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lad.errors import DamagedFile
-from lad.figures.style import COLORS, label, new_figure, series, set_title, styled
+from lad.figures.numbers import numbers_of
+from lad.figures.style import COLORS, label, log2_axis, new_figure, series, set_title, styled
 
 __all__ = [
     "calibration_curve",
@@ -44,21 +43,7 @@ PANELS = {
 
 COUNTED = (("relative_perplexity", "perplexity", ""), ("repeats", "stutter", " %"))
 
-
-def from_study(draw: Callable[[Mapping], Figure]) -> Callable[[Mapping], Figure]:
-    """Decorator: numbers that are not a study's are told as such."""
-
-    @wraps(draw)
-    def checked(data: Mapping) -> Figure:
-        try:
-            return draw(data)
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-            raise DamagedFile(
-                f"these are not the numbers of a study ({error!r}): expected what `lad study` "
-                "writes; run it again"
-            ) from error
-
-    return checked
+from_study = numbers_of("a study", "lad study")
 
 
 # -- quality ---------------------------------------------------------------------------------------
@@ -79,10 +64,7 @@ def quality_curve(data: Mapping) -> Figure:
             if len(points) == 1:
                 x = [point["nfe"]["value"] for point in own]
             _errorbars(axes, x, [point[key] for point in own], factor, number, way)
-        steps = data["iterations"]
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(steps, [str(step) for step in steps])
-        axes.minorticks_off()
+        log2_axis(axes, data["iterations"])
         axes.set_ylim(bottom=0)
         if key == "relative_perplexity":
             axes.set_yscale("log")
@@ -196,7 +178,7 @@ def calibration_curve(data: Mapping) -> Figure:
     figure = new_figure(1, 2, height=3.7, width_ratios=[1.25, 1])
     left, right = figure.axes
     left.plot([0, 1], [0, 1], color=COLORS["text"], linestyle="--", linewidth=1.2)
-    left.annotate("as sure as right", (0.05, 0.1), rotation=38, size=8, color=COLORS["muted"])
+    left.annotate("as sure as right", (0.2, 0.25), rotation=38, size=8, color=COLORS["muted"])
     for number, (fraction, found) in enumerate(data["calibration"].items()):
         bins = [one for one in found["bins"] if one["tokens"]]
         name = f"{100 * float(fraction):g} % masked"
@@ -290,7 +272,7 @@ def settling_order(data: Mapping) -> Figure:
 
 def order_finding(data: Mapping) -> str:
     """Whether an answer settles from its beginning."""
-    parts = []
+    found: dict[str, list[str]] = {}
     for way, estimates in data["order"].items():
         first, last = estimates[0], estimates[-1]
         if first["value"] is None:
@@ -298,9 +280,12 @@ def order_finding(data: Mapping) -> str:
         word = {"raise": "the beginning settles first", "lower": "the end settles first"}.get(
             _change(first, last), "beginning and end settle alike"
         )
-        ends = f"first tenth after {first['value']:.1f} iterations, last after {last['value']:.1f}"
-        parts.append(f"{way} {word} ({ends if not parts else ends.replace(' iterations', '')})")
-    return _sentence(parts or ["no answer was long enough to tell its tenths apart"])
+        found.setdefault(word, []).append(f"{first['value']:.1f} and {last['value']:.1f} {way}")
+    if not found:
+        return _sentence(["no answer was long enough to tell its tenths apart"])
+    told = [f"{word} ({', '.join(ways)})" for word, ways in found.items()]
+    told[0] = told[0].replace("(", "(iterations until first and last tenth are final: ", 1)
+    return _sentence(told)
 
 
 # -- together --------------------------------------------------------------------------------------

@@ -11,15 +11,18 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lad.errors import DamagedFile
-from lad.figures.style import COLORS, label, new_figure, series, set_title, styled
+from lad.figures.numbers import numbers_of
+from lad.figures.style import COLORS, label, log2_axis, new_figure, series, set_title, styled
 
 __all__ = ["speed_finding", "true_shape"]
 
 
+@numbers_of("a shape's speed", "lad bench-shape --record")
 @styled
 def true_shape(data: Mapping) -> Figure:
     """An iteration's time by its floor, against the batch; training's rate, against GPUs.
+
+    A rate on one number of GPUs is no curve: beside iterations it stands in the title alone.
 
     Args:
         data: what `lad.true_shape.add_run` wrote, with runs of either kind or both.
@@ -27,23 +30,19 @@ def true_shape(data: Mapping) -> Figure:
     Raises:
         DamagedFile: other data, or no runs.
     """
-    try:
-        iterations = [run for run in data["runs"] if run["kind"] == "iteration"]
-        training = [run for run in data["runs"] if run["kind"] == "training"]
-        if not iterations and not training:
-            raise ValueError("no runs")
-        panels = [(_iterations, iterations), (_training, training)]
-        panels = [(draw, runs) for draw, runs in panels if runs]
-        figure = new_figure(1, len(panels), height=3.6)
-        for axes, (draw, runs) in zip(figure.axes, panels, strict=True):
-            draw(axes, runs)
-        set_title(figure, speed_finding(data))
-        return figure
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise DamagedFile(
-            f"these are not measurements of a shape ({error!r}): expected what `lad bench-shape "
-            "--record` writes; run it again"
-        ) from error
+    iterations = [run for run in data["runs"] if run["kind"] == "iteration"]
+    training = [run for run in data["runs"] if run["kind"] == "training"]
+    if not iterations and not training:
+        raise ValueError("no runs")
+    panels = [(_iterations, iterations), (_training, training)]
+    if iterations and len({run["processes"] for run in training}) < 2:
+        panels.pop()
+    panels = [(draw, runs) for draw, runs in panels if runs]
+    figure = new_figure(1, len(panels), height=3.6)
+    for axes, (draw, runs) in zip(figure.axes, panels, strict=True):
+        draw(axes, runs)
+    set_title(figure, speed_finding(data))
+    return figure
 
 
 def _iterations(axes: Axes, runs: list[Mapping]) -> None:
@@ -55,9 +54,7 @@ def _iterations(axes: Axes, runs: list[Mapping]) -> None:
         ticks |= set(x)
         axes.plot(x, y, **series(number), label=f"{run['bits']} bit")
     axes.axhline(1, color=COLORS["text"], linestyle=":", linewidth=1.2, label="floor")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
-    axes.minorticks_off()
+    log2_axis(axes, sorted(ticks))
     axes.set_ylim(bottom=0)
     label(axes, "prompts at once", "time of an iteration\nby its floor (ratio)", "refining")
     axes.legend()
@@ -95,11 +92,17 @@ def speed_finding(data: Mapping) -> str:
     """How near to the floor an iteration is, how long training takes, and how it scales."""
     parts = []
     iterations = [run for run in data["runs"] if run["kind"] == "iteration"]
-    if iterations:
-        ratios = [c["sampler"]["iteration_by_floor"] for run in iterations for c in run["cells"]]
-        low, high = min(ratios), max(ratios)
-        spread = f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
-        parts.append(f"an iteration takes {spread} times its floor")
+    by_bits: dict[int, list[float]] = {}
+    for run in iterations:
+        ratios = [cell["sampler"]["iteration_by_floor"] for cell in run["cells"]]
+        by_bits.setdefault(run["bits"], []).extend(ratios)
+    told = []
+    for bits, ratios in by_bits.items():
+        low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
+        spread = low if low == high else f"{low} to {high}"
+        told.append(f"{spread} times its floor in {bits} bit")
+    if told:
+        parts.append(f"an iteration takes {', '.join(told)}")
     for own in _by_settings([run for run in data["runs"] if run["kind"] == "training"])[:1]:
         aim = f"{own[0]['aim_tokens'] / 1e6:.0f} million tokens"
         count = own[0]["processes"]
