@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from lad.assets import sha256_file, write_whole
+from lad.assets import sha256_file, write_json
 from lad.backbones import load_backbone
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import DamagedFile, InvalidInput
@@ -157,7 +157,7 @@ def run_variants(
             **scores,
         }
         with writing(folder):
-            write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
+            write_json(path, result)
         if on_result is not None:
             on_result(name, result)
 
@@ -212,7 +212,7 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
     data = trim(results, command)
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps(data, indent=1) + "\n").encode())
+        write_json(out, data)
     return True
 
 

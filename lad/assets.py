@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ __all__ = [
     "new_folder",
     "one_line",
     "sha256_file",
+    "write_json",
     "write_whole",
 ]
 
@@ -118,6 +120,11 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write plain values as `write_whole` writes bytes."""
+    write_whole(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def sha256_file(path: str | Path) -> str:

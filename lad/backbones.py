@@ -115,6 +115,21 @@ class LoadedBackbone:
     eos_token_id: int
 
 
+def _llama(version: str, size: str, parameters: int, what: str, on_disk: str) -> Backbone:
+    """An instruct model of Meta's, such as llama-3.1-8b."""
+    name = f"llama-{version}-{size.lower()}"
+    return Backbone(
+        name=name,
+        source=HubModel(f"meta-llama/Llama-{version}-{size}-Instruct"),
+        licence=f"Llama {version} Community License",
+        parameters=parameters,
+        context=SHAPES[name].context,
+        mask_token="MASK",
+        eos_token="<|eot_id|>",
+        note=f"{what} Gated: accept its licence on the hub first. {on_disk}",
+    )
+
+
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
@@ -147,36 +162,9 @@ BACKBONES: dict[str, Backbone] = {
             eos_token="<|im_end|>",
             note="Random weights, one token a byte: for tests, it says nothing meaningful.",
         ),
-        Backbone(
-            name="llama-3.1-8b",
-            source=HubModel("meta-llama/Llama-3.1-8B-Instruct"),
-            licence="Llama 3.1 Community License",
-            parameters=8_030_261_248,
-            context=131_072,
-            mask_token="MASK",
-            eos_token="<|eot_id|>",
-            note="The paper's backbone. Gated: accept its licence on the hub first. 16 GB on disk.",
-        ),
-        Backbone(
-            name="llama-3.2-3b",
-            source=HubModel("meta-llama/Llama-3.2-3B-Instruct"),
-            licence="Llama 3.2 Community License",
-            parameters=3_212_749_824,
-            context=131_072,
-            mask_token="MASK",
-            eos_token="<|eot_id|>",
-            note="The paper's family at 3 B. Gated: accept its licence on the hub first. 6.4 GB.",
-        ),
-        Backbone(
-            name="llama-3.2-1b",
-            source=HubModel("meta-llama/Llama-3.2-1B-Instruct"),
-            licence="Llama 3.2 Community License",
-            parameters=1_235_814_400,
-            context=131_072,
-            mask_token="MASK",
-            eos_token="<|eot_id|>",
-            note="The paper's family at 1 B. Gated: accept its licence on the hub first. 2.5 GB.",
-        ),
+        _llama("3.1", "8B", 8_030_261_248, "The paper's backbone.", "16 GB on disk."),
+        _llama("3.2", "3B", 3_212_749_824, "The paper's family at 3 B.", "6.4 GB."),
+        _llama("3.2", "1B", 1_235_814_400, "The paper's family at 1 B.", "2.5 GB."),
     )
 }
 

@@ -24,12 +24,11 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lad import __version__, metrics
@@ -40,7 +39,7 @@ from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
 from lad.prompts import encode_prompts
 from lad.sampler import RefineConfig
-from lad.training.objective import MASKED_FRACTIONS, answer_logits, take
+from lad.training.objective import MASKED_FRACTIONS, answer_logits, mask_share, take, token_losses
 from lad.training.pairs import PackedPairs, Pair, pack
 
 __all__ = [
@@ -49,8 +48,11 @@ __all__ = [
     "REPAIR_SEVERITY",
     "ahead_scores",
     "evaluate",
+    "masked_predictions",
     "masked_scores",
+    "provenance",
     "repair_scores",
+    "yardstick",
 ]
 
 REPAIR_SEVERITY = 0.3
@@ -111,17 +113,11 @@ def evaluate(
         for name, config in settings.items()
     }
     # The adapter goes off once, after everything that needs it.
-    yardstick = denoiser.causal_lm if backbone is None else backbone.model
-    with denoiser.adapter_off() if backbone is None else contextlib.nullcontext():
-        ids = encode_prompts(denoiser.tokenizer, prompts)
-        longest = max(config.answer_length for config in settings.values())
-        on_progress("backbone", 0, len(prompts))
-        own = greedy_answers(yardstick, ids, longest, denoiser.eos_token_id, batch_size)
-        own = replace(own, losses=metrics.answer_losses(yardstick, ids, own.judged, batch_size))
-        for name, answers in spoken.items():
-            losses = metrics.answer_losses(yardstick, ids, answers.judged, batch_size)
-            spoken[name] = replace(answers, losses=losses)
-        on_progress("backbone", len(prompts), len(prompts))
+    longest = max(config.answer_length for config in settings.values())
+    on_progress("backbone", 0, len(prompts))
+    with yardstick(denoiser, prompts, longest, batch_size, backbone) as (own, judged):
+        spoken = {name: judged(answers) for name, answers in spoken.items()}
+    on_progress("backbone", len(prompts), len(prompts))
 
     def describe(answers: Answers, length: int) -> dict:
         scores = measure_answers(answers, own.cut(length))
@@ -147,6 +143,35 @@ def evaluate(
     }
 
 
+@contextlib.contextmanager
+def yardstick(
+    denoiser: Denoiser,
+    prompts: Sequence[str],
+    length: int,
+    batch_size: int,
+    backbone: LoadedBackbone | None = None,
+) -> Iterator[tuple[Answers, Callable[[Answers], Answers]]]:
+    """What answers to the prompts are held against, for a while: the backbone, untouched.
+
+    Args:
+        length: most tokens of its own answers, EOS counted.
+        backbone: by default the denoiser's own, whose adapter is off meanwhile.
+
+    Yields:
+        Its greedy answers with their losses, and what gives other answers theirs.
+    """
+    model = denoiser.causal_lm if backbone is None else backbone.model
+    ids = encode_prompts(denoiser.tokenizer, prompts)
+
+    def judged(answers: Answers) -> Answers:
+        return replace(
+            answers, losses=metrics.answer_losses(model, ids, answers.judged, batch_size)
+        )
+
+    with denoiser.adapter_off() if backbone is None else contextlib.nullcontext():
+        yield judged(greedy_answers(model, ids, length, denoiser.eos_token_id, batch_size)), judged
+
+
 def provenance(denoiser: Denoiser) -> dict:
     """What the numbers hang on: weights, versions, machine."""
     device = denoiser.device
@@ -169,6 +194,37 @@ def provenance(denoiser: Denoiser) -> dict:
 # -- held-out pairs --------------------------------------------------------------------------------
 
 
+def masked_predictions(
+    denoiser: Denoiser,
+    pairs: PackedPairs,
+    fraction: float,
+    batch_size: int,
+    seed: int,
+    on_done: Callable[[int], object],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What a denoiser predicts where a given share of every answer is masked, see `mask_share`.
+
+    Args:
+        seed: of the masks, which the batch size does not change.
+        on_done: called with how many answers are done.
+
+    Yields:
+        `(m, v)` float32 logits, `(m,)` int64 right tokens, and `(m,)` int64, on the CPU, the
+        answers that these belong to.
+    """
+    n, context = pairs.tokens.shape
+    rows = take(pairs, list(range(n)), context)
+    generator = torch.Generator(rows.tokens.device).manual_seed(seed)
+    noisy, counted = mask_share(denoiser, rows, fraction, generator)
+    for first in range(0, n, batch_size):
+        part = slice(first, first + batch_size)
+        chosen = counted[part]
+        logits = answer_logits(denoiser, noisy[part], rows.prompt_lengths[part], chosen).float()
+        _check_finite(logits)
+        yield logits, rows.tokens[part][chosen], first + chosen.nonzero()[:, 0].cpu()
+        on_done(min(first + batch_size, n))
+
+
 @torch.inference_mode()
 def masked_scores(
     denoiser: Denoiser,
@@ -179,43 +235,28 @@ def masked_scores(
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
-    The protocol of `lad.training.validate`: masks fall on the whole answer region, EOS tail
-    included, so the answer's length is not given away; only masked tokens of the answer and its
-    first EOS are counted. Here every answer keeps its own sums, for an interval over answers.
+    The protocol of `lad.training.validate`, but every answer keeps its own sums, for an interval
+    over answers.
 
     Returns:
         {"0.25": {"ce": nats, "accuracy": share, "tokens": how many were counted}, ...}
     """
-    n, context = pairs.tokens.shape
-    rows = take(pairs, list(range(n)), context)
-    scores = {}
+    n, scores = len(pairs), {}
     for fraction in MASKED_FRACTIONS:
-        noise = CorruptionConfig(
-            all_masked=0.0,
-            mask_probability=1.0,
-            mask_fraction=(fraction, fraction),
-            structural_probability=0.0,
-        )
-        noisy = _damage(denoiser, rows, noise, seed)
-        counted = (noisy == denoiser.mask_token_id) & rows.answer & ~rows.tail  # (n, t)
-        sums = torch.zeros((2, n), dtype=torch.float64)  # of losses, of right tokens
-        for first in range(0, n, batch_size):
-            part = slice(first, first + batch_size)
-            chosen = counted[part]
-            logits = answer_logits(denoiser, noisy[part], rows.prompt_lengths[part], chosen).float()
-            _check_finite(logits)
-            targets = rows.tokens[part][chosen]  # (m,)
-            losses = F.cross_entropy(logits, targets, reduction="none")
-            right = logits.argmax(dim=-1) == targets
-            owner = first + chosen.nonzero()[:, 0].cpu()  # (m,), the answer a token belongs to
-            sums[0].index_add_(0, owner, losses.double().cpu())
-            sums[1].index_add_(0, owner, right.double().cpu())
-            on_progress(f"{100 * fraction:.0f} % masked", min(first + batch_size, n), n)
-        tokens = counted.sum(dim=1).tolist()
+        losses, right = torch.zeros((2, n), dtype=torch.float64)  # (n,) each, sums
+        tokens = torch.zeros(n, dtype=torch.int64)
+        for logits, targets, owner in masked_predictions(
+            denoiser, pairs, fraction, batch_size, seed,
+            lambda done, f=fraction: on_progress(f"{100 * f:.0f} % masked", done, n),
+        ):  # fmt: skip
+            found, hits = token_losses(logits, targets)
+            losses.index_add_(0, owner, found.double().cpu())
+            right.index_add_(0, owner, hits.double().cpu())
+            tokens += owner.bincount(minlength=n)
         scores[f"{fraction:g}"] = {
-            "ce": metrics.pooled_ratio(sums[0].tolist(), tokens).to_dict(),
-            "accuracy": metrics.pooled_share(sums[1].tolist(), tokens).to_dict(),
-            "tokens": sum(tokens),
+            "ce": metrics.pooled_ratio(losses.tolist(), tokens.tolist()).to_dict(),
+            "accuracy": metrics.pooled_share(right.tolist(), tokens.tolist()).to_dict(),
+            "tokens": int(tokens.sum()),
         }
     return scores
 
@@ -283,7 +324,16 @@ def repair_scores(
     """
     n, context = pairs.tokens.shape
     rows = take(pairs, list(range(n)), context)
-    noisy = _damage(denoiser, rows, VISIBLE_DAMAGE, seed, REPAIR_SEVERITY)
+    # Every row at once, so that the batch size does not change what is damaged.
+    noisy = corrupt(
+        rows.tokens,
+        rows.answer,
+        denoiser.vocabulary_size,
+        denoiser.mask_token_id,
+        torch.Generator(rows.tokens.device).manual_seed(seed),
+        VISIBLE_DAMAGE,
+        REPAIR_SEVERITY,
+    )
     mended = torch.empty_like(noisy)
     for first in range(0, n, batch_size):
         part = slice(first, first + batch_size)
@@ -314,13 +364,6 @@ def repair_scores(
         "severity": REPAIR_SEVERITY,
         "iterations": REPAIR_ITERATIONS,
     }
-
-
-def _damage(denoiser, rows, noise: CorruptionConfig, seed: int, severity=None) -> Tensor:
-    """`(n, t)`: every row at once, so that the batch size does not change what is damaged."""
-    generator = torch.Generator(rows.tokens.device).manual_seed(seed)
-    size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
-    return corrupt(rows.tokens, rows.answer, size, mask, generator, noise, severity)
 
 
 def _check_finite(logits: Tensor) -> None:

@@ -1,24 +1,35 @@
-"""What several test files need: tiny denoisers of every kind, and the real one once."""
+"""What several test files need: tiny denoisers of every kind, the real one once, the commands."""
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from lad.__main__ import main
 from lad.backbones import load_backbone
 from lad.denoiser import ATTENTIONS, TARGETS, Denoiser, DenoiserConfig, load_denoiser
+from lad.training import Pair, TrainConfig, train
 
 KINDS = list(itertools.product(ATTENTIONS, TARGETS))
 
 
-@functools.cache
-def tiny_denoiser(attention: str = "prompt-causal", target: str = "next") -> Denoiser:
+def new_denoiser(**config) -> Denoiser:
     """The tiny backbone with an adapter that does something, so that drafts keep moving."""
-    config = DenoiserConfig(attention=attention, target=target, rank=4, alpha=8)
+    config = DenoiserConfig(**{"rank": 4, "alpha": 8} | config)
     denoiser = Denoiser.create(load_backbone("tiny"), config)
     stir(denoiser)
     return denoiser
+
+
+@functools.cache
+def tiny_denoiser(attention: str = "prompt-causal", target: str = "next") -> Denoiser:
+    """One for all tests, which leave it as it is."""
+    return new_denoiser(attention=attention, target=target)
 
 
 def stir(denoiser: Denoiser, seed: int = 1) -> None:
@@ -27,6 +38,49 @@ def stir(denoiser: Denoiser, seed: int = 1) -> None:
     for name, parameter in denoiser.model.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr of one command."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, arguments)))
+    captured = capsys.readouterr()
+    return caught.value.code, captured.out, captured.err
+
+
+def run_in_terminal(*arguments: str) -> bytes:
+    """What a command shows in a terminal of its own."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "lad", *arguments]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # how a pseudo-terminal says that the other side is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    return shown
+
+
+def check_learning(denoiser: Denoiser, folder: Path | None = None, **knobs) -> None:
+    """A short training run makes the loss fall."""
+    config = TrainConfig(
+        steps=40,
+        learning_rate=5e-3,
+        warmup_steps=5,
+        widths=(96,),
+        batch_tokens=960,
+        draft_probability=0.0,
+        log_every=10,
+        **knobs,
+    )
+    pairs = [Pair(f"say {n}", f"{n}!") for n in range(60)]
+    losses = [row["loss"] for row in train(denoiser, pairs, config, folder) if "loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +102,12 @@ def any_denoiser(request) -> Denoiser:
 def denoiser() -> Denoiser:
     """The kind that is shipped."""
     return tiny_denoiser()
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory) -> str:
+    """The folder of an adapter such as `tiny_denoiser` has."""
+    return str(new_denoiser().save(tmp_path_factory.mktemp("adapters") / "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import yaml
+from conftest import run
 
-from lad.__main__ import main
 from lad.ablation import MEASURES, collect, read_grid, result_path, run_variants, settings_of, trim
 from lad.corruption import CorruptionConfig
 from lad.errors import DamagedFile, InvalidInput
@@ -226,10 +226,7 @@ def test_what_differed_between_processes_is_told(results):
 
 
 def command(capsys, *arguments):
-    with pytest.raises(SystemExit) as caught:
-        main(["ablate", "--model=tiny", "--device=cpu", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return caught.value.code, captured.out, captured.err
+    return run(capsys, "ablate", "--model=tiny", "--device=cpu", *arguments)
 
 
 def test_the_command_runs_a_grid_and_joins_it(capsys, pairs, tmp_path):
@@ -256,4 +253,4 @@ def test_numbers_below_one_are_refused(capsys, pairs, tmp_path, option):
     files = (f"--pairs={pairs}", f"--grid={written(tmp_path)}", f"--out={tmp_path / 'out.json'}")
     status, out, err = command(capsys, *files, option)
     assert (status, out) == (2, "") and err.count("\n") == 1
-    assert option.strip("-").split("=")[0] in err
+    assert option.strip("-").split("=")[0].replace("-", "_") in err

@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import stir, tiny_denoiser
+from conftest import run, tiny_denoiser
 
 from lad import bench as room
-from lad.__main__ import main
 from lad.backbones import load_backbone
 from lad.bench import bench, floor, machine_rates
 from lad.controls import RefineConfig
-from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import InvalidInput
 from lad.sampler import refine_batch
 
@@ -160,33 +158,20 @@ def test_nothing_to_time_is_said(change, said):
 # -- the command -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> str:
-    made = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(made)
-    return str(made.save(tmp_path_factory.mktemp("adapters") / "tiny"))
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(["bench", "--model=tiny", *arguments])
-    captured = capsys.readouterr()
-    return caught.value.code, captured.out, captured.err
-
-
 def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
     setting = tmp_path / "few.json"
     setting.write_text(json.dumps(replace(FEW, renoising="none").to_dict()))
     out = tmp_path / "made" / "bench.json"
-    arguments = (f"--adapter={adapter}", f"--setting={setting}", "--windows=8", "--batches=1,2")
-    status, shown, err = run(capsys, *arguments, "--n-prompts=2", f"--out={out}", "--json")
+    arguments = ["--model=tiny", f"--adapter={adapter}", f"--setting={setting}"]
+    arguments += ["--windows=8", "--batches=1,2"]
+    status, shown, err = run(capsys, "bench", *arguments, "--n-prompts=2", f"--out={out}", "--json")
     assert (status, err) == (0, "")
     told = json.loads(shown)
     assert told == json.loads(out.read_text())
     assert told["config"]["renoising"] == "none" and told["prompts"]["used"] == 2
     assert [cell["batch"] for cell in told["cells"]] == [1, 2]
     assert told["prompts"]["file"] == "held-out.txt" and len(told["prompts"]["sha256"]) == 64
-    status, shown, _ = run(capsys, *arguments, "--n-prompts=1", "--reference-prompts=0")
+    status, shown, _ = run(capsys, "bench", *arguments, "--n-prompts=1", "--reference-prompts=0")
     assert status == 0 and "× generate" in shown and "1 of 100 prompts" in shown
 
 
@@ -205,6 +190,6 @@ def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, said):
-    status, out, err = run(capsys, f"--adapter={adapter}", *arguments)
+    status, out, err = run(capsys, "bench", "--model=tiny", f"--adapter={adapter}", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err

@@ -3,23 +3,13 @@
 import json
 
 import pytest
-from conftest import stir
+from conftest import run
 from scripted import some_items
 
-from lad.__main__ import main
-from lad.backbones import load_backbone
 from lad.benchmarks.curve import letters_of
 from lad.benchmarks.results import find_runs, read_run
-from lad.denoiser import Denoiser, DenoiserConfig
 
 PROMISED = "task n seed scoring accuracy interval parsable chance seconds model adapter_sha256"
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> str:
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(denoiser)
-    return str(denoiser.save(tmp_path_factory.mktemp("adapters") / "tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +33,7 @@ def benchmark(capsys, adapter, source):
     def call(*arguments: str, bare: bool = False):
         own = ["benchmark", "--model=tiny", f"--source={source}", "--n=6", "--device=cpu"]
         own += [] if bare else [f"--adapter={adapter}"]
-        with pytest.raises(SystemExit) as caught:
-            main([*own, *arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
+        return run(capsys, *own, *arguments)
 
     return call
 
@@ -121,25 +108,21 @@ def test_compare_and_collect(benchmark, capsys, tmp_path):
     for where, extra in (("a", ()), ("b", ("--backbone",))):
         chosen = ("--scoring=likelihood,generation", f"--out={tmp_path / where}")
         assert benchmark(*chosen, *QUICK, *extra, bare=where == "b")[0] == 0
-    with pytest.raises(SystemExit) as caught:
-        main(["benchmark", "compare", str(tmp_path / "b"), str(tmp_path / "a"), "--json"])
-    told = json.loads(capsys.readouterr().out)["comparisons"]
-    assert caught.value.code == 0 and [x["n"] for x in told] == [6, 6]
+    status, shown, _ = run(capsys, "benchmark", "compare", tmp_path / "b", tmp_path / "a", "--json")
+    told = json.loads(shown)["comparisons"]
+    assert status == 0 and [x["n"] for x in told] == [6, 6]
     assert (told[0]["a"]["who"], told[0]["a"]["how"]) == ("backbone", "generation")
-    with pytest.raises(SystemExit):
-        main(["benchmark", "compare", str(tmp_path / "b"), str(tmp_path / "a")])
-    assert "B - A, points" in capsys.readouterr().out
+    _, shown, _ = run(capsys, "benchmark", "compare", tmp_path / "b", tmp_path / "a")
+    assert "B - A, points" in shown
     out = tmp_path / "numbers.json"
-    with pytest.raises(SystemExit) as caught:
-        main(["benchmark", "collect", str(tmp_path / "a"), str(tmp_path / "b"), f"--out={out}"])
-    assert caught.value.code == 0 and "4 runs, 2 comparisons" in capsys.readouterr().out
+    collect = ("benchmark", "collect", f"--out={out}", tmp_path / "a")
+    status, shown, _ = run(capsys, *collect, tmp_path / "b")
+    assert status == 0 and "4 runs, 2 comparisons" in shown
     joined = json.loads(out.read_text())
     assert [run["by"] for run in joined["runs"]].count("backbone") == 2
     assert all(len(run["choices"]) == 6 for run in joined["runs"])
     assert "Question" not in out.read_text()  # no text of a benchmark
-    with pytest.raises(SystemExit):
-        main(["benchmark", "collect", str(tmp_path / "a"), str(tmp_path / "a"), f"--out={out}"])
-    assert "expected each kind once" in capsys.readouterr().err
+    assert "expected each kind once" in run(capsys, *collect, tmp_path / "a")[2]
 
 
 def test_curve(capsys, adapter, source, tmp_path):
@@ -147,17 +130,14 @@ def test_curve(capsys, adapter, source, tmp_path):
     own = ["benchmark", "curve", "--model=tiny", f"--adapter={adapter}", f"--source={source}"]
     own += ["--n=6", f"--out={out}", "--iterations=1,3", "--presets=noiseless,default"]
     for _ in range(2):  # the second finds every run finished
-        with pytest.raises(SystemExit) as caught:
-            main([*own, "--json"])
-        told = json.loads(capsys.readouterr().out)
-        assert caught.value.code == 0 and told == json.loads(out.read_text())
+        status, shown, _ = run(capsys, *own, "--json")
+        told = json.loads(shown)
+        assert status == 0 and told == json.loads(out.read_text())
     points = {(p["preset"], p["iterations"]): p for p in told["points"]}
     assert list(points) == [(p, i) for p in ("noiseless", "default") for i in (1, 3)]
     assert all(p["forwards"]["value"] <= i for (_, i), p in points.items())
     assert told["n"] == 6 and told["command"].startswith("lad")
-    with pytest.raises(SystemExit):
-        main(own)
-    assert "noiseless" in capsys.readouterr().out
+    assert "noiseless" in run(capsys, *own)[1]
 
 
 @pytest.mark.parametrize(

@@ -7,27 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import stir
+from conftest import run, run_in_terminal
 
-from lad.__main__ import main
-from lad.backbones import load_backbone
-from lad.denoiser import Denoiser, DenoiserConfig
 from lad.trace import Trace
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> str:
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(denoiser)
-    return str(denoiser.save(tmp_path_factory.mktemp("adapters") / "tiny"))
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout, stderr of one command."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    captured = capsys.readouterr()
-    return caught.value.code, captured.out, captured.err
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -97,20 +79,8 @@ def test_one_seed_gives_one_answer_and_another_seed_another(capsys, adapter):
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_terminal_shows_drafts_and_then_the_answer(adapter):
     """Markup in an answer or prompt is text there too; the last line counts tokens."""
-    ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "lad", "refine", "[red]hi[/red]", "--model=tiny"]
-    command += [f"--adapter={adapter}", "--iterations=3", "--answer-length=12"]
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                shown += chunk
-        except OSError:  # how a pseudo-terminal says that the other side is closed
-            pass
-    os.close(ours)
-    assert process.returncode == 0
+    few = ("--iterations=3", "--answer-length=12")
+    shown = run_in_terminal("refine", "[red]hi[/red]", "--model=tiny", f"--adapter={adapter}", *few)
     assert b"iteration 1 of at most 3" in shown and b"iteration 3 of at most 3" in shown
     assert b"tokens per forward pass" in shown
 

@@ -16,9 +16,8 @@ import ipywidgets as widgets
 import psutil
 import pytest
 from browser import Browser
-from conftest import tiny_denoiser
+from conftest import run
 
-from lad.__main__ import main
 from lad.demo import LIMITS, configuration, make_page, serve, write_notebook
 from lad.errors import InvalidInput
 
@@ -84,13 +83,6 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "adapter"
-    tiny_denoiser().save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -241,10 +233,8 @@ def test_what_a_visitor_may_ask_for_is_bounded(adapter):
 
 
 def test_an_adapter_that_is_not_there_is_told_before_anything_is_served(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["demo", "--model", "tiny"])
-    assert ended.value.code == 2
-    assert "no adapter is shipped for 'tiny'" in capsys.readouterr().err
+    status, _, err = run(capsys, "demo", "--model", "tiny")
+    assert status == 2 and "no adapter is shipped for 'tiny'" in err
 
 
 def test_the_notebook_holds_the_choice_of_model(tmp_path):

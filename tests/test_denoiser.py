@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import stir, tiny_denoiser
+from conftest import new_denoiser, stir, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -204,8 +204,7 @@ def test_a_new_adapter_changes_nothing_and_a_trained_one_can_be_switched_off():
 
 
 def test_merging_changes_speed_not_function():
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(denoiser)
+    denoiser = new_denoiser()
     ids = tokens(20, 0)
     with torch.no_grad():
         apart = denoiser.logits(ids[:, :6], ids[:, 6:])
@@ -279,8 +278,7 @@ def test_several_turns_become_one_prompt():
 
 @pytest.fixture
 def saved(tmp_path):
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(denoiser)
+    denoiser = new_denoiser()
     denoiser.save(tmp_path / "adapter")
     return denoiser, tmp_path / "adapter"
 

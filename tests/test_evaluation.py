@@ -7,11 +7,10 @@ import math
 
 import pytest
 import torch
-from conftest import stir, tiny_denoiser
+from conftest import new_denoiser, run, tiny_denoiser
 
 import lad
 from lad import evaluation
-from lad.__main__ import main
 from lad.answers import Answers, greedy_answers, measure_answers, refined_answers
 from lad.backbones import load_backbone
 from lad.commands.evaluate import spread, written
@@ -300,9 +299,7 @@ def test_weights_that_are_no_numbers_are_named():
 def files(tmp_path_factory):
     """Options that name a tiny adapter, pairs and prompts."""
     folder = tmp_path_factory.mktemp("evaluate")
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(denoiser)
-    denoiser.save(folder / "adapter")
+    new_denoiser().save(folder / "adapter")
     rows = "".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS)
     (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
@@ -316,16 +313,13 @@ def files(tmp_path_factory):
     }
 
 
-def run(capsys, files, *more, **changed):
+def command(capsys, files, *more, **changed):
     arguments = [f"--{key}={value}" for key, value in (files | changed).items()]
-    with pytest.raises(SystemExit) as caught:
-        main(["evaluate", *arguments, *more])
-    captured = capsys.readouterr()
-    return caught.value.code, captured.out, captured.err
+    return run(capsys, "evaluate", *arguments, *more)
 
 
 def test_the_command_says_what_it_measured(capsys, files):
-    status, out, err = run(capsys, files, "--json", "--n-pairs=5", "--n-prompts=3")
+    status, out, err = command(capsys, files, "--json", "--n-pairs=5", "--n-prompts=3")
     result = json.loads(out)
     assert (status, err) == (0, "")
     assert result["pairs"]["used"] == 5 and result["pairs"]["of"] == 7
@@ -343,7 +337,7 @@ def test_the_command_says_what_it_measured(capsys, files):
     card = json.loads((files["adapter"] / "denoiser.json").read_text())
     assert result["provenance"]["adapter_sha256"] == card["adapter_sha256"]
 
-    status, out, err = run(capsys, files, "--n-pairs=5", "--n-prompts=3", "--answers")
+    status, out, err = command(capsys, files, "--n-pairs=5", "--n-prompts=3", "--answers")
     assert (status, err) == (0, "")
     assert "5 of 7 from pairs.jsonl.gz" in out and "3 of 4 from prompts.txt" in out
     assert written(result["repair"]["restored"]) in out
@@ -366,7 +360,7 @@ def test_the_command_says_what_it_measured(capsys, files):
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_status_two(capsys, files, changed, named):
-    status, out, err = run(capsys, files, **changed)
+    status, out, err = command(capsys, files, **changed)
     assert (status, out) == (2, "") and named in err
     assert err.startswith("lad: ") and err.count("\n") == 1
 
@@ -383,7 +377,7 @@ def test_settings_files_are_checked(capsys, files, tmp_path):
     path = tmp_path / "bad.json"
     for text, named in (("{", "bad.json"), ('{"iterations": 0}', "iterations = 0"), ("3", "int")):
         path.write_text(text)
-        status, _, err = run(capsys, files, settings=path)
+        status, _, err = command(capsys, files, settings=path)
         assert status == 2 and named in err
 
 
@@ -406,11 +400,9 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "reject", lambda answer: None if answer else "answer empty")
 
     def lad_runs(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([*arguments, "--model=tiny", "--device=cpu"])
-        captured = capsys.readouterr()
-        assert caught.value.code == 0, captured.err
-        return captured
+        status, out, err = run(capsys, *arguments, "--model=tiny", "--device=cpu")
+        assert status == 0, err
+        return out
 
     pairs = tmp_path / "pairs.jsonl.gz"
     sizes = ["--batches=2", "--batch-size=256", "--context=256", "--answer-temperature=2"]
@@ -430,7 +422,7 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
     assert log[-1]["step"] == 20
 
     options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=20", "--n-prompts=3"]
-    result = json.loads(lad_runs("evaluate", *options, "--json").out)
+    result = json.loads(lad_runs("evaluate", *options, "--json"))
     used = result["pairs"]["used"]  # bytes that are no text become longer when they are read again
     assert used >= 10 and used + result["pairs"]["too_long"] == 20
     assert result["prompts"]["of"] == 100

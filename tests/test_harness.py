@@ -7,14 +7,12 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
-from conftest import stir
 from scripted import line_of, oracle, scripted, some_items
 
 from lad.backbones import load_backbone
 from lad.benchmarks.likelihood import ask, exact_scores, masked_scores
 from lad.benchmarks.prompts import put
 from lad.controls import RefineConfig
-from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import InvalidInput
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
@@ -177,13 +175,6 @@ def test_lad_is_one_of_the_harness_models():
     assert get_model("dummy")  # its own are still there
     [point] = [p for p in entry_points(group="lm_eval.models") if p.name == "lad"]
     assert point.load() is LADLM
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> str:
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(denoiser)
-    return str(denoiser.save(tmp_path_factory.mktemp("adapters") / "tiny"))
 
 
 def test_model_args_reach_the_model(adapter):

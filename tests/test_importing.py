@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import save_checkpoint
+from conftest import run
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lad.__main__ import main
 from lad.backbones import load_backbone
 from lad.denoiser import load_denoiser
 from lad.errors import DamagedFile, InvalidInput
@@ -131,18 +131,12 @@ def test_weights_keep_their_type_and_every_bit(tokenizer, tmp_path):
 
 
 def test_the_command(saved, tokenizer, tmp_path, capsys):
-    arguments = [str(saved), f"--out={tmp_path / 'out'}", f"--tokenizer={tokenizer}", "--json"]
-    with pytest.raises(SystemExit) as stopped:
-        main(["import-checkpoint", *arguments])
-    assert stopped.value.code == 2
-    assert f"--module {__name__}" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        main(["import-checkpoint", *arguments, f"--module={__name__}"])
-    assert not stopped.value.code
-    assert json.loads(capsys.readouterr().out)["rank"] == 160
-    with pytest.raises(SystemExit):
-        main(["import-checkpoint", *arguments, f"--module={__name__}"])
-    assert "is there already" in capsys.readouterr().err
+    command = ("import-checkpoint", saved, f"--out={tmp_path / 'out'}", f"--tokenizer={tokenizer}")
+    status, _, err = run(capsys, *command, "--json")
+    assert status == 2 and f"--module {__name__}" in err
+    status, out, _ = run(capsys, *command, "--json", f"--module={__name__}")
+    assert status == 0 and json.loads(out)["rank"] == 160
+    assert "is there already" in run(capsys, *command, f"--module={__name__}")[2]
 
 
 # -- files that lie --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 from checkpoints import save_checkpoint
-from conftest import stir
+from conftest import check_learning, stir
 
 from lad.backbones import load_backbone
 from lad.bench import floor
@@ -15,7 +15,6 @@ from lad.controls import RefineConfig
 from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from lad.errors import InvalidInput
 from lad.sampler import record
-from lad.training import Pair, TrainConfig, train
 from lad.training.dry_run import flops_per_token
 from lad.true_shape import floor_of_bits, measure_iterations
 
@@ -67,19 +66,7 @@ def test_quantised_weights_are_nearly_the_plain_ones(folder, bits):
 def test_an_adapter_is_trained_on_quantised_weights(folder, bits, knobs):
     denoiser = Denoiser.create(load_backbone(f"{folder}:{bits}bit"), SMALL)
     frozen = denoiser.causal_lm.model.layers[0].mlp.up_proj.base_layer.weight.clone()
-    pairs = [Pair(f"say {n}", f"{n}!") for n in range(60)]
-    config = TrainConfig(
-        steps=40,
-        learning_rate=5e-3,
-        warmup_steps=5,
-        widths=(96,),
-        batch_tokens=960,
-        draft_probability=0.0,
-        log_every=10,
-        **knobs,
-    )
-    losses = [row["loss"] for row in train(denoiser, pairs, config) if "loss" in row]
-    assert losses[-1] < 0.9 * losses[0]
+    check_learning(denoiser, **knobs)
     assert torch.equal(denoiser.causal_lm.model.layers[0].mlp.up_proj.base_layer.weight, frozen)
     trace = record(denoiser, "say 3", RefineConfig(answer_length=6, iterations=2, patience=0))
     assert len(trace.steps) == 2

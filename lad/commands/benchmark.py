@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +147,7 @@ def curve(
     as_json: AsJson = False,
 ) -> None:
     """Accuracy by generation against iterations: what test-time compute buys."""
+    from lad.assets import write_json
     from lad.benchmarks.curve import join_curve
     from lad.benchmarks.run import Asked
 
@@ -177,9 +177,7 @@ def curve(
                 )
     result = join_curve(found, command())
     with writable(out):
-        from lad.assets import write_whole
-
-        write_whole(out, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(out, result)
     if as_json:
         print_json(result)
     else:
@@ -195,13 +193,13 @@ def collect(
     ] = None,
 ) -> None:
     """Join finished runs into one file of numbers, without any text of a benchmark."""
-    from lad.assets import write_whole
+    from lad.assets import write_json
     from lad.benchmarks.curve import join_runs
 
     result = join_runs(folders, made_by or [])
     with writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(out, result)
     typer.echo(f"{out}: {len(result['runs'])} runs, {len(result['comparisons'])} comparisons")
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lad.errors import InvalidInput
+
 if TYPE_CHECKING:
     from lad.denoiser import Denoiser
     from lad.drafts import Draft
@@ -38,6 +40,13 @@ def choose_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_least(least: int, **numbers: int | None) -> None:
+    """Refuse a number below `least`; None is a number that was not given."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise InvalidInput(f"{name} = {number}: expected at least {least}")
 
 
 def print_json(values: dict) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lad.commands.common import Device, Model, choose_device
+from lad.commands.common import Device, Model, check_least, choose_device
 
 
 def distil(
@@ -68,8 +68,7 @@ def distil(
         answer_top_k=answer_top_k,
         seed=seed,
     )
-    if batches < 1:
-        raise InvalidInput(f"batches = {batches}: expected at least 1")
+    check_least(1, batches=batches)
     for file, what in ((exclude, "passage"), (prompts, "prompt")):
         if file is not None and not file.is_file():
             raise InvalidInput(f"no {what}s at {file}: expected a text file, one {what} a line")

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lad.commands.common import Adapter, AsJson, Device, Model, choose_device, print_json
+from lad.commands.common import (
+    Adapter,
+    AsJson,
+    Device,
+    Model,
+    check_least,
+    choose_device,
+    print_json,
+)
 from lad.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from lad.backbones import LoadedBackbone
+    from lad.denoiser import Denoiser
     from lad.sampler import RefineConfig
 
 DATA = Path(__file__).parent.parent / "data"
@@ -45,39 +55,23 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure an adapter on pairs and prompts it never saw, beside the backbone it sits on."""
-    import torch
-
     from lad.assets import sha256_file
-    from lad.backbones import load_backbone
-    from lad.denoiser import load_denoiser
     from lad.evaluation import evaluate as run_evaluation
     from lad.training import read_pairs
 
-    for name, number in (
-        ("n_prompts", n_prompts),
-        ("n_pairs", n_pairs),
-        ("batch_size", batch_size),
-    ):
-        if number is not None and number < 1:
-            raise InvalidInput(f"{name} = {number}: expected at least 1")
+    check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
     chosen = read_settings(settings)
     known_pairs, known_prompts = read_pairs(pairs), read_prompts(prompts)
-    where = choose_device(device)
-    denoiser = load_denoiser(model, adapter, where)
-    slow = denoiser.device.type == "cpu"
-    n_prompts = n_prompts or (ON_A_CPU["prompts"] if slow else len(known_prompts))
-    n_pairs = n_pairs or (ON_A_CPU["pairs"] if slow else len(known_pairs))
-    # Taking a merged adapter out again is exact enough in float32 alone.
-    exact = denoiser.causal_lm.dtype == torch.float32
+    denoiser, backbone = load_both(model, adapter, device)
     with progress() as tell:
         result = run_evaluation(
             denoiser,
-            spread(known_pairs, n_pairs),
-            spread(known_prompts, n_prompts),
+            some(known_pairs, n_pairs, ON_A_CPU["pairs"], denoiser),
+            some(known_prompts, n_prompts, ON_A_CPU["prompts"], denoiser),
             chosen,
             seed=seed,
             batch_size=batch_size,
-            backbone=None if exact else load_backbone(model, where),
+            backbone=backbone,
             keep_answers=answers,
             on_progress=tell,
         )
@@ -139,6 +133,27 @@ def spread(items: list, n: int) -> list:
     """At most n of the items, evenly spaced: files tend to be sorted by kind."""
     n = min(n, len(items))
     return [items[i * len(items) // n] for i in range(n)]
+
+
+def some(items: list, n: int | None, on_a_cpu: int, denoiser: Denoiser) -> list:
+    """As many as asked for, evenly spaced; by default a few on a CPU and all elsewhere."""
+    return spread(items, n or (on_a_cpu if denoiser.device.type == "cpu" else len(items)))
+
+
+def load_both(
+    model: str, adapter: Path | None, device: str
+) -> tuple[Denoiser, LoadedBackbone | None]:
+    """What is measured, and by which backbone; None where its own with the adapter off will do."""
+    import torch
+
+    from lad.backbones import load_backbone
+    from lad.denoiser import load_denoiser
+
+    where = choose_device(device)
+    denoiser = load_denoiser(model, adapter, where)
+    # Taking a merged adapter out again is exact enough in float32 alone.
+    exact = denoiser.causal_lm.dtype == torch.float32
+    return denoiser, None if exact else load_backbone(model, where)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One pure function a figure: data in, matplotlib Figure out. No model runs in here.
 
     style        size, colours, second cues, PNG and SVG; every other module starts from it
+    numbers      recorded numbers that turn out to be something else
     noise        the schedule, the kinds of noise, expected against drawn damage
     attention    the masks, what the answer's last token reaches, the size of the adapter's update
     training     loss over steps, validation by share masked

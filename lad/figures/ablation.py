@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lad.errors import DamagedFile
+from lad.figures.numbers import numbers_of
 from lad.figures.style import COLORS, FONT_SIZE, new_figure, set_title, styled
 
 __all__ = ["MEASURES", "ablation", "seed_spread", "verdict"]
@@ -99,6 +99,7 @@ def _finding(data: Mapping) -> str:
 # -- the figure ------------------------------------------------------------------------------------
 
 
+@numbers_of("an ablation", "lad ablate")
 @styled
 def ablation(data: Mapping) -> Figure:
     """Four measures of every variant as dots with 95 % intervals; the base is a dashed line.
@@ -112,16 +113,6 @@ def ablation(data: Mapping) -> Figure:
     Raises:
         DamagedFile: it is something else.
     """
-    try:
-        return _draw(data)
-    except (KeyError, TypeError, StopIteration, AttributeError) as error:
-        raise DamagedFile(
-            f"these are not the numbers of an ablation ({error!r}): expected what `lad ablate` "
-            "writes; run it again"
-        ) from error
-
-
-def _draw(data: Mapping) -> Figure:
     variants = data["variants"]
     figure = new_figure(1, len(MEASURES), height=2.0 + 0.3 * len(variants), sharey=True)
     for axes, measure in zip(figure.axes, MEASURES, strict=True):

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lad.benchmarks.results import title_of
+from lad.benchmarks.results import how, title_of
 from lad.errors import DamagedFile, InvalidInput
+from lad.figures.numbers import numbers_of
 from lad.figures.recorded import read_numbers
-from lad.figures.style import COLORS, label, new_figure, series, set_title, styled
+from lad.figures.style import COLORS, label, log2_axis, new_figure, series, set_title, styled
 
 __all__ = ["accuracies", "compute_curve", "curve_finding", "recorded", "results_finding"]
 
@@ -91,13 +92,13 @@ def results_finding(data: Mapping, scoring: str, target: str) -> str:
         for one in data["comparisons"]
         if (one["scoring"], one["target"], one["rotated"]) == (scoring, target, False)
     ]
-    how = f"by {scoring}" + f" of the {target}" * (scoring == "likelihood")
+    asked = how({"scoring": scoring, "target": target})
     if not told:
         best = max(runs, key=lambda run: run["accuracy"] - run["chance"])
         points = 100 * (best["accuracy"] - best["chance"])
         return (
-            f"Scored {how}, the {best['by']} is furthest from chance on {title_of(best['task'])}: "
-            f"{points:+.1f} points"
+            f"Scored by {asked}, the {best['by']} is furthest from chance on "
+            f"{title_of(best['task'])}: {points:+.1f} points"
         )
     better = [one for one in told if one["difference"]["low"] > 0]
     worse = [one for one in told if one["difference"]["high"] < 0]
@@ -111,11 +112,11 @@ def results_finding(data: Mapping, scoring: str, target: str) -> str:
     alike = [title_of(one["task"]) for one in told if one not in better and one not in worse]
     if alike:
         parts.append(f"cannot be told from its backbone on {', '.join(alike)}")
-    return f"Scored {how}, the denoiser {'; it '.join(parts)}"
+    return f"Scored by {asked}, the denoiser {'; it '.join(parts)}"
 
 
 def _runs(data: Mapping, scoring: str, target: str) -> list[Mapping]:
-    try:
+    with numbers_of("benchmarks", "lad benchmark collect"):
         runs = [
             run
             for run in data["runs"]
@@ -124,11 +125,6 @@ def _runs(data: Mapping, scoring: str, target: str) -> list[Mapping]:
         for run in runs:
             run["by"], run["accuracy"], run["interval"][1], run["chance"], run["task"]
         data["comparisons"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise DamagedFile(
-            f"these are not the numbers of benchmarks ({error!r}): expected what `lad benchmark "
-            "collect` writes; run it again"
-        ) from error
     if not runs:
         raise DamagedFile(
             f"no run by {scoring} of the {target} among these: expected at least one; run `lad "
@@ -173,9 +169,7 @@ def compute_curve(data: Mapping) -> Figure:
         steps = sorted(
             {p["iterations"] for (name, _), ps in lines.items() if name == task for p in ps}
         )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(steps, [str(step) for step in steps])
-        axes.minorticks_off()
+        log2_axis(axes, steps)
         label(
             axes,
             "iterations (most; a run may stop early)",
@@ -211,7 +205,7 @@ def curve_finding(data: Mapping) -> str:
 def _lines(data: Mapping) -> dict[tuple[str, str], list[Mapping]]:
     """Points by task and preset, in the order of their iterations."""
     lines: dict[tuple[str, str], list[Mapping]] = {}
-    try:
+    with numbers_of("a curve", "lad benchmark curve"):
         for point in data["points"]:
             for key in ("value", "low", "high"):
                 float(point["accuracy"][key])
@@ -219,11 +213,6 @@ def _lines(data: Mapping) -> dict[tuple[str, str], list[Mapping]]:
             lines.setdefault((point["task"], point["preset"]), []).append(point)
         for points in lines.values():
             points.sort(key=lambda point: point["iterations"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFile(
-            f"these are not the numbers of a curve ({error!r}): expected what `lad benchmark "
-            "curve` writes; run it again"
-        ) from error
     if not lines:
         raise DamagedFile("the curve has no points: expected some; run `lad benchmark curve` again")
     return lines

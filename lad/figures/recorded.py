@@ -25,6 +25,7 @@ from lad.figures import noise, study
 from lad.figures.ablation import ablation
 from lad.figures.attention import attention_masks
 from lad.figures.refinement import filmstrip_figure, settling_heatmap
+from lad.figures.speed import speed
 from lad.figures.style import Picture, save, show
 from lad.figures.true_shape import true_shape
 from lad.probes import KINDS_OF_ATTENTION, visible
@@ -167,6 +168,7 @@ DRAWN: dict[str, Drawing] = {
     "calibration": _of_numbers("study", study.calibration_curve, "lad study"),
     "settled_share": _of_numbers("study", study.settled_shares, "lad study"),
     "settling_order": _of_numbers("study", study.settling_order, "lad study"),
+    "speed": _of_numbers("bench", speed, "lad bench"),
     "true_shape": _of_numbers("llama-3.1-8b", true_shape, "lad bench-shape --record"),
     "ablation": _of_numbers("ablation", ablation, "lad ablate"),
     "schedule_by_sharpness": Drawing(None, noise.schedule_by_sharpness),

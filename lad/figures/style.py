@@ -18,7 +18,7 @@ import io
 import re
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
@@ -43,6 +43,7 @@ __all__ = [
     "WIDTH",
     "Picture",
     "label",
+    "log2_axis",
     "new_figure",
     "save",
     "series",
@@ -189,6 +190,13 @@ def label(axes: Axes, x: str, y: str, title: str | None = None) -> None:
     axes.set_ylabel(y)
     if title is not None:
         axes.set_title(title, loc="left")
+
+
+def log2_axis(axes: Axes, ticks: Sequence[int]) -> None:
+    """Let x double from tick to tick, each with its number."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
 
 
 def series(number: int) -> dict:

@@ -20,6 +20,7 @@ from lad.figures.attention import attention_explorer, effect_sentence
 from lad.figures.style import show
 from lad.probes import KINDS_OF_ATTENTION, effects, visible
 from lad.view import escape
+from lad.widgets.fields import FIELD, FULL, MEDIUM, ROW, error_html
 
 __all__ = ["AttentionExplorer"]
 
@@ -29,11 +30,6 @@ TARGET_WORDS = {
     "same": "same: a state predicts its own token",
     "next": "next: a state predicts the token after it",
 }
-
-_WIDE = {"width": "100%"}
-_FIELD = {"width": "26em"}
-_WHOLE_NAME = {"description_width": "9em"}
-_ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 
 class AttentionExplorer:
@@ -82,26 +78,26 @@ class AttentionExplorer:
         own = self._denoiser.config
         self.kind = widgets.ToggleButtons(
             options=KINDS_OF_ATTENTION, value=own.attention, description="Attention",
-            style={**_WHOLE_NAME, "button_width": "9em"},
+            style={**MEDIUM, "button_width": "9em"},
         )  # fmt: skip
         self.target = widgets.Dropdown(
             options=[(TARGET_WORDS[target], target) for target in TARGETS],
-            value=own.target, description="Target", style=_WHOLE_NAME, layout={"width": "34em"},
+            value=own.target, description="Target", style=MEDIUM, layout={"width": "34em"},
         )  # fmt: skip
         # These start a measurement: only when the slider is let go.
         self.prompt_length = widgets.IntSlider(
             value=prompt_length, min=1, max=t - 1, description="Prompt (tokens)",
-            continuous_update=False, style=_WHOLE_NAME, layout=_FIELD,
+            continuous_update=False, style=MEDIUM, layout=FIELD,
         )  # fmt: skip
         self.hidden = widgets.IntSlider(
-            value=t - 1, min=0, max=t - 1, description="Hide token", style=_WHOLE_NAME,
-            layout=_FIELD,
+            value=t - 1, min=0, max=t - 1, description="Hide token", style=MEDIUM,
+            layout=FIELD,
         )  # fmt: skip
-        self.image = widgets.HTML(layout=_WIDE)  # an Image widget would have no room for words
-        self.caption = widgets.HTML(layout=_WIDE)
-        self.message = widgets.HTML(layout=_WIDE)
+        self.image = widgets.HTML(layout=FULL)  # an Image widget would have no room for words
+        self.caption = widgets.HTML(layout=FULL)
+        self.message = widgets.HTML(layout=FULL)
         self.progress = widgets.IntProgress(
-            value=t, min=0, max=t, description="Measured", style=_WHOLE_NAME
+            value=t, min=0, max=t, description="Measured", style=MEDIUM
         )
         for control in (self.kind, self.target, self.prompt_length):
             control.observe(self._choose, "value")
@@ -109,13 +105,13 @@ class AttentionExplorer:
         self.widget = widgets.VBox(
             [
                 self.kind,
-                widgets.HBox([self.target, self.prompt_length], layout=_ROW),
-                widgets.HBox([self.hidden, self.progress], layout=_ROW),
+                widgets.HBox([self.target, self.prompt_length], layout=ROW),
+                widgets.HBox([self.hidden, self.progress], layout=ROW),
                 self.message,
                 self.image,
                 self.caption,
             ],
-            layout=_WIDE,
+            layout=FULL,
         )
         self._grey_out()
 
@@ -163,9 +159,7 @@ class AttentionExplorer:
             self._busy = False
             name = "" if isinstance(error, LADError) else f"{type(error).__name__}: "
             self.caption.value = ""
-            self.message.value = (
-                f'<div role="alert"><b>Error:</b> {escape(name + str(error))}</div>'
-            )
+            self.message.value = error_html(name + str(error))
 
     def _next(self) -> tuple | None:
         with self._lock:

@@ -1,15 +1,42 @@
-"""One widget a kind of setting, with the range that `RefineConfig` allows."""
+"""What explorers share: sizes, an error as they show it, and a field for each kind of setting."""
 
 from __future__ import annotations
 
 import ipywidgets as widgets
 
-from lad.sampler import RANGES, RefineConfig
+from lad.controls import RANGES, RefineConfig
+from lad.view import escape
 
-__all__ = ["LONG", "WIDE", "choice", "number", "slider"]
+__all__ = [
+    "FIELD",
+    "FULL",
+    "LONG",
+    "MEDIUM",
+    "ROW",
+    "SHORT",
+    "SPACED",
+    "WIDE",
+    "choice",
+    "error_html",
+    "number",
+    "slider",
+]
 
+# Layouts
 WIDE = {"width": "auto"}
+FULL = {"width": "100%"}
+FIELD = {"width": "26em"}
+ROW = {"flex_flow": "row wrap", "align_items": "center"}
+SPACED = ROW | {"grid_gap": "0 16px"}
+# Styles: room for a control's name
+SHORT = {"description_width": "5em"}
+MEDIUM = {"description_width": "9em"}
 LONG = {"description_width": "11em"}
+
+
+def error_html(text: str) -> str:
+    """An error as an explorer shows it; `lad.report` looks for this mark."""
+    return f'<div role="alert"><b>Error:</b> {escape(text)}</div>'
 
 
 def slider(

@@ -20,13 +20,13 @@ from lad.denoiser import Denoiser, load_denoiser
 from lad.drafts import GAP, INFILL_PROMPT, REPAIR_PROMPT, Draft, gapped, visible_text
 from lad.errors import InvalidInput, LADError
 from lad.trace import Trace
-from lad.widgets.fields import WIDE
+from lad.widgets.fields import ROW, WIDE
 from lad.widgets.panel import ITERATIONS, Limits
-from lad.widgets.runner import Job, Loader, Runner
+from lad.widgets.runner import Explorer, Job, Loader, Runner
 
 __all__ = ["InfillExplorer", "RepairExplorer"]
 
-_ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "4px 16px"}
+_ROW = ROW | {"grid_gap": "4px 16px"}
 _NAMES = {"description_width": "6em"}
 
 EXPLANATIONS = {
@@ -38,7 +38,7 @@ EXPLANATIONS = {
 }
 
 
-class _TextExplorer:
+class _TextExplorer(Explorer):
     """A text, perhaps the question it answers, and a run that starts from it."""
 
     def __init__(
@@ -75,20 +75,6 @@ class _TextExplorer:
                 self.player.widget,
             ]
         )
-
-    def run(self) -> None:
-        """Start a run and return at once; while one is at work this does nothing."""
-        self.runner.run()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the run to end; False if it has not within `timeout` seconds."""
-        return self.runner.wait(timeout)
-
-    def close(self) -> None:
-        """End the run, if any, and take the widgets off the page."""
-        self.runner.stop()
-        self.runner.wait()
-        self.widget.close()
 
     def _run(self) -> None:
         raise NotImplementedError

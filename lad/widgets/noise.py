@@ -17,13 +17,9 @@ from lad.figures.noise import EXPLANATIONS, schedule_curve, schedule_sentence
 from lad.figures.style import COLORS, show, tint
 from lad.schedule import mask_counts
 from lad.view import escape
+from lad.widgets.fields import FIELD, FULL, MEDIUM, ROW, error_html
 
 __all__ = ["CorruptionExplorer", "ScheduleExplorer", "counts_html", "damage_html", "rates_html"]
-
-_FIELD = {"width": "26em"}
-_WIDE = {"width": "100%"}
-_WHOLE_NAME = {"description_width": "9em"}
-_ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 DRAWS = 400  # for the table's averages
 ENDS = 3  # END tokens after the sentence: training damages them too
@@ -47,8 +43,8 @@ class ScheduleExplorer:
     ) -> None:
         def slider(kind: type, value: float, low: float, high: float, step: float, text: str):
             return kind(
-                value=value, min=low, max=high, step=step, description=text, style=_WHOLE_NAME,
-                layout=_FIELD,
+                value=value, min=low, max=high, step=step, description=text, style=MEDIUM,
+                layout=FIELD,
             )  # fmt: skip
 
         floats, whole = widgets.FloatSlider, widgets.IntSlider
@@ -57,12 +53,12 @@ class ScheduleExplorer:
         self.iterations = slider(whole, iterations, 1, 128, 1, "Iterations")
         self.answer_length = slider(whole, answer_length, 1, 256, 1, "Answer (tokens)")
         controls = [self.sharpness, self.noise_start, self.iterations, self.answer_length]
-        self.image = widgets.HTML(layout=_WIDE)  # an Image widget would have no room for words
-        self.text = widgets.HTML(layout=_WIDE)
+        self.image = widgets.HTML(layout=FULL)  # an Image widget would have no room for words
+        self.text = widgets.HTML(layout=FULL)
         for control in controls:
             control.observe(self._draw, "value")
         self.widget = widgets.VBox(
-            [widgets.HBox(controls, layout=_ROW), self.image, self.text], layout=_WIDE
+            [widgets.HBox(controls, layout=ROW), self.image, self.text], layout=FULL
         )
         self._draw()
 
@@ -110,11 +106,11 @@ class CorruptionExplorer:
     ) -> None:
         self.damage: Damage | None = None
         self.sentence = widgets.Text(
-            value=sentence, description="Your sentence", style=_WHOLE_NAME, layout=_WIDE
+            value=sentence, description="Your sentence", style=MEDIUM, layout=FULL
         )
         self.severity = widgets.FloatSlider(
-            value=severity, min=0, max=1, step=0.05, description="Severity p", style=_WHOLE_NAME,
-            layout=_FIELD,
+            value=severity, min=0, max=1, step=0.05, description="Severity p", style=MEDIUM,
+            layout=FIELD,
         )  # fmt: skip
         self.kinds = {
             kind: widgets.Checkbox(
@@ -124,27 +120,27 @@ class CorruptionExplorer:
             for kind in DAMAGES
         }  # fmt: skip
         self.seed = widgets.BoundedIntText(
-            value=seed, min=0, max=2**31 - 1, description="Seed", style=_WHOLE_NAME,
+            value=seed, min=0, max=2**31 - 1, description="Seed", style=MEDIUM,
             layout={"width": "18em"},
         )  # fmt: skip
         self.again = widgets.Button(description="Draw again", icon="refresh")
         self.again.on_click(self._draw_again)
-        self.screen = widgets.HTML(layout=_WIDE)
-        self.table = widgets.HTML(layout=_WIDE)
-        self.message = widgets.HTML(layout=_WIDE)
+        self.screen = widgets.HTML(layout=FULL)
+        self.table = widgets.HTML(layout=FULL)
+        self.message = widgets.HTML(layout=FULL)
         boxes = list(self.kinds.values())
         for control in (self.sentence, self.severity, self.seed, *boxes):
             control.observe(self._draw, "value")
         self.widget = widgets.VBox(
             [
                 self.sentence,
-                widgets.HBox([self.severity, self.seed, self.again], layout=_ROW),
-                widgets.HBox(boxes, layout=_ROW),
+                widgets.HBox([self.severity, self.seed, self.again], layout=ROW),
+                widgets.HBox(boxes, layout=ROW),
                 self.message,
                 self.screen,
                 self.table,
             ],
-            layout=_WIDE,
+            layout=FULL,
         )
         self._draw()
 
@@ -169,7 +165,7 @@ class CorruptionExplorer:
         except LADError as error:
             self.damage = None
             self.screen.value = self.table.value = ""
-            self.message.value = f'<div role="alert"><b>Error:</b> {escape(str(error))}</div>'
+            self.message.value = error_html(str(error))
             return
         self.message.value = ""
         self.screen.value = damage_html(self.damage)

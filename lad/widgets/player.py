@@ -31,15 +31,13 @@ from lad.view import (
     legend_html,
     page_html,
 )
+from lad.widgets.fields import ROW, SHORT, WIDE
 
 __all__ = ["Comparison", "Gallery", "TracePlayer"]
 
 SHORTEST_PAUSE = 0.05  # seconds between two frames of the player: faster than that flickers
 
-WIDE = {"width": "auto"}
-SHORT = {"description_width": "5em"}
 BUTTON = {"width": "2.6em", "flex": "0 0 auto"}
-BAR = {"flex_flow": "row wrap", "align_items": "center"}
 
 
 class _Player:
@@ -69,7 +67,7 @@ class _Player:
         self.by_confidence.observe(self._draw, "value")
         self.pause.observe(self._pace, "value")
         self.controls = widgets.HBox(
-            [self.play, self.back, self.on, self.slider, self.by_confidence], layout=BAR
+            [self.play, self.back, self.on, self.slider, self.by_confidence], layout=ROW
         )
         self._pace()
 
@@ -182,7 +180,7 @@ class Gallery:
         self.choice.observe(self._choose, "value")
         self.widget = self.choice
         if own:
-            parts = [widgets.HBox([self.choice, self.player.pause], layout=BAR)]
+            parts = [widgets.HBox([self.choice, self.player.pause], layout=ROW)]
             self.widget = widgets.VBox([*parts, self.player.widget])
             self._choose()
 

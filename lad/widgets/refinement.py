@@ -23,18 +23,15 @@ from lad.prompts import Prompt
 from lad.sampler import RefineConfig
 from lad.trace import Trace
 from lad.view import answer_html, escape, page_html
-from lad.widgets.fields import WIDE
+from lad.widgets.fields import SHORT, SPACED, WIDE
 from lad.widgets.panel import ControlPanel, Limits
 from lad.widgets.player import Comparison, Gallery
-from lad.widgets.runner import Job, Loader, Runner
+from lad.widgets.runner import Explorer, Job, Loader, Runner
 
 __all__ = ["RefinementExplorer", "variation"]
 
 MOST_BYTES = 20_000_000  # of a trace that is brought back
 DEFAULT_MODEL = "smollm2-135m"
-
-_ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 16px"}
-_SHORT = {"description_width": "5em"}
 
 VARIATIONS = {
     "with or without re-noising": "manner",
@@ -68,7 +65,7 @@ def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
     return f"preset {kind}", replace(PRESETS[kind], seed=config.seed)
 
 
-class RefinementExplorer:
+class RefinementExplorer(Explorer):
     """Every control of a refinement, a run to watch or stop, and a player over its trace.
 
     Attributes:
@@ -118,10 +115,10 @@ class RefinementExplorer:
         self, prompt: str, config: RefineConfig, pause: float, gallery: Mapping[str, Trace]
     ) -> None:
         self.prompt = widgets.Textarea(
-            value=prompt, description="Prompt", rows=2, layout=WIDE, style=_SHORT
+            value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
         self.model = widgets.Dropdown(
-            options=list(self._loaders), description="Model", style=_SHORT,
+            options=list(self._loaders), description="Model", style=SHORT,
             layout={"width": "18em"}, disabled=len(self._loaders) == 1,
         )  # fmt: skip
         self.turns = widgets.Checkbox(
@@ -138,7 +135,7 @@ class RefinementExplorer:
         self.progress, self.status = self.runner.progress, self.runner.status
         self.message = self.runner.message
         self.compare_with = widgets.Dropdown(
-            options=list(VARIATIONS.items()), description="Beside it", style=_SHORT,
+            options=list(VARIATIONS.items()), description="Beside it", style=SHORT,
             layout={"width": "20em"},
         )  # fmt: skip
         self.compare_button = widgets.Button(
@@ -162,16 +159,16 @@ class RefinementExplorer:
         self.widget = widgets.VBox(
             [
                 self.prompt,
-                widgets.HBox(first, layout=_ROW),
+                widgets.HBox(first, layout=SPACED),
                 self.panel.every,
-                widgets.HBox([self.model, self.turns], layout=_ROW),
+                widgets.HBox([self.model, self.turns], layout=SPACED),
                 self.talk,
                 self.runner.bar,
                 self.message,
                 self.player.widget,
-                widgets.HBox([self.compare_with, self.compare_button], layout=_ROW),
+                widgets.HBox([self.compare_with, self.compare_button], layout=SPACED),
                 self.comparison.widget,
-                widgets.HBox(files, layout=_ROW),
+                widgets.HBox(files, layout=SPACED),
             ]
         )
 
@@ -190,24 +187,6 @@ class RefinementExplorer:
         return self.runner.running
 
     # -- running -------------------------------------------------------------------------------
-
-    def run(self, _button: object = None) -> None:
-        """Start a run and return at once; while one is at work this does nothing."""
-        self.runner.run()
-
-    def stop(self, _button: object = None) -> None:
-        """Ask the run to end after the iteration it is in; what it has done stays on show."""
-        self.runner.stop()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the run to end; False if it has not within `timeout` seconds."""
-        return self.runner.wait(timeout)
-
-    def close(self) -> None:
-        """End the run, if any, and take the widgets off the page."""
-        self.stop()
-        self.wait()
-        self.widget.close()
 
     def _question(self) -> Prompt:
         text = self._limits.check(self.prompt.value)

@@ -20,14 +20,11 @@ from lad.errors import LADError
 from lad.prompts import Prompt
 from lad.sampler import RefineConfig, make_trace, refine
 from lad.trace import Step, Trace
-from lad.view import escape
-from lad.widgets.fields import WIDE
+from lad.widgets.fields import SPACED, WIDE, error_html
 from lad.widgets.panel import Limits
 from lad.widgets.player import TracePlayer
 
-__all__ = ["Job", "Loader", "Runner", "error_html"]
-
-_ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 16px"}
+__all__ = ["Explorer", "Job", "Loader", "Runner"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +88,7 @@ class Runner:
         self.run_button.on_click(self.run)
         self.stop_button.on_click(self.stop)
         parts = [self.run_button, self.stop_button, self.progress, self.status]
-        self.bar = widgets.HBox(parts, layout=_ROW)
+        self.bar = widgets.HBox(parts, layout=SPACED)
 
     def run(self, _button: object = None) -> None:
         """What the Run button does; bad values in the controls are said."""
@@ -247,6 +244,31 @@ class Runner:
             self.running = False
 
 
-def error_html(text: str) -> str:
-    """An error as an explorer shows it; `lad.report` looks for this mark."""
-    return f'<div role="alert"><b>Error:</b> {escape(text)}</div>'
+class Explorer:
+    """What every explorer with a run can be told to do.
+
+    Attributes:
+        widget: what a notebook cell shows.
+        runner: its `Runner`.
+    """
+
+    widget: widgets.Widget
+    runner: Runner
+
+    def run(self, _button: object = None) -> None:
+        """Start a run and return at once; while one is at work this does nothing."""
+        self.runner.run()
+
+    def stop(self, _button: object = None) -> None:
+        """Ask the run to end after the iteration it is in; what it has done stays on show."""
+        self.runner.stop()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the run to end; False if it has not within `timeout` seconds."""
+        return self.runner.wait(timeout)
+
+    def close(self) -> None:
+        """End the run, if any, and take the widgets off the page."""
+        self.stop()
+        self.wait()
+        self.widget.close()
