@@ -62,6 +62,7 @@ def bench(
     reference_prompts: int | None = None,
     reference_iterations: int | None = None,
     on_progress: Progress = lambda stage, done, total: None,
+    on_result: Callable[[dict], object] = lambda result: None,
 ) -> dict:
     """Time everything.
 
@@ -71,6 +72,7 @@ def bench(
         config: settings of the refinement; its answer length is replaced by each window.
         reference_prompts: how many of them the reference answers, from the first; all by default.
         reference_iterations: how many iterations it runs, from the first; all by default.
+        on_result: called after every cell with what is returned so far.
 
     Returns:
         Plain values for JSON: provenance, the machine's rates, one cell for every window and batch,
@@ -108,16 +110,16 @@ def bench(
     started = time.perf_counter()
     rates = machine_rates(denoiser.device, denoiser.causal_lm.dtype)
     machine = Machine(denoiser, backbone, ids, rates)
-    cells = []
+    origin, cells = provenance(denoiser), []
+    plainly = len(prompts) if reference_prompts is None else min(reference_prompts, len(prompts))
     for window in windows:
         alone = None  # seconds an answer takes the reference, one after the other
         for batch in sorted(batches):
             stage = f"window {window}, batch {batch}"
-            asked = reference_prompts if batch == 1 else 0
             cell = machine.measure(
                 settings[window],
                 batch,
-                len(prompts) if asked is None else asked,
+                plainly if batch == 1 else 0,
                 reference_iterations,
                 lambda done, total, stage=stage: on_progress(stage, done, total),
             )
@@ -127,28 +129,23 @@ def bench(
                 times = [alone / seconds for seconds in cell["sampler"]["seconds_by_round"]]
                 cell["speedup_vs_reference"] = metrics.median(times).to_dict()
             cells.append(cell)
-    first = cells[0]
-    return {
-        "device": denoiser.device.type,
-        "speedup_vs_reference": (first["speedup_vs_reference"] or {}).get("value"),
-        "speedup_vs_generate": first["speedup_vs_generate"]["value"],
-        "nfe": first["sampler"]["nfe"],
-        "tpf": first["sampler"]["tpf"],
-        "provenance": provenance(denoiser)
-        | {"seconds": time.perf_counter() - started, "threads": torch.get_num_threads()},
-        "rates": rates,
-        "prompts": {
-            "used": len(prompts),
-            "by_reference": min(
-                len(prompts), len(prompts) if reference_prompts is None else reference_prompts
-            )
-            if 1 in batches
-            else 0,
-        },
-        "reference_iterations": reference_iterations,
-        "config": config.to_dict(),
-        "cells": cells,
-    }
+            first = cells[0]
+            result = {
+                "device": denoiser.device.type,
+                "speedup_vs_reference": (first["speedup_vs_reference"] or {}).get("value"),
+                "speedup_vs_generate": first["speedup_vs_generate"]["value"],
+                "nfe": first["sampler"]["nfe"],
+                "tpf": first["sampler"]["tpf"],
+                "provenance": origin
+                | {"seconds": time.perf_counter() - started, "threads": torch.get_num_threads()},
+                "rates": rates,
+                "prompts": {"used": len(prompts), "by_reference": plainly if 1 in batches else 0},
+                "reference_iterations": reference_iterations,
+                "config": config.to_dict(),
+                "cells": cells,
+            }
+            on_result(result)
+    return result
 
 
 class Machine:

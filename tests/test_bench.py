@@ -139,6 +139,23 @@ def test_a_reference_cut_short_still_gives_whole_answers():
     assert none["speedup_vs_reference"] is None and none["cells"][0]["reference"] is None
 
 
+def test_what_was_timed_before_a_stop_is_kept(adapter, tmp_path, monkeypatch, capsys):
+    measure, out = room.Machine.measure, tmp_path / "bench.json"
+
+    def stopped(self, config, *rest):
+        if config.answer_length > 8:
+            raise KeyboardInterrupt
+        return measure(self, config, *rest)
+
+    monkeypatch.setattr(room.Machine, "measure", stopped)
+    arguments = ["--windows=8,16", "--batches=1,2", "--n-prompts=2", f"--out={out}"]
+    status, _, _ = run(capsys, "bench", "--model=tiny", f"--adapter={adapter}", *arguments)
+    assert status == 130
+    kept = json.loads(out.read_text())
+    assert [(cell["window"], cell["batch"]) for cell in kept["cells"]] == [(8, 1), (8, 2)]
+    assert kept["speedup_vs_generate"] > 0 and kept["prompts"]["of"] == 100
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

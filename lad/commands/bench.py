@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +59,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time the sampler against its plain loops and the backbone's left-to-right answers."""
-    from lad.assets import sha256_file, write_whole
+    from lad.assets import sha256_file, write_json
     from lad.backbones import load_backbone
     from lad.bench import bench as run_bench
     from lad.denoiser import load_denoiser
@@ -87,6 +86,16 @@ def bench(
     def chosen(name: str, value):
         return usual[name] if value is None else value
 
+    def keep(result: dict) -> None:
+        """Into the file after every cell, so that minutes of timing outlive a stop."""
+        result |= {"command": "lad bench", "setting": setting}
+        result["graphs"] = denoiser.graphs is not None
+        origin = {"of": len(known), "file": prompts.name, "sha256": sha256_file(prompts)}
+        result["prompts"] |= origin
+        if out is not None:
+            with writable(out):
+                write_json(out, result)
+
     with progress() as tell:
         result = run_bench(
             denoiser,
@@ -98,12 +107,8 @@ def bench(
             chosen("reference_prompts", reference_prompts),
             chosen("reference_iterations", reference_iterations) or None,
             on_progress=tell,
+            on_result=keep,
         )
-    result |= {"command": "lad bench", "setting": setting, "graphs": denoiser.graphs is not None}
-    result["prompts"] |= {"of": len(known), "file": prompts.name, "sha256": sha256_file(prompts)}
-    if out is not None:
-        with writable(out):
-            write_whole(out, (json.dumps(result, indent=1) + "\n").encode())
     if as_json:
         print_json(result)
     else:
