@@ -148,7 +148,7 @@ def test_curve(capsys, adapter, source, tmp_path):
         (["--task=arc"], "unknown task 'arc'"),
         (["--scoring=guess"], "scoring = 'guess'"),
         (["--scoring=likelihood", "--target=word"], "target = 'word'"),
-        (["--samples=0"], "samples = 0"),
+        (["--samples=-1"], "samples = -1"),
         (["--preset=best"], "unknown preset 'best'"),
         (["--iterations=0"], "iterations = 0"),
         (["--dtype=int8"], "dtype = 'int8'"),

@@ -101,6 +101,26 @@ def test_the_estimate_is_the_mean_over_all_masks(any_denoiser):
             assert score.samples.shape == (3000,)
 
 
+def test_without_samples_an_option_is_read_from_left_to_right(any_denoiser):
+    eos, mask = any_denoiser.eos_token_id, any_denoiser.mask_token_id
+    asks = [Ask("one", [5, 6, 7, 8], [[10, 11, 12], [13, 14]], [eos]), Ask("two", [9], [[15]], [])]
+    for index, scores in masked_scores(any_denoiser, asks, samples=0):
+        own = asks[index]
+        for score, option in zip(scores, own.options, strict=True):
+            total = 0.0
+            for place, token in enumerate(option):
+                tokens = option[:place] + [mask] * (len(option) - place) + own.behind
+                logits = any_denoiser.logits(torch.tensor([own.prompt]), torch.tensor([tokens]))
+                logits = logits[0, place].detach()
+                logits[mask] = -math.inf
+                total += float(logits.log_softmax(dim=-1)[token])
+            assert score.log_likelihood == pytest.approx(total, abs=1e-4)
+            assert score.standard_error == 0 and score.samples.shape == (1,)
+    [(_, [one])] = masked_scores(any_denoiser, asks[1:], samples=0)
+    [(_, [other])] = masked_scores(any_denoiser, asks[1:], samples=3)
+    assert one.log_likelihood == pytest.approx(other.log_likelihood)  # one token, one mask
+
+
 def test_a_question_scores_in_company_as_it_does_alone(denoiser):
     questions = [put(item) for item in some_items(7)]
     asks = ask(denoiser.tokenizer, questions, "line", 259, denoiser.eos_token_id)
@@ -179,8 +199,8 @@ def test_numbers_that_are_none(denoiser, monkeypatch):
 def test_what_is_too_long_or_too_few(denoiser):
     with pytest.raises(InvalidInput, match=r"x has 603 tokens .* expected at most 512"):
         list(masked_scores(denoiser, [Ask("x", [5] * 600, [[7, 8]], [1])]))
-    with pytest.raises(InvalidInput, match="samples = 0"):
-        list(masked_scores(denoiser, [Ask("x", [5], [[7]], [])], samples=0))
+    with pytest.raises(InvalidInput, match="samples = -1"):
+        list(masked_scores(denoiser, [Ask("x", [5], [[7]], [])], samples=-1))
 
 
 # -- left to right ---------------------------------------------------------------------------------

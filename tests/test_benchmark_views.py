@@ -17,7 +17,6 @@ from lad.figures.benchmarks import (
     accuracies,
     compute_curve,
     curve_finding,
-    recorded,
     results_finding,
 )
 from lad.figures.style import to_png
@@ -49,28 +48,47 @@ def title(figure) -> str:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def test_the_title_says_who_is_better_and_by_how_much(joined):
+def test_the_title_says_how_far_apart_they_are(joined):
     figure = accuracies(joined)
     share = 100 * (1 - sum(item.gold == 0 for item in ITEMS) / len(ITEMS))
-    expected = (
-        "Scored by likelihood of the line, the denoiser is above its backbone on ARC-Easy "
-        f"({share:+.1f} points)"
-    )
-    assert title(figure) == expected
+    told = f"{share:.1f} points above (clear of 0 on 1 of 1 tasks)"
+    start = "Denoiser against its own backbone: by likelihood of the line "
+    assert title(figure) == f"{start}{told}; by generation {told}"
     turned = copy.deepcopy(joined)
     for one in turned["comparisons"]:
         low, high = one["difference"]["low"], one["difference"]["high"]
         one["difference"] |= {"value": -one["difference"]["value"], "low": -high, "high": -low}
-    assert "below its backbone on ARC-Easy (-" in results_finding(turned, "likelihood", "line")
+    assert results_finding(turned) == title(figure).replace("above", "below")
     for one in turned["comparisons"]:
-        one["difference"] |= {"low": -0.5, "high": 0.5}
-    assert results_finding(turned, "generation", "line") == (
-        "Scored by generation, the denoiser cannot be told from its backbone on ARC-Easy"
+        one["difference"] |= {"value": 0.01, "low": -0.5, "high": 0.5}
+    assert "1.0 points above (clear of 0 on 0 of 1 tasks); by gen" in results_finding(turned)
+    second = copy.deepcopy(turned["comparisons"])
+    for one in second:
+        one["difference"] |= {"value": -0.02, "low": -0.03, "high": -0.01}
+    turned["comparisons"] += second
+    assert "line 2.0 points below to 1.0 above (clear of 0 on 1 of 2 tasks)" in results_finding(
+        turned
     )
-    assert figure.axes[0].get_xlabel().startswith("accuracy (%")
-    words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert sorted(words) == ["backbone", "chance", "denoiser"]
+
+
+def test_every_way_of_scoring_has_its_panel(joined):
+    figure = accuracies(joined)
+    names = [axes.get_title(loc="left") for axes in figure.axes]
+    assert names == ["likelihood of the line", "generation"]
+    assert all(axes.get_xlabel() == "accuracy (%)" for axes in figure.axes)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["chance", "backbone, 95 % interval", "denoiser, 95 % interval"]
+    ends = [100 * end for run in joined["runs"] for end in run["interval"]]
+    low, high = figure.axes[0].get_xlim()
+    assert low <= min(ends) and max(ends) <= high  # no bar leaves the panel
     assert to_png(figure) == to_png(accuracies(joined))
+    more = copy.deepcopy(joined)
+    more["runs"] += [more["runs"][0] | {"task": "mmlu"}]
+    panels = accuracies(more).axes
+    labels = [tick.get_text() for tick in panels[0].get_yticklabels()]
+    assert labels == ["ARC-Easy", "MMLU"]
+    said = [[text.get_text() for text in axes.texts] for axes in panels]
+    assert sorted(said) == [[], ["not measured"]]
 
 
 def test_a_run_without_a_counterpart_is_held_against_chance(joined):
@@ -78,7 +96,9 @@ def test_a_run_without_a_counterpart_is_held_against_chance(joined):
         "runs": [run for run in joined["runs"] if run["by"] == "denoiser"],
         "comparisons": [],
     }
-    assert "the denoiser is furthest from chance on ARC-Easy: +" in title(accuracies(alone))
+    points = 100 * (1 - joined["runs"][0]["chance"])
+    said = f"the denoiser is at most {points:+.1f} points from chance (ARC-Easy)"
+    assert title(accuracies(alone)).endswith(f"by generation {said}")
 
 
 @pytest.mark.parametrize("broken", [{}, [], {"runs": [{}], "comparisons": []}])
@@ -89,36 +109,47 @@ def test_other_numbers_are_refused(broken):
         compute_curve(broken)
 
 
-def test_no_run_of_the_kind_is_said(joined):
-    with pytest.raises(DamagedFile, match="no run by likelihood of the letter"):
-        accuracies(joined, "likelihood", "letter")
+def test_no_run_is_said(joined):
+    rotated = copy.deepcopy(joined["runs"])
+    for one in rotated:
+        one["asked"]["rotate"] = True
+    for runs in ([], rotated):
+        with pytest.raises(DamagedFile, match="no run among these"):
+            accuracies({"runs": runs, "comparisons": []})
     with pytest.raises(DamagedFile, match="no points"):
         compute_curve({"points": []})
 
 
-def point(preset: str, iterations: int, value: float, half: float = 0.05) -> dict:
-    accuracy = {"value": value, "low": value - half, "high": value + half, "n": 50}
+def point(preset: str, iterations: int, value: float, exact: float = 0.5) -> dict:
+    accuracy = {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 50}
     one = {"task": "arc-easy", "preset": preset, "iterations": iterations, "chance": 0.25}
-    return one | {"accuracy": accuracy, "parsable": 1.0}
+    return one | {"accuracy": accuracy, "parsable": 1.0, "exact": exact}
 
 
 def test_a_curve_says_what_iterations_change():
-    points = [point("noiseless", 8, 0.6), point("noiseless", 1, 0.3), point("noiseless", 2, 0.5)]
-    points += [point("default", 1, 0.4), point("default", 8, 0.41)]
-    points += [point("quality", 1, 0.5), point("quality", 8, 0.3)]
+    points = [point("noiseless", 8, 0.6, 0.9), point("noiseless", 1, 0.3, 0.1)]
+    points += [point("noiseless", 2, 0.5), point("default", 1, 0.4), point("default", 8, 0.41)]
+    points += [point("quality", 1, 0.5, 0.9), point("quality", 8, 0.3, 0.2)]
     figure = compute_curve({"points": points})
-    assert title(figure) == (
+    finding = " ".join(curve_finding({"points": points}).split())
+    assert title(figure).replace("re- ", "re-") == finding  # wrapped anywhere
+    assert finding == (
         "From 1 to 8 iterations, accuracy rises without re-noising (30 to 60 %), does not clearly "
-        "change with re-noising (40 to 41 %), falls with “quality” (50 to 30 %)"
+        "change with re-noising (40 to 41 %), falls with “quality” (50 to 30 %); the share of "
+        "whole lines rises without re-noising (10 to 90 %), does not clearly change with "
+        "re-noising (50 to 50 %), falls with “quality” (90 to 20 %)"
     )
-    axes = figure.axes[0]
-    assert axes.get_xscale() == "log" and "iterations" in axes.get_xlabel()
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "8"]
-    line = axes.containers[0].lines[0]
-    assert line.get_xdata() == pytest.approx([1, 2, 8], rel=0.1)  # lines stand side by side
-    assert line.get_ydata().tolist() == [30, 50, 60]
+    letter, whole = figure.axes
+    assert letter.get_title(loc="left") == "ARC-Easy: the leading letter is right"
+    for axes, values in ((letter, [30, 50, 60]), (whole, [10, 50, 90])):
+        assert axes.get_xscale() == "log" and "iterations" in axes.get_xlabel()
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "8"]
+        line = axes.containers[0].lines[0]
+        assert line.get_xdata() == pytest.approx([1, 2, 8], rel=0.1)  # lines stand side by side
+        assert line.get_ydata() == pytest.approx(values)
     two = compute_curve({"points": points + [p | {"task": "mmlu"} for p in points]})
-    assert [axes.get_title(loc="left") for axes in two.axes] == ["ARC-Easy", "MMLU"]
+    names = [axes.get_title(loc="left").split(":")[0] for axes in two.axes]
+    assert names == ["ARC-Easy", "ARC-Easy", "MMLU", "MMLU"]
     assert "rises on MMLU without re-noising" in title(two)
 
 
@@ -134,18 +165,6 @@ def test_a_curve_of_real_runs_has_every_point():
     assert "does not clearly change" in curve_finding(data)
 
 
-def test_what_is_not_recorded_is_none(monkeypatch, tmp_path):
-    monkeypatch.setenv("LAD_FIGURES", str(tmp_path))
-    monkeypatch.setattr("lad.figures.recorded.CHECKOUT", tmp_path)
-    assert recorded("benchmarks") is None
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "benchmarks.json").write_text('{"runs": []}')
-    assert recorded("benchmarks") == {"runs": []}
-    (tmp_path / "data" / "benchmarks.json").write_text("{")
-    with pytest.raises(DamagedFile, match=r"benchmarks.json cannot be read"):
-        recorded("benchmarks")
-
-
 # -- tables ----------------------------------------------------------------------------------------
 
 
@@ -157,13 +176,22 @@ def test_the_authors_table_has_intervals():
 
 def test_the_results_table_has_both_and_their_difference(joined):
     lines = tables.results_text(joined).split("\n")
-    assert len(lines) == 4  # heading, rule, two ways of scoring
+    assert len(lines) == 5  # heading, rule, generation, likelihood, and that by characters
     assert all("100.0 (91.2–100.0)" in line for line in lines[2:])
-    assert "likelihood of the line" in "".join(lines) and "100/100" in "".join(lines)
+    assert "  line, by characters" in lines[4] and "100/100" in lines[2]
     alone = {"runs": joined["runs"][:1], "comparisons": []}
     assert "–" in tables.results_text(alone)
-    assert "none, %" in tables.bias_text(joined)
-    assert "100/" in tables.bias_text(joined)  # the backbone always says A
+
+
+def test_tables_of_letters_say_what_was_chosen_and_what_was_right(joined):
+    text = tables.bias_text(joined)
+    golds = [item.gold for item in ITEMS]
+    share = f"{100 * golds.count(0) / len(ITEMS):.0f}"
+    assert "none, %" in text and f"100/{share}" in text  # the backbone always says A
+    oracle_line, other = sorted(tables.places_text(joined).split("\n")[2:], reverse=True)
+    assert oracle_line.split()[3:] == ["100/100"] * 4
+    assert other.split()[3:] == [f"{share}/100", "–/0", "–/0", "–/0"]
+    assert "likelihood of the line" in tables.places_text(joined, "likelihood")
 
 
 # -- what a notebook asks --------------------------------------------------------------------------

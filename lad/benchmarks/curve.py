@@ -101,15 +101,16 @@ def _choices(run: Run) -> dict[str, str]:
 
 
 def letters_of(run: Run, way: str = "") -> str:
-    """The letter chosen for each question in turn: a capital if it was right, else small.
+    """The letter chosen for each question: a capital if it was right, else small, "-" for none.
 
-    "-" stands where an answer named none.
+    Questions stand in the order of their keys: a run keeps its rows in the order in which they
+    were answered, which is another on another machine.
 
     Args:
         way: "_normalised" for the choices by the number of characters.
     """
     letters = []
-    for row in run.rows:
+    for row in sorted(run.rows, key=lambda row: row["key"]):
         choice = row[f"choice{way}"]
         letter = "-" if choice is None else LETTERS[choice]
         letters.append(letter if row[f"correct{way}"] else letter.lower())

@@ -7,6 +7,9 @@ options of a question share their random numbers, so what the masks do to one th
 and l is drawn in equal steps over the samples. The standard error is that of independent samples,
 which the true one does not exceed.
 
+Without samples, an option is read from left to right instead: everything behind a token is MASK,
+only that token is scored, and their sum is a likelihood too, in one order of many and exact in it.
+
 The answer region ends with one visible EOS behind the option, as an answer ends in training; EOS
 itself is not scored. For the target "letter" everything behind the letter is MASK instead, in a
 region as long as the longest line: one token, one mask, no chance.
@@ -126,6 +129,20 @@ def sample_masks(
     return masks
 
 
+def _drawn(masks: np.ndarray, weights: np.ndarray) -> Iterator[tuple]:
+    """Each distinct mask, where it is read, with which weight, and which samples it is."""
+    distinct, which = np.unique(masks, axis=0, return_inverse=True)
+    for number, mask in enumerate(distinct):
+        samples = np.flatnonzero(which.ravel() == number)
+        yield mask, np.flatnonzero(mask), float(weights[samples[0]]), samples
+
+
+def _left_to_right(length: int) -> Iterator[tuple]:
+    """The same for a sum over tokens, each read behind those before it: one sample."""
+    for place in range(length):
+        yield np.arange(length) >= place, np.array([place]), 1.0, np.array([0])
+
+
 # -- a denoiser ------------------------------------------------------------------------------------
 
 
@@ -149,15 +166,15 @@ def masked_scores(
     """Every question's index with its options' scores; short prompts first.
 
     Args:
-        samples: masks an option, at least 1.
+        samples: masks an option; 0 reads from left to right.
         seed: of the masks.
 
     Raises:
-        InvalidInput: no samples, or a question longer than the backbone can read.
+        InvalidInput: fewer than no samples, or a question longer than the backbone can read.
         NumericalError: NaN or infinite logits.
     """
-    if samples < 1:
-        raise InvalidInput(f"samples = {samples}: expected at least 1")
+    if samples < 0:
+        raise InvalidInput(f"samples = {samples}: expected at least 1, or 0 for left to right")
     _check_lengths(asks, denoiser.causal_lm.config.max_position_embeddings)
     most = _positions_at_once(denoiser.causal_lm)
     for part in _batches(asks, most):
@@ -172,21 +189,22 @@ def _masked_batch(
     readings: list[_Reading] = []
     for n, index in enumerate(part):
         own, rows = asks[index], {}
-        drawn = sample_masks([len(ids) for ids in own.options], samples, seed, own.key)
-        for option, (ids, (masks, weights)) in enumerate(zip(own.options, drawn, strict=True)):
+        lengths = [len(ids) for ids in own.options]
+        drawn = (
+            [_drawn(*one) for one in sample_masks(lengths, samples, seed, own.key)]
+            if samples
+            else map(_left_to_right, lengths)
+        )
+        for option, (ids, masks) in enumerate(zip(own.options, drawn, strict=True)):
             tokens = np.array(ids)
-            distinct, which = np.unique(masks, axis=0, return_inverse=True)
-            for number, mask in enumerate(distinct):
+            for mask, places, weight, which in masks:
                 row = tuple(np.where(mask, denoiser.mask_token_id, tokens).tolist() + own.behind)
                 if row not in rows:
                     rows[row] = len(inputs)
                     inputs.append(list(row))
                     owners.append(n)
-                drawn_so = np.flatnonzero(which.ravel() == number)
-                places = np.flatnonzero(mask)
-                weight = float(weights[drawn_so[0]])
                 readings.append(
-                    _Reading(index, option, rows[row], places, tokens[places], weight, drawn_so)
+                    _Reading(index, option, rows[row], places, tokens[places], weight, which)
                 )
     device = denoiser.device
     prompts, padding = pad_prompts(
@@ -196,7 +214,7 @@ def _masked_batch(
     padding = None if padding is None else padding.to(device)
     cache = denoiser.read_prompt(prompts, padding)
 
-    values = {index: np.zeros((len(asks[index].options), samples)) for index in part}
+    values = {index: np.zeros((len(asks[index].options), samples or 1)) for index in part}
     greedy = {index: np.ones(len(asks[index].options), dtype=bool) for index in part}
     of_row: dict[int, list[_Reading]] = {}
     for reading in readings:
@@ -227,7 +245,7 @@ def _masked_batch(
         ends = np.cumsum([len(r.places) for _, r in told])[:-1]
         parts = zip(told, np.split(found, ends), np.split(best, ends), strict=True)
         for (_, r), own, likeliest in parts:
-            values[r.question][r.option, r.samples] = r.weight * own.sum()
+            values[r.question][r.option, r.samples] += r.weight * own.sum()
             greedy[r.question][r.option] &= bool(likeliest.all())
     return [
         (index, [_score(x, bool(g)) for x, g in zip(values[index], greedy[index], strict=True)])

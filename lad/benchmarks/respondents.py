@@ -36,7 +36,7 @@ class Denoising:
 
     Attributes:
         config: how answers are refined.
-        samples, seed: masks an option, and what they are drawn from.
+        samples, seed: masks an option, 0 for left to right, and what they are drawn from.
         batch_size: answers refined together; by default 8 on a CPU and 256 elsewhere.
     """
 

@@ -45,7 +45,7 @@ class Run:
 
     Attributes:
         summary: see `summarise`.
-        rows: see `lad.benchmarks.run`, in the order of the questions.
+        rows: see `lad.benchmarks.run`; in any order.
     """
 
     summary: dict
@@ -103,7 +103,7 @@ def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
         summary |= {
             "accuracy_normalised": normalised["value"],
             "interval_normalised": [normalised["low"], normalised["high"]],
-            "close": sum(row["margin"] <= 2 * row["margin_error"] for row in rows) / len(rows),
+            "close": sum(map(is_close, rows)) / len(rows),
         }
     else:
         summary |= {
@@ -127,6 +127,11 @@ def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
         "items_sha256": header["items_sha256"],
         "origin": dict(origin),
     }
+
+
+def is_close(row: Mapping) -> bool:
+    """More samples could change this choice by likelihood."""
+    return row["margin"] <= 2 * row["margin_error"]
 
 
 def share_of(rows: Sequence[Mapping], key: str) -> dict:
@@ -155,13 +160,15 @@ def compare(a: Run, b: Run) -> dict:
         task, n (questions that both answered), a and b (each who, how, and accuracy over these
         questions), difference (b - a, with its 95 % interval over questions), only_a and only_b
         (right in one alone), both, neither, p (McNemar, exact, two-sided), same (share of questions
-        with the same choice). Both by likelihood: also difference_normalised.
+        with the same choice). Both by likelihood: also difference_normalised, and difference_clear
+        over the questions where neither's two best options are within two standard errors.
 
     Raises:
         InvalidInput: no question in common, or what is right differs: not the same benchmark.
     """
     first, second = ({row["key"]: row for row in run.rows} for run in (a, b))
-    keys = [key for key in first if key in second]
+    # In one order, whatever that of the rows: an interval is drawn by a seed.
+    keys = sorted(key for key in first if key in second)
     if not keys:
         raise InvalidInput(
             f"the runs have no question in common ({a.summary['task']} and {b.summary['task']}): "
@@ -179,7 +186,12 @@ def compare(a: Run, b: Run) -> dict:
     from statsmodels.stats.contingency_tables import mcnemar
 
     cells = [[table[True, True], table[True, False]], [table[False, True], table[False, False]]]
-    by_characters = all("correct_normalised" in rows[key] for rows in (first, second) for key in keys)
+    both = [rows[key] for rows in (first, second) for key in keys]
+    ways = [way for way in ("", "_normalised") if all(f"correct{way}" in row for row in both)]
+    clear = {}
+    if all("margin" in row for row in both):
+        own = [key for key in keys if not (is_close(first[key]) or is_close(second[key]))]
+        clear = {"difference_clear": _difference(first, second, own, "correct")}
     return {
         "task": a.summary["task"],
         "n": len({first[key]["id"] for key in keys}),
@@ -187,12 +199,8 @@ def compare(a: Run, b: Run) -> dict:
         | {"accuracy": share_of([first[key] for key in keys], "correct")},
         "b": {"who": who(b.summary), "how": how(b.summary)}
         | {"accuracy": share_of([second[key] for key in keys], "correct")},
-        "difference": _difference(first, second, keys, "correct"),
-        **(
-            {"difference_normalised": _difference(first, second, keys, "correct_normalised")}
-            if by_characters
-            else {}
-        ),
+        **{f"difference{way}": _difference(first, second, keys, f"correct{way}") for way in ways},
+        **clear,
         "both": table[True, True],
         "only_a": table[True, False],
         "only_b": table[False, True],

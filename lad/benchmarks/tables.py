@@ -1,13 +1,19 @@
-"""Tables of results as plain text: the authors' figures, and the recorded ones of this project."""
+"""Tables of results as plain text: the authors' figures, and the recorded ones of this project.
+
+`results_text` has accuracies and differences, `bias_text` what was chosen and what was right, and
+`places_text` how often a chosen letter was right, and how often a right one was found.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from lad import metrics
+from lad.benchmarks.curve import read_letters
+from lad.benchmarks.prompts import LETTERS
 from lad.benchmarks.results import how, title_of
 
-__all__ = ["AUTHORS", "AUTHORS_N", "authors_text", "bias_text", "results_text"]
+__all__ = ["AUTHORS", "AUTHORS_N", "authors_text", "bias_text", "places_text", "results_text"]
 
 # What the authors of LAD report of their adapter on LLaMA 3.1 8B Instruct: percent right of 200
 # questions each. Their training mix had the train splits of ARC-Easy and HellaSwag and MMLU's
@@ -29,36 +35,40 @@ def authors_text() -> str:
 def results_text(data: Mapping) -> str:
     """Recorded runs, a line a task and way of scoring: backbone, denoiser, and their difference.
 
+    What is scored by likelihood is named by its target: line, text or letter.
+
     Args:
         data: what `lad benchmark collect` wrote.
     """
-    head = ("task", "scoring", "n", "chance", "majority", "backbone, %", "denoiser, %")
+    head = ("task", "scoring", "n", "chance/majority", "backbone, %", "denoiser, %")
     rows = [(*head, "difference, points", "parsable, %")]
     found = {_kind(run): {} for run in data["runs"]}
     for run in data["runs"]:
         found[_kind(run)][run["by"]] = run
-    differences = {
-        (one["task"], one["scoring"], one["target"], one["rotated"]): one["difference"]
+    told = {
+        (one["task"], one["scoring"], one["target"], one["rotated"]): one
         for one in data["comparisons"]
     }
     for kind, runs in found.items():
         one = next(iter(runs.values()))
-        accuracies = [_with_ends(runs.get(by)) for by in ("backbone", "denoiser")]
         parsable = "/".join(
             f"{100 * runs[by]['parsable']:.0f}" for by in ("backbone", "denoiser") if by in runs
         )
-        rows.append(
-            (
-                title_of(one["task"]),
-                how(one) + ", rotated" * one["asked"]["rotate"],
-                f"{one['n']:,}",
-                f"{100 * one['chance']:.1f}",
-                f"{100 * one['majority']:.1f}",
-                *accuracies,
-                _difference(differences.get(kind)),
-                parsable if one["scoring"] == "generation" else "–",
+        for way in ("", "_normalised") if one["scoring"] == "likelihood" else ("",):
+            rows.append(
+                (
+                    title_of(one["task"]),
+                    # A page is some 130 characters wide.
+                    how(one).removeprefix("likelihood of the ")
+                    + ", by characters" * bool(way)
+                    + ", rotated" * one["asked"]["rotate"],
+                    f"{one['n']:,}",
+                    f"{100 * one['chance']:.1f}/{100 * one['majority']:.1f}",
+                    *(_with_ends(runs.get(by), way) for by in ("backbone", "denoiser")),
+                    _difference(told.get(kind, {}).get(f"difference{way}")),
+                    parsable if one["scoring"] == "generation" else "–",
+                )
             )
-        )
     return _table(rows)
 
 
@@ -74,20 +84,42 @@ def bias_text(data: Mapping) -> str:
             for x in "ABCD"
         ]
         none = f"{100 * letters['none']['chosen']:.0f}" if "none" in letters else "0"
-        scored = run["scoring"] + (f", {run['target']}" * (run["scoring"] == "likelihood"))
-        rows.append((title_of(run["task"]), run["by"], scored, *shares, none))
+        rows.append((title_of(run["task"]), run["by"], how(run), *shares, none))
     return _table(rows)
+
+
+def places_text(data: Mapping, scoring: str = "generation") -> str:
+    """By letter: of the times it was chosen, the share that was right; of the times it was right,
+    the share that was found. Who knows nothing has the same first share whatever the letter, the
+    share of questions where that letter is right, and finds a letter as often as it is chosen.
+    """
+    rows = [("task", "by", "scoring", *(f"{x} right/found, %" for x in "ABCD"))]
+    for run in data["runs"]:
+        if run["scoring"] != scoring or run["asked"]["rotate"]:
+            continue
+        chosen = read_letters(run["choices"])
+        shares = []
+        for letter in "ABCD":
+            own = [right for place, right in chosen if place == LETTERS.index(letter)]
+            golds = run["letters"].get(letter, {"right": 0})["right"] * len(chosen)
+            shares.append(f"{_percent(sum(own), len(own))}/{_percent(sum(own), golds)}")
+        rows.append((title_of(run["task"]), run["by"], how(run), *shares))
+    return _table(rows)
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f}" if whole else "–"
 
 
 def _kind(run: Mapping) -> tuple:
     return (run["task"], run["scoring"], run["target"], run["asked"]["rotate"])
 
 
-def _with_ends(run: Mapping | None) -> str:
+def _with_ends(run: Mapping | None, way: str) -> str:
     if run is None:
         return "–"
-    low, high = run["interval"]
-    return f"{100 * run['accuracy']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    low, high = run[f"interval{way}"]
+    return f"{100 * run[f'accuracy{way}']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def _difference(estimate: Mapping | None) -> str:

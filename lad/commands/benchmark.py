@@ -56,7 +56,9 @@ def benchmark(
     target: Annotated[
         str, typer.Option(help="What a likelihood is of: line (B: text), letter, or text.")
     ] = "line",
-    samples: Annotated[int, typer.Option(help="Masks an option; likelihood only.")] = 16,
+    samples: Annotated[
+        int, typer.Option(help="Masks an option; 0: left to right. Likelihood only.")
+    ] = 16,
     preset: Annotated[
         str, typer.Option(help="How answers are refined: a preset or a JSON file.")
     ] = "default",
@@ -92,9 +94,10 @@ def benchmark(
         for name in names_of(task)
         for way in dict.fromkeys(part.strip() for part in scoring.split(","))
     ]
-    if samples < 1 or (batch_size or 1) < 1:
+    if samples < 0 or (batch_size or 1) < 1:
         raise InvalidInput(
-            f"samples = {samples}, batch_size = {batch_size}: expected at least 1 of each"
+            f"samples = {samples}, batch_size = {batch_size}: expected at least 1 of each, or 0 "
+            "samples for left to right"
         )
     if backbone and adapter is not None:
         raise InvalidInput("--backbone with --adapter: expected one of them; the backbone has none")

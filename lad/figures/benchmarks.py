@@ -12,63 +12,82 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lad.benchmarks.results import how, title_of
-from lad.errors import DamagedFile, InvalidInput
+from lad.benchmarks.tasks import TASKS
+from lad.errors import DamagedFile
 from lad.figures.numbers import numbers_of
-from lad.figures.recorded import read_numbers
 from lad.figures.style import COLORS, label, log2_axis, new_figure, series, set_title, styled
+from lad.metrics import wilson
 
-__all__ = ["accuracies", "compute_curve", "curve_finding", "recorded", "results_finding"]
+__all__ = ["accuracies", "compute_curve", "curve_finding", "results_finding"]
 
+# what a curve is of -> the panel's name, its axis, and the word for it in a title
+MEASURED = {
+    "accuracy": ("the leading letter is right", "questions (%)", "accuracy"),
+    "exact": ("the answer is one of the lines", "answers (%)", "the share of whole lines"),
+}
 PRESET_NAMES = {"noiseless": "without re-noising", "default": "with re-noising"}
-
-
-def recorded(name: str) -> dict | None:
-    """Numbers of `figures/data/NAME.json`, or None where none have been recorded.
-
-    Raises:
-        DamagedFile: a file that is not JSON.
-    """
-    try:
-        return read_numbers(name)
-    except InvalidInput:
-        return None
 
 
 # -- a denoiser beside its backbone ----------------------------------------------------------------
 
 
 @styled
-def accuracies(data: Mapping, scoring: str = "likelihood", target: str = "line") -> Figure:
-    """Accuracy by task, of backbone and denoiser, with chance.
+def accuracies(data: Mapping) -> Figure:
+    """Accuracy by task, of backbone and denoiser, with chance; a panel a way of scoring.
+
+    Rotated runs are left out.
 
     Args:
         data: what `lad benchmark collect` wrote.
-        scoring, target: which of its runs.
 
     Raises:
-        DamagedFile: other data, or no such runs.
+        DamagedFile: other data, or no runs.
     """
-    runs = _runs(data, scoring, target)
-    tasks = list(dict.fromkeys(run["task"] for run in runs))
-    figure = new_figure(height=1.3 + 0.75 * len(tasks))
-    axes: Axes = figure.axes[0]
-    for number, (by, shift) in enumerate((("backbone", 0.16), ("denoiser", -0.16))):
+    ways = _ways(data)
+    asked = {run["task"] for runs in ways.values() for run in runs}
+    tasks = [task for task in TASKS if task in asked]
+    figure = new_figure(
+        1, len(ways), height=1.7 + 0.55 * len(tasks), sharex=True, sharey=True, squeeze=False
+    )
+    for axes, (way, runs) in zip(figure.axes, ways.items(), strict=True):
+        _panel(axes, runs, tasks)
+        first = axes is figure.axes[0]
+        label(axes, "accuracy (%)", "", _short(way) if len(ways) > 1 else "")
+        if first:
+            axes.set_yticks(range(len(tasks)), [title_of(task) for task in tasks])
+            axes.set_ylim(len(tasks) - 0.5, -0.5)
+    ends = [100 * end for runs in ways.values() for run in runs for end in run["interval"]]
+    low, high = min(min(ends), 20), max(max(ends), 30)
+    figure.axes[0].set_xlim(5 * (low // 5), 5 * -(-high // 5))
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, [f"{name}, 95 % interval" * (name != "chance") or name for name in names],
+        loc="outside lower center", ncols=len(names),
+    )  # fmt: skip
+    set_title(figure, results_finding(data))
+    return figure
+
+
+def _panel(axes: Axes, runs: list[Mapping], tasks: list[str]) -> None:
+    """Two dots with bars a task, and its chance; a task that was not asked is said to be so."""
+    for number, (by, shift) in enumerate((("backbone", -0.16), ("denoiser", 0.16))):
         own = [run for run in runs if run["by"] == by]
         if own:
             _dots(axes, [tasks.index(run["task"]) + shift for run in own], own, by, number)
+    named = False
     for place, task in enumerate(tasks):
-        chance = 100 * next(run["chance"] for run in runs if run["task"] == task)
+        chance = next((100 * run["chance"] for run in runs if run["task"] == task), None)
+        if chance is None:
+            axes.text(
+                0.5, place, "not measured", ha="center", va="center", color=COLORS["muted"],
+                transform=axes.get_yaxis_transform(),
+            )  # fmt: skip
+            continue
         axes.plot(
             [chance, chance], [place - 0.38, place + 0.38], color=COLORS["black"], linestyle=":",
-            label="chance" if place == 0 else None,
+            label=None if named else "chance",
         )  # fmt: skip
-    axes.set_yticks(range(len(tasks)), [title_of(task) for task in tasks])
-    axes.set_ylim(len(tasks) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    label(axes, "accuracy (% of questions), 95 % interval", "")
-    axes.legend(loc="lower right")
-    set_title(figure, results_finding(data, scoring, target))
-    return figure
+        named = True
 
 
 def _dots(axes: Axes, places: list[float], runs: list[Mapping], by: str, number: int) -> None:
@@ -80,65 +99,75 @@ def _dots(axes: Axes, places: list[float], runs: list[Mapping], by: str, number:
     ]
     axes.errorbar(
         values, places, xerr=ends, label=by, color=style["color"], marker=style["marker"],
-        linestyle="none", capsize=3, markersize=6,
+        linestyle="none", capsize=3, markersize=5,
     )  # fmt: skip
 
 
-def results_finding(data: Mapping, scoring: str, target: str) -> str:
-    """What the comparisons say, in one sentence."""
-    runs = _runs(data, scoring, target)
-    told = [
-        one
-        for one in data["comparisons"]
-        if (one["scoring"], one["target"], one["rotated"]) == (scoring, target, False)
-    ]
-    asked = how({"scoring": scoring, "target": target})
-    if not told:
-        best = max(runs, key=lambda run: run["accuracy"] - run["chance"])
-        points = 100 * (best["accuracy"] - best["chance"])
-        return (
-            f"Scored by {asked}, the {best['by']} is furthest from chance on "
-            f"{title_of(best['task'])}: {points:+.1f} points"
-        )
-    better = [one for one in told if one["difference"]["low"] > 0]
-    worse = [one for one in told if one["difference"]["high"] < 0]
+def results_finding(data: Mapping) -> str:
+    """What the comparisons say of every way of scoring, in one sentence."""
     parts = []
-    for some, word in ((better, "is above its backbone"), (worse, "is below its backbone")):
-        names = ", ".join(
-            f"{title_of(one['task'])} ({100 * one['difference']['value']:+.1f} points)"
-            for one in some
-        )
-        parts += [f"{word} on {names}"] if names else []
-    alike = [title_of(one["task"]) for one in told if one not in better and one not in worse]
-    if alike:
-        parts.append(f"cannot be told from its backbone on {', '.join(alike)}")
-    return f"Scored by {asked}, the denoiser {'; it '.join(parts)}"
-
-
-def _runs(data: Mapping, scoring: str, target: str) -> list[Mapping]:
-    with numbers_of("benchmarks", "lad benchmark collect"):
-        runs = [
-            run
-            for run in data["runs"]
-            if (run["scoring"], run["target"], run["asked"]["rotate"]) == (scoring, target, False)
+    for way, runs in _ways(data).items():
+        told = [
+            one["difference"]
+            for one in data["comparisons"]
+            if (one["scoring"], one["target"], one["rotated"]) == (*way, False)
         ]
-        for run in runs:
-            run["by"], run["accuracy"], run["interval"][1], run["chance"], run["task"]
-        data["comparisons"]
-    if not runs:
+        if told:
+            parts.append(f"by {_short(way)} {_apart(told)}")
+        else:
+            best = max(runs, key=lambda run: run["accuracy"] - run["chance"])
+            points = 100 * (best["accuracy"] - best["chance"])
+            parts.append(
+                f"by {_short(way)} the {best['by']} is at most {points:+.1f} points from chance "
+                f"({title_of(best['task'])})"
+            )
+    return f"Denoiser against its own backbone: {'; '.join(parts)}"
+
+
+def _apart(differences: list[Mapping]) -> str:
+    """Differences of several tasks in words: "0.6 to 7.3 points above (clear of 0 on 3 of 4)"."""
+    values = sorted(100 * one["value"] for one in differences)
+    clear = sum(one["low"] > 0 or one["high"] < 0 for one in differences)
+    if values[0] >= 0 or values[-1] <= 0:
+        sizes = sorted({f"{abs(value):.1f}" for value in (values[0], values[-1])}, key=float)
+        size = f"{' to '.join(sizes)} points {'above' if values[-1] > 0 else 'below'}"
+    else:
+        size = f"{-values[0]:.1f} points below to {values[-1]:.1f} above"
+    return f"{size} (clear of 0 on {clear} of {len(differences)} tasks)"
+
+
+def _short(way: tuple[str, str]) -> str:
+    return how({"scoring": way[0], "target": way[1]})
+
+
+def _ways(data: Mapping) -> dict[tuple[str, str], list[Mapping]]:
+    """Runs that are not rotated, by scoring and target: line, text, then what else there is."""
+    with numbers_of("benchmarks", "lad benchmark collect"):
+        ways: dict[tuple[str, str], list[Mapping]] = {}
+        for run in data["runs"]:
+            run["by"], run["accuracy"], run["interval"][1], run["chance"], TASKS[run["task"]]
+            if not run["asked"]["rotate"]:
+                ways.setdefault((run["scoring"], run["target"]), []).append(run)
+        for one in data["comparisons"]:
+            one["difference"]["low"], one["difference"]["high"], one["difference"]["value"]
+        order = [("likelihood", "line"), ("likelihood", "letter"), ("likelihood", "text")]
+        order += [("generation", "line")]
+        found = {way: ways[way] for way in sorted(ways, key=order.index)}
+    if not found:
         raise DamagedFile(
-            f"no run by {scoring} of the {target} among these: expected at least one; run `lad "
-            f"benchmark --scoring {scoring} --target {target}` and collect it"
+            "no run among these: expected at least one that is not rotated; run `lad benchmark` "
+            "and collect it"
         )
-    return runs
+    return found
 
 
-# -- accuracy against iterations -------------------------------------------------------------------
+# -- what iterations buy ---------------------------------------------------------------------------
 
 
 @styled
 def compute_curve(data: Mapping) -> Figure:
-    """Accuracy by generation against iterations, a panel a task and a line a way to refine.
+    """Accuracy by generation, and the share of answers that repeat one of the lines word for word,
+    against iterations: a row a task, a panel each, and a line a way to refine.
 
     Args:
         data: what `lad benchmark curve` wrote.
@@ -149,14 +178,15 @@ def compute_curve(data: Mapping) -> Figure:
     lines = _lines(data)
     tasks = list(dict.fromkeys(task for task, _ in lines))
     presets = list(dict.fromkeys(preset for _, preset in lines))
-    figure = new_figure(1, len(tasks), height=3.6, sharey=True, squeeze=False)
-    for axes, task in zip(figure.axes, tasks, strict=True):
+    figure = new_figure(len(tasks), len(MEASURED), height=0.9 + 2.9 * len(tasks), squeeze=False)
+    panels = [(task, key) for task in tasks for key in MEASURED]
+    for axes, (task, key) in zip(figure.axes, panels, strict=True):
         for number, preset in enumerate(presets):
             points = lines.get((task, preset), [])
-            values = [100 * p["accuracy"]["value"] for p in points]
+            values = [100 * p[key]["value"] for p in points]
             ends = [
-                [v - 100 * p["accuracy"]["low"] for v, p in zip(values, points, strict=True)],
-                [100 * p["accuracy"]["high"] - v for v, p in zip(values, points, strict=True)],
+                [v - 100 * p[key]["low"] for v, p in zip(values, points, strict=True)],
+                [100 * p[key]["high"] - v for v, p in zip(values, points, strict=True)],
             ]
             axes.errorbar(
                 # Side by side, or the bars of one line would hide those of another.
@@ -164,19 +194,21 @@ def compute_curve(data: Mapping) -> Figure:
                 values, yerr=ends, capsize=3,
                 label=PRESET_NAMES.get(preset, preset), **series(number),
             )  # fmt: skip
-        chance = 100 * lines[task, presets[0]][0]["chance"]
-        axes.axhline(chance, color=COLORS["black"], linestyle=":", label="chance")
+        if key == "accuracy":
+            chance = 100 * lines[task, presets[0]][0]["chance"]
+            axes.axhline(chance, color=COLORS["black"], linestyle=":", label="chance")
         steps = sorted(
             {p["iterations"] for (name, _), ps in lines.items() if name == task for p in ps}
         )
         log2_axis(axes, steps)
+        name, unit, _ = MEASURED[key]
         label(
             axes,
-            "iterations (most; a run may stop early)",
-            "accuracy (% of questions)" if axes is figure.axes[0] else "",
-            title_of(task),
+            "iterations (most; a run may stop early)" if task == tasks[-1] else "",
+            unit,
+            f"{title_of(task)}: {name}",
         )
-    figure.axes[0].set_ylim(bottom=0)
+        axes.set_ylim(0, 102)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     set_title(figure, curve_finding(data))
@@ -185,10 +217,18 @@ def compute_curve(data: Mapping) -> Figure:
 
 def curve_finding(data: Mapping) -> str:
     """What the curves say of the first and the last number of iterations, in one sentence."""
-    lines, parts = _lines(data), []
+    lines = _lines(data)
+    steps = [point["iterations"] for points in lines.values() for point in points]
+    told = [f"{word} {_changes(lines, key)}" for key, (_, _, word) in MEASURED.items()]
+    return f"From {min(steps)} to {max(steps)} iterations, {'; '.join(told)}"
+
+
+def _changes(lines: Mapping[tuple[str, str], list[Mapping]], key: str) -> str:
+    """How one number changes along every line."""
+    parts = []
     several = len({task for task, _ in lines}) > 1
     for (task, preset), points in lines.items():
-        a, b = points[0]["accuracy"], points[-1]["accuracy"]
+        a, b = points[0][key], points[-1][key]
         if b["low"] > a["high"]:
             word = "rises"
         elif b["high"] < a["low"]:
@@ -197,20 +237,22 @@ def curve_finding(data: Mapping) -> str:
             word = "does not clearly change"
         name = PRESET_NAMES.get(preset, f"with “{preset}”")
         where = f" on {title_of(task)}" if several else ""
-        parts.append(f"{word}{where} {name} ({100 * a['value']:.0f} to {100 * b['value']:.0f} %)")
-    steps = [point["iterations"] for points in lines.values() for point in points]
-    return f"From {min(steps)} to {max(steps)} iterations, accuracy {', '.join(parts)}"
+        span = f"{100 * a['value']:.0f} to {100 * b['value']:.0f}\N{NO-BREAK SPACE}%"
+        parts.append(f"{word}{where} {name} ({span})")
+    return ", ".join(parts)
 
 
 def _lines(data: Mapping) -> dict[tuple[str, str], list[Mapping]]:
-    """Points by task and preset, in the order of their iterations."""
+    """Points by task and preset, in the order of their iterations; shares with their intervals."""
     lines: dict[tuple[str, str], list[Mapping]] = {}
     with numbers_of("a curve", "lad benchmark curve"):
         for point in data["points"]:
+            n = point["accuracy"]["n"]
             for key in ("value", "low", "high"):
                 float(point["accuracy"][key])
             float(point["chance"])
-            lines.setdefault((point["task"], point["preset"]), []).append(point)
+            own = point | {"exact": wilson(round(point["exact"] * n), n).to_dict()}
+            lines.setdefault((point["task"], point["preset"]), []).append(own)
         for points in lines.values():
             points.sort(key=lambda point: point["iterations"])
     if not lines:

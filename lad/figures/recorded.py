@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from lad.damage import Sentence, one_of_each
 from lad.errors import DamagedFile, InvalidInput
-from lad.figures import noise, study
+from lad.figures import benchmarks, noise, study
 from lad.figures.ablation import ablation
 from lad.figures.attention import attention_masks
 from lad.figures.refinement import filmstrip_figure, settling_heatmap
@@ -171,6 +171,10 @@ DRAWN: dict[str, Drawing] = {
     "speed": _of_numbers("bench", speed, "lad bench"),
     "true_shape": _of_numbers("llama-3.1-8b", true_shape, "lad bench-shape --record"),
     "ablation": _of_numbers("ablation", ablation, "lad ablate"),
+    "benchmarks": _of_numbers("benchmarks", benchmarks.accuracies, "lad benchmark collect"),
+    "benchmark_curve": _of_numbers(
+        "benchmark_curve", benchmarks.compute_curve, "lad benchmark curve"
+    ),
     "schedule_by_sharpness": Drawing(None, noise.schedule_by_sharpness),
     "schedule_by_noise_start": Drawing(None, noise.schedule_by_noise_start),
     "kinds_of_noise": Drawing(None, _kinds_of_noise),

@@ -7,6 +7,7 @@
     mending      a damaged text mended, gaps filled
     noise        the schedule and the corruption under their controls
     attention    the masks and what they do to the states
+    benchmark    questions, their options, and how each answer came about
 
 Each explorer has a `.widget`, which a notebook cell shows as its last line.
 """
@@ -14,11 +15,13 @@ Each explorer has a `.widget`, which a notebook cell shows as its last line.
 from importlib import import_module
 
 _ROOMS = {
+    "Answered": "benchmark",
     "AttentionExplorer": "attention",
     "Comparison": "player",
     "CorruptionExplorer": "noise",
     "Gallery": "player",
     "InfillExplorer": "mending",
+    "ItemBrowser": "benchmark",
     "Limits": "panel",
     "RefinementExplorer": "refinement",
     "RepairExplorer": "mending",

