@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 RENOISING = tuple(STRATEGIES)
-REPEATS = ("allow", "remask")
+REPEATS = ("allow", "remask", "replace")
 ADVANCE = ("surest", "leftmost", "run")
 
 RANGES = {
@@ -83,8 +83,9 @@ class RefineConfig:
             samplers do.
         added_tokens: semi-autoregressive growth: after iteration i, from 0, only the first
             `added_tokens * (i + 1)` positions may be shown, 1 to 256; None is all at once.
-        repeats: "remask" masks the less sure of two equal neighbours again; "allow" does not, nor
-            does the noiseless strategy ever.
+        repeats: what becomes of the less sure of two equal neighbours. "replace" gives it the
+            likeliest token that no neighbour holds; "remask" masks it again, which the noiseless
+            strategy never does; "allow" leaves it.
         tail: EOS positions that are kept behind an answer; once two successive drafts agree that
             all behind them is EOS, that is dropped and not computed any more, 1 to 2048. None
             drops nothing. Faster, and not exact: an answer cannot grow into what was dropped.

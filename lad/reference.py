@@ -105,6 +105,21 @@ def repeated(draft: list[int], confidence: list[float], eos_id: int, may: list[b
     return again
 
 
+def replace_repeated(
+    draft: list[int], confidence: list[float], logits: torch.Tensor, stays: list[bool], eos_id: int
+) -> tuple[list[int], list[float]]:
+    """Draft and confidence, where of two equal neighbours the less sure one became another token:
+    the likeliest that neither of its neighbours held."""
+    tokens, sure = list(draft), list(confidence)
+    for n, again in enumerate(repeated(draft, confidence, eos_id, [not s for s in stays])):
+        if again:
+            held = {draft[m] for m in (n - 1, n + 1) if 0 <= m < len(draft)} - {eos_id}
+            row = logits[n].tolist()
+            tokens[n] = max((t for t in range(len(row)) if t not in held), key=lambda t: row[t])
+            sure[n] = probability(row, tokens[n])
+    return tokens, sure
+
+
 def probability(logits: list[float], token: int) -> float:
     """What the denoiser's own distribution gives a token."""
     biggest = max(logits)
@@ -194,6 +209,17 @@ def refine(
             drafted.append(token)
             confidence.append(probability(row, token))
             end.append(probability(row, eos_id))
+        if config.repeats == "replace":
+            stay = [
+                fixed[n]
+                or (
+                    not config.redraw
+                    and answer[n] != mask_id
+                    and not (n < first_end and answer[n] == eos_id)
+                )
+                for n in range(width)
+            ]
+            drafted, confidence = replace_repeated(drafted, confidence, logits, stay, eos_id)
         drafted += [eos_id] * (a - width)
         confidence += sure[width:]
         end += sure[width:]

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lad.controls import PRESETS, RANGES, RENOISING, RefineConfig, preset
@@ -275,7 +276,8 @@ def _draw_all(
         if rows.endless is not None:  # an end that may not be one
             shown &= ~(rows.endless & (rows.answer == denoiser.eos_token_id))
         keep = shown if keep is None else keep | shown
-    given = (rows.answer, keep, rows.endless, None if config.greedy else uniforms[:, 0])
+    numbers = None if config.greedy else uniforms[:, 0]
+    given = (rows.answer, keep, rows.endless, rows.beyond, numbers)
     ids = (denoiser.eos_token_id, denoiser.mask_token_id)
     if config.greedy and denoiser.graphs is not None and logits.is_cuda:
         return compiled(_draw_some)(logits, *given, *ids, config)
@@ -293,6 +295,7 @@ def _draw_some(
     answer: Tensor,
     keep: Tensor | None,
     endless: Tensor | None,
+    beyond: Tensor | None,
     uniforms: Tensor | None,
     eos: int,
     mask: int,
@@ -303,6 +306,7 @@ def _draw_some(
     Args:
         keep: `(·, a)` bool, positions that stay what they are in `answer`.
         endless: `(·, a)` bool, positions that may not become EOS.
+        beyond: `(·, a)` bool, positions that are not there any more.
     """
     own = logits.float()  # valid until the next pass, so it may be written to
     own[..., eos] += config.eos_bias
@@ -314,7 +318,26 @@ def _draw_some(
         draft = answer.where(keep, draft)
         sure = (own.gather(-1, draft[..., None])[..., 0] - total).exp()
         confidence = sure.where(keep, confidence)
+    if config.repeats == "replace":
+        there = draft if beyond is None else draft.masked_fill(beyond, eos)
+        free = torch.ones_like(draft, dtype=torch.bool) if keep is None else ~keep
+        other, sure = _unlike_neighbours(own, there, eos)
+        again = repeated(there, confidence, there == eos, free)
+        draft, confidence = other.where(again, draft), (sure - total).exp().where(again, confidence)
     return draft, confidence, (own[..., eos] - total).exp(), total.isfinite().all(dim=-1)
+
+
+def _unlike_neighbours(logits: Tensor, draft: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+    """`(·, a)`: the likeliest token at each position that no neighbour holds, and its logit.
+
+    Of an EOS there may be two in a row.
+    """
+    held = draft.masked_fill(draft == eos, -1)
+    neighbours = F.pad(held, (1, 1), value=-1)  # (·, a + 2)
+    top, ids = logits.topk(3, dim=-1)  # two of them may be the neighbours'
+    taken = (ids == neighbours[:, :-2, None]) | (ids == neighbours[:, 2:, None])
+    pick = (~taken).long().argmax(dim=-1, keepdim=True)
+    return ids.gather(-1, pick)[..., 0], top.gather(-1, pick)[..., 0]
 
 
 def _hide(

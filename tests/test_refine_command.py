@@ -51,7 +51,9 @@ def test_a_preset_nobody_knows_is_refused(capsys):
 def test_noiseless_masks_nothing_again_whatever_the_preset(capsys, adapter):
     few = ("--iterations=2", "--answer-length=8", "--context=64")
     changed = {"iterations": 2, "answer_length": 8, "context": 64, "renoising": "none"}
+    changed["repeats"] = "replace"  # what is not masked again cannot be drawn again
     expected = RefineConfig(**preset("default").to_dict() | changed)
     assert used(capsys, adapter, "--noiseless", *few) == expected
     expected = RefineConfig(**preset("quality").to_dict() | changed)
     assert used(capsys, adapter, "--noiseless", "--preset=quality", *few) == expected
+    assert used(capsys, adapter, "--noiseless", "--repeats=allow", *few).repeats == "allow"

@@ -18,6 +18,7 @@ from lad.sampler import (
     PRESETS,
     RENOISING,
     RefineConfig,
+    _draw_some,
     draw,
     preset,
     record,
@@ -325,6 +326,28 @@ def test_the_threshold_strategy_ends_with_a_whole_answer(denoiser, config, windo
     masks = trace.masked.sum(axis=1)
     if config.added_tokens is None:
         assert (masks[1:] < masks[:-1]).all()
+
+
+def test_of_two_equal_neighbours_the_less_sure_becomes_another_token():
+    """Five positions over five tokens, of which 4 is EOS and 3 is MASK."""
+    logits = torch.tensor(
+        [[5.0, 4, 0, 0, 0], [3, 2, 1, 0, 0], [0, 6, 0, 0, 1], [0, 0, 0, 0, 6], [0, 0, 0, 0, 5]]
+    )[None]
+    answer, config = torch.full((1, 5), 3), RefineConfig(repeats="replace")
+
+    def drawn(keep):
+        return _draw_some(logits.clone(), answer, keep, None, None, None, 4, 3, config)
+
+    draft, confidence, *_ = drawn(None)
+    # The second 0 may be neither 0 nor 1, which its neighbours hold; two EOS in a row may be.
+    assert draft.tolist() == [[0, 2, 1, 4, 4]]
+    own = logits.clone()
+    own[..., 3] = -torch.inf
+    assert torch.allclose(confidence[0, 1], own.softmax(dim=-1)[0, 1, 2])
+    # Where it may not change, its neighbour does.
+    keep = torch.tensor([[False, True, False, False, False]])
+    answer[0, 1] = 0
+    assert drawn(keep)[0].tolist() == [[1, 0, 1, 4, 4]]
 
 
 @settings(max_examples=30, deadline=None)

@@ -107,6 +107,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         ("added_tokens", 8),
         ("tail", 8),
         ("repeats", "remask"),
+        ("repeats", "replace"),
         ("advance", "leftmost"),
     ],
 )
@@ -145,7 +146,7 @@ def test_controls_without_effect_are_switched_off(explorer):
     assert off() == scheduled | {"top_k", "top_p"}
     explorer.noiseless.value = True
     strategy = {"renoising", "threshold", "apart", "window", "advance"}
-    shown = {"permanent", "redraw", "repeats"}
+    shown = {"permanent", "redraw"}
     assert off() == scheduled | strategy | shown | {"top_k", "top_p"}
     assert explorer.config.renoising == "none"
 

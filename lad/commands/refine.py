@@ -39,7 +39,10 @@ def refine(
     ] = None,
     added_tokens: Annotated[int | None, typer.Option(help="Growth an iteration.")] = None,
     repeats: Annotated[
-        str | None, typer.Option(help="allow, or remask one of two equal neighbours.")
+        str | None,
+        typer.Option(
+            help="Of equal neighbours: allow, remask one, or replace it (with --noiseless)."
+        ),
     ] = None,
     tail: Annotated[
         int | None, typer.Option(help="EOS kept behind a settled answer; fewer: faster.")
@@ -68,6 +71,8 @@ def refine(
     from lad.drafts import limited
     from lad.prompts import check_prompt
 
+    if noiseless and repeats is None:
+        repeats = "replace"  # nothing is masked again, so a stutter would stay
     given = {
         "iterations": iterations,
         "renoising": "none" if noiseless else renoising,

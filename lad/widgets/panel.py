@@ -60,7 +60,7 @@ USED_BY = {
     "advance": ("threshold",),
     "permanent": ("uniform", "confidence", "threshold"),
     "redraw": ("uniform", "confidence", "threshold"),
-    "repeats": ("uniform", "confidence", "threshold"),
+    "repeats": ("none", "uniform", "confidence", "threshold"),
 }
 
 _SHORT = {"description_width": "5em"}
@@ -162,7 +162,8 @@ class ControlPanel:
                 value=config.advance, description="Always shown", style=LONG, layout=WIDE,
             ),
             "repeats": widgets.Dropdown(
-                options=[("leave them", "allow"), ("mask one again", "remask")],
+                options=[("leave them", "allow"), ("mask one again", "remask"),
+                         ("put another there", "replace")],
                 value=config.repeats, description="Repeated tokens", style=LONG, layout=WIDE,
             ),
             "permanent": _box("permanent unmasking", config.permanent),
