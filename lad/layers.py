@@ -253,8 +253,8 @@ class Layers:
                 has_bias = getattr(plain, "bias", None) is not None
                 if type(plain) is not torch.nn.Linear or (has_bias and name not in PRODUCTS[:3]):
                     return None
-            plain = (hasattr(each.self_attn, "q_norm"), each.mlp.act_fn.__class__.__name__)
-            if plain not in ((False, "SiLUActivation"), (False, "SiLU")):
+            gate = type(each.mlp.act_fn).__name__
+            if hasattr(each.self_attn, "q_norm") or gate not in ("SiLUActivation", "SiLU"):
                 return None
         return cls(model, compile)
 

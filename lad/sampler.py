@@ -6,7 +6,7 @@
             let the strategy choose what is masked before the next iteration (lad/strategies.py).
 
 Without re-noising ("noiseless") the next input is the draft itself: the denoiser, trained on
-structural noise and on its own drafts, repairs tokens that are visible and wrong.
+structural noise, repairs tokens that are visible and wrong.
 
 Many prompts are refined together: padded on the left, each row with a generator of its own, each
 stopping on its own and then leaving the batch, so that a row's answer is that of a run alone.
