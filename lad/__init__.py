@@ -17,11 +17,13 @@ The rooms, in the order in which data flows; none imports one that stands below 
     passes                           its forward passes over the same prompts, captured on a GPU
     trace, recording                 what happened in a run, and how its steps become that
     drafts                           where a run starts: a damaged text, one with gaps, a length
+    decide                           from logits to the next input, on the device
     rows, sampler, reference         a batch of prompts, its refinement, and one as plain loops
     metrics, answers                 numbers with intervals; what was said to prompts, measured
     benchmarks, harness              multiple-choice questions, how they are put and scored
     training                         pairs, self-distillation, objective, loop
-    evaluation, ablation, bench      how good a denoiser is, by which choice, and how fast
+    evaluation, ablation             how good a denoiser is, and by which choice
+    floor, bench                     how fast, and how fast it could be
     true_shape                       how fast a large one, with random weights
     study                            what refinement does, over many answers
     damage, probes, cells            what figures show, computed: noise, model, drafts

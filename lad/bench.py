@@ -13,11 +13,7 @@ The reference spends most of its time in Python loops over the vocabulary, so be
 against all of it stands the one against its forward passes alone. To be done in minutes it may be
 run for its first iterations only: each costs the same, so times scale.
 
-An iteration is compared with its floor, the larger of two times that no program on this machine
-gets below: reading the weights once, at the memory bandwidth measured in this run, and doing the
-multiplications once, at the matrix rate measured in this run.
-
-Shapes: b = rows of a batch, a = positions of the answer region, p = positions of the prompt.
+An iteration is compared with its floor (lad/floor.py), at rates measured in the same run.
 """
 
 from __future__ import annotations
@@ -41,10 +37,11 @@ from lad.controls import RANGES, RefineConfig
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput
 from lad.evaluation import provenance
+from lad.floor import floor, machine_rates
 from lad.sampler import refine_batch
 from lad.trace import Trace
 
-__all__ = ["LONG_ANSWER", "bench", "floor", "machine_rates"]
+__all__ = ["LONG_ANSWER", "bench"]
 
 LONG_ANSWER = 40  # tokens from which an answer counts as long, where left to right has most to lose
 
@@ -219,6 +216,7 @@ class Machine:
                 "seconds_by_round": [x / batch for x in seconds],  # of one answer
                 "iteration_seconds": iteration,
                 "iteration_by_floor": iteration / lowest["seconds"],
+                "iteration_by_floor_of_normals": iteration / lowest["seconds_of_normals"],
                 "step_seconds": by_step(traces),
                 "nfe": sum(trace.nfe for trace in traces) / len(traces),
                 "tpf": tokens / sum(trace.nfe for trace in traces),
@@ -342,67 +340,3 @@ def by_step(traces: list[Trace]) -> list[float]:
     return [
         median(trace.steps[n].seconds for trace in traces if trace.nfe > n) for n in range(longest)
     ]
-
-
-def machine_rates(device: torch.device, dtype: torch.dtype) -> dict:
-    """Bytes a second read from memory and floating-point operations a second, the best of a few."""
-    big = device.type == "cuda"
-    values = torch.ones((2**31 if big else 2**28) // dtype.itemsize, dtype=dtype, device=device)
-    n = 8192 if big else 1536
-    square = torch.ones(n, n, dtype=dtype, device=device)
-
-    def best(work: Callable[[], object]) -> float:
-        taken = []
-        for _ in range(5):
-            if big:
-                torch.cuda.synchronize(device)
-            started = time.perf_counter()
-            work()
-            if big:
-                torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - started)
-        return min(taken)
-
-    read = best(values.sum)
-    multiplied = best(lambda: square @ square)
-    return {
-        "bytes_per_second": values.numel() * dtype.itemsize / read,
-        "flops_per_second": 2 * n**3 / multiplied,
-    }
-
-
-def floor(denoiser: Denoiser, rates: dict, batch: int, prompt: int, window: int) -> dict:
-    """The least an iteration can take on a machine of these rates.
-
-    Args:
-        rates: from `machine_rates`.
-        prompt: p, positions of the prompt.
-
-    Returns:
-        `weight_bytes` read once, `flops` done once, and `seconds`, the larger of their times.
-    """
-    config = denoiser.causal_lm.config
-    matrices = sum(
-        weight.numel()
-        for name, weight in denoiser.causal_lm.model.layers.named_parameters()
-        if weight.dim() == 2 and "lora_" not in name
-    )
-    head = denoiser.causal_lm.lm_head.weight.numel()
-    cached = denoiser.config.attention != "bidirectional"
-    last = 1 if denoiser.config.target == "next" else 0  # it predicts the first answer token
-    queries = window + (min(last, prompt) if cached else prompt)
-    heads = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    attention = 4 * config.num_hidden_layers * heads * queries * (prompt + window)
-    flops = batch * (2 * matrices * queries + 2 * head * window + attention)
-    weight_bytes = (matrices + head) * denoiser.causal_lm.dtype.itemsize
-    by_memory = weight_bytes / rates["bytes_per_second"]
-    by_arithmetic = flops / rates["flops_per_second"]
-    return {
-        "weight_bytes": weight_bytes,
-        "flops": flops,
-        "memory_seconds": by_memory,
-        "arithmetic_seconds": by_arithmetic,
-        "seconds": max(by_memory, by_arithmetic),
-    }

@@ -245,7 +245,7 @@ class Denoiser:
         if padding is not None:
             positions = (positions - padding[:, None]).clamp(min=0)
         if layers is not None:
-            return layers(tokens, positions, mask, cache)
+            return layers(tokens, layers.given(positions, mask), cache)
         return self.causal_lm.model(
             input_ids=tokens,
             attention_mask=mask,

@@ -3,15 +3,14 @@
 `transformers` runs a layer as some forty kernels, most of which do next to nothing. The same
 function is written here once more, so that `torch.compile` sees a whole layer with its weights as
 arguments: it is compiled once and serves all layers, which leaves the matrix products, attention,
-and a handful of kernels between them. Queries, keys and values come out of one product, and heads
-that share keys become queries of one head, so that no key is copied (grouped-query attention,
-Ainslie et al., 2023, https://arxiv.org/abs/2305.13245).
+and a handful of kernels between them. Queries, keys and values come out of one product, and what
+one layer adds to its input is added where the next one reads it.
 
 It is exact up to rounding, and it is for inference: weights are read where they are, so the adapter
 must be folded into them, and nothing may be quantised. The tests hold it to `transformers`.
 
 Shapes: b = batch, n = positions computed, t = positions attended to, h = hidden size, q = heads,
-kv = heads of keys and values, g = q / kv, d = features of a head.
+kv = heads of keys and values, d = features of a head.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from torch import Tensor
 from transformers import Cache
 
 __all__ = [
+    "Given",
     "Graphs",
     "Layers",
     "Weights",
     "compiled",
     "finish_layer",
-    "grouped",
     "heads_of",
     "normed",
     "rotary",
@@ -56,6 +55,19 @@ class Weights(NamedTuple):
     gate: Tensor
     up: Tensor
     down: Tensor
+
+
+class Given(NamedTuple):
+    """What all layers of a pass share; made by `Layers.given`.
+
+    Attributes:
+        cos, sin: `(b, n, 1, d)`, of the positions that are computed.
+        bias: `(b, 1, n, t)`, or `(b, 1, 1, t)` where all of them see the same.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    bias: Tensor
 
 
 class Heads(NamedTuple):
@@ -105,34 +117,21 @@ def turned_heads(
     return turned[:, :, :q], turned[:, :, q:].transpose(1, 2), value.transpose(1, 2)
 
 
-def finish_layer(
-    x: Tensor,
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    bias: Tensor,
-    weights: Weights,
-    heads: Heads,
-) -> Tensor:
-    """`(b, n, h)`, the output of a layer: attention over all keys, and the feed-forward part.
+def finish_layer(x: Tensor, read: Tensor, weights: Weights, heads: Heads) -> tuple[Tensor, Tensor]:
+    """What follows attention: two tensors `(b, n, h)` whose sum is the output of the layer.
 
     Args:
-        x: `(b, n, h)`, the layer's input; query `(b, n, q, d)`; keys, values `(b, kv, t, d)`.
-        bias: `(b, 1, n g, t)` or broadcast to it, added before the softmax; see `grouped`.
+        x: `(b, n, h)`, the layer's input; read `(b, n, q d)`, what attention read.
     """
-    q, kv, d, epsilon = heads
-    b, n, _ = x.shape
-    query = query.reshape(b, n, kv, q // kv, d).transpose(1, 2).reshape(b, kv, -1, d)
-    read = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
-    read = read.view(b, kv, n, q // kv, d).transpose(1, 2).reshape(b, n, q * d)
     x = x + F.linear(read, weights.out)
-    inner = normed(x, weights.second_norm, epsilon)
+    inner = normed(x, weights.second_norm, heads.epsilon)
     inner = F.silu(F.linear(inner, weights.gate)) * F.linear(inner, weights.up)
-    return x + F.linear(inner, weights.down)
+    return x, F.linear(inner, weights.down)
 
 
 def layer(
     x: Tensor,
+    added: Tensor,
     cos: Tensor,
     sin: Tensor,
     bias: Tensor,
@@ -140,13 +139,21 @@ def layer(
     past_values: Tensor | None,
     weights: Weights,
     heads: Heads,
-) -> Tensor:
-    """`(b, n, h)`: a whole layer, after `(b, kv, t - n, d)` keys and values that are known."""
+) -> tuple[Tensor, Tensor]:
+    """A whole layer, after `(b, kv, t - n, d)` keys and values that are known.
+
+    Input and output are two tensors each, to be added up: `x + added`.
+    """
+    x = x + added
     query, keys, values = turned_heads(x, cos, sin, weights, heads)
     if past_keys is not None:
         keys = torch.cat([past_keys, keys], dim=2)
         values = torch.cat([past_values, values], dim=2)
-    return finish_layer(x, query, keys, values, bias, weights, heads)
+    bias = bias.expand(-1, -1, query.shape[1], -1)
+    read = F.scaled_dot_product_attention(
+        query.transpose(1, 2), keys, values, attn_mask=bias, enable_gqa=True
+    )
+    return finish_layer(x, read.transpose(1, 2).flatten(2), weights, heads)
 
 
 @cache
@@ -155,6 +162,8 @@ def compiled(function: Callable) -> Callable:
 
     Where that fails (no compiler on this machine) it says so once and goes on as it is.
     """
+    # Shapes and settings each have it compiled again, 8 times by default and then not any more.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     fast = torch.compile(function)
     failed = False
 
@@ -197,9 +206,8 @@ def rotary(model: torch.nn.Module, positions: Tensor, dtype: torch.dtype) -> tup
     return cos[:, :, None], sin[:, :, None]
 
 
-def grouped(mask: Tensor, group: int, dtype: torch.dtype) -> Tensor:
-    """`(b, 1, n g, t)`: a `(b, 1, n, t)` bool mask as a bias for queries that share a head."""
-    mask = mask.repeat_interleave(group, dim=2)
+def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as numbers of the same shape to be added to what the softmax is of."""
     t = mask.shape[-1]
     room = mask.new_zeros((*mask.shape[:-1], -(-t // ALIGNED) * ALIGNED), dtype=dtype)[..., :t]
     return room.masked_fill_(~mask, float("-inf"))
@@ -258,21 +266,27 @@ class Layers:
                 return None
         return cls(model, compile)
 
-    def __call__(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: Cache | None = None
-    ) -> Tensor:
-        """`(b, n, h)` final hidden states of `(b, n)` tokens at `(b, n)` or `(1, n)` positions.
+    def given(self, positions: Tensor, mask: Tensor) -> Given:
+        """What does not hang on the tokens.
 
         Args:
-            mask: `(b, 1, n, t)` bool, True where a query may see a key.
+            positions: `(b, n)` or `(1, n)` int64, of the tokens that are computed.
+            mask: `(b, 1, n, t)` or `(b, 1, 1, t)` bool, True where a query may see a key.
+        """
+        dtype = self.model.embed_tokens.weight.dtype
+        return Given(*rotary(self.model, positions, dtype), bias_of(mask, dtype))
+
+    def __call__(self, tokens: Tensor, given: Given, cache: Cache | None = None) -> Tensor:
+        """`(b, n, h)` final hidden states of `(b, n)` tokens.
+
+        Args:
             cache: keys and values of the t - n positions before; nothing is added to it.
         """
         x = self.model.embed_tokens(tokens)
-        cos, sin = rotary(self.model, positions, x.dtype)
-        bias = grouped(mask, self.heads.query // self.heads.shared, x.dtype)
+        added = torch.zeros_like(x)  # and not None, with which the layer would be compiled twice
         for number, weights in enumerate(self.weights):
             keys = values = None
             if cache is not None:
                 keys, values = cache.layers[number].keys, cache.layers[number].values
-            x = self.run(x, cos, sin, bias, keys, values, weights, self.heads)
-        return normed(x, self.model.norm.weight, self.heads.epsilon)
+            x, added = self.run(x, added, *given, keys, values, weights, self.heads)
+        return normed(x + added, self.model.norm.weight, self.heads.epsilon)

@@ -19,16 +19,15 @@ Shapes: b = rows still at work, a = positions of the answer region, v = vocabula
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lad.controls import PRESETS, RANGES, RENOISING, RefineConfig, preset
+from lad.decide import FLOATS_AT_ONCE, Decision, Known, decide, draw, forbid
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
 from lad.layers import compiled
@@ -36,7 +35,8 @@ from lad.passes import Passes
 from lad.prompts import Prompt
 from lad.recording import make_trace
 from lad.rows import Rows, prepare
-from lad.strategies import Look, Strategy, make_strategy, repeated
+from lad.schedule import threshold
+from lad.strategies import Strategy, make_strategy
 from lad.trace import Step, Trace
 
 __all__ = [
@@ -51,39 +51,6 @@ __all__ = [
     "refine",
     "refine_batch",
 ]
-
-# Logits are turned into float32 this many at a time: 256 MB, however large batch and window are.
-FLOATS_AT_ONCE = 2**26
-
-
-def draw(
-    logits: Tensor, config: RefineConfig, uniforms: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a token at every position.
-
-    Args:
-        logits: `(..., v)` float32.
-        uniforms: `(...)` in [0, 1), the randomness: one number a position; None when greedy.
-
-    Returns:
-        tokens `(...)` int64; their confidence `(...)` float32, the probability under the denoiser's
-        own distribution, before temperature, top-k and top-p narrow it; and `(...)` float32, the
-        logarithm of that distribution's sum, which is not finite when a logit is not.
-    """
-    total = logits.logsumexp(dim=-1)  # (...)
-    if config.greedy:
-        top, tokens = logits.max(dim=-1)
-        return tokens, (top - total).exp(), total
-    k = min(config.top_k, logits.shape[-1])
-    top, ids = logits.topk(k, dim=-1)  # (..., k), likeliest first
-    weights = (top / config.temperature).softmax(dim=-1)
-    # Keep a token when what precedes it holds less than top_p: the likeliest always stays.
-    weights = weights * (weights.cumsum(dim=-1) - weights < config.top_p)
-    ladder = weights.cumsum(dim=-1)
-    rung = (ladder <= uniforms[..., None] * ladder[..., -1:]).sum(dim=-1, keepdim=True)
-    rung = rung.clamp(max=k - 1)
-    tokens = ids.gather(-1, rung)[..., 0]
-    return tokens, (top.gather(-1, rung)[..., 0] - total).exp(), total
 
 
 def refine(
@@ -172,8 +139,12 @@ def refine_batch(
 def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[dict[int, Step]]:
     """Steps of the rows still at work, by prompt, after every iteration."""
     strategy = make_strategy(config)
+    clock = Clock(config, denoiser.device)
+    drawing = 0 if config.greedy else 1
     grows = strategy.finishes or config.added_tokens is not None
     many = len(rows.index) > 1
+    # Cloned in inference mode: a compiled function takes other tensors for a case of their own.
+    rows.answer, rows.shown = rows.answer.clone(), rows.shown.clone()
     passes = Passes(denoiser, rows.prompts, rows.padding)
     inputs = rows.answer.cpu().numpy()
     shown = inputs != denoiser.mask_token_id
@@ -183,28 +154,23 @@ def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[d
 
     for i in range(config.iterations):
         started = time.perf_counter()
-        drawing = 0 if config.greedy else 1
-        uniforms = rows.uniforms(drawing + strategy.draws)
         beyond = rows.beyond
         width = None if beyond is None else (~beyond).sum(dim=-1)
+        known = Known(
+            answer=rows.answer,
+            fixed=rows.fixed,
+            endless=rows.endless,
+            beyond=beyond,
+            shown=rows.shown,
+            uniforms=rows.uniforms(drawing + strategy.draws),
+            **clock.at(i),
+        )
         logits = passes.logits(rows.answer, width)  # (b, a, v)
-        draft, confidence, end, finite = _draw_all(denoiser, rows, logits, config, uniforms)
+        decision = _decide(denoiser, logits, known, strategy, config)
         del logits
-        if beyond is not None:
-            draft = draft.masked_fill(beyond, denoiser.eos_token_id)
-        if i == config.iterations - 1:
-            hidden = torch.zeros_like(draft, dtype=torch.bool)
-        else:
-            own = None if uniforms is None else uniforms[:, drawing:]
-            hidden = _hide(denoiser, rows, strategy, config, i, draft, confidence, own)
-        finished = torch.zeros_like(finite)
-        if strategy.finishes:
-            draft, confidence, hidden, finished = _finish(
-                denoiser, rows, draft, confidence, end, hidden
-            )
 
         # The one transfer of an iteration; from here on everything is small and on the host.
-        answers, doubts, renoised, flags = _to_host(draft, confidence, hidden, finite, finished)
+        answers, doubts, renoised, flags = _unpacked(decision.told)
         if not flags[0].all():
             bad = rows.index[int(np.flatnonzero(~flags[0])[0])]
             raise NumericalError(
@@ -243,8 +209,7 @@ def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[d
         }
         if stopping.all():
             return
-        rows.shown |= ~hidden
-        rows.answer = draft.masked_fill(hidden, denoiser.mask_token_id)
+        rows.answer, rows.shown = decision.answer, decision.shown
         inputs = np.where(renoised, denoiser.mask_token_id, answers)
         previous = answers
         if stopping.any():
@@ -262,149 +227,48 @@ def _widen(values: np.ndarray, positions: int) -> np.ndarray:
     return np.pad(values, ((0, 0), (0, positions - values.shape[1])))
 
 
-def _draw_all(
-    denoiser: Denoiser, rows: Rows, logits: Tensor, config: RefineConfig, uniforms: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draft and confidence `(b, a)`, EOS's own probability `(b, a)`, and `(b,)` bool: all finite.
+class Clock:
+    """What an iteration's number means, for every iteration, on the device from the beginning."""
 
-    The float32 copy that a sum over the vocabulary needs is made for a few rows at a time;
-    compiled, a greedy draw needs none.
-    """
-    keep = rows.fixed
-    if not config.redraw:
-        shown = rows.answer != denoiser.mask_token_id
-        if rows.endless is not None:  # an end that may not be one
-            shown &= ~(rows.endless & (rows.answer == denoiser.eos_token_id))
-        keep = shown if keep is None else keep | shown
-    numbers = None if config.greedy else uniforms[:, 0]
-    given = (rows.answer, keep, rows.endless, rows.beyond, numbers)
-    ids = (denoiser.eos_token_id, denoiser.mask_token_id)
+    def __init__(self, config: RefineConfig, device: torch.device) -> None:
+        numbers = range(config.iterations)
+        left = [threshold(i, config.iterations, config.sharpness) for i in numbers]
+        self.left = torch.tensor(left, dtype=torch.float64, device=device)
+        self.goes_on = torch.tensor([i < config.iterations - 1 for i in numbers], device=device)
+        self.reached = None
+        if config.added_tokens is not None:
+            self.reached = torch.arange(1, config.iterations + 1, device=device)
+            self.reached *= config.added_tokens
+
+    def at(self, iteration: int) -> dict[str, Tensor | None]:
+        """`left`, `reached` and `goes_on` of `lad.decide.Known`."""
+        reached = None if self.reached is None else self.reached[iteration]
+        return {
+            "left": self.left[iteration],
+            "reached": reached,
+            "goes_on": self.goes_on[iteration],
+        }
+
+
+def _decide(
+    denoiser: Denoiser, logits: Tensor, known: Known, strategy: Strategy, config: RefineConfig
+) -> Decision:
+    """`decide`, compiled where passes are captured and nothing is drawn by chance."""
+    eos, mask = denoiser.eos_token_id, denoiser.mask_token_id
+    forbid(logits, known.endless, eos, mask)
     if config.greedy and denoiser.graphs is not None and logits.is_cuda:
-        return compiled(_draw_some)(logits, *given, *ids, config)
+        return compiled(decide)(logits, known, strategy, config, eos, mask)
     at_once = max(1, FLOATS_AT_ONCE // logits[0].numel())
-    parts = [slice(n, n + at_once) for n in range(0, len(logits), at_once)]
-    drawn = [
-        _draw_some(logits[x], *(None if y is None else y[x] for y in given), *ids, config)
-        for x in parts
-    ]
-    return tuple(torch.cat(pieces) for pieces in zip(*drawn, strict=True))
+    return decide(logits, known, strategy, config, eos, mask, at_once)
 
 
-def _draw_some(
-    logits: Tensor,
-    answer: Tensor,
-    keep: Tensor | None,
-    endless: Tensor | None,
-    beyond: Tensor | None,
-    uniforms: Tensor | None,
-    eos: int,
-    mask: int,
-    config: RefineConfig,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_draw_all`, for some rows of logits `(·, a, v)`.
-
-    Args:
-        keep: `(·, a)` bool, positions that stay what they are in `answer`.
-        endless: `(·, a)` bool, positions that may not become EOS.
-        beyond: `(·, a)` bool, positions that are not there any more.
-    """
-    own = logits.float()  # valid until the next pass, so it may be written to
-    own[..., eos] += config.eos_bias
-    own[..., mask] = -math.inf  # MASK is an input, never an answer
-    if endless is not None:
-        own[..., eos].masked_fill_(endless, -math.inf)
-    draft, confidence, total = draw(own, config, uniforms)
-    if keep is not None:
-        draft = answer.where(keep, draft)
-        sure = (own.gather(-1, draft[..., None])[..., 0] - total).exp()
-        confidence = sure.where(keep, confidence)
-    if config.repeats == "replace":
-        there = draft if beyond is None else draft.masked_fill(beyond, eos)
-        free = torch.ones_like(draft, dtype=torch.bool) if keep is None else ~keep
-        other, sure = _unlike_neighbours(own, there, eos)
-        again = repeated(there, confidence, there == eos, free)
-        draft, confidence = other.where(again, draft), (sure - total).exp().where(again, confidence)
-    return draft, confidence, (own[..., eos] - total).exp(), total.isfinite().all(dim=-1)
-
-
-def _unlike_neighbours(logits: Tensor, draft: Tensor, eos: int) -> tuple[Tensor, Tensor]:
-    """`(·, a)`: the likeliest token at each position that no neighbour holds, and its logit.
-
-    Of an EOS there may be two in a row.
-    """
-    held = draft.masked_fill(draft == eos, -1)
-    neighbours = F.pad(held, (1, 1), value=-1)  # (·, a + 2)
-    top, ids = logits.topk(3, dim=-1)  # two of them may be the neighbours'
-    taken = (ids == neighbours[:, :-2, None]) | (ids == neighbours[:, 2:, None])
-    pick = (~taken).long().argmax(dim=-1, keepdim=True)
-    return ids.gather(-1, pick)[..., 0], top.gather(-1, pick)[..., 0]
-
-
-def _hide(
-    denoiser: Denoiser,
-    rows: Rows,
-    strategy: Strategy,
-    config: RefineConfig,
-    iteration: int,
-    draft: Tensor,
-    confidence: Tensor,
-    uniforms: Tensor | None,
-) -> Tensor:
-    """`(b, a)` bool: the positions that are MASK in the next input."""
-    free = torch.ones_like(rows.shown) if rows.fixed is None else ~rows.fixed
-    if rows.beyond is not None:
-        free = free & ~rows.beyond
-    may = free & ~rows.shown if config.permanent else free
-    grown = torch.ones_like(free[:1])  # (1, a), what growth has reached
-    if config.added_tokens is not None:
-        grown[:, config.added_tokens * (iteration + 1) :] = False
-    ends = draft == denoiser.eos_token_id
-    again = torch.zeros_like(free)
-    if config.repeats == "remask":
-        again = repeated(draft, confidence, ends, may) & grown
-    look = Look(
-        iteration=iteration,
-        iterations=config.iterations,
-        draft=draft,
-        confidence=confidence,
-        masked=rows.answer == denoiser.mask_token_id,
-        open=may & grown,
-        sizes=(free & grown).sum(dim=-1),
-        repeated=again,
-        ends=ends,
-        uniforms=uniforms,
-    )
-    return strategy.choose(look) | (may & ~grown)
-
-
-def _finish(
-    denoiser: Denoiser, rows: Rows, draft: Tensor, confidence: Tensor, end: Tensor, hidden: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows that show every token before their first visible EOS are done: what follows is EOS."""
-    seen = ((draft == denoiser.eos_token_id) & ~hidden).cumsum(dim=-1)  # visible EOS up to here
-    finished = ~(hidden & (seen == 0)).any(dim=-1)  # (b,)
-    tail = finished[:, None] & (seen > 0)
-    if rows.fixed is not None:
-        tail &= ~rows.fixed
-    return (
-        draft.masked_fill(tail, denoiser.eos_token_id),
-        end.where(tail, confidence),
-        hidden & ~finished[:, None],
-        finished,
-    )
-
-
-def _to_host(
-    draft: Tensor, confidence: Tensor, hidden: Tensor, *flags: Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Everything an iteration gives, in one copy: a GPU is waited for once.
+def _unpacked(told: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What `lad.decide.Decision` tells, in one copy: a GPU is waited for once.
 
     Returns:
-        `(b, a)` int64, `(b, a)` float32, `(b, a)` bool, and the flags `(number of flags, b)` bool.
+        `(b, a)` int64, `(b, a)` float32, `(b, a)` bool, and `(2, b)` bool.
     """
-    a = draft.shape[1]
-    parts = [draft.int(), confidence.float().contiguous().view(torch.int32), hidden.int()]
-    packed = torch.cat([*parts, torch.stack(flags, dim=1).int()], dim=1).cpu().numpy()
+    packed, a = told.cpu().numpy(), (told.shape[1] - 2) // 3
     return (
         packed[:, :a].astype(np.int64),
         np.ascontiguousarray(packed[:, a : 2 * a]).view(np.float32),

@@ -25,7 +25,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lad.schedule import choose_positions, confidence_weights, split_budget, threshold
+from lad.schedule import choose_positions, confidence_weights, split_budget
 
 __all__ = [
     "STRATEGIES",
@@ -45,7 +45,7 @@ class Look:
     """What a strategy sees after a draft; every tensor is `(b, a)` unless said otherwise.
 
     Attributes:
-        iteration, iterations: index from 0, and how many there are at most.
+        left: () float64, what the schedule leaves of the noise after this iteration.
         draft: int64, the tokens just drawn.
         confidence: float32, how sure the denoiser is of each.
         masked: bool, positions that were MASK in the input of this iteration.
@@ -56,8 +56,7 @@ class Look:
         uniforms: `(b, draws, a)` float32, random numbers: as many a position as `draws` asks for.
     """
 
-    iteration: int
-    iterations: int
+    left: Tensor
     draft: Tensor
     confidence: Tensor
     masked: Tensor
@@ -101,7 +100,6 @@ class Uniform:
     """As many positions as the schedule says, all equally likely; `clustering` makes them runs."""
 
     noise_start: float
-    sharpness: float
     clustering: float
 
     draws: ClassVar[int] = 1
@@ -109,7 +107,7 @@ class Uniform:
 
     def choose(self, look: Look) -> Tensor:
         """The schedule's number of positions, and those that repeat a neighbour."""
-        count = scheduled(look, self.sharpness, self.noise_start)
+        count = scheduled(look, self.noise_start)
         weights = look.open.float()
         chosen = choose_positions(weights, count, look.uniforms[:, 0], self.clustering)
         return chosen | look.repeated
@@ -124,7 +122,6 @@ class Confidence:
     """
 
     noise_start: float
-    sharpness: float
     noise_clipping: float
     clustering: float
 
@@ -136,7 +133,7 @@ class Confidence:
         weights = confidence_weights(look.confidence, self.noise_clipping) * look.open
         eos, others = weights * look.ends, weights * ~look.ends
         possible = look.open.sum(dim=-1)
-        count = scheduled(look, self.sharpness, self.noise_start).minimum(possible)
+        count = scheduled(look, self.noise_start).minimum(possible)
         for_eos, for_others = split_budget(count, (look.open & look.ends).sum(dim=-1), possible)
         return (
             choose_positions(eos, for_eos, look.uniforms[:, 0], self.clustering)
@@ -217,10 +214,9 @@ def make_strategy(config) -> Strategy:
     return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
 
 
-def scheduled(look: Look, sharpness: float, noise_start: float) -> Tensor:
+def scheduled(look: Look, noise_start: float) -> Tensor:
     """`(b,)` int64: `schedule.mask_count` for every row."""
-    left = threshold(look.iteration, look.iterations, sharpness)
-    return (left * look.sizes.double() * noise_start).floor().long()
+    return (look.left * look.sizes.double() * noise_start).floor().long()
 
 
 def repeated(draft: Tensor, confidence: Tensor, ends: Tensor, open_: Tensor) -> Tensor:

@@ -19,11 +19,12 @@ from transformers import AutoModelForCausalLM
 
 from lad.assets import write_whole
 from lad.backbones import load_backbone
-from lad.bench import bench, floor, machine_rates
+from lad.bench import bench
 from lad.controls import RefineConfig
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import CacheError, DamagedFile
 from lad.evaluation import provenance
+from lad.floor import floor, machine_rates
 from lad.training.config import TrainConfig
 from lad.training.dry_run import dry_run
 
@@ -94,7 +95,9 @@ def measure_iterations(
             lowest = floor_of_bits(denoiser, result["rates"], cell["batch"], prompt, cell["window"])
             cell["floor"] = lowest
             own = cell["sampler"]
-            own["iteration_by_floor"] = own["iteration_seconds"] / lowest["seconds"]
+            for name in ("", "_of_normals"):
+                share = own["iteration_seconds"] / lowest["seconds" + name]
+                own["iteration_by_floor" + name] = share
     return {
         "kind": "iteration",
         "bits": denoiser.backbone.spec.bits or 8 * denoiser.causal_lm.dtype.itemsize,
@@ -105,7 +108,7 @@ def measure_iterations(
 
 
 def floor_of_bits(denoiser: Denoiser, rates: dict, batch: int, prompt: int, window: int) -> dict:
-    """`lad.bench.floor` of a model whose linear layers are quantised.
+    """`lad.floor.floor` of a model whose linear layers are quantised.
 
     Their tensors are packed, so shapes are taken from a plain model of the same configuration; it
     is multiplied in 16 bit all the same, and only the bytes that are read are fewer.
@@ -131,6 +134,9 @@ def floor_of_bits(denoiser: Denoiser, rates: dict, batch: int, prompt: int, wind
         "weight_bytes": weight_bytes,
         "memory_seconds": by_memory,
         "seconds": max(by_memory, lowest["arithmetic_seconds"]),
+        "seconds_of_normals": max(
+            by_memory, lowest["flops"] / rates["flops_per_second_of_normals"]
+        ),
     }
 
 

@@ -10,10 +10,10 @@ from checkpoints import save_checkpoint
 from conftest import check_learning, stir
 
 from lad.backbones import load_backbone
-from lad.bench import floor
 from lad.controls import RefineConfig
 from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from lad.errors import InvalidInput
+from lad.floor import floor
 from lad.sampler import record
 from lad.training.dry_run import flops_per_token
 from lad.true_shape import floor_of_bits, measure_iterations
@@ -95,7 +95,7 @@ def test_random_quantised_weights_of_a_shape(bits):
     # Counted from shapes, not from packed bytes.
     plain = Denoiser.create(load_backbone("tiny:random"), SMALL)
     assert flops_per_token(denoiser, 1.0) == flops_per_token(plain, 1.0)
-    rates = {"bytes_per_second": 1e6, "flops_per_second": 1e15}
+    rates = {"bytes_per_second": 1e6, "flops_per_second": 1e15, "flops_per_second_of_normals": 1e15}
     lowest = floor_of_bits(denoiser, rates, 1, 20, 16)
     assert lowest["flops"] == floor(plain, rates, 1, 20, 16)["flops"]
 

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from lad import reference
 from lad.controls import ADVANCE, REPEATS
+from lad.decide import Known, _draw_rows, decide, draw, forbid, likeliest
 from lad.errors import InvalidInput, NumericalError
 from lad.sampler import (
     PRESETS,
     RENOISING,
     RefineConfig,
-    _draw_some,
-    draw,
     preset,
     record,
     refine,
     refine_batch,
 )
+from lad.strategies import make_strategy
 
 configs = st.builds(
     RefineConfig,
@@ -336,7 +336,10 @@ def test_of_two_equal_neighbours_the_less_sure_becomes_another_token():
     answer, config = torch.full((1, 5), 3), RefineConfig(repeats="replace")
 
     def drawn(keep):
-        return _draw_some(logits.clone(), answer, keep, None, None, None, 4, 3, config)
+        own = logits.clone()
+        forbid(own, None, 4, 3)
+        known = Known(answer, keep, None, None, answer != 3, None, None, None, None)
+        return _draw_rows(own, known, config, 4, 3)
 
     draft, confidence, *_ = drawn(None)
     # The second 0 may be neither 0 nor 1, which its neighbours hold; two EOS in a row may be.
@@ -465,6 +468,69 @@ def test_draws_follow_the_probabilities_within_top_k_and_top_p():
     assert shares(top_k=2) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.02)
     assert shares(top_k=1000, top_p=0.5) == pytest.approx([4 / 7, 3 / 7, 0, 0], abs=0.02)
     assert shares(top_k=1000, top_p=0.01) == pytest.approx([1, 0, 0, 0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
+def test_what_is_made_for_a_compiler_draws_alike(seed, vocabulary, alike):
+    """`likeliest` against the plain greedy draw, with ties and with columns ruled out."""
+    logits = torch.randn(2, 5, vocabulary, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if alike else logits
+    if vocabulary > 1:
+        logits[..., seed % vocabulary] = -torch.inf
+    for one, other in zip(likeliest(logits), draw(logits, RefineConfig()), strict=True):
+        assert torch.allclose(one.double(), other.double(), atol=1e-6)
+
+
+def test_what_is_made_for_a_compiler_says_that_a_logit_is_not_finite():
+    for bad in (torch.nan, torch.inf):
+        logits = torch.zeros(1, 3, 4)
+        logits[0, 1, 2] = bad
+        tokens, _, total = likeliest(logits)
+        assert total.isfinite().tolist() == [[True, False, True]]
+        assert ((tokens >= 0) & (tokens < 4)).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"renoising": "none", "repeats": "replace"},
+        {"renoising": "uniform", "clustering": 0.5},
+        {"renoising": "confidence", "repeats": "remask", "added_tokens": 3},
+        {"renoising": "threshold", "window": 4, "advance": "leftmost", "permanent": True},
+        {"renoising": "threshold", "advance": "run", "redraw": False, "eos_bias": 1.0},
+    ],
+)
+def test_a_decision_can_be_traced_for_a_compiler(settings):
+    """No question to the host, and the same decision from what is traced."""
+    config = RefineConfig(**settings)
+    strategy = make_strategy(config)
+    random = torch.Generator().manual_seed(0)
+    answer = torch.randint(2, 6, (3, 9), generator=random)
+    answer[:, 5:] = 3  # MASK
+    reached = None if config.added_tokens is None else torch.tensor(7)
+    known = Known(
+        answer=answer,
+        fixed=torch.arange(9)[None].expand(3, 9) == 1,
+        endless=torch.arange(9)[None].expand(3, 9) < 1,
+        beyond=None,
+        shown=answer != 3,
+        uniforms=torch.rand(3, 2, 9, generator=random),
+        left=torch.tensor(0.6, dtype=torch.float64),
+        reached=reached,
+        goes_on=torch.tensor(True),
+    )
+    logits = torch.randn(3, 9, 12, generator=random)
+    forbid(logits, known.endless, 4, 3)
+    torch._dynamo.reset()
+    traced = torch.compile(decide, backend="eager", fullgraph=True)
+    expected = decide(logits.clone(), known, strategy, config, 4, 3, at_once=2)
+    got = traced(logits.clone(), known, strategy, config, 4, 3)
+    assert torch.equal(got.answer, expected.answer) and torch.equal(got.shown, expected.shown)
+    one, other = (x.told.split([9, 9, 9, 2], dim=1) for x in (got, expected))
+    assert all(torch.equal(one[n], other[n]) for n in (0, 2, 3))
+    assert torch.allclose(one[1].view(torch.float32), other[1].view(torch.float32))  # confidence
+    assert not torch.equal(expected.answer, answer)
 
 
 def test_temperature_sharpens_but_confidence_is_the_denoisers_own():

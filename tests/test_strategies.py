@@ -5,14 +5,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad import reference
+from lad import reference, schedule
 from lad.controls import RefineConfig
 from lad.strategies import STRATEGIES, Look, make_strategy, repeated
 
 EOS = 0
 
 
-def look(confidence, *, masked=None, open_=None, draft=None, again=None, iteration=0, draws=2):
+def look(
+    confidence,
+    *,
+    masked=None,
+    open_=None,
+    draft=None,
+    again=None,
+    iteration=0,
+    sharpness=1.0,
+    draws=2,
+):
     """A batch of one row; by default a first draft of different words, free to be masked."""
     a = len(confidence)
     draft = torch.tensor([draft if draft is not None else range(1, a + 1)])
@@ -20,8 +30,7 @@ def look(confidence, *, masked=None, open_=None, draft=None, again=None, iterati
     masked = every if masked is None else torch.tensor([masked], dtype=torch.bool)
     open_ = every if open_ is None else torch.tensor([open_], dtype=torch.bool)
     return Look(
-        iteration=iteration,
-        iterations=10,
+        left=torch.tensor(schedule.threshold(iteration, 10, sharpness), dtype=torch.float64),
         draft=draft,
         confidence=torch.tensor([confidence]),
         masked=masked,
@@ -29,7 +38,7 @@ def look(confidence, *, masked=None, open_=None, draft=None, again=None, iterati
         sizes=torch.tensor([a]),
         repeated=~every if again is None else torch.tensor([again], dtype=torch.bool),
         ends=draft == EOS,
-        uniforms=torch.rand(1, draws, a, generator=torch.Generator().manual_seed(0)),
+        uniforms=torch.rand(1, 2, a, generator=torch.Generator().manual_seed(0)),
     )
 
 
@@ -123,8 +132,8 @@ def test_threshold_never_masks_what_repeats_for_ever():
 @pytest.mark.parametrize("renoising", ["uniform", "confidence"])
 def test_scheduled_strategies_mask_the_schedules_number_of_open_positions(renoising):
     for iteration in range(9):
-        seen = look([0.5] * 20, iteration=iteration)
-        count = sum(choose(seen, renoising=renoising, noise_start=0.7, sharpness=2.0))
+        seen = look([0.5] * 20, iteration=iteration, sharpness=2.0)
+        count = sum(choose(seen, renoising=renoising, noise_start=0.7))
         assert count == reference.mask_count(iteration, 10, 20, 2.0, 0.7)
     closed = look([0.5] * 20, open_=[0] * 15 + [1] * 5)
     assert choose(closed, renoising=renoising, noise_start=0.7) == [0] * 15 + [1] * 5
@@ -218,8 +227,8 @@ def test_no_strategy_masks_a_visible_position_that_is_closed(
 
 
 def test_a_strategy_takes_the_settings_it_names():
-    config = RefineConfig(renoising="confidence", noise_start=0.3, sharpness=2, noise_clipping=0.5)
+    config = RefineConfig(renoising="confidence", noise_start=0.3, noise_clipping=0.5)
     guided = make_strategy(config)
-    assert (guided.noise_start, guided.sharpness, guided.noise_clipping) == (0.3, 2, 0.5)
+    assert (guided.noise_start, guided.noise_clipping) == (0.3, 0.5)
     with pytest.raises(AttributeError):
-        guided.sharpness = 3
+        guided.noise_start = 0.5

@@ -14,9 +14,9 @@ import torch
 
 from lad.__main__ import main
 from lad.backbones import load_backbone
-from lad.bench import floor
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import CacheError, DamagedFile, InvalidInput
+from lad.floor import floor
 from lad.training import TrainConfig, read_config
 from lad.training.dry_run import AIM, dry_run, flops_per_token, made_up_pairs
 from lad.true_shape import add_run, floor_of_bits, measure_iterations
@@ -167,7 +167,7 @@ def test_iterations_are_measured_beside_floor_reference_and_generate(tmp_path):
 
 
 def test_the_floor_of_fewer_bits_reads_fewer_bytes():
-    rates = {"bytes_per_second": 1e6, "flops_per_second": 1e15}
+    rates = {"bytes_per_second": 1e6, "flops_per_second": 1e15, "flops_per_second_of_normals": 1e15}
     denoiser = fresh()
     plain = floor(denoiser, rates, 2, 20, 16)
     assert floor_of_bits(denoiser, rates, 2, 20, 16) == plain

@@ -76,7 +76,8 @@ def bench_shape(
         typer.echo(
             f"window {cell['window']}, batch {cell['batch']}: "
             f"{1000 * own['iteration_seconds']:.1f} ms an iteration, "
-            f"{own['iteration_by_floor']:.2f} x its floor; "
+            f"{own['iteration_by_floor']:.2f} x its floor, "
+            f"{own['iteration_by_floor_of_normals']:.2f} x that of normal numbers; "
             f"{words(cell['speedup_vs_reference'])} x reference, "
             f"{words(cell['speedup_vs_generate'])} x generate"
         )

@@ -27,6 +27,7 @@ import contextlib
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -367,5 +368,18 @@ class Decoder:
             keys.index_copy_(2, here, key)
             values.index_copy_(2, here, value)
             keys, values = keys[:, :, :columns], values[:, :, :columns]
-            x = finish_layer(x, query, keys, values, bias[:, None], weights, self.heads)
+            read = self._read(query, keys, values, bias[:, None])
+            x = torch.add(*finish_layer(x, read, weights, self.heads))
         return x
+
+    def _read(self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        """`(b, n, q d)`: attention in which heads that share keys are queries of one head.
+
+        So that no key is copied and a single query is still a matrix (grouped-query attention,
+        Ainslie et al., 2023, https://arxiv.org/abs/2305.13245).
+        """
+        b, n, q, d = query.shape
+        kv = keys.shape[1]
+        query = query.reshape(b, n, kv, q // kv, d).transpose(1, 2).reshape(b, kv, -1, d)
+        read = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+        return read.view(b, kv, n, q // kv, d).transpose(1, 2).reshape(b, n, q * d)
