@@ -254,6 +254,19 @@ print(costs_text({"short answer, noiseless": paris, **runs}))
 # stutter comes to rest early.
 
 # %% [markdown]
+# In seconds, what a pass costs decides. On a CPU it costs every position of the window, and a
+# left-to-right model, which computes one position a token, is faster. On a GPU positions are nearly
+# free until it is full. Recorded with `lad bench`, every pass one compiled launch (`generate` of
+# `transformers` is neither; `docs/performance.md` takes the ratio apart):
+
+# %%
+show_recorded(
+    "speed",
+    "Three panels: seconds an answer by window for plain loops, left to right and refinement; "
+    "milliseconds an iteration with their floor; milliseconds gone by after each iteration.",
+)
+
+# %% [markdown]
 # ## What holds over many answers?
 #
 # One run is an anecdote. The next five figures come from `lad study`: prompts and answers kept out

@@ -19,14 +19,21 @@ from lad.benchmarks.tasks import get_task
 from lad.errors import DamagedFile
 from lad.figures.recorded import CHECKOUT, read_numbers
 
-DATA = read_numbers("benchmarks")
-RUNS = {
-    "-".join([one["by"], Asked(**one["asked"]).name]): (one, Asked(**one["asked"]))
-    for one in DATA["runs"]
-}
+FILES = {name: read_numbers(name) for name in
+         ("benchmarks", "benchmarks_left_to_right", "benchmarks_float32")}  # fmt: skip
+DATA = FILES["benchmarks"]
+
+
+def runs_of(file: str) -> dict:
+    told = [(one, Asked(**one["asked"])) for one in FILES[file]["runs"]]
+    return {"-".join([file, one["by"], asked.name]): (one, asked) for one, asked in told}
+
+
+RUNS = runs_of("benchmarks")
+ALL = {name: one for file in FILES for name, one in runs_of(file).items()}
 WAYS = [
     (name, way)
-    for name, (one, asked) in RUNS.items()
+    for name, (one, asked) in ALL.items()
     for way in ["", "_normalised"][: 1 + (asked.scoring == "likelihood")]
 ]
 
@@ -52,10 +59,10 @@ def rebuilt(one: dict) -> Run:
 
 
 def test_what_is_recorded_is_what_is_told():
-    """Full sets; MMLU's texts are left out, for both."""
+    """Full sets, all three ways of asking."""
     tasks = ["arc-challenge", "arc-easy", "hellaswag", "mmlu"]
-    expected = [f"{task}-{way}" for task in tasks for way in ("generation", "likelihood-line")]
-    expected += [f"{task}-likelihood-text" for task in tasks[:-1]]
+    ways = ("generation", "likelihood-line", "likelihood-text")
+    expected = [f"{task}-{way}" for task in tasks for way in ways]
     for by in ("backbone", "denoiser"):
         assert sorted(expected) == sorted(x.name for one, x in RUNS.values() if one["by"] == by)
     for one, asked in RUNS.values():
@@ -67,17 +74,42 @@ def test_what_is_recorded_is_what_is_told():
     for part in ("backbone_digest", "processor", "dtype", "torch", "transformers", "lad"):
         assert len({one["origin"][part] for one, _ in RUNS.values()}) == 1, part
     assert len({one["adapter_sha256"] for one, _ in RUNS.values()}) == 2
-    assert all("benchmark" in command for command in DATA["commands"])
+    assert all("benchmark" in command for told in FILES.values() for command in told["commands"])
+
+
+def test_the_other_files_differ_in_what_their_names_say():
+    """And in nothing else: one adapter, one machine, and the backbone's texts are the same."""
+    origin = RUNS["benchmarks-denoiser-arc-easy-likelihood-line"][0]["origin"]
+    left, exact = (runs_of(f"benchmarks_{name}") for name in ("left_to_right", "float32"))
+    assert {a.name for _, a in left.values()} == {
+        a.name for one, a in RUNS.values() if one["target"] == "text"
+    }
+    for one, asked in [*left.values(), *exact.values()]:
+        own = one["origin"]
+        assert own["dtype"] == ("float32" if (one, asked) in exact.values() else "bfloat16")
+        for part in ("backbone_digest", "processor", "torch", "transformers", "lad"):
+            assert own[part] == origin[part]
+        if one["by"] == "denoiser":
+            assert one["adapter_sha256"] == origin["adapter_sha256"]
+            assert own["samples"] == (0 if (one, asked) in left.values() else 16)
+    for name, (one, asked) in left.items():
+        if one["by"] == "backbone":
+            assert one == RUNS[name.replace("benchmarks_left_to_right", "benchmarks")][0]
+        else:
+            assert one["n"] == get_task(asked.task).split(asked.split).items
+    rotated = [(one["by"], one["scoring"]) for one, a in exact.values() if a.rotate]
+    assert sorted(rotated) == [("denoiser", "generation"), ("denoiser", "likelihood")]
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_accuracies_and_intervals_are_those_of_the_letters(name, way):
-    one, _ = RUNS[name]
+    one, asked = ALL[name]
     letters = read_letters(one[f"choices{way}"])
     hits = sum(right for _, right in letters)
-    assert one["n"] == len(letters)
+    assert asked.rotate or one["n"] == len(letters)
     assert one[f"accuracy{way}"] == pytest.approx(hits / len(letters), abs=1e-12)
-    assert one[f"interval{way}"] == pytest.approx(interval(hits, len(letters)), abs=1e-9)
+    if not asked.rotate:  # else a question's rows are not independent, and drawn again together
+        assert one[f"interval{way}"] == pytest.approx(interval(hits, len(letters)), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -24,9 +24,6 @@ from lad.figures.recorded import (
 from lad.settings import figures_folder
 from lad.trace import Trace
 
-# What needs a GPU to be recorded in minutes, and has not been.
-TO_RECORD = {"lad study", "lad bench", "lad bench-shape --record"}
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -46,9 +43,8 @@ def test_drawing_twice_gives_the_same_files(folder):
         save_trace(make_trace([b"a", b" b", EOS], [b"a", b" c", EOS], renoised=[[1], []]), trace)
     first = {path: path.read_bytes() for path in redraw()}
     svg = {path: path.with_suffix(".svg").read_bytes() for path in first}
-    missing = unrecorded()
-    assert set(missing.values()) <= TO_RECORD  # until it has been recorded
-    assert [path.stem for path in first] == [name for name in DRAWN if name not in missing]
+    assert unrecorded() == {}
+    assert [path.stem for path in first] == list(DRAWN)
     assert {path: path.read_bytes() for path in redraw()} == first
     assert {path: path.with_suffix(".svg").read_bytes() for path in first} == svg
 
@@ -84,8 +80,6 @@ def test_every_drawing_s_data_is_committed_and_names_what_made_it(name):
     if drawing.data is None:
         return
     path = CHECKOUT / "figures" / "data" / drawing.data
-    if drawing.by in TO_RECORD and not path.is_file():
-        pytest.skip(f"figures/data/{path.name} has not been recorded yet: run `{drawing.by}`")
     first = path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text()
     assert drawing.by.split()[-1] in json.dumps(json.loads(first))
 

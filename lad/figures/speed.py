@@ -55,7 +55,7 @@ def _answers(axes: Axes, cells: list[Mapping]) -> None:
     log2_axis(axes, [cell["window"] for cell in own])
     axes.set_yscale("log")
     label(axes, "window (positions)", "seconds an answer", f"{_prompts(batch)}")
-    axes.legend()
+    _legend_on_top(axes)
 
 
 def _iterations(axes: Axes, cells: list[Mapping]) -> None:
@@ -70,7 +70,7 @@ def _iterations(axes: Axes, cells: list[Mapping]) -> None:
     log2_axis(axes, sorted(windows))
     axes.set_yscale("log")
     label(axes, "window (positions; dotted: floor)", "milliseconds an iteration", "one iteration")
-    axes.legend()
+    _legend_on_top(axes)
 
 
 def _progress(axes: Axes, cells: list[Mapping]) -> None:
@@ -89,6 +89,13 @@ def _progress(axes: Axes, cells: list[Mapping]) -> None:
     axes.legend()
 
 
+def _legend_on_top(axes: Axes) -> None:
+    """Above all lines: a third of a logarithmic axis is left to the legend."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.5)
+    axes.legend(loc="upper left")
+
+
 def _prompts(batch: int) -> str:
     return f"{batch} prompt{'s' if batch > 1 else ''} at once"
 
@@ -96,14 +103,15 @@ def _prompts(batch: int) -> str:
 def speed_finding(data: Mapping) -> str:
     """How much faster than left to right, at the smallest and the largest batch; and the floor."""
     batches = _batches(data["cells"])
-    parts = []
+    parts, told = [], []
     for batch in dict.fromkeys((min(batches), max(batches))):
         ratios = [cell["speedup_vs_generate"]["value"] for cell in batches[batch]]
         low, high = min(ratios), max(ratios)
-        parts.append(f"{_span(low, high)} times as fast as left to right, {_prompts(batch)}")
+        told.append(f"{_span(low, high)} times with {_prompts(batch)}")
+    parts.append(f"faster than left to right {', '.join(told)}")
     nearest = min(data["cells"], key=lambda cell: cell["sampler"]["iteration_by_floor"])
     by_floor = nearest["sampler"]["iteration_by_floor"]
-    parts.append(f"{by_floor:.1f} times the floor at best")
+    parts.append(f"an iteration takes {by_floor:.1f} times its floor at best")
     where = data["provenance"]["processor"]
     return f"{data['provenance']['model']} on {where}: {'; '.join(parts)}"
 
