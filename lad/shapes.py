@@ -48,6 +48,8 @@ class Shape:
     context: int = 131_072
 
 
+BLOCK = 2**22  # numbers drawn for a matrix on a CPU
+
 SHAPES = {
     "llama-3.1-8b": Shape(4096, 14_336, 32, 32, 8, tied=False, rope_factor=8.0),
     "llama-3.2-3b": Shape(3072, 8192, 28, 24, 8, tied=True, rope_factor=32.0),
@@ -87,6 +89,7 @@ def random_model(
 ) -> LlamaForCausalLM:
     """A model of that shape whose weights are drawn on the device: nothing is read or copied.
 
+    On a CPU, where 8 billion numbers take over a minute, a large matrix repeats its first `BLOCK`.
     The same seed gives the same weights on the same kind of device; the global random state is
     left as it was.
 
@@ -114,7 +117,10 @@ def random_model(
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear | nn.Embedding):
             weight = torch.empty(module.weight.shape, dtype=dtype, device=device)
-            weight.normal_(0.0, config.initializer_range, generator=generator)
+            parts = weight.view(-1).split(BLOCK if device.type == "cpu" else weight.numel())
+            parts[0].normal_(0.0, config.initializer_range, generator=generator)
+            for part in parts[1:]:
+                part.copy_(parts[0][: len(part)])
             if bits and isinstance(module, nn.Linear) and name != "lm_head":
                 model.set_submodule(name, quantized_linear(weight, bits, dtype))
             else:

@@ -12,7 +12,8 @@ from lad import metrics
 from lad.backbones import load_backbone
 from lad.benchmarks import Item
 from lad.benchmarks.generation import parse_letter, refine_answers, regions, write_answers
-from lad.benchmarks.likelihood import Ask, ask, exact_scores, masked_scores, sample_masks
+from lad.benchmarks.likelihood import Ask, ask, exact_scores, masked_scores
+from lad.benchmarks.masks import sample_masks
 from lad.benchmarks.prompts import TARGETS, put
 from lad.controls import RefineConfig
 from lad.errors import InvalidInput, NumericalError

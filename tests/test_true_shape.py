@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lad import shapes
 from lad.__main__ import main
 from lad.backbones import load_backbone
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.errors import CacheError, DamagedFile, InvalidInput
 from lad.floor import floor
+from lad.shapes import SHAPES, random_model
 from lad.training import TrainConfig, read_config
 from lad.training.dry_run import AIM, dry_run, flops_per_token, made_up_pairs
 from lad.true_shape import add_run, floor_of_bits, measure_iterations
@@ -28,6 +30,18 @@ CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=256, draft_probabi
 
 def fresh() -> Denoiser:
     return Denoiser.create(load_backbone("tiny:random"), SMALL)
+
+
+def test_a_large_matrix_repeats_numbers_that_were_drawn_once(monkeypatch):
+    small = random_model(SHAPES["tiny"], torch.float32, "cpu").model.embed_tokens.weight
+    monkeypatch.setattr(shapes, "BLOCK", 1000)
+    weight = random_model(SHAPES["tiny"], torch.float32, "cpu").model.embed_tokens.weight
+    numbers = weight.flatten()
+    assert len(numbers) > 1000 and torch.equal(numbers[1000:], numbers[: len(numbers) - 1000])
+    assert (
+        torch.equal(numbers[:900], small.flatten()[:900]) and numbers[:1000].unique().numel() > 900
+    )
+    assert numbers.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 # -- dry runs --------------------------------------------------------------------------------------

@@ -26,25 +26,29 @@ s = samples.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, LlamaForCausalLM
 
+from lad.benchmarks.masks import drawn, left_to_right, sample_masks
 from lad.benchmarks.prompts import Question
 from lad.denoiser import Denoiser, PromptCache, pad_prompts
 from lad.errors import InvalidInput, NumericalError
 from lad.prompts import encode_prompts
 
-__all__ = ["Ask", "Score", "ask", "exact_scores", "masked_scores", "sample_masks"]
+__all__ = ["Ask", "Score", "ask", "exact_scores", "masked_scores"]
 
 # Keys and values of rows that run together: 8 GB of a GPU's memory, 256 MB of a CPU's.
 BYTES_AT_ONCE = {"cpu": 2**28, "cuda": 2**33}
 FLOATS_AT_ONCE = 2**26  # logits that are float32 at a time
+# Every batch has a shape of its own, for each of which cuDNN's attention would make a plan; and it
+# has stopped with an error in the middle of such runs.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -108,41 +112,6 @@ def ask(
     return asks
 
 
-def sample_masks(
-    lengths: Sequence[int], samples: int, seed: int, key: str
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Masks for options of these lengths, from the same random numbers.
-
-    Returns:
-        For each option `(s, length)` bool, True is masked, and `(s,)` the weights length / masked.
-    """
-    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    generator = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-    # In equal steps from 0 to 1, and then in any order, so that l and the places are unrelated.
-    shares = generator.permutation((np.arange(samples) + generator.random(samples)) / samples)
-    places = generator.random((samples, max(lengths)))
-    masks = []
-    for length in lengths:
-        count = 1 + np.floor(shares * length).astype(int).clip(max=length - 1)  # (s,)
-        rank = places[:, :length].argsort(axis=1).argsort(axis=1)
-        masks.append((rank < count[:, None], length / count))
-    return masks
-
-
-def _drawn(masks: np.ndarray, weights: np.ndarray) -> Iterator[tuple]:
-    """Each distinct mask, where it is read, with which weight, and which samples it is."""
-    distinct, which = np.unique(masks, axis=0, return_inverse=True)
-    for number, mask in enumerate(distinct):
-        samples = np.flatnonzero(which.ravel() == number)
-        yield mask, np.flatnonzero(mask), float(weights[samples[0]]), samples
-
-
-def _left_to_right(length: int) -> Iterator[tuple]:
-    """The same for a sum over tokens, each read behind those before it: one sample."""
-    for place in range(length):
-        yield np.arange(length) >= place, np.array([place]), 1.0, np.array([0])
-
-
 # -- a denoiser ------------------------------------------------------------------------------------
 
 
@@ -181,6 +150,7 @@ def masked_scores(
         yield from _masked_batch(denoiser, asks, part, samples, seed, most)
 
 
+@sdpa_kernel(KERNELS)
 def _masked_batch(
     denoiser: Denoiser, asks: Sequence[Ask], part: list[int], samples: int, seed: int, most: int
 ) -> list[tuple[int, list[Score]]]:
@@ -190,12 +160,12 @@ def _masked_batch(
     for n, index in enumerate(part):
         own, rows = asks[index], {}
         lengths = [len(ids) for ids in own.options]
-        drawn = (
-            [_drawn(*one) for one in sample_masks(lengths, samples, seed, own.key)]
+        hidden = (
+            [drawn(*one) for one in sample_masks(lengths, samples, seed, own.key)]
             if samples
-            else map(_left_to_right, lengths)
+            else map(left_to_right, lengths)
         )
-        for option, (ids, masks) in enumerate(zip(own.options, drawn, strict=True)):
+        for option, (ids, masks) in enumerate(zip(own.options, hidden, strict=True)):
             tokens = np.array(ids)
             for mask, places, weight, which in masks:
                 row = tuple(np.where(mask, denoiser.mask_token_id, tokens).tolist() + own.behind)
@@ -311,6 +281,7 @@ def exact_scores(
         yield from _exact_batch(backbone, asks, part, most)
 
 
+@sdpa_kernel(KERNELS)
 def _exact_batch(
     backbone: LlamaForCausalLM, asks: Sequence[Ask], part: list[int], most: int
 ) -> list[tuple[int, list[Score]]]:
