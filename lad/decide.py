@@ -92,8 +92,9 @@ def decide(
     finished = torch.zeros_like(finite)
     if strategy.finishes:
         draft, confidence, hidden, finished = _finish(known, draft, confidence, end, hidden, eos)
-    parts = [draft.int(), confidence.contiguous().view(torch.int32), hidden.int()]
-    told = torch.cat([*parts, torch.stack([finite, finished], dim=1).int()], dim=1)
+    flags = torch.stack([finite, finished], dim=1)
+    bits = confidence.contiguous().view(torch.int32)
+    told = torch.cat([draft.int(), bits, hidden.int(), flags.int()], dim=1)
     return Decision(draft.masked_fill(hidden, mask), known.shown | ~hidden, told)
 
 

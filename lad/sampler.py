@@ -5,6 +5,9 @@
             stop a row early when its draft cannot or does not change any more;
             let the strategy choose what is masked before the next iteration (lad/strategies.py).
 
+What comes between logits and the next input happens on the device (lad/decide.py); here is the loop
+around it, and what the host makes of what it is told.
+
 Without re-noising ("noiseless") the next input is the draft itself: the denoiser, trained on
 structural noise, repairs tokens that are visible and wrong.
 
@@ -27,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lad.controls import PRESETS, RANGES, RENOISING, RefineConfig, preset
-from lad.decide import FLOATS_AT_ONCE, Decision, Known, decide, draw, forbid
+from lad.decide import FLOATS_AT_ONCE, Decision, Known, decide, forbid
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput, NumericalError
 from lad.layers import compiled
@@ -44,7 +47,6 @@ __all__ = [
     "RANGES",
     "RENOISING",
     "RefineConfig",
-    "draw",
     "make_trace",
     "preset",
     "record",
