@@ -419,7 +419,9 @@ for one in results["runs"]:
     ends = [f"{name} {share['value']:.0%}" for name, share in (*ranked[:3], *ranked[-3:])]
     above = sum(share["low"] > 0.25 for share in one["subjects"].values())
     below = sum(share["high"] < 0.25 for share in one["subjects"].values())
-    print(f"{one['by']} by {one['scoring']}: {above} above, {below} below;", ", ".join(ends))
+    print(f"{one['by']} by {how(one)}: {above} above, {below} below")
+    print("   least", ", ".join(ends[:3]))
+    print("   most ", ", ".join(ends[3:]))
 
 # %% [markdown]
 # ## Do more iterations help?

@@ -33,48 +33,46 @@ def authors_text() -> str:
 
 
 def results_text(data: Mapping) -> str:
-    """Recorded runs, a line a task and way of scoring: backbone, denoiser, and their difference.
+    """Recorded runs, a line a way of scoring, by task: backbone, denoiser, and their difference.
 
     What is scored by likelihood is named by its target: line, text or letter.
 
     Args:
         data: what `lad benchmark collect` wrote.
     """
-    head = ("task", "scoring", "n", "chance/majority", "backbone, %", "denoiser, %")
-    rows = [(*head, "difference, points", "parsable, %")]
-    found = {_kind(run): {} for run in data["runs"]}
+    found: dict[tuple, dict[str, Mapping]] = {}
     for run in data["runs"]:
-        found[_kind(run)][run["by"]] = run
+        found.setdefault(_kind(run), {})[run["by"]] = run
     told = {
         (one["task"], one["scoring"], one["target"], one["rotated"]): one
         for one in data["comparisons"]
     }
+    parts: dict[str, list[tuple]] = {}
     for kind, runs in found.items():
         one = next(iter(runs.values()))
-        parsable = "/".join(
-            f"{100 * runs[by]['parsable']:.0f}" for by in ("backbone", "denoiser") if by in runs
-        )
+        own = parts.setdefault(_asked(one), [])
         for way in ("", "_normalised") if one["scoring"] == "likelihood" else ("",):
-            rows.append(
-                (
-                    title_of(one["task"]),
-                    # A page is some 130 characters wide.
-                    how(one).removeprefix("likelihood of the ")
-                    + ", by characters" * bool(way)
-                    + ", rotated" * one["asked"]["rotate"],
-                    f"{one['n']:,}",
-                    f"{100 * one['chance']:.1f}/{100 * one['majority']:.1f}",
-                    *(_with_ends(runs.get(by), way) for by in ("backbone", "denoiser")),
-                    _difference(told.get(kind, {}).get(f"difference{way}")),
-                    parsable if one["scoring"] == "generation" else "–",
-                )
-            )
+            name = how(one).removeprefix("likelihood of the ") + ", by characters" * bool(way)
+            ends = [_with_ends(runs.get(by), way) for by in ("backbone", "denoiser")]
+            own.append((name, *ends, _difference(told.get(kind, {}).get(f"difference{way}"))))
+    rows = [("percent right", "backbone", "denoiser", "difference, points")]
+    for part, own in parts.items():  # generation last, as it says least
+        rows += [(part,), *sorted(own, key=lambda row: row[0] == "generation")]
     return _table(rows)
+
+
+def _asked(run: Mapping) -> str:
+    """The heading of a task's lines; what is rotated is another task."""
+    order = ", every order" * run["asked"]["rotate"]
+    return (
+        f"{title_of(run['task'])}{order}: {run['n']:,} questions, "
+        f"chance {100 * run['chance']:.1f}, the commonest letter {100 * run['majority']:.1f}"
+    )
 
 
 def bias_text(data: Mapping) -> str:
     """How often each letter was chosen, and how often it was right, in runs over four options."""
-    rows = [("task", "by", "scoring", *(f"{x} chosen/right, %" for x in "ABCD"), "none, %")]
+    rows = [("percent chosen/right", "by", "scoring", *"ABCD", "none")]
     for run in data["runs"]:
         letters = run["letters"]
         shares = [
@@ -93,7 +91,7 @@ def places_text(data: Mapping, scoring: str = "generation") -> str:
     the share that was found. Who knows nothing has the same first share whatever the letter, the
     share of questions where that letter is right, and finds a letter as often as it is chosen.
     """
-    rows = [("task", "by", "scoring", *(f"{x} right/found, %" for x in "ABCD"))]
+    rows = [("percent right/found", "by", "scoring", *"ABCD")]
     for run in data["runs"]:
         if run["scoring"] != scoring or run["asked"]["rotate"]:
             continue
@@ -125,12 +123,19 @@ def _with_ends(run: Mapping | None, way: str) -> str:
 def _difference(estimate: Mapping | None) -> str:
     if estimate is None:
         return "–"
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    # Adding 0 makes -0.0 of a small loss 0.0.
+    value, low, high = (round(100 * estimate[key], 1) + 0.0 for key in ("value", "low", "high"))
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    """Rows of text in columns; the first is the heading, and one of a single text heads a part.
+
+    Kept below 98 characters: a page breaks longer lines, and a table with them.
+    """
+    widths = [max(map(len, column)) for column in zip(*(r for r in rows if r[1:]), strict=True)]
+    lines = [
+        "  ".join(map(str.ljust, row, widths)).rstrip() if row[1:] else f"\n{row[0]}"
+        for row in rows
+    ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
