@@ -123,7 +123,7 @@ def draw(
         logarithm of that distribution's sum, which is not finite when a logit is not.
     """
     if config.greedy:
-        return likeliest(logits) if torch.compiler.is_compiling() else _likeliest(logits)
+        return greedy_fused(logits) if torch.compiler.is_compiling() else _greedy(logits)
     total = logits.logsumexp(dim=-1)  # (...)
     k = min(config.top_k, logits.shape[-1])
     top, ids = logits.topk(k, dim=-1)  # (..., k), likeliest first
@@ -137,14 +137,14 @@ def draw(
     return tokens, (top.gather(-1, rung)[..., 0] - total).exp(), total
 
 
-def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _greedy(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A greedy draw, for `draw`."""
     total = logits.logsumexp(dim=-1)
     top, tokens = logits.max(dim=-1)
     return tokens, (top - total).exp(), total
 
 
-def likeliest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def greedy_fused(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same in two readings of the logits and few operations each, for a compiler to fuse.
 
     Of equal ones the first is drawn. Where it is, is found along with the sum: carrying an index

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lad import reference
 from lad.controls import ADVANCE, REPEATS
-from lad.decide import Known, _draw_rows, decide, draw, forbid, likeliest
+from lad.decide import Known, _draw_rows, decide, draw, forbid, greedy_fused
 from lad.errors import InvalidInput, NumericalError
 from lad.sampler import (
     PRESETS,
@@ -473,12 +473,12 @@ def test_draws_follow_the_probabilities_within_top_k_and_top_p():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
 def test_what_is_made_for_a_compiler_draws_alike(seed, vocabulary, alike):
-    """`likeliest` against the plain greedy draw, with ties and with columns ruled out."""
+    """`greedy_fused` against the plain greedy draw, with ties and with columns ruled out."""
     logits = torch.randn(2, 5, vocabulary, generator=torch.Generator().manual_seed(seed))
     logits = logits.round() if alike else logits
     if vocabulary > 1:
         logits[..., seed % vocabulary] = -torch.inf
-    for one, other in zip(likeliest(logits), draw(logits, RefineConfig()), strict=True):
+    for one, other in zip(greedy_fused(logits), draw(logits, RefineConfig()), strict=True):
         assert torch.allclose(one.double(), other.double(), atol=1e-6)
 
 
@@ -486,7 +486,7 @@ def test_what_is_made_for_a_compiler_says_that_a_logit_is_not_finite():
     for bad in (torch.nan, torch.inf):
         logits = torch.zeros(1, 3, 4)
         logits[0, 1, 2] = bad
-        tokens, _, total = likeliest(logits)
+        tokens, _, total = greedy_fused(logits)
         assert total.isfinite().tolist() == [[True, False, True]]
         assert ((tokens >= 0) & (tokens < 4)).all()
 

@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lad.backbones import LoadedBackbone
 from lad.errors import InvalidInput
-from lad.layers import finish_layer, heads_of, normed, rotary, turned_heads, weights_of
+from lad.layers import bias_of, finish_layer, heads_of, normed, rotary, turned_heads, weights_of
 
 __all__ = ["Decoder", "generate"]
 
@@ -357,8 +357,7 @@ class Decoder:
         # Padding sees itself: a row of the softmax without any key would be NaN.
         allowed = (there >= start[..., None]) | (there == here[:, None])  # (b, n, t)
         allowed = allowed & (there <= here[:, None])
-        bias = torch.zeros(allowed.shape, dtype=self.cos.dtype, device=ids.device)
-        bias = bias.masked_fill_(~allowed, float("-inf"))
+        bias = bias_of(allowed, self.cos.dtype)
         bias = bias.repeat_interleave(group, dim=1) if n > 1 else bias  # (b, n·g or 1, t)
 
         x = self.embed(ids)  # (b, n, h)
