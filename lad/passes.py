@@ -4,6 +4,8 @@ On a GPU a small model spends most of a pass waiting for Python to launch its th
 captured pass launches them as one CUDA graph. A graph has fixed shapes and reads and writes fixed
 memory, so prompts are padded on the left to a multiple of `PROMPT_STEP` and rows to a power of two,
 which changes nothing but rounding; one graph then serves many runs, and rows may leave the batch.
+The next pass can be begun before the host has looked at what came of the last: launching it takes
+about as long as a small model computes.
 
 Captured passes are used after `Denoiser.capture`, and run the layers as `lad.layers` has them where
 it can. On a CPU nothing is captured or compiled, but the same padded tensors are filled and read by
@@ -45,12 +47,25 @@ class Passes:
         self.denoiser, self.prompts, self.padding = denoiser, prompts, padding
         self.cache = denoiser.read_prompt(prompts, padding)
         self.filled: CapturedPass | None = None
+        self.begun: Tensor | None = None
+
+    def begin(self, answer: Tensor) -> None:
+        """Have the device start on what the next call of `logits`, of the same, will ask for.
+
+        Nothing is begun where the host would have to wait for it, or to launch it kernel by kernel:
+        a pass that turns out not to be wanted is then a pass's time lost.
+        """
+        if self.denoiser.graphs is not None:
+            self.begun = self.logits(answer)
 
     def logits(self, answer: Tensor, width: Tensor | None = None) -> Tensor:
-        """`(b, a, v)` logits of `(b, a)` answers; valid until the next call.
+        """`(b, a, v)` logits of `(b, a)` answers; valid until the next call, or one of `begin`.
 
         `width` is as in `Denoiser.logits`; with it nothing is captured.
         """
+        begun = self._take_begun()
+        if begun is not None:
+            return begun
         if width is not None:
             return self.denoiser.logits(self.prompts, answer, self.cache, self.padding, width)
         # A cache of nothing (a prompt of one token) has no captured counterpart.
@@ -59,16 +74,26 @@ class Passes:
             return self.denoiser.logits(self.prompts, answer, self.cache, self.padding)
         if self.filled is None or self.filled.answer.shape[1] != answer.shape[1]:
             self.filled = captured(self.denoiser, *self.prompts.shape, answer.shape[1])
+        if self.filled.holder is not self:
             self.filled.fill(self.prompts, self.padding, self.cache)
+            self.filled.holder = self
         return self.filled.logits(answer)
+
+    def _take_begun(self) -> Tensor | None:
+        """Logits that were begun, unless another run has used their memory since."""
+        begun, self.begun = self.begun, None
+        lost = self.filled is not None and self.filled.holder is not self
+        return None if lost else begun
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these, an index on the device."""
+        begun = self._take_begun()
+        self.begun = None if begun is None else begun[rows]
         self.prompts = self.prompts[rows]
         self.padding = None if self.padding is None else self.padding[rows]
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
-        self.filled = None
+        self.filled = None  # another pass may fit fewer rows, and in this one they stand elsewhere
 
 
 def captured(denoiser: Denoiser, rows: int, prompt: int, answer: int) -> CapturedPass:
@@ -112,6 +137,7 @@ class CapturedPass:
         self.given = None
         if self.layers is not None and denoiser.config.attention != "mask-blind":
             self.given = self._given()
+        self.holder: Passes | None = None  # whose prompts it holds
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._capture()

@@ -90,7 +90,10 @@ class Rows:
         if count == 0:
             return None
         drawn = [torch.rand(count, self.positions, generator=own) for own in self.generators]
-        return torch.stack(drawn)[..., : self.answer.shape[1]].to(self.answer.device)
+        drawn = torch.stack(drawn)[..., : self.answer.shape[1]]
+        if self.answer.is_cuda:  # from other memory it would be sent when the device has time
+            drawn = drawn.pin_memory()
+        return drawn.to(self.answer.device, non_blocking=True)
 
 
 def prepare(

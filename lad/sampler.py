@@ -6,7 +6,8 @@
             let the strategy choose what is masked before the next iteration (lad/strategies.py).
 
 What comes between logits and the next input happens on the device (lad/decide.py); here is the loop
-around it, and what the host makes of what it is told.
+around it, and what the host makes of what it is told. Where passes are captured, the device is
+already at the next one while the host looks.
 
 Without re-noising ("noiseless") the next input is the draft itself: the denoiser, trained on
 structural noise, repairs tokens that are visible and wrong.
@@ -170,9 +171,12 @@ def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[d
         logits = passes.logits(rows.answer, width)  # (b, a, v)
         decision = _decide(denoiser, logits, known, strategy, config)
         del logits
+        told = Told(decision.told)
+        if i + 1 < config.iterations and config.tail is None:  # a tail may cut what comes next
+            passes.begin(decision.answer)
 
         # The one transfer of an iteration; from here on everything is small and on the host.
-        answers, doubts, renoised, flags = _unpacked(decision.told)
+        answers, doubts, renoised, flags = told.read()
         if not flags[0].all():
             bad = rows.index[int(np.flatnonzero(~flags[0])[0])]
             raise NumericalError(
@@ -264,19 +268,27 @@ def _decide(
     return decide(logits, known, strategy, config, eos, mask, at_once)
 
 
-def _unpacked(told: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What `lad.decide.Decision` tells, in one copy: a GPU is waited for once.
+class Told:
+    """What `lad.decide.Decision` tells, on its way to the host, which need not wait until it reads.
 
-    Returns:
-        `(b, a)` int64, `(b, a)` float32, `(b, a)` bool, and `(2, b)` bool.
+    Only what the device was given before it is waited for, and all is copied at once.
     """
-    packed, a = told.cpu().numpy(), (told.shape[1] - 2) // 3
-    return (
-        packed[:, :a].astype(np.int64),
-        np.ascontiguousarray(packed[:, a : 2 * a]).view(np.float32),
-        packed[:, 2 * a : 3 * a].astype(bool),
-        packed[:, 3 * a :].T.astype(bool),
-    )
+
+    def __init__(self, told: Tensor) -> None:
+        self.packed = told.to("cpu", non_blocking=told.is_cuda)
+        self.sent = torch.cuda.current_stream(told.device).record_event() if told.is_cuda else None
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """`(b, a)` int64, `(b, a)` float32, `(b, a)` bool, and `(2, b)` bool."""
+        if self.sent is not None:
+            self.sent.synchronize()
+        packed, a = self.packed.numpy(), (self.packed.shape[1] - 2) // 3
+        return (
+            packed[:, :a].astype(np.int64),
+            packed[:, a : 2 * a].copy().view(np.float32),
+            packed[:, 2 * a : 3 * a].astype(bool),
+            packed[:, 3 * a :].T.astype(bool),
+        )
 
 
 def record(

@@ -18,7 +18,7 @@ from lad.controls import RefineConfig
 from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser, pad_prompts
 from lad.layers import compiled
 from lad.passes import CapturedPass, Passes, padded_shape
-from lad.sampler import record, refine_batch
+from lad.sampler import record, refine, refine_batch
 
 
 @pytest.fixture
@@ -136,6 +136,53 @@ def test_one_captured_pass_serves_many_runs(denoiser, switched):
     for _ in range(2):
         got = [record(denoiser, text, config).drafts for text in ("a", "bcd")]
         assert all(map(np.array_equal, got, expected))
+    assert len(denoiser.graphs.passes) == 1
+
+
+def test_a_pass_begun_gives_what_it_would_have_given(any_denoiser, switched):
+    prompts, padding = pad_prompts([any_denoiser.encode(text) for text in ("a", "longer", "b c")])
+    answers = torch.randint(97, 120, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([2, 0])
+    with torch.inference_mode():
+        plain = Passes(any_denoiser, prompts, padding)
+        first, second = (plain.logits(answer) for answer in answers)
+        plain.begin(answers[0])  # nothing is captured, so it would have to be waited for
+        assert plain.begun is None
+        own = Passes(switched(any_denoiser), prompts, padding)
+        runs = count_runs(own, answers[0])
+        own.begin(answers[1])
+        assert runs() == 2
+        assert torch.allclose(own.logits(answers[1]), second, atol=1e-4)
+        assert runs() == 2
+        # Rows that leave meanwhile leave it too.
+        own.begin(answers[0])
+        own.keep(rows)
+        assert torch.allclose(own.logits(answers[0][rows]), first[rows], atol=1e-4)
+        assert torch.allclose(own.logits(answers[1][rows]), second[rows], atol=1e-4)
+
+
+def count_runs(passes: Passes, answer: torch.Tensor):
+    """Runs a pass, and counts it and those that follow."""
+    passes.logits(answer)
+    count, logits = [1], passes.filled.logits
+
+    def counted(answer):
+        count.append(1)
+        return logits(answer)
+
+    passes.filled.logits = counted
+    return lambda: len(count)
+
+
+@pytest.mark.parametrize("renoising", ["none", "threshold"])
+def test_runs_take_turns_on_one_captured_pass(denoiser, switched, renoising):
+    config = RefineConfig(renoising=renoising, iterations=5, answer_length=9, patience=0)
+    texts = ["a", "bcd"]
+    expected = [record(denoiser, text, config).drafts for text in texts]
+    assert not np.array_equal(*expected)
+    both = zip(*(refine(switched(denoiser), text, config) for text in texts), strict=True)
+    got = zip(*((one.draft, other.draft) for one, other in both), strict=True)
+    assert all(np.array_equal(np.stack(a), b) for a, b in zip(got, expected, strict=True))
     assert len(denoiser.graphs.passes) == 1
 
 
