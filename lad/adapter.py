@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
-TARGETS = ("same", "next")
+TARGETS = ("same", "next")  # in this order: by how far right of its state a token stands
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 SCHEMA = 1  # of denoiser.json
@@ -72,6 +72,11 @@ class DenoiserConfig:
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} = {getattr(self, name)}: expected at least 1")
         object.__setattr__(self, "layers", tuple(self.layers))
+
+    @property
+    def shift(self) -> int:
+        """How many positions left of a token the state stands that predicts it: 0 or 1."""
+        return TARGETS.index(self.target)
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""

@@ -91,7 +91,7 @@ def attention_mask(
         visible = position.new_ones((len(prompt_lengths), total, total), dtype=torch.bool)
     else:
         causal = position[None, :] <= position[:, None]  # (t, t)
-        first_free = prompt_lengths - (1 if target == "next" else 0)
+        first_free = prompt_lengths - TARGETS.index(target)  # what predicts the answer is free
         free = position[None, :] >= first_free[:, None]  # (b, t), queries that see everything
         visible = causal[None] | free[:, :, None]
     if attention == "mask-blind" and masked is not None:
@@ -290,7 +290,7 @@ class Denoiser:
             counts = (position < p + width[:, None])[:, None, None]  # (b, 1, 1, t), by key
             mask = mask & (counts | torch.eye(p + a, dtype=torch.bool, device=prompt.device))
         states = self.hidden_states(tokens, mask[:, :, start:], cache, start, padding, layers)
-        first = p - start - (1 if self.config.target == "next" else 0)
+        first = p - start - self.config.shift
         return self.causal_lm.lm_head(states[:, first : first + a])
 
     def read_prompt(self, prompt: Tensor, padding: Tensor | None = None) -> PromptCache | None:
@@ -299,7 +299,7 @@ class Denoiser:
         None where there are none to reuse: under bidirectional attention every state moves with
         every token of the answer. `padding` is as in `logits`.
         """
-        keep = prompt.shape[1] - (1 if self.config.target == "next" else 0)
+        keep = prompt.shape[1] - self.config.shift
         if self.config.attention == "bidirectional" or keep < 1:
             return None
         cache = PromptCache(config=self.causal_lm.config)

@@ -70,8 +70,7 @@ def floor(denoiser: Denoiser, rates: dict, batch: int, prompt: int, window: int)
     )
     head = denoiser.causal_lm.lm_head.weight.numel()
     cached = denoiser.config.attention != "bidirectional"
-    last = 1 if denoiser.config.target == "next" else 0  # it predicts the first answer token
-    queries = window + (min(last, prompt) if cached else prompt)
+    queries = window + (min(denoiser.config.shift, prompt) if cached else prompt)
     heads = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

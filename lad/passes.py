@@ -166,7 +166,7 @@ class CapturedPass:
         if self.spare:
             parts.append(self.answer.new_full((b, self.spare), denoiser.eos_token_id))
         states = self.layers(torch.cat(parts, dim=1), self.given, self.cache)
-        first = self.prompts.shape[1] - self.start - (1 if denoiser.config.target == "next" else 0)
+        first = self.prompts.shape[1] - self.start - denoiser.config.shift
         return denoiser.causal_lm.lm_head(states[:, first : first + a])
 
     def _capture(self) -> None:

@@ -109,8 +109,7 @@ def answer_logits(
         reading_from=reading_from,
     )
     states = denoiser.hidden_states(inputs, mask)  # (b, t, d)
-    if settings.target == "next":  # the state one to the left makes the prediction
-        chosen = chosen.roll(-1, dims=1)
+    chosen = chosen.roll(-settings.shift, dims=1)  # the states that predict these
     return denoiser.causal_lm.lm_head(states[chosen])
 
 
