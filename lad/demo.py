@@ -21,6 +21,7 @@ from pathlib import Path
 import nbformat
 from ipywidgets import Tab, Widget
 
+from lad.backbones import Backbone, get_backbone
 from lad.denoiser import load_denoiser
 from lad.errors import InvalidInput
 from lad.figures.recorded import gallery
@@ -35,6 +36,7 @@ __all__ = ["LIMITS", "configuration", "make_page", "serve", "write_notebook"]
 LIMITS = Limits(iterations=128, answer_length=128, context=512, seconds=60, characters=2000)
 IDLE = 600  # seconds until a page that nobody touches is ended
 VISITORS = 8  # each takes about a gigabyte: a kernel with the model in it
+SMALL = 10**9  # parameters; of larger models one visitor's may fill a GPU
 
 WELCOME = """# LAD: a whole answer at once, draft after draft
 
@@ -42,8 +44,8 @@ A language model usually writes word by word. This one drafts the whole answer i
 improves it: press **Run** and watch. Green and underlined is what changed, red and struck is what
 is hidden again before the next draft. Afterwards the slider steps through all that happened.
 
-The model is small (135 million parameters): short questions suit it, and its mistakes are shown as
-they are. One run may take {iterations} iterations, {answer_length} positions and {seconds} seconds.
+{model} Its mistakes are shown as they are. One run may take
+{iterations} iterations, {answer_length} positions and {seconds} seconds.
 """
 
 
@@ -62,14 +64,32 @@ def make_page(
 
     threading.Thread(target=load, daemon=True).start()
     start = RefineConfig()
+    own = get_backbone(model).name
+    recorded = {name: x for name, x in gallery().items() if x.provenance.get("model") == own}
     explorers = {
         "Ask": RefinementExplorer(
-            models={model: loader.get}, config=start, pause=0.1, gallery=gallery(), limits=limits
+            models={model: loader.get}, config=start, pause=0.1, gallery=recorded, limits=limits
         ),
         "Mend a text": RepairExplorer(loader.get, limits=limits),
         "Fill gaps": InfillExplorer(loader.get, limits=limits),
     }
     return Tab([explorer.widget for explorer in explorers.values()], titles=list(explorers))
+
+
+def about(backbone: Backbone) -> str:
+    """A sentence or two for visitors: which model this is, and what to expect of its size."""
+    count = backbone.parameters
+    if not count:
+        return f"The model is {backbone.name}."
+    size = f"{count / 1e9:.1f} billion" if count >= SMALL else f"{count / 1e6:.1f} million"
+    size = size.replace(".0 ", " ")
+    expect = " That is small: short questions suit it." if count < SMALL else ""
+    return f"The model is {backbone.name}, of {size} parameters.{expect}"
+
+
+def usual_visitors(backbone: Backbone) -> int:
+    """Most visitors at once unless told otherwise: each has a model of their own in memory."""
+    return VISITORS if 0 < backbone.parameters < SMALL else 1
 
 
 def write_notebook(
@@ -82,6 +102,7 @@ def write_notebook(
         f"display(name_controls(), make_page({model!r}, {chosen!r}, {device!r}))"
     )
     words = WELCOME.format(
+        model=about(get_backbone(model)),
         iterations=limits.iterations,
         answer_length=limits.answer_length,
         seconds=limits.seconds,
@@ -140,13 +161,17 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8866,
     idle: float = IDLE,
-    visitors: int = VISITORS,
+    visitors: int | None = None,
 ) -> None:
     """Serve the page until interrupted.
 
+    Args:
+        visitors: most at once; `usual_visitors` by default.
+
     Raises:
-        InvalidInput: Voila is not installed, or a number is out of range.
+        InvalidInput: Voila is not installed, an unknown model, or a number out of range.
     """
+    visitors = usual_visitors(get_backbone(model)) if visitors is None else visitors
     if not 1 <= port <= 65535:
         raise InvalidInput(f"port = {port}: expected a whole number from 1 to 65535")
     if visitors < 1:

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import psutil
@@ -18,7 +19,8 @@ import pytest
 from browser import Browser
 from conftest import run
 
-from lad.demo import LIMITS, configuration, make_page, serve, write_notebook
+from lad.backbones import get_backbone
+from lad.demo import LIMITS, configuration, make_page, serve, usual_visitors, write_notebook
 from lad.errors import InvalidInput
 
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
@@ -235,6 +237,36 @@ def test_what_a_visitor_may_ask_for_is_bounded(adapter):
 def test_an_adapter_that_is_not_there_is_told_before_anything_is_served(capsys):
     status, _, err = run(capsys, "demo", "--model", "tiny")
     assert status == 2 and "no adapter is shipped for 'tiny'" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "visitors"),
+    [
+        ("smollm2-135m", "smollm2-135m, of 134.5 million parameters. That is small", 8),
+        ("llama-3.1-8b:4bit", "llama-3.1-8b, of 8 billion parameters. Its mistakes", 1),
+        ("someone/model", "someone/model. Its mistakes", 1),
+    ],
+)
+def test_visitors_are_told_which_model_it_is_and_have_room(tmp_path, name, words, visitors):
+    path = write_notebook(tmp_path, name, None, "cpu")
+    assert words in "".join(json.loads(path.read_text())["cells"][0]["source"])
+    assert usual_visitors(get_backbone(name)) == visitors
+
+
+def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(
+        "lad.demo.RefinementExplorer", lambda **given: shown.update(given) or widgets_of_one()
+    )
+    make_page("tiny", str(adapter))
+    assert shown["gallery"] == {}
+    make_page("smollm2-135m", str(adapter))
+    assert shown["gallery"]
+
+
+def widgets_of_one():
+    """Something that has a widget."""
+    return SimpleNamespace(widget=widgets.Label())
 
 
 def test_the_notebook_holds_the_choice_of_model(tmp_path):

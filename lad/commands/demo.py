@@ -17,7 +17,10 @@ def demo(
     idle: Annotated[
         float, typer.Option(help="Seconds until a page that nobody touches is ended.")
     ] = 600,
-    visitors: Annotated[int, typer.Option(help="Most visitors at once, a gigabyte each.")] = 8,
+    visitors: Annotated[
+        int | None,
+        typer.Option(help="Most at once, each with a model in memory: 8 of a small one, else 1."),
+    ] = None,
     model: Model = "smollm2-135m",
     adapter: Adapter = None,
     device: Device = "auto",
