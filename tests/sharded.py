@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from lad.backbones import load_backbone
 from lad.denoiser import Denoiser, DenoiserConfig
 from lad.training import Pair, TrainConfig, train
+from lad.training.parallel import in_turn
 from lad.training.sharding import shard
 
 PAIRS = [Pair(f"say {n} and {m}", f"{n} {m}!") for n in range(10) for m in range(9)]
@@ -102,6 +104,21 @@ def compare(case: str) -> dict:
     return found
 
 
+def turns(rank: int) -> list[float]:
+    """When this process began and ended its turn; the first one's ends in an error."""
+    began = None
+    try:
+        with in_turn(torch.device("cpu")):
+            began = time.monotonic()
+            time.sleep(0.3)
+            ended = time.monotonic()
+            if rank == 0:
+                raise OSError("no memory left")
+    except OSError:
+        assert rank == 0
+    return [began, ended]
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     # What the kernels are compiled to is not in question, and takes minutes.
@@ -109,6 +126,7 @@ def main(folder: Path) -> None:
     torch.compile = lambda f, **how: compile_(f, backend="eager", **how)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    torch.save(turns(rank), folder / f"turns-{rank}.pt")
     for case in CASES:
         torch.save(compare(case), folder / f"{case}-{rank}.pt")
 

@@ -106,6 +106,11 @@ def test_what_is_sharded_can_still_be_asked_by_all_at_once(folder):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_processes_take_turns_also_after_an_error(folder):
+    first, second = (torch.load(folder / f"turns-{rank}.pt") for rank in range(2))
+    assert first[0] < first[1] <= second[0] < second[1]
+
+
 def test_a_dry_run_in_shards_begins_in_the_hosts_memory(tmp_path):
     config, record = tmp_path / "config.yaml", tmp_path / "runs.json"
     config.write_text(

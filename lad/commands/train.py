@@ -100,20 +100,23 @@ def load(model: str, adapter: Path | None, settings: dict, training, where: str)
 
     from lad.backbones import get_backbone, load_backbone
     from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
-    from lad.training.sharding import check_shardable, shard
+    from lad.training.parallel import in_turn
+    from lad.training.sharding import all_processes, check_shardable, shard
 
-    at, dtype = where, None
-    if training.shard:
-        check_shardable(get_backbone(model).bits, where)
-        # In the host's memory first, so that no GPU need hold the whole.
-        at, dtype = "cpu", None if where == "cpu" else torch.bfloat16
-    if adapter is not None:
-        denoiser = load_denoiser(model, adapter, at, dtype, merge=False)
-    else:
+    def load_to(at: str, dtype: torch.dtype | None) -> Denoiser:
+        if adapter is not None:
+            return load_denoiser(model, adapter, at, dtype, merge=False)
         backbone = load_backbone(model, at, dtype)
-        denoiser = Denoiser.create(backbone, DenoiserConfig(**settings), training.seed)
-    if training.shard:
-        shard(denoiser, where)
+        return Denoiser.create(backbone, DenoiserConfig(**settings), training.seed)
+
+    if not training.shard:
+        return load_to(where, None)
+    check_shardable(get_backbone(model).bits, where)
+    mesh = all_processes(where)
+    # In the host's memory first, so that no GPU need hold the whole; nor need the host, but once.
+    with in_turn(torch.device(where)):
+        denoiser = load_to("cpu", None if where == "cpu" else torch.bfloat16)
+        shard(denoiser, where, mesh)
     return denoiser
 
 

@@ -6,7 +6,8 @@ frozen backbone is sharded (lad/training/sharding.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lad.errors import InvalidInput
 
-__all__ = ["agree", "average_gradients", "check_shares", "here"]
+__all__ = ["agree", "average_gradients", "check_shares", "here", "in_turn"]
 
 
 def here() -> tuple[int, int]:
@@ -29,6 +30,22 @@ def agree(values: Sequence[float], device: torch.device) -> list[float]:
         state = state.to(device)
         dist.all_reduce(state, op=dist.ReduceOp.MAX)
     return state.tolist()
+
+
+@contextmanager
+def in_turn(device: torch.device) -> Iterator[None]:
+    """One process after the other, by rank, where there is not memory for all at once.
+
+    Every process must come here, and nothing inside may wait for another.
+    """
+    rank, processes = here()
+    for _ in range(rank):
+        agree([0], device)
+    try:
+        yield
+    finally:
+        for _ in range(rank, processes):
+            agree([0], device)
 
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:

@@ -17,14 +17,14 @@ https://arxiv.org/abs/2304.11277; https://docs.pytorch.org/docs/stable/distribut
 from __future__ import annotations
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lad.denoiser import Denoiser
 from lad.errors import InvalidInput
 from lad.training.parallel import here
 
-__all__ = ["check_shardable", "is_sharded", "shard"]
+__all__ = ["all_processes", "check_shardable", "is_sharded", "shard"]
 
 
 def check_shardable(bits: int | None, device: str | torch.device) -> None:
@@ -62,7 +62,14 @@ def is_sharded(denoiser: Denoiser) -> bool:
     return isinstance(denoiser.causal_lm.model, FSDPModule)
 
 
-def shard(denoiser: Denoiser, device: str | torch.device | None = None) -> None:
+def all_processes(device: str | torch.device) -> DeviceMesh:
+    """Them in a row, as sharding wants it; every process calls it, at the same time."""
+    return init_device_mesh(torch.device(device).type, (here()[1],))
+
+
+def shard(
+    denoiser: Denoiser, device: str | torch.device | None = None, mesh: DeviceMesh | None = None
+) -> None:
     """Leave to this process its shard of the backbone, in place and for good.
 
     Every process calls it, and from then on every process must take part in every pass. Units move
@@ -72,6 +79,7 @@ def shard(denoiser: Denoiser, device: str | torch.device | None = None) -> None:
     Args:
         denoiser: unmerged, the same on every process.
         device: where this process computes; where the weights are by default.
+        mesh: from `all_processes`; with it nothing here waits for another process.
 
     Raises:
         InvalidInput: see `check_shardable`.
@@ -91,7 +99,7 @@ def shard(denoiser: Denoiser, device: str | torch.device | None = None) -> None:
     for parameter in whole:
         parameter.data = parameter.data.to(device)
     how = {
-        "mesh": init_device_mesh(device.type, (here()[1],)),
+        "mesh": mesh or all_processes(device),
         "ignored_params": whole,
         "reshard_after_forward": True,
     }
