@@ -48,6 +48,7 @@ class Passes:
         self.cache = denoiser.read_prompt(prompts, padding)
         self.filled: CapturedPass | None = None
         self.begun: Tensor | None = None
+        self.run = object()  # by which a captured pass knows which rows it holds
 
     def begin(self, answer: Tensor) -> None:
         """Have the device start on what the next call of `logits`, of the same, will ask for.
@@ -74,15 +75,15 @@ class Passes:
             return self.denoiser.logits(self.prompts, answer, self.cache, self.padding)
         if self.filled is None or self.filled.answer.shape[1] != answer.shape[1]:
             self.filled = captured(self.denoiser, *self.prompts.shape, answer.shape[1])
-        if self.filled.holder is not self:
+        if self.filled.run is not self.run:
             self.filled.fill(self.prompts, self.padding, self.cache)
-            self.filled.holder = self
+            self.filled.run = self.run
         return self.filled.logits(answer)
 
     def _take_begun(self) -> Tensor | None:
         """Logits that were begun, unless another run has used their memory since."""
         begun, self.begun = self.begun, None
-        lost = self.filled is not None and self.filled.holder is not self
+        lost = self.filled is not None and self.filled.run is not self.run
         return None if lost else begun
 
     def keep(self, rows: Tensor) -> None:
@@ -93,7 +94,8 @@ class Passes:
         self.padding = None if self.padding is None else self.padding[rows]
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
-        self.filled = None  # another pass may fit fewer rows, and in this one they stand elsewhere
+        # Another pass may fit fewer rows; in this one they stand elsewhere.
+        self.filled, self.run = None, object()
 
 
 def captured(denoiser: Denoiser, rows: int, prompt: int, answer: int) -> CapturedPass:
@@ -137,7 +139,7 @@ class CapturedPass:
         self.given = None
         if self.layers is not None and denoiser.config.attention != "mask-blind":
             self.given = self._given()
-        self.holder: Passes | None = None  # whose prompts it holds
+        self.run: object | None = None  # whose rows it holds
         self.graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._capture()

@@ -1,7 +1,9 @@
 """Captured passes: the same logits from padded tensors of fixed shapes; no graph on a CPU."""
 
 import functools
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -161,6 +163,24 @@ def test_a_pass_begun_gives_what_it_would_have_given(any_denoiser, switched):
         assert torch.allclose(own.logits(answers[1][rows]), second[rows], atol=1e-4)
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_rows_that_leave_do_not_stay_in_a_pass_of_the_same_shape(any_denoiser, switched, ahead):
+    texts = ["a", "bcd", "ef", "g"]
+    prompts, padding = pad_prompts([any_denoiser.encode(text) for text in texts])
+    answers = torch.randint(97, 120, (4, 9), generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([0, 1, 3])
+    with torch.inference_mode():
+        expected = Passes(any_denoiser, prompts, padding).logits(answers)[rows]
+        own = Passes(switched(any_denoiser), prompts, padding)
+        own.logits(answers)
+        if ahead:
+            own.begin(answers)
+        own.keep(rows)
+        for _ in range(2):
+            assert torch.allclose(own.logits(answers[rows]), expected, atol=1e-4)
+    assert len(any_denoiser.graphs.passes) == 1
+
+
 def count_runs(passes: Passes, answer: torch.Tensor):
     """Runs a pass, and counts it and those that follow."""
     passes.logits(answer)
@@ -184,6 +204,17 @@ def test_runs_take_turns_on_one_captured_pass(denoiser, switched, renoising):
     got = zip(*((one.draft, other.draft) for one, other in both), strict=True)
     assert all(np.array_equal(np.stack(a), b) for a, b in zip(got, expected, strict=True))
     assert len(denoiser.graphs.passes) == 1
+
+
+def test_a_captured_pass_keeps_nothing_of_a_run_that_is_over(denoiser, switched):
+    prompts, padding = pad_prompts([denoiser.encode("a")])
+    with torch.inference_mode():
+        passes = Passes(switched(denoiser), prompts, padding)
+        passes.begin(torch.full((1, 5), denoiser.mask_token_id))
+    over = weakref.ref(passes)
+    del passes
+    gc.collect()
+    assert denoiser.graphs.passes and over() is None
 
 
 def test_the_pass_used_longest_ago_goes_first(denoiser, switched, monkeypatch):
