@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,6 +205,38 @@ def test_runs_take_turns_on_one_captured_pass(denoiser, switched, renoising):
     got = zip(*((one.draft, other.draft) for one, other in both), strict=True)
     assert all(np.array_equal(np.stack(a), b) for a, b in zip(got, expected, strict=True))
     assert len(denoiser.graphs.passes) == 1
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "config",
+    [
+        RefineConfig(renoising="none", answer_length=3),
+        RefineConfig(renoising="confidence", temperature=0.7, top_k=2, answer_length=3),
+        RefineConfig(renoising="threshold", threshold=0.15, answer_length=4),
+    ],
+    ids=lambda config: config.renoising,
+)
+def test_where_passes_run_ahead_of_the_host_drafts_are_the_same(device, config):
+    config = replace(config, iterations=24, patience=2)
+    backbone = load_backbone("tiny", device, torch.float32)
+    denoiser = Denoiser.create(backbone, DenoiserConfig(rank=4, alpha=8))
+    stir(denoiser)
+    denoiser.merge()
+    texts = ["a", "bcd", "what is this?", "a b", "e"]
+    expected = refine_batch(denoiser, texts, config)
+    assert len({trace.nfe for trace in expected}) > 1, "rows leave at different times"
+    got = refine_batch(denoiser.capture(), texts, config)
+    assert all(np.array_equal(a.drafts, b.drafts) for a, b in zip(got, expected, strict=True))
 
 
 def test_a_captured_pass_keeps_nothing_of_a_run_that_is_over(denoiser, switched):
