@@ -1,36 +1,18 @@
-"""LAD, the LoRA-Adapted Denoiser: a causal LLaMA refining whole answers, draft after draft.
+"""LAD, the LoRA-Adapted Denoiser: a causal LLaMA that refines whole answers, draft after draft.
 
-Importing this package is light: torch and transformers are loaded when a name that needs them is
-first used.
+    utils       errors, profile, figures folder, writing to a disk
+    models      the frozen backbones: names, downloads, loading, chat template
+    diffusion   the method: corruption, schedule, remasking, denoiser, sampler, trace
+    accel       the GPU fast path: compiled layers, CUDA graphs
+    training    pairs of prompt and answer, loss, trainer
+    evaluation  benchmarks, quality, convergence, speed
+    viz         traces and results as figures, HTML and text
+    widgets     the notebooks' controls, and the demo page
+    report      executed notebooks as static pages
+    cli         the command line
 
-The rooms, in the order in which data flows; none imports one that stands below it:
-
-    errors, settings                 what is raised, profile and figures folder
-    assets, hub, convert             where bytes come from, and how they reach the disk whole
-    loading, shapes                  a folder becomes a model; random models of a true shape
-    backbones, tiny                  the frozen models: one from a wheel, one for tests, the paper's
-    corruption, schedule             noise in training, noise between iterations
-    strategies, controls             what is masked again, every control and its range
-    prompts, adapter                 text to token ids, LoRA on disk
-    layers, denoiser                 a backbone's layers in few kernels; backbone plus adapter
-    unpickling, importing            the authors' pickled checkpoint, read without running it
-    passes                           its forward passes over the same prompts, captured on a GPU
-    trace, recording                 what happened in a run, and how its steps become that
-    drafts                           where a run starts: a damaged text, one with gaps, a length
-    decide                           from logits to the next input, on the device
-    rows, sampler, reference         a batch of prompts, its refinement, and one as plain loops
-    metrics, answers                 numbers with intervals; what was said to prompts, measured
-    benchmarks, harness              multiple-choice questions, how they are put and scored
-    training                         pairs, self-distillation, objective, loop
-    evaluation, ablation             how good a denoiser is, and by which choice
-    floor, bench                     how fast, and how fast it could be
-    true_shape                       how fast a large one, with random weights
-    study                            what refinement does, over many answers
-    damage, probes, cells            what figures show, computed: noise, model, drafts
-    figures, view, replay, terminal  data to matplotlib, to HTML and text, to a terminal
-    widgets, visitors, demo          controls, and the page that serves them to visitors
-    pages, report                    executed notebooks as static pages
-    commands, __main__               the command line
+Each line may import the lines above it, never those below. Importing this package is light: torch
+and transformers are loaded when a name that needs them is first used.
 
 Reference: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations.
 """
@@ -40,52 +22,51 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# torch's threads wait for each other by spinning. On a laptop where something else is running too,
-# such as a second notebook, each then waits for a thread that has no core: measured on 2 cores with
-# 2 kernels, 8 s an iteration instead of 0.4 s. Spinning briefly costs nothing measurable when
-# alone. It must be set before torch loads its OpenMP library; a choice of your own comes first.
+# torch's threads wait for each other by spinning, which stalls when another process has the core:
+# measured with 2 kernels on 2 cores, 8 s an iteration instead of 0.4 s. A short spin costs nothing
+# measurable otherwise. It must be set before torch loads OpenMP; a value of your own is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# name -> the room it lives in
-_ROOMS = {
-    "AdapterMismatch": "errors",
-    "AssetUnavailable": "errors",
-    "CacheError": "errors",
-    "DamagedFile": "errors",
-    "InvalidInput": "errors",
-    "LADError": "errors",
-    "NumericalError": "errors",
-    "profile": "settings",
-    "figures_folder": "settings",
-    "BACKBONES": "backbones",
-    "get_backbone": "backbones",
-    "load_backbone": "backbones",
-    "CorruptionConfig": "corruption",
-    "corrupt": "corruption",
-    "Denoiser": "denoiser",
-    "DenoiserConfig": "denoiser",
-    "load_denoiser": "denoiser",
-    "PRESETS": "sampler",
-    "RefineConfig": "sampler",
-    "record": "sampler",
-    "refine": "sampler",
-    "refine_batch": "sampler",
-    "Step": "trace",
-    "Trace": "trace",
+# name -> the module it lives in
+_MODULES = {
+    "AdapterMismatch": "utils",
+    "AssetUnavailable": "utils",
+    "CacheError": "utils",
+    "DamagedFile": "utils",
+    "InvalidInput": "utils",
+    "LADError": "utils",
+    "NumericalError": "utils",
+    "profile": "utils",
+    "figures_folder": "utils",
+    "BACKBONES": "models.registry",
+    "get_backbone": "models.registry",
+    "load_backbone": "models.registry",
+    "CorruptionConfig": "diffusion.corruption",
+    "corrupt": "diffusion.corruption",
+    "Denoiser": "diffusion.denoiser",
+    "DenoiserConfig": "diffusion.denoiser",
+    "load_denoiser": "diffusion.denoiser",
+    "PRESETS": "diffusion.config",
+    "RefineConfig": "diffusion.config",
+    "record": "diffusion.sampler",
+    "refine": "diffusion.sampler",
+    "refine_batch": "diffusion.sampler",
+    "Step": "diffusion.trace",
+    "Trace": "diffusion.trace",
     "TrainConfig": "training",
     "train": "training",
-    "Estimate": "metrics",
-    "evaluate": "evaluation",
+    "Estimate": "evaluation.metrics",
+    "evaluate": "evaluation.adapter_eval",
 }
 
-__all__ = ["__version__", *_ROOMS]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str):
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'lad' has no attribute {name!r}")
-    return getattr(import_module(f"lad.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"lad.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

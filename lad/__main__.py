@@ -9,20 +9,20 @@ import sys
 
 import typer
 
-from lad.commands.ablate import ablate
-from lad.commands.assets import fetch, figures, info
-from lad.commands.bench import bench
-from lad.commands.bench_shape import bench_shape
-from lad.commands.benchmark import app as benchmark
-from lad.commands.demo import demo
-from lad.commands.distil import distil
-from lad.commands.evaluate import evaluate
-from lad.commands.import_checkpoint import import_checkpoint
-from lad.commands.refine import refine
-from lad.commands.repair import infill, repair
-from lad.commands.study import study
-from lad.commands.train import train
-from lad.errors import LADError
+from lad.cli.ablate import ablate
+from lad.cli.assets import fetch, figures, info
+from lad.cli.bench import bench
+from lad.cli.bench_shape import bench_shape
+from lad.cli.benchmark import app as benchmark
+from lad.cli.demo import demo
+from lad.cli.distil import distil
+from lad.cli.evaluate import evaluate
+from lad.cli.generate import refine
+from lad.cli.import_checkpoint import import_checkpoint
+from lad.cli.repair import infill, repair
+from lad.cli.study import study
+from lad.cli.train import train
+from lad.utils import LADError
 
 # typer carries a click of its own, so its errors are reached through the one it exports.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

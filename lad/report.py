@@ -7,7 +7,7 @@
     build/report/figures/*            what the notebooks saved
 
 A notebook sees `LAD_FIGURES` (a folder inside the report) and the caller's `LAD_PROFILE`. In the
-full profile its figures are copied to `lad.settings.figures_folder()` at the end; a fast run keeps
+full profile its figures are copied to `lad.utils.figures_folder()` at the end; a fast run keeps
 them to itself. The report is built beside its place and swapped in when it is whole: a failing
 cell, or an error that a widget swallowed, leaves the previous report as it was.
 
@@ -40,9 +40,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from lad.errors import InvalidInput, LADError
 from lad.pages import GENERATOR, WIDGET_STATE, Entry, index, navigation, page
-from lad.settings import figures_folder, profile
+from lad.utils import InvalidInput, LADError, figures_folder, profile
 
 __all__ = ["NotebookFailed", "build_report", "execute", "main", "widget_errors"]
 

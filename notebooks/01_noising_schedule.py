@@ -36,10 +36,10 @@
 
 # %%
 import lad
-from lad.damage import Sentence, drawn_rates, masked_shares, one_of_each
-from lad.figures import noise
-from lad.figures.style import show
-from lad.widgets.names import name_controls
+from lad.viz import noise
+from lad.viz.style import show
+from lad.viz.word_corruption import Sentence, drawn_rates, masked_shares, one_of_each
+from lad.widgets.accessibility import name_controls
 from lad.widgets.noise import CorruptionExplorer, ScheduleExplorer
 
 print("profile:", lad.profile())

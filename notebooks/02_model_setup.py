@@ -40,15 +40,15 @@ import json
 import torch
 
 import lad
-from lad.denoiser import shipped_adapter
-from lad.figures import attention, training
-from lad.figures.ablation import ablation
-from lad.figures.recorded import read_numbers
-from lad.figures.style import show
-from lad.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
+from lad.diffusion.denoiser import shipped_adapter
+from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
 from lad.training import self_distil
+from lad.viz import attention, training
+from lad.viz.ablation import ablation
+from lad.viz.gallery import read_numbers
+from lad.viz.style import show
+from lad.widgets.accessibility import name_controls
 from lad.widgets.attention import AttentionExplorer
-from lad.widgets.names import name_controls
 
 full = lad.profile() == "full"
 print("profile:", lad.profile())

@@ -41,21 +41,21 @@ from dataclasses import replace
 
 from IPython.display import HTML
 
-from lad.cells import half_settled, repeated_share
-from lad.denoiser import load_denoiser
-from lad.drafts import INFILL_PROMPT, gapped, visible_text
-from lad.figures.recorded import FIGURES, gallery, save_trace, show_recorded
-from lad.figures.refinement import (
+from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.drafts import INFILL_PROMPT, gapped, visible_text
+from lad.diffusion.sampler import RefineConfig, preset, record
+from lad.utils import profile
+from lad.viz.gallery import FIGURES, gallery, save_trace, show_recorded
+from lad.viz.html import costs_text, draft_html, filmstrip_text, legend_html, page_html
+from lad.viz.refinement import (
     confidence_curve,
     confidence_heatmap,
     filmstrip_figure,
     settled_curve,
     settling_heatmap,
 )
-from lad.figures.style import save, show
-from lad.sampler import RefineConfig, preset, record
-from lad.settings import profile
-from lad.view import costs_text, draft_html, filmstrip_text, legend_html, page_html
+from lad.viz.style import save, show
+from lad.viz.tokens import half_settled, repeated_share
 from lad.widgets import (
     Gallery,
     InfillExplorer,
@@ -63,7 +63,7 @@ from lad.widgets import (
     RepairExplorer,
     TracePlayer,
 )
-from lad.widgets.names import name_controls
+from lad.widgets.accessibility import name_controls
 
 FAST = profile() == "fast"
 denoiser = load_denoiser()
@@ -80,7 +80,7 @@ name_controls()  # so that a screen reader can tell the sliders below apart
 paris = record(
     denoiser,
     "What is the capital of France?",
-    RefineConfig(iterations=8, renoising="none", answer_length=24),
+    RefineConfig(iterations=8, remasking="none", answer_length=24),
 )
 save_trace(paris, "paris_noiseless")
 print(filmstrip_text(paris))
@@ -106,11 +106,11 @@ show(filmstrip_figure(paris), alt="The drafts listed above, coloured by confiden
 
 # %%
 QUESTION = "What do you know about Amsterdam?"
-NOISELESS = RefineConfig(iterations=16, renoising="none")
-RENOISED = RefineConfig(iterations=32, renoising="confidence", noise_start=0.9, sharpness=1)
+NOISELESS = RefineConfig(iterations=16, remasking="none")
+RENOISED = RefineConfig(iterations=32, remasking="guided", noise_start=0.9, sharpness=1)
 noiseless = record(denoiser, QUESTION, NOISELESS)
-renoised = record(denoiser, QUESTION, RENOISED)
-for run, name in ((noiseless, "amsterdam_noiseless"), (renoised, "amsterdam_renoised")):
+remasked = record(denoiser, QUESTION, RENOISED)
+for run, name in ((noiseless, "amsterdam_noiseless"), (remasked, "amsterdam_renoised")):
     save_trace(run, name)
 
 # %% [markdown]
@@ -118,17 +118,17 @@ for run, name in ((noiseless, "amsterdam_noiseless"), (renoised, "amsterdam_reno
 # green and underlined, and after noising, with what was masked again in red, hatched and struck.
 
 # %%
-phases = [draft_html(renoised, 2, phase) for phase in ("denoised", "renoised")]
-HTML(page_html(legend_html(renoised), *phases))
+phases = [draft_html(remasked, 2, phase) for phase in ("denoised", "remask")]
+HTML(page_html(legend_html(remasked), *phases))
 
 # %% [markdown]
 # The next two figures follow the authors' page. With re-noising there are two columns: what the
 # denoiser saw, MASK in black, and the draft it drew.
 
 # %%
-film = filmstrip_figure(renoised, FIGURES["filmstrip_renoised"][1])
+film = filmstrip_figure(remasked, FIGURES["filmstrip_renoised"][1])
 save(film, "filmstrip_renoised", svg=True)
-show(film, alt=f"Drafts with re-noising at iterations 0 to 32; the last reads: {renoised.answer}")
+show(film, alt=f"Drafts with re-noising at iterations 0 to 32; the last reads: {remasked.answer}")
 
 # %% [markdown]
 # Without re-noising nothing is ever hidden again, so one column says it all.
@@ -151,7 +151,7 @@ show(film, alt=f"Drafts without re-noising; the last reads: {noiseless.answer}")
 # is the end of the final answer.
 
 # %%
-heat = confidence_heatmap(renoised)
+heat = confidence_heatmap(remasked)
 show(heat, alt=f"Confidence by position and iteration. {heat.get_suptitle()}.")
 
 # %%
@@ -171,7 +171,7 @@ show(heat, alt=f"Confidence by position and iteration. {heat.get_suptitle()}.")
 # MASK in the input of that iteration.
 
 # %%
-heat = settling_heatmap(renoised)
+heat = settling_heatmap(remasked)
 show(heat, alt=f"Changed, unchanged and settled tokens, with re-noising. {heat.get_suptitle()}.")
 
 # %%
@@ -183,7 +183,7 @@ show(heat, alt=f"Changed, unchanged and settled tokens, noiseless. {heat.get_sup
 # confidence of the draft.
 
 # %%
-runs = {"without re-noising": noiseless, "with re-noising": renoised}
+runs = {"without re-noising": noiseless, "with re-noising": remasked}
 curve = settled_curve(runs)
 show(curve, alt=f"Share of settled answer tokens against iteration. {curve.get_suptitle()}.")
 
@@ -201,7 +201,7 @@ OTHERS = ["Name three fruits.", "What is a cat?", "Who was Albert Einstein?"]
 OTHERS += ["How do I boil an egg?", "Why is the sky blue?"]
 OTHERS = OTHERS[:1] if FAST else OTHERS
 quiet = [noiseless] + [record(denoiser, question, NOISELESS) for question in OTHERS]
-noisy = [renoised] + [record(denoiser, question, RENOISED) for question in OTHERS]
+noisy = [remasked] + [record(denoiser, question, RENOISED) for question in OTHERS]
 print("Without re-noising\n" + costs_text({run.prompt: run for run in quiet}))
 print("\nWith re-noising\n" + costs_text({run.prompt: run for run in noisy}))
 
@@ -343,7 +343,7 @@ show_recorded(
 # %%
 asked = "What is the capital of France?"
 start = visible_text(denoiser, "The capital of of France Paris is.")
-settings = RefineConfig(iterations=16, renoising="none", answer_length=len(start.tokens))
+settings = RefineConfig(iterations=16, remasking="none", answer_length=len(start.tokens))
 mended = record(denoiser, asked, settings, draft=start.tokens)
 save_trace(mended, "paris_repair")
 print(filmstrip_text(mended))
@@ -377,10 +377,10 @@ InfillExplorer(denoiser).widget
 # brackets around what changed, `░` for what was masked.
 
 # %%
-print(filmstrip_text(renoised, [0, 2, 8, 32]))
+print(filmstrip_text(remasked, [0, 2, 8, 32]))
 
 # %%
-TracePlayer(renoised)
+TracePlayer(remasked)
 
 # %% [markdown]
 # And a gallery of recorded runs, among them the same question answered a few sure tokens at a time.

@@ -29,21 +29,21 @@ from collections import Counter
 
 import torch
 
-from lad.backbones import load_backbone
-from lad.benchmarks.curve import read_letters
-from lad.benchmarks.examples import live_items
-from lad.benchmarks.generation import refine_traces
-from lad.benchmarks.likelihood import ask
-from lad.benchmarks.prompts import put
-from lad.benchmarks.respondents import Backbone, Denoising
-from lad.benchmarks.results import compare, how, title_of
-from lad.benchmarks.run import Asked, run
-from lad.benchmarks.tables import authors_text, bias_text, places_text, results_text
-from lad.denoiser import load_denoiser
-from lad.figures.recorded import read_numbers, show_recorded
-from lad.metrics import wilson
-from lad.sampler import preset
-from lad.settings import profile
+from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.sampler import preset
+from lad.evaluation.curve import read_letters
+from lad.evaluation.examples import live_items
+from lad.evaluation.generation import refine_traces
+from lad.evaluation.likelihood import ask
+from lad.evaluation.metrics import wilson
+from lad.evaluation.questions import put
+from lad.evaluation.respondents import Backbone, Denoising
+from lad.evaluation.results import compare, how, title_of
+from lad.evaluation.run import Asked, run
+from lad.evaluation.tables import authors_text, bias_text, places_text, results_text
+from lad.models.registry import load_backbone
+from lad.utils import profile
+from lad.viz.gallery import read_numbers, show_recorded
 from lad.widgets import Answered, ItemBrowser
 
 FAST = profile() == "fast"

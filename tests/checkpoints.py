@@ -13,7 +13,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from lad.shapes import SHAPES, shape_config
+from lad.models.random_weights import SHAPES, shape_config
 
 # What LLaMA 3's templates do: a beginning of text, headers, a date in the system turn that is
 # today's unless it is told, contents without their outer white space.
@@ -76,7 +76,7 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
     plain.decoder = decoders.ByteLevel()
     plain.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in names])
     ends = {"llama": "<|eot_id|>", "qwen2": "<|im_end|>", "mistral": "</s>"}
-    from lad.tiny import CHATML
+    from lad.models.tiny import CHATML
 
     return PreTrainedTokenizerFast(
         tokenizer_object=plain,

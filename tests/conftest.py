@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lad.__main__ import main
-from lad.backbones import load_backbone
-from lad.denoiser import ATTENTIONS, TARGETS, Denoiser, DenoiserConfig, load_denoiser
+from lad.diffusion.denoiser import ATTENTIONS, TARGETS, Denoiser, DenoiserConfig, load_denoiser
+from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, train
 
 KINDS = list(itertools.product(ATTENTIONS, TARGETS))

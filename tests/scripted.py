@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from lad.backbones import load_backbone
-from lad.benchmarks import Item
-from lad.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.evaluation.benchmark import Item
+from lad.models.registry import load_backbone
 
 SURE = 12.0  # logit of what is said; everything else has 0
 

@@ -7,12 +7,20 @@ import pytest
 import yaml
 from conftest import run
 
-from lad.ablation import MEASURES, collect, read_grid, result_path, run_variants, settings_of, trim
-from lad.corruption import CorruptionConfig
-from lad.errors import DamagedFile, InvalidInput
-from lad.figures.ablation import MEASURES as DRAWN
-from lad.figures.ablation import ablation
-from lad.figures.recorded import CHECKOUT
+from lad.diffusion.corruption import CorruptionConfig
+from lad.evaluation.ablation import (
+    MEASURES,
+    collect,
+    read_grid,
+    result_path,
+    run_variants,
+    settings_of,
+    trim,
+)
+from lad.utils import DamagedFile, InvalidInput
+from lad.viz.ablation import MEASURES as DRAWN
+from lad.viz.ablation import ablation
+from lad.viz.gallery import CHECKOUT
 
 NOISE = {"all_masked": 0.1, "structural_probability": 0.0, "rate": 0.25}
 GRID = {
@@ -133,7 +141,7 @@ def test_every_variant_is_trained_with_its_own_settings_and_measured(results):
     assert len(set(losses)) == 4  # four trainings, not one measured four times
     for result in results:
         assert result["prompts"]["used"] == 2
-        assert result["settings"]["noiseless"]["config"]["renoising"] == "none"
+        assert result["settings"]["noiseless"]["config"]["remasking"] == "none"
 
 
 def test_what_is_there_is_not_made_again(folder, pairs):

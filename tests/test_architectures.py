@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from lad import reference
-from lad.backbones import BACKBONES, describe, fetch_backbone, is_cached, load_backbone
-from lad.controls import RefineConfig
-from lad.denoiser import Denoiser, DenoiserConfig, attention_mask, load_denoiser
-from lad.errors import AdapterMismatch, DamagedFile, InvalidInput
-from lad.loading import ARCHITECTURES
-from lad.passes import Passes
-from lad.prompts import encode_prompt, encode_prompts
-from lad.sampler import record, refine_batch
-from lad.shapes import SHAPES, shape_config
+from lad.accel.cuda_graphs import Passes
+from lad.diffusion import reference
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig, attention_mask, load_denoiser
+from lad.diffusion.sampler import record, refine_batch
+from lad.models.chat import encode_prompt, encode_prompts
+from lad.models.loading import ARCHITECTURES
+from lad.models.random_weights import SHAPES, shape_config
+from lad.models.registry import BACKBONES, describe, fetch_backbone, is_cached, load_backbone
+from lad.utils import AdapterMismatch, DamagedFile, InvalidInput
 
 SMALL = DenoiserConfig(rank=4, alpha=8)
 
@@ -280,7 +280,7 @@ def test_without_an_adapter_the_causal_mask_gives_the_backbone(folder):
 def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):
     denoiser = make(folder)
     config = RefineConfig(
-        answer_length=12, iterations=6, renoising="uniform", temperature=0.0, patience=0
+        answer_length=12, iterations=6, remasking="random", temperature=0.0, patience=0
     )
     prompts = ["one", "a longer prompt"]
     batch = refine_batch(denoiser, prompts, config)

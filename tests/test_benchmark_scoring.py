@@ -8,19 +8,19 @@ import pytest
 import torch
 from scripted import line_of, oracle, scripted, some_items
 
-from lad import metrics
-from lad.backbones import load_backbone
-from lad.benchmarks import Item
-from lad.benchmarks.generation import parse_letter, refine_answers, regions, write_answers
-from lad.benchmarks.likelihood import Ask, ask, exact_scores, masked_scores
-from lad.benchmarks.masks import sample_masks
-from lad.benchmarks.prompts import TARGETS, put
-from lad.controls import RefineConfig
-from lad.errors import InvalidInput, NumericalError
-from lad.prompts import encode_prompts
+from lad.diffusion.config import RefineConfig
+from lad.evaluation import metrics
+from lad.evaluation.benchmark import Item
+from lad.evaluation.generation import parse_letter, refine_answers, regions, write_answers
+from lad.evaluation.likelihood import Ask, ask, exact_scores, masked_scores
+from lad.evaluation.masks import sample_masks
+from lad.evaluation.questions import TARGETS, put
+from lad.models.chat import encode_prompts
+from lad.models.registry import load_backbone
+from lad.utils import InvalidInput, NumericalError
 
 ITEM = Item("arc-easy", "a", "Which is wet?", ("Sand", "Water", "Glass"), 1)
-QUIET = RefineConfig(iterations=4, renoising="none")
+QUIET = RefineConfig(iterations=4, remasking="none")
 
 
 # -- a question as it is put -----------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_small_batches_give_the_same(denoiser, monkeypatch):
     asks = ask(denoiser.tokenizer, questions, "line", 259, denoiser.eos_token_id)
     whole = dict(masked_scores(denoiser, asks, samples=4))
     exact = dict(exact_scores(denoiser.causal_lm, asks))
-    monkeypatch.setattr("lad.benchmarks.likelihood.BYTES_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("lad.evaluation.likelihood.BYTES_AT_ONCE", {"cpu": 1})
     small = dict(masked_scores(denoiser, asks, samples=4))
     for index in whole:
         for one, other in zip(whole[index], small[index], strict=True):
@@ -225,7 +225,7 @@ def test_greedy_says_whether_the_backbone_would_have_written_it():
     backbone = load_backbone("tiny")
     question = put(ITEM)
     [prompt] = encode_prompts(backbone.tokenizer, [question.prompt])
-    from lad.answers import greedy_answers
+    from lad.evaluation.answers import greedy_answers
 
     own = greedy_answers(backbone.model, [prompt], 6, eos_token_id=-1).tokens[0]
     other = [*own[:-1], own[-1] ^ 1]

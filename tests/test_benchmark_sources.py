@@ -5,9 +5,11 @@ import json
 
 import pytest
 
-from lad.benchmarks import TASKS, Item, data, load_items, sources
-from lad.benchmarks.sources import HUB, item_of, read_source
-from lad.errors import AssetUnavailable, DamagedFile, InvalidInput
+from lad.evaluation import benchmark_data as data
+from lad.evaluation import sources
+from lad.evaluation.benchmark import TASKS, Item, load_items
+from lad.evaluation.sources import HUB, item_of, read_source
+from lad.utils import AssetUnavailable, DamagedFile, InvalidInput
 
 ROW = {"id": "a1", "question": "Which is wet?", "options": ["Sand", "Water", "Glass"], "gold": 1}
 ITEM = Item("arc-easy", "a1", "Which is wet?", ("Sand", "Water", "Glass"), 1)

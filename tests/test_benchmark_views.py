@@ -5,24 +5,25 @@ import copy
 import pytest
 from scripted import line_of, oracle, scripted, some_items
 
-from lad.benchmarks import Item, examples, tables
-from lad.benchmarks.curve import join_curve, join_runs
-from lad.benchmarks.generation import refine_traces
-from lad.benchmarks.prompts import put
-from lad.benchmarks.respondents import Denoising
-from lad.benchmarks.run import Asked, run
-from lad.controls import RefineConfig
-from lad.errors import DamagedFile, InvalidInput
-from lad.figures.benchmarks import (
+from lad.diffusion.config import RefineConfig
+from lad.evaluation import examples, tables
+from lad.evaluation.benchmark import Item
+from lad.evaluation.curve import join_curve, join_runs
+from lad.evaluation.generation import refine_traces
+from lad.evaluation.questions import put
+from lad.evaluation.respondents import Denoising
+from lad.evaluation.run import Asked, run
+from lad.utils import DamagedFile, InvalidInput
+from lad.viz.benchmarks import (
     accuracies,
     compute_curve,
     curve_finding,
     results_finding,
 )
-from lad.figures.style import to_png
+from lad.viz.style import to_png
 from lad.widgets.benchmark import Answered, ItemBrowser, answered_html
 
-QUIET = RefineConfig(iterations=4, renoising="none")
+QUIET = RefineConfig(iterations=4, remasking="none")
 ITEMS = some_items(40)
 
 

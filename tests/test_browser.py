@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
 from lad.pages import page as make_page
-from lad.replay import replays_html
+from lad.viz.replay import replays_html
 
 SCREENS = Path(__file__).resolve().parent.parent / "build" / "screenshots"
 PATIENCE = 90
@@ -36,7 +36,7 @@ def chromium():
 TRACE = make_trace(
     words("Paris is is", 6),
     [b"Paris", b" is", "😀".encode()[:2], "😀".encode()[2:], "שלום".encode(), 1],
-    renoised=[[1, 2], []],
+    remask=[[1, 2], []],
     confidence=[[0.1] * 6, [0.9] * 6],
     prompt=HOSTILE,
 )
@@ -152,9 +152,9 @@ def contrast(one, other):
 # -- JupyterLab ------------------------------------------------------------------------------------
 
 CELLS = """
-from lad.denoiser import load_denoiser
+from lad.diffusion.denoiser import load_denoiser
 from lad.widgets import InfillExplorer, RefinementExplorer, RepairExplorer
-from lad.widgets.names import name_controls
+from lad.widgets.accessibility import name_controls
 denoiser = load_denoiser("tiny", {adapter!r})
 display(name_controls())
 RefinementExplorer(denoiser, prompt="hello", pause=0.1).widget

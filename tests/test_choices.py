@@ -4,10 +4,11 @@ from collections import Counter
 
 import pytest
 
-from lad.benchmarks import TASKS, Item, data, load_items
-from lad.errors import AssetUnavailable
+from lad.evaluation import benchmark_data as data
+from lad.evaluation.benchmark import TASKS, Item, load_items
 from lad.training import Pair
-from lad.training.choices import (
+from lad.training.contamination import Passages, normalised
+from lad.training.multiple_choice import (
     TRAINED_ON,
     benchmark_passages,
     choice_items,
@@ -15,7 +16,7 @@ from lad.training.choices import (
     choice_pairs,
     overlaps,
 )
-from lad.training.overlap import Passages, normalised
+from lad.utils import AssetUnavailable
 
 OPTIONS = ("sand", "water", "glass", "wood")
 
@@ -70,7 +71,7 @@ def small(monkeypatch):
         n = 40 if task == "hellaswag" else 5
         return [Item(task, str(i), f"{task} {split} {i}?", OPTIONS, 0) for i in range(n)] + [tested]
 
-    monkeypatch.setattr("lad.training.choices.load_items", load)
+    monkeypatch.setattr("lad.training.multiple_choice.load_items", load)
     return tested
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import run, run_in_terminal
 
-from lad.trace import Trace
+from lad.diffusion.trace import Trace
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -61,7 +61,7 @@ def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):
     assert values["model"] == "tiny" and values["seed"] == 7
     assert values["nfe"] == values["iterations"] <= 4
     trace = Trace.load(tmp_path / "run.jsonl")
-    assert trace.answer == values["answer"] and trace.config["renoising"] == "none"
+    assert trace.answer == values["answer"] and trace.config["remasking"] == "none"
     assert trace.provenance["adapter_sha256"] == values["adapter_sha256"]
     assert trace.prompt == "héllo <b>"
 
@@ -93,7 +93,7 @@ def test_a_terminal_shows_drafts_and_then_the_answer(adapter):
         (["refine", "hi", "--iterations=0"], "iterations = 0: expected a whole number from 1"),
         (["refine", "hi", "--iterations=many"], "--iterations"),
         (["refine", "hi", "--temperature=nan"], "temperature = nan"),
-        (["refine", "hi", "--renoising=some"], "none, uniform, confidence"),
+        (["refine", "hi", "--remasking=some"], "none, random, guided"),
         (["refine", "hi", "--model=gpt-5"], "unknown model 'gpt-5'"),
         (["refine", "hi", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny", "--adapter=/nowhere"], "/nowhere is no adapter"),

@@ -5,9 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad import reference
-from lad.corruption import KINDS, CorruptionConfig, apply_plan, corrupt, draw_plan, expected_rates
-from lad.errors import InvalidInput
+from lad.diffusion import reference
+from lad.diffusion.corruption import (
+    KINDS,
+    CorruptionConfig,
+    apply_plan,
+    corrupt,
+    draw_plan,
+    expected_rates,
+)
+from lad.utils import InvalidInput
 
 MASK, VOCABULARY = 99, 100
 

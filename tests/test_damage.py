@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.corruption import CorruptionConfig, draw_plan, expected_rates
-from lad.damage import (
+from lad.diffusion.corruption import CorruptionConfig, draw_plan, expected_rates
+from lad.utils import InvalidInput
+from lad.viz.word_corruption import (
     DAMAGES,
     END,
     MASK,
@@ -19,7 +20,6 @@ from lad.damage import (
     only,
     touched,
 )
-from lad.errors import InvalidInput
 
 SENTENCE = Sentence.of("The river flows past the old town and ends in the sea.", ends=3)
 

@@ -6,10 +6,10 @@ import random
 import pytest
 import torch
 
-from lad.backbones import load_backbone
-from lad.errors import InvalidInput
-from lad.prompts import encode_prompt
+from lad.models.chat import encode_prompt
+from lad.models.registry import load_backbone
 from lad.training.decode import Decoder, generate
+from lad.utils import InvalidInput
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ import pytest
 from browser import Browser
 from conftest import run
 
-from lad.backbones import get_backbone
-from lad.demo import LIMITS, configuration, make_page, serve, usual_visitors, write_notebook
-from lad.errors import InvalidInput
+from lad.models.registry import get_backbone
+from lad.utils import InvalidInput
+from lad.widgets.demo import LIMITS, configuration, make_page, serve, usual_visitors, write_notebook
 
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
 
@@ -256,7 +256,8 @@ def test_visitors_are_told_which_model_it_is_and_have_room(tmp_path, name, words
 def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):
     shown = {}
     monkeypatch.setattr(
-        "lad.demo.RefinementExplorer", lambda **given: shown.update(given) or widgets_of_one()
+        "lad.widgets.demo.RefinementExplorer",
+        lambda **given: shown.update(given) or widgets_of_one(),
     )
     make_page("tiny", str(adapter))
     assert shown["gallery"] == {}

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lad import reference
-from lad.backbones import load_backbone
-from lad.denoiser import (
+from lad.diffusion import reference
+from lad.diffusion.denoiser import (
     ATTENTIONS,
     TARGETS,
     Denoiser,
@@ -22,14 +21,15 @@ from lad.denoiser import (
     load_denoiser,
     pad_prompts,
 )
-from lad.errors import (
+from lad.models.chat import encode_prompt
+from lad.models.registry import load_backbone
+from lad.utils import (
     AdapterMismatch,
     AssetUnavailable,
     CacheError,
     DamagedFile,
     InvalidInput,
 )
-from lad.prompts import encode_prompt
 
 kinds = st.tuples(st.sampled_from(ATTENTIONS), st.sampled_from(TARGETS))
 lengths = st.tuples(st.integers(1, 12), st.integers(1, 16))  # prompt, answer
@@ -349,7 +349,7 @@ def test_a_truncated_adapter_is_damaged(saved):
 
 
 def test_nan_weights_are_named(saved):
-    from lad.assets import sha256_file
+    from lad.utils import sha256_file
 
     _, folder = saved
     path = folder / "adapter_model.safetensors"

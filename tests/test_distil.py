@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lad.__main__ import main
-from lad.assets import sha256_file
-from lad.backbones import load_backbone
-from lad.benchmarks import TASKS, Item
-from lad.errors import CacheError, DamagedFile, InvalidInput
-from lad.prompts import encode_prompt
+from lad.evaluation.benchmark import TASKS, Item
+from lad.models.chat import encode_prompt
+from lad.models.registry import load_backbone
 from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
-from lad.training.distil import (
+from lad.training.contamination import contaminated, normalised
+from lad.training.distillation import (
     DistilConfig,
     answer_prompts,
     collect,
@@ -27,7 +26,7 @@ from lad.training.distil import (
     reject,
     write_pairs,
 )
-from lad.training.overlap import contaminated, normalised
+from lad.utils import CacheError, DamagedFile, InvalidInput, sha256_file
 
 SMALL = DistilConfig(batch_size=6, context=128, prompt_tokens=8)
 
@@ -237,8 +236,8 @@ def test_bad_settings_and_disks(tmp_path):
 def chatty(monkeypatch):
     """The tiny backbone with an EOS that it says often; its gibberish is let through."""
     backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
-    monkeypatch.setattr("lad.backbones.load_backbone", lambda *_: backbone)
-    monkeypatch.setattr("lad.training.distil.reject", lambda answer: None)
+    monkeypatch.setattr("lad.models.registry.load_backbone", lambda *_: backbone)
+    monkeypatch.setattr("lad.training.distillation.reject", lambda answer: None)
     return backbone
 
 
@@ -254,8 +253,8 @@ def benchmarks(monkeypatch):
         rows = [Item(task, str(n), f"{task} {split} {n}?", ("yes", "no"), 0) for n in range(8)]
         return [*rows, tested] if task == "openbookqa" else rows
 
-    monkeypatch.setattr("lad.training.choices.load_items", load)
-    monkeypatch.setattr("lad.benchmarks.fetch_benchmarks", lambda: fetched.append(1))
+    monkeypatch.setattr("lad.training.multiple_choice.load_items", load)
+    monkeypatch.setattr("lad.evaluation.benchmark.fetch_benchmarks", lambda: fetched.append(1))
     return fetched
 
 

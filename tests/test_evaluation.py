@@ -10,22 +10,22 @@ import torch
 from conftest import new_denoiser, run, tiny_denoiser
 
 import lad
-from lad import evaluation
-from lad.answers import Answers, greedy_answers, measure_answers, refined_answers
-from lad.backbones import load_backbone
-from lad.commands.evaluate import spread, written
-from lad.corruption import corrupt
-from lad.denoiser import Denoiser, DenoiserConfig
-from lad.errors import InvalidInput, NumericalError
-from lad.evaluation import AHEAD, ahead_scores, evaluate, masked_scores, repair_scores
-from lad.prompts import encode_prompts
-from lad.sampler import RefineConfig, record, refine
+from lad.cli.evaluate import spread, written
+from lad.diffusion.corruption import corrupt
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.sampler import RefineConfig, record, refine
+from lad.evaluation import adapter_eval as evaluation
+from lad.evaluation.adapter_eval import AHEAD, ahead_scores, evaluate, masked_scores, repair_scores
+from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers
+from lad.models.chat import encode_prompts
+from lad.models.registry import load_backbone
 from lad.training import Pair, pack, validate
+from lad.utils import InvalidInput, NumericalError
 
 PAIRS = [Pair(f"say {n}", f"the number {n} and then {n + 1}!") for n in range(7)]
 PROMPTS = ["hello", "and what is this?", "x", "one two three"]
 SETTINGS = {
-    "noiseless": RefineConfig(iterations=4, renoising="none", answer_length=16),
+    "noiseless": RefineConfig(iterations=4, remasking="none", answer_length=16),
     "noisy": RefineConfig(iterations=3, answer_length=24),
 }
 
@@ -67,7 +67,7 @@ def test_the_batch_size_changes_nothing(denoiser):
 
 def test_looking_ahead_asks_for_the_tokens_behind_a_cut(denoiser, monkeypatch):
     """A stand-in that knows a token by its position alone, and only where it may be asked."""
-    import lad.evaluation as evaluation
+    import lad.evaluation.adapter_eval as evaluation
 
     data = pack(denoiser.backbone, PAIRS, 128)
     right_until = 2  # it is right about that many tokens behind the cut, and wrong about the rest
@@ -143,7 +143,7 @@ def test_repair_is_noiseless_refinement_of_the_damaged_answer(any_denoiser):
     )
     assert not (noisy == denoiser.mask_token_id).any() and (noisy != clean).any()
     config = RefineConfig(
-        iterations=evaluation.REPAIR_ITERATIONS, renoising="none", answer_length=96 - p, patience=0
+        iterations=evaluation.REPAIR_ITERATIONS, remasking="none", answer_length=96 - p, patience=0
     )
     *_, last = refine(denoiser, clean[0, :p], config, draft=noisy[0, p:])
     right = torch.from_numpy(last.draft) == clean[0, p:]
@@ -391,7 +391,8 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
     The tiny model babbles bytes and seldom falls silent, so its prompts and answers are taken as
     they come, and both are drawn at a temperature at which an end is drawn too.
     """
-    from lad.training import distil, read_pairs
+    from lad.training import distillation as distil
+    from lad.training import read_pairs
 
     warm = {"prompt_temperature": 2.0, "prompt_top_k": 0, "same_beginning": 10**6}
     loud = functools.partial(distil.DistilConfig, prompt_tokens=96, **warm)

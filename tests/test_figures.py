@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lad.corruption import CorruptionConfig
-from lad.damage import Rate, Sentence, damage, drawn_rates, masked_shares, one_of_each, only
-from lad.errors import CacheError, InvalidInput
-from lad.figures import attention, noise, style, training
-from lad.figures.style import new_figure, save, show, text_color, to_png, to_svg
-from lad.probes import Candidate, Update, visible
+from lad.diffusion.corruption import CorruptionConfig
+from lad.evaluation.probes import Candidate, Update, visible
+from lad.utils import CacheError, InvalidInput
+from lad.viz import attention, noise, style, training
+from lad.viz.style import new_figure, save, show, text_color, to_png, to_svg
+from lad.viz.word_corruption import (
+    Rate,
+    Sentence,
+    damage,
+    drawn_rates,
+    masked_shares,
+    one_of_each,
+    only,
+)
 
 SENTENCE = Sentence.of("The river flows past the old town.", ends=2)
 BLIND = {kind: visible(kind, 3, 7, masked=[4, 6]) for kind in ("prompt-causal", "mask-blind")}
@@ -83,9 +91,9 @@ def test_pyplot_is_never_imported():
     import sys
 
     code = (
-        "import sys, lad.figures.noise, lad.figures.attention, lad.figures.training\n"
-        "from lad.figures.noise import schedule_by_sharpness as draw\n"
-        "from lad.figures.style import to_png; to_png(draw())\n"
+        "import sys, lad.viz.noise, lad.viz.attention, lad.viz.training\n"
+        "from lad.viz.noise import schedule_by_sharpness as draw\n"
+        "from lad.viz.style import to_png; to_png(draw())\n"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import lad
-from lad.errors import DamagedFile
-from lad.figures.ablation import MEASURES, ablation, seed_spread, verdict
-from lad.figures.style import to_png, to_svg
+from lad.utils import DamagedFile
+from lad.viz.ablation import MEASURES, ablation, seed_spread, verdict
+from lad.viz.style import to_png, to_svg
 
 COMMITTED = Path(lad.__file__).parents[1] / "figures" / "data" / "ablation.json"
 BASE = {"ce": 2.0, "restored": 0.6, "kept": 0.9, "repeats": 0.5}

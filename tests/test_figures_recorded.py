@@ -8,9 +8,10 @@ import pytest
 from conftest import run
 from traces import EOS, make_trace
 
-from lad.errors import DamagedFile, InvalidInput
-from lad.figures import recorded
-from lad.figures.recorded import (
+from lad.diffusion.trace import Trace
+from lad.utils import DamagedFile, InvalidInput, figures_folder
+from lad.viz import gallery as recorded
+from lad.viz.gallery import (
     CHECKOUT,
     DRAWN,
     FIGURES,
@@ -21,8 +22,6 @@ from lad.figures.recorded import (
     show_recorded,
     unrecorded,
 )
-from lad.settings import figures_folder
-from lad.trace import Trace
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_a_recorded_run_names_what_made_it(folder, monkeypatch):
 
 def test_drawing_twice_gives_the_same_files(folder):
     for trace, _ in FIGURES.values():
-        save_trace(make_trace([b"a", b" b", EOS], [b"a", b" c", EOS], renoised=[[1], []]), trace)
+        save_trace(make_trace([b"a", b" b", EOS], [b"a", b" c", EOS], remask=[[1], []]), trace)
     first = {path: path.read_bytes() for path in redraw()}
     svg = {path: path.with_suffix(".svg").read_bytes() for path in first}
     assert unrecorded() == {}
@@ -132,7 +131,7 @@ def test_the_committed_ablation_is_drawn_from_the_committed_numbers(folder):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_committed_figures_come_from_the_shipped_adapter(name, monkeypatch):
-    from lad.adapter import read_card, shipped_adapter
+    from lad.diffusion.adapter import read_card, shipped_adapter
 
     monkeypatch.delenv("LAD_FIGURES", raising=False)
     trace = Trace.load(figures_folder() / "data" / f"{FIGURES[name][0]}.jsonl")

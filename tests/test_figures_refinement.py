@@ -11,9 +11,8 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from traces import EOS, make_trace, words
 
-from lad.cells import confidence_color
-from lad.errors import InvalidInput
-from lad.figures.refinement import (
+from lad.utils import InvalidInput
+from lad.viz.refinement import (
     CONFIDENCE_MAP,
     confidence_curve,
     confidence_heatmap,
@@ -21,14 +20,15 @@ from lad.figures.refinement import (
     settled_curve,
     settling_heatmap,
 )
-from lad.figures.style import WIDTH, to_png, to_svg
+from lad.viz.style import WIDTH, to_png, to_svg
+from lad.viz.tokens import confidence_color
 
 NOISY = make_trace(
     words("it is is", 6),
     words("it is so", 6),
     words("it was so", 6),
     words("it was so", 6),
-    renoised=[[1, 2], [1]],
+    remask=[[1, 2], [1]],
     confidence=[[0.2] * 6, [0.4] * 6, [0.6] * 6, [0.9] * 6],
     prompt="Why $is$ that?",
 )
@@ -93,7 +93,7 @@ def test_no_text_leaves_the_filmstrip(pieces, noisy):
     trace = make_trace(
         [piece.encode() for piece in pieces],
         [piece.encode() for piece in pieces],
-        renoised=[[0]] if noisy else [],
+        remask=[[0]] if noisy else [],
         prompt="$" + pieces[0],
     )
     figure = filmstrip_figure(trace)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lad.denoiser import DenoiserConfig
-from lad.errors import DamagedFile
-from lad.figures.style import to_png
-from lad.figures.true_shape import speed_finding, true_shape
+from lad.diffusion.denoiser import DenoiserConfig
+from lad.utils import DamagedFile
+from lad.viz.style import to_png
+from lad.viz.true_shape import speed_finding, true_shape
 
 ORIGIN = {"model": "llama-3.1-8b:random"}
 

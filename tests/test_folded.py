@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lad.backbones import load_backbone
-from lad.denoiser import Denoiser, DenoiserConfig
-from lad.training.folded import folded
+from lad.accel.merged_lora import folded
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.models.registry import load_backbone
 
 
 @pytest.fixture

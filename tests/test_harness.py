@@ -9,19 +9,19 @@ import pytest
 import torch
 from scripted import line_of, oracle, scripted, some_items
 
-from lad.backbones import load_backbone
-from lad.benchmarks.likelihood import ask, exact_scores, masked_scores
-from lad.benchmarks.prompts import put
-from lad.controls import RefineConfig
-from lad.errors import InvalidInput
+from lad.diffusion.config import RefineConfig
+from lad.evaluation.likelihood import ask, exact_scores, masked_scores
+from lad.evaluation.questions import put
+from lad.models.registry import load_backbone
+from lad.utils import InvalidInput
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
-import lad.harness  # noqa: E402
-from lad.harness import LADLM, cut, register  # noqa: E402
+import lad.evaluation.harness  # noqa: E402
+from lad.evaluation.harness import LADLM, cut, register  # noqa: E402
 
 ITEMS = some_items(20)
-QUIET = RefineConfig(iterations=4, renoising="none", answer_length=16)
+QUIET = RefineConfig(iterations=4, remasking="none", answer_length=16)
 CHOICE = """
 task: {name}
 dataset_path: json
@@ -189,7 +189,7 @@ def test_model_args_reach_the_model(adapter):
 
 def test_the_command_line(tmp_path, adapter):
     folder = task_files(tmp_path, ITEMS[:3])
-    command = [sys.executable, "-m", "lad.harness", "--model", "lad", "--model_args"]
+    command = [sys.executable, "-m", "lad.evaluation.harness", "--model", "lad", "--model_args"]
     command += [f"name=tiny,adapter={adapter},samples=2", "--tasks", "lad_multiple_choice"]
     command += ["--include_path", str(folder), "--output_path", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -202,12 +202,12 @@ def test_the_command_line(tmp_path, adapter):
 def test_without_the_extra_it_says_so(monkeypatch):
     import importlib
 
-    from lad.errors import AssetUnavailable
+    from lad.utils import AssetUnavailable
 
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     try:
         with pytest.raises(AssetUnavailable, match=r"pip install 'lad\[eval\]'"):
-            importlib.reload(lad.harness)
+            importlib.reload(lad.evaluation.harness)
     finally:
         monkeypatch.undo()
-        importlib.reload(lad.harness)
+        importlib.reload(lad.evaluation.harness)

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lad.backbones import load_backbone
-from lad.denoiser import load_denoiser
-from lad.errors import DamagedFile, InvalidInput
-from lad.importing import LAYOUT, import_checkpoint
-from lad.unpickling import TorchArchive, walk
+from lad.diffusion.denoiser import load_denoiser
+from lad.models.lad_checkpoint import LAYOUT, import_checkpoint
+from lad.models.registry import load_backbone
+from lad.models.unpickling import TorchArchive, walk
+from lad.utils import DamagedFile, InvalidInput
 
 HERE = [__name__]
 
@@ -340,7 +340,7 @@ def test_a_pickle_that_lies(tmp_path, body, match):
 
 
 def test_a_description_of_any_length_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("lad.unpickling.MOST_PICKLE_BYTES", 1000)
+    monkeypatch.setattr("lad.models.unpickling.MOST_PICKLE_BYTES", 1000)
     path = archive_of(tmp_path / "long.pth", b"]" + b"N0" * 2000)
     with pytest.raises(DamagedFile, match=r"data\.pkl has"):
         TorchArchive(path)

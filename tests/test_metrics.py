@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad import metrics
-from lad.backbones import load_backbone
-from lad.errors import InvalidInput, NumericalError
-from lad.metrics import Estimate
+from lad.evaluation import metrics
+from lad.evaluation.metrics import Estimate
+from lad.models.registry import load_backbone
+from lad.utils import InvalidInput, NumericalError
 
 ANSWERS = st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=8)
 

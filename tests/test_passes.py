@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from test_sampler import configs, denoisers, lists, starts
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lad import passes as room
-from lad.backbones import load_backbone
-from lad.controls import RefineConfig
-from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser, pad_prompts
-from lad.layers import compiled
-from lad.passes import CapturedPass, Passes, padded_shape
-from lad.sampler import record, refine, refine_batch
+from lad.accel import cuda_graphs as room
+from lad.accel.cuda_graphs import CapturedPass, Passes, padded_shape
+from lad.accel.llama_layers import compiled
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser, pad_prompts
+from lad.diffusion.sampler import record, refine, refine_batch
+from lad.models.registry import load_backbone
 
 
 @pytest.fixture
@@ -195,9 +195,9 @@ def count_runs(passes: Passes, answer: torch.Tensor):
     return lambda: len(count)
 
 
-@pytest.mark.parametrize("renoising", ["none", "threshold"])
-def test_runs_take_turns_on_one_captured_pass(denoiser, switched, renoising):
-    config = RefineConfig(renoising=renoising, iterations=5, answer_length=9, patience=0)
+@pytest.mark.parametrize("remasking", ["none", "threshold"])
+def test_runs_take_turns_on_one_captured_pass(denoiser, switched, remasking):
+    config = RefineConfig(remasking=remasking, iterations=5, answer_length=9, patience=0)
     texts = ["a", "bcd"]
     expected = [record(denoiser, text, config).drafts for text in texts]
     assert not np.array_equal(*expected)
@@ -220,11 +220,11 @@ def test_runs_take_turns_on_one_captured_pass(denoiser, switched, renoising):
 @pytest.mark.parametrize(
     "config",
     [
-        RefineConfig(renoising="none", answer_length=3),
-        RefineConfig(renoising="confidence", temperature=0.7, top_k=2, answer_length=3),
-        RefineConfig(renoising="threshold", threshold=0.15, answer_length=4),
+        RefineConfig(remasking="none", answer_length=3),
+        RefineConfig(remasking="guided", temperature=0.7, top_k=2, answer_length=3),
+        RefineConfig(remasking="threshold", confidence_threshold=0.15, answer_length=4),
     ],
-    ids=lambda config: config.renoising,
+    ids=lambda config: config.remasking,
 )
 def test_where_passes_run_ahead_of_the_host_drafts_are_the_same(device, config):
     config = replace(config, iterations=24, patience=2)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import tiny_denoiser
 
-from lad.backbones import load_backbone
-from lad.denoiser import Denoiser, DenoiserConfig
-from lad.errors import InvalidInput
-from lad.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
+from lad.models.registry import load_backbone
 from lad.training import Pair
+from lad.utils import InvalidInput
 
 TOKENS = torch.arange(40, 52)
 P, T = 5, 12

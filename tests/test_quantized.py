@@ -9,14 +9,14 @@ import torch
 from checkpoints import save_checkpoint
 from conftest import check_learning, stir
 
-from lad.backbones import load_backbone
-from lad.controls import RefineConfig
-from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
-from lad.errors import InvalidInput
-from lad.floor import floor
-from lad.sampler import record
-from lad.training.dry_run import flops_per_token
-from lad.true_shape import floor_of_bits, measure_iterations
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.diffusion.sampler import record
+from lad.evaluation.dry_run import flops_per_token
+from lad.evaluation.floor import floor
+from lad.evaluation.true_shape import floor_of_bits, measure_iterations
+from lad.models.registry import load_backbone
+from lad.utils import InvalidInput
 
 INSTALLED = importlib.util.find_spec("bitsandbytes") is not None
 needs_it = pytest.mark.skipif(

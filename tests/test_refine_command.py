@@ -6,8 +6,8 @@ import json
 import pytest
 from conftest import run
 
-from lad.commands.refine import refine
-from lad.controls import PRESETS, RefineConfig, preset
+from lad.cli.generate import refine
+from lad.diffusion.config import PRESETS, RefineConfig, preset
 
 
 def used(capsys, adapter: str, *arguments: str) -> RefineConfig:
@@ -31,8 +31,8 @@ def test_a_preset_is_where_the_options_start_from(capsys, adapter, name):
 
 def test_every_option_reaches_its_control(capsys, adapter):
     values = {
-        "iterations": 3, "renoising": "threshold", "noise_start": 0.25, "sharpness": 2.0,
-        "noise_clipping": 0.5, "clustering": 0.75, "threshold": 0.125, "window": 5, "apart": 0.75,
+        "iterations": 3, "remasking": "threshold", "noise_start": 0.25, "sharpness": 2.0,
+        "noise_clipping": 0.5, "clustering": 0.75, "confidence_threshold": 0.125, "window": 5, "isolated_threshold": 0.75,
         "added_tokens": 4, "tail": 6, "repeats": "remask", "advance": "leftmost",
         "temperature": 0.5, "top_k": 7, "top_p": 0.5, "eos_bias": -1.0,
         "answer_length": 9, "context": 64, "patience": 2, "seed": 11,
@@ -50,7 +50,7 @@ def test_a_preset_nobody_knows_is_refused(capsys):
 
 def test_noiseless_masks_nothing_again_whatever_the_preset(capsys, adapter):
     few = ("--iterations=2", "--answer-length=8", "--context=64")
-    changed = {"iterations": 2, "answer_length": 8, "context": 64, "renoising": "none"}
+    changed = {"iterations": 2, "answer_length": 8, "context": 64, "remasking": "none"}
     changed["repeats"] = "replace"  # what is not masked again cannot be drawn again
     expected = RefineConfig(**preset("default").to_dict() | changed)
     assert used(capsys, adapter, "--noiseless", *few) == expected

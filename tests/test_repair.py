@@ -9,11 +9,11 @@ from conftest import run, run_in_terminal, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.denoiser import load_denoiser
-from lad.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
-from lad.errors import InvalidInput
-from lad.sampler import PRESETS, RefineConfig, record
-from lad.trace import Trace
+from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
+from lad.diffusion.sampler import PRESETS, RefineConfig, record
+from lad.diffusion.trace import Trace
+from lad.utils import InvalidInput
 
 
 def ids(denoiser, text: str) -> list[int]:
@@ -122,7 +122,7 @@ def test_repair_says_what_noiseless_refinement_of_the_text_gives(capsys, adapter
     assert (values["text"], values["prompt"]) == ("teh cat", "hi")
     denoiser = load_denoiser("tiny", adapter)
     draft = visible_text(denoiser, "teh cat").tokens
-    config = RefineConfig(iterations=3, renoising="none", answer_length=len(draft))
+    config = RefineConfig(iterations=3, remasking="none", answer_length=len(draft))
     expected = record(denoiser, "hi", config, draft=draft)
     assert Trace.load(keep).drafts.tolist() == expected.drafts.tolist()
     assert (values["answer"], values["config"]) == (expected.answer, config.to_dict())
@@ -139,7 +139,7 @@ def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):
     values = json.loads(run(capsys, *arguments, "--json")[1])
     assert values["answer"].startswith("ab") and values["answer"].endswith(" cd")
     assert values["tokens"] == len("ab") + 3 + len(" cd")
-    assert values["preset"] == "quality" and values["config"]["renoising"] == "threshold"
+    assert values["preset"] == "quality" and values["config"]["remasking"] == "threshold"
     assert run(capsys, *arguments, "--preset=noiseless", "--json")[0] == 0
 
 

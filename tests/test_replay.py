@@ -6,11 +6,11 @@ import pytest
 from test_view import parse
 from traces import make_trace, words
 
-from lad.cells import frames
-from lad.replay import replay_html, replays_html
+from lad.viz.replay import replay_html, replays_html
+from lad.viz.tokens import frames
 
 TRACE = make_trace(
-    words("Paris is is", 5), words("Paris is nice", 5), renoised=[[1, 2], []], iterations=2
+    words("Paris is is", 5), words("Paris is nice", 5), remask=[[1, 2], []], iterations=2
 )
 
 

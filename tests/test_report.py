@@ -14,9 +14,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lad import report
-from lad.errors import InvalidInput
 from lad.pages import page, widget_snapshot
 from lad.report import NotebookFailed, build_report, execute, main, widget_errors
+from lad.utils import InvalidInput
 
 TESTS = str(Path(__file__).parent)
 PLOT = """
@@ -131,7 +131,7 @@ def test_a_recorded_run_has_a_player_that_works_in_the_page(tmp_path):
     recorded = """
 from traces import make_trace, words
 from lad.widgets import TracePlayer
-TracePlayer(make_trace(words("Paris is is", 5), words("Paris is nice", 5), renoised=[[1]]))
+TracePlayer(make_trace(words("Paris is is", 5), words("Paris is nice", 5), remask=[[1]]))
 """
     path = write(tmp_path / "1.ipynb", f"import sys; sys.path.insert(0, {TESTS!r})", recorded)
     made = page(execute(path, tmp_path, 60), "a run", tmp_path)

@@ -11,25 +11,25 @@ from conftest import KINDS, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad import reference
-from lad.controls import ADVANCE, REPEATS
-from lad.decide import Known, _draw_rows, decide, draw, forbid, greedy_fused
-from lad.errors import InvalidInput, NumericalError
-from lad.sampler import (
+from lad.diffusion import reference
+from lad.diffusion.config import ADVANCE, REPEATS
+from lad.diffusion.decide import Known, _draw_rows, decide, draw, forbid, greedy_fused
+from lad.diffusion.remasking import make_strategy
+from lad.diffusion.sampler import (
     PRESETS,
-    RENOISING,
+    REMASKING,
     RefineConfig,
     preset,
     record,
     refine,
     refine_batch,
 )
-from lad.strategies import make_strategy
+from lad.utils import InvalidInput, NumericalError
 
 configs = st.builds(
     RefineConfig,
     iterations=st.integers(1, 8),
-    renoising=st.sampled_from(RENOISING),
+    remasking=st.sampled_from(REMASKING),
     noise_start=st.sampled_from([0.0, 0.5, 1.0]),
     sharpness=st.sampled_from([0.5, 5.0]),
     noise_clipping=st.sampled_from([0.01, 1.0]),
@@ -63,7 +63,7 @@ def same_step(got, expected) -> bool:
     return (
         np.array_equal(got.inputs, expected.inputs)
         and np.array_equal(got.draft, expected.draft)
-        and np.array_equal(got.renoised, expected.renoised)
+        and np.array_equal(got.remask, expected.remask)
         and np.allclose(got.confidence, expected.confidence, atol=1e-5)
     )
 
@@ -141,8 +141,8 @@ def test_a_settled_tail_is_dropped_and_stays_what_it_was(denoiser, texts, config
                 assert (trace.confidence[i, widths[n] :] == before).all()
                 both = trace.drafts[i - 1 : i + 1] != denoiser.eos_token_id
                 words = both.any(axis=0)
-                if config.renoising == "threshold" or config.added_tokens is not None:
-                    words |= trace.renoised[i]
+                if config.remasking == "threshold" or config.added_tokens is not None:
+                    words |= trace.remask[i]
                 end = int(np.flatnonzero(words)[-1]) + 1 if words.any() else 0
                 widths[n] = min(widths[n], end + tail)
     for text, start, stays, trace in zip(texts, drafts, fixed, together, strict=True):
@@ -177,7 +177,7 @@ def test_a_noiseless_answer_of_nothing_drops_all_but_its_tail(denoiser, monkeypa
         return logits
 
     monkeypatch.setattr(type(denoiser), "logits", staged)
-    config = RefineConfig(iterations=5, renoising="none", answer_length=20, tail=2)
+    config = RefineConfig(iterations=5, remasking="none", answer_length=20, tail=2)
     assert record(denoiser, "hi", config).nfe == 5
     assert sizes == [20, 20, 6, 6, 6]
 
@@ -196,7 +196,7 @@ def test_finished_rows_leave_the_batch_and_the_others_go_on(denoiser, monkeypatc
     traces = refine_batch(
         denoiser,
         ["short", "a longer prompt"],
-        RefineConfig(iterations=5, answer_length=a, renoising="uniform"),
+        RefineConfig(iterations=5, answer_length=a, remasking="random"),
         on_iteration=lambda steps: seen.append(sorted(steps)),
         drafts=[whole, None],
         fixed=[torch.ones(a, dtype=torch.bool), None],
@@ -247,19 +247,19 @@ def test_a_draft_never_holds_mask_and_the_next_input_follows_from_it(denoiser, c
     assert trace.masked[0].all()
     assert not (trace.drafts == mask).any()
     for before, after in itertools.pairwise(trace.steps):
-        expected = np.where(before.renoised, mask, before.draft)
+        expected = np.where(before.remask, mask, before.draft)
         assert np.array_equal(after.inputs, expected)
-    assert not trace.renoised[-1].any()
+    assert not trace.remask[-1].any()
     assert ((trace.confidence >= 0) & (trace.confidence <= 1 + 1e-6)).all()
 
 
 @settings(max_examples=20, deadline=None)
 @given(denoisers, configs)
 def test_noiseless_means_no_mask_after_the_first_iteration(denoiser, config):
-    noiseless = changed(config, renoising="none", added_tokens=None)
+    noiseless = changed(config, remasking="none", added_tokens=None)
     trace = record(denoiser, "hello", noiseless)
     assert not trace.masked[1:].any()
-    assert not trace.renoised.any()
+    assert not trace.remask.any()
 
 
 @settings(max_examples=40, deadline=None)
@@ -278,7 +278,7 @@ def test_without_redrawing_a_token_that_is_shown_stays_as_it_is(denoiser, config
     draft, fixed = starts(denoiser, config, seed)
     config = changed(config, redraw=False)
     trace = record(denoiser, "hello", config, draft=draft, fixed=fixed)
-    if config.renoising == "threshold":  # but for what follows the end of a finished answer
+    if config.remasking == "threshold":  # but for what follows the end of a finished answer
         tail = np.logical_or.accumulate(trace.drafts[-1] == denoiser.eos_token_id)
     else:
         tail = np.zeros(config.answer_length, dtype=bool)
@@ -294,7 +294,7 @@ def test_growth_shows_no_position_before_its_turn(denoiser, config, added):
     trace = record(denoiser, "hello", changed(config, added_tokens=added))
     for iteration, masked in enumerate(trace.masked[1:]):
         assert masked[added * (iteration + 1) :].all()
-    if config.renoising == "none":  # and noiseless everything before it
+    if config.remasking == "none":  # and noiseless everything before it
         for iteration, masked in enumerate(trace.masked[1:]):
             assert not masked[: added * (iteration + 1)].any()
 
@@ -316,12 +316,12 @@ def test_fixed_positions_never_change_and_the_answer_reaches_them(denoiser, conf
 @settings(max_examples=40, deadline=None)
 @given(denoisers, configs, st.sampled_from([None, 1, 4]))
 def test_the_threshold_strategy_ends_with_a_whole_answer(denoiser, config, window):
-    config = changed(config, renoising="threshold", permanent=True, iterations=40, window=window)
+    config = changed(config, remasking="threshold", permanent=True, iterations=40, window=window)
     trace = record(denoiser, "hello", config)
     # One token an iteration at least, and growth may keep it waiting.
     waiting = 0 if config.added_tokens is None else -(-config.answer_length // config.added_tokens)
     assert len(trace.steps) <= config.answer_length + waiting
-    assert not trace.renoised[-1].any()
+    assert not trace.remask[-1].any()
     assert (trace.drafts[-1][trace.tokens :] == denoiser.eos_token_id).all()
     masks = trace.masked.sum(axis=1)
     if config.added_tokens is None:
@@ -356,11 +356,11 @@ def test_of_two_equal_neighbours_the_less_sure_becomes_another_token():
 @settings(max_examples=30, deadline=None)
 @given(denoisers, configs)
 def test_repeats_are_masked_again_where_they_may_be(denoiser, config):
-    config = changed(config, renoising="uniform", repeats="remask", permanent=False)
+    config = changed(config, remasking="random", repeats="remask", permanent=False)
     trace = record(denoiser, "hello", config)
     for step in trace.steps[:-1]:
         equal = (step.draft[1:] == step.draft[:-1]) & (step.draft[1:] != denoiser.eos_token_id)
-        assert (step.renoised[1:] | step.renoised[:-1])[equal].all()
+        assert (step.remask[1:] | step.remask[:-1])[equal].all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -368,7 +368,7 @@ def test_repeats_are_masked_again_where_they_may_be(denoiser, config):
 def test_a_run_that_stops_early_is_a_prefix_of_the_longer_one(denoiser, config):
     patient = changed(config, patience=0)
     short, long = record(denoiser, "hello", config), record(denoiser, "hello", patient)
-    finishes = config.renoising == "threshold"
+    finishes = config.remasking == "threshold"
     assert finishes or (len(long.steps) == config.iterations and not long.stopped_early)
     n = len(short.steps)
     assert np.array_equal(short.drafts, long.drafts[:n])
@@ -392,7 +392,7 @@ def test_a_draft_that_reproduces_itself_ends_a_greedy_run(denoiser, monkeypatch)
         return logits
 
     monkeypatch.setattr(type(denoiser), "logits", staged)
-    settings = {"renoising": "none", "iterations": 9, "answer_length": 6}
+    settings = {"remasking": "none", "iterations": 9, "answer_length": 6}
     assert record(denoiser, "hi", RefineConfig(**settings)).nfe == 2
     assert record(denoiser, "hi", RefineConfig(patience=0, **settings)).nfe == 9
     # Drawn at random it could still move: patience decides.
@@ -428,10 +428,10 @@ def test_the_generator_yields_as_it_goes(denoiser):
 
 def test_renoising_counts_follow_the_schedule(denoiser):
     config = RefineConfig(iterations=10, answer_length=40, noise_start=0.8, sharpness=2, patience=0)
-    for renoising in ("uniform", "confidence"):
-        trace = record(denoiser, "hi", RefineConfig(**config.to_dict() | {"renoising": renoising}))
+    for remasking in ("uniform", "confidence"):
+        trace = record(denoiser, "hi", RefineConfig(**config.to_dict() | {"remasking": remasking}))
         expected = [reference.mask_count(i, 10, 40, 2, 0.8) for i in range(10)]
-        assert trace.renoised.sum(axis=1).tolist() == expected
+        assert trace.remask.sum(axis=1).tolist() == expected
 
 
 def test_eos_bias_is_added_to_the_logit_of_eos(denoiser, monkeypatch):
@@ -494,11 +494,11 @@ def test_what_is_made_for_a_compiler_says_that_a_logit_is_not_finite():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"renoising": "none", "repeats": "replace"},
-        {"renoising": "uniform", "clustering": 0.5},
-        {"renoising": "confidence", "repeats": "remask", "added_tokens": 3},
-        {"renoising": "threshold", "window": 4, "advance": "leftmost", "permanent": True},
-        {"renoising": "threshold", "advance": "run", "redraw": False, "eos_bias": 1.0},
+        {"remasking": "none", "repeats": "replace"},
+        {"remasking": "uniform", "clustering": 0.5},
+        {"remasking": "guided", "repeats": "remask", "added_tokens": 3},
+        {"remasking": "threshold", "window": 4, "advance": "leftmost", "permanent": True},
+        {"remasking": "threshold", "advance": "run", "redraw": False, "eos_bias": 1.0},
     ],
 )
 def test_a_decision_can_be_traced_for_a_compiler(settings):
@@ -547,7 +547,7 @@ def test_temperature_sharpens_but_confidence_is_the_denoisers_own():
 
 BAD = {
     "iterations": [0, 513, 2.5, "4", True],
-    "renoising": ["some", "", ["none"]],
+    "remasking": ["some", "", ["none"]],
     "noise_start": [-0.1, 1.1, math.nan],
     "sharpness": [0, 21],
     "noise_clipping": [0, 2],
@@ -667,10 +667,10 @@ def test_settings_nobody_knows_are_refused():
 
 def test_presets_by_name():
     assert preset("guided") == RefineConfig()
-    assert preset("default").renoising == "threshold"
-    assert preset("noiseless").renoising == "none"
+    assert preset("default").remasking == "threshold"
+    assert preset("noiseless").remasking == "none"
     demo = preset("demo")
-    assert (demo.iterations, demo.renoising, demo.noise_start) == (64, "uniform", 0.5)
+    assert (demo.iterations, demo.remasking, demo.noise_start) == (64, "uniform", 0.5)
     assert (demo.sharpness, demo.top_k, demo.temperature) == (1, 3, 1)
     with pytest.raises(InvalidInput, match=f"unknown preset 'best': .*{', '.join(PRESETS)}"):
         preset("best")
@@ -681,7 +681,7 @@ def test_presets_by_name():
 
 @pytest.mark.real
 def test_the_capital_of_france_noiseless(real):
-    config = RefineConfig(iterations=8, renoising="none", answer_length=32)
+    config = RefineConfig(iterations=8, remasking="none", answer_length=32)
     trace = record(real, "What is the capital of France?", config)
     assert "Paris" in trace.answer
     assert trace.nfe <= 8
@@ -689,17 +689,17 @@ def test_the_capital_of_france_noiseless(real):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("renoising", RENOISING)
+@pytest.mark.parametrize("remasking", REMASKING)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_real_model_refines_as_the_reference_does(real, renoising, temperature):
+def test_the_real_model_refines_as_the_reference_does(real, remasking, temperature):
     config = RefineConfig(
-        iterations=3, renoising=renoising, temperature=temperature, answer_length=12, patience=0
+        iterations=3, remasking=remasking, temperature=temperature, answer_length=12, patience=0
     )
     ids = real.encode("Name a color.")
     got = list(refine(real, ids, config))
     for mine, plain in zip(got, reference.refine(real, ids, config), strict=True):
         assert np.array_equal(mine.draft, plain.draft)
-        assert np.array_equal(mine.renoised, plain.renoised)
+        assert np.array_equal(mine.remask, plain.remask)
         assert np.allclose(mine.confidence, plain.confidence, atol=1e-3)
 
 

@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad import reference
-from lad.errors import InvalidInput
-from lad.schedule import (
+from lad.diffusion import reference
+from lad.diffusion.schedule import (
     choose_positions,
     confidence_weights,
     mask_count,
     mask_counts,
+    noise_level,
     split_budget,
-    threshold,
 )
+from lad.utils import InvalidInput
 
 sharpness = st.floats(0.01, 20)
 iterations = st.integers(1, 512)
@@ -40,14 +40,14 @@ def test_counts_equal_the_formula(total, length, s, data):
     got = mask_count(i, total, length, s, start)
     # Where the product is a whole number up to rounding, the two may fall on either side of it.
     assert abs(got - reference.mask_count(i, total, length, s, start)) <= 1
-    exact = threshold(i, total, s) * length * start
+    exact = noise_level(i, total, s) * length * start
     if abs(exact - round(exact)) > 1e-6:
         assert got == reference.mask_count(i, total, length, s, start)
 
 
 def test_sharpness_says_how_fast_the_noise_decays():
-    assert threshold(0, 10, 5) == 1
-    slow, medium, fast = (threshold(5, 10, s) for s in (0.01, 1, 20))
+    assert noise_level(0, 10, 5) == 1
+    slow, medium, fast = (noise_level(5, 10, s) for s in (0.01, 1, 20))
     assert slow == pytest.approx(0.5, abs=0.01)  # nearly linear
     assert slow > medium > fast
     assert fast < 0.001
@@ -137,7 +137,7 @@ def test_budget_is_spent_whole_and_never_overdrawn(length, data):
 )
 def test_bad_values_are_named(arguments, named):
     with pytest.raises(InvalidInput, match=named):
-        threshold(*arguments)
+        noise_level(*arguments)
 
 
 def test_noise_start_out_of_range_is_named():

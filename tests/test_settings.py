@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lad import settings
-from lad.errors import InvalidInput
-from lad.settings import figures_folder, profile
+from lad import utils as settings
+from lad.utils import InvalidInput, figures_folder, profile
 
 
 def test_profile_is_full_unless_told_otherwise(monkeypatch):

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad import reference, schedule
-from lad.controls import RefineConfig
-from lad.strategies import STRATEGIES, Look, make_strategy, repeated
+from lad.diffusion import reference, schedule
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.remasking import STRATEGIES, Look, make_strategy, repeated
 
 EOS = 0
 
@@ -30,7 +30,7 @@ def look(
     masked = every if masked is None else torch.tensor([masked], dtype=torch.bool)
     open_ = every if open_ is None else torch.tensor([open_], dtype=torch.bool)
     return Look(
-        left=torch.tensor(schedule.threshold(iteration, 10, sharpness), dtype=torch.float64),
+        left=torch.tensor(schedule.noise_level(iteration, 10, sharpness), dtype=torch.float64),
         draft=draft,
         confidence=torch.tensor([confidence]),
         masked=masked,
@@ -48,11 +48,11 @@ def choose(seen: Look, **settings) -> list[int]:
 
 
 def threshold(seen: Look, limit=0.9, **settings) -> list[int]:
-    return choose(seen, renoising="threshold", threshold=limit, **settings)
+    return choose(seen, remasking="threshold", confidence_threshold=limit, **settings)
 
 
 def test_noiseless_masks_nothing_even_what_repeats():
-    assert choose(look([0.1] * 4, again=[1, 1, 0, 0]), renoising="none") == [0, 0, 0, 0]
+    assert choose(look([0.1] * 4, again=[1, 1, 0, 0]), remasking="none") == [0, 0, 0, 0]
 
 
 def test_threshold_shows_what_is_sure_enough():
@@ -114,7 +114,7 @@ def test_a_run_goes_on_while_what_is_left_of_it_is_sure():
 
 
 def test_beside_an_unknown_left_neighbour_a_token_must_be_surer():
-    apart = {"apart": 0.8}
+    apart = {"isolated_threshold": 0.8}
     assert threshold(look([0.6, 0.6, 0.6, 0.6]), 0.5, **apart) == [0, 1, 1, 1]
     assert threshold(look([0.6, 0.9, 0.6, 0.6]), 0.5, **apart) == [0, 0, 0, 1]
     # What is visible is known, and a neighbour that waits because it repeats is not.
@@ -129,22 +129,22 @@ def test_threshold_never_masks_what_repeats_for_ever():
     assert threshold(look([0.5, 0.99], again=[0, 1])) == [0, 1]
 
 
-@pytest.mark.parametrize("renoising", ["uniform", "confidence"])
-def test_scheduled_strategies_mask_the_schedules_number_of_open_positions(renoising):
+@pytest.mark.parametrize("remasking", ["random", "guided"])
+def test_scheduled_strategies_mask_the_schedules_number_of_open_positions(remasking):
     for iteration in range(9):
         seen = look([0.5] * 20, iteration=iteration, sharpness=2.0)
-        count = sum(choose(seen, renoising=renoising, noise_start=0.7))
+        count = sum(choose(seen, remasking=remasking, noise_start=0.7))
         assert count == reference.mask_count(iteration, 10, 20, 2.0, 0.7)
     closed = look([0.5] * 20, open_=[0] * 15 + [1] * 5)
-    assert choose(closed, renoising=renoising, noise_start=0.7) == [0] * 15 + [1] * 5
+    assert choose(closed, remasking=remasking, noise_start=0.7) == [0] * 15 + [1] * 5
     again = look([0.5] * 20, iteration=8, again=[1] + [0] * 19)
-    assert choose(again, renoising=renoising, noise_start=0.1) == [1] + [0] * 19
+    assert choose(again, remasking=remasking, noise_start=0.1) == [1] + [0] * 19
 
 
-@pytest.mark.parametrize("renoising", ["uniform", "confidence"])
-def test_clustering_reaches_the_choice(renoising):
+@pytest.mark.parametrize("remasking", ["random", "guided"])
+def test_clustering_reaches_the_choice(remasking):
     chosen = choose(
-        look([0.5] * 40), renoising=renoising, noise_start=0.3, clustering=1.0
+        look([0.5] * 40), remasking=remasking, noise_start=0.3, clustering=1.0
     )  # one run of 12
     assert sum(chosen) == 12
     assert "".join(map(str, chosen)).strip("0") == "1" * 12
@@ -152,7 +152,7 @@ def test_clustering_reaches_the_choice(renoising):
 
 def test_guidance_masks_doubt_and_shares_the_number_with_the_tail():
     doubtful = [0.999] * 10 + [0.001] * 10
-    settings = {"renoising": "confidence", "noise_start": 0.5, "noise_clipping": 0.01}
+    settings = {"remasking": "guided", "noise_start": 0.5, "noise_clipping": 0.01}
     assert sum(choose(look(doubtful, draft=[1, 2] * 10), **settings)[10:]) >= 8
     tail = look([0.5] * 15 + [1.0] * 5, draft=[1, 2, 3] * 5 + [EOS] * 5)
     chosen = choose(tail, **settings)
@@ -216,7 +216,9 @@ def test_no_strategy_masks_a_visible_position_that_is_closed(
     draft, confidence, open_ = (list(column) for column in zip(*rows, strict=True))
     masked = [data.draw(st.booleans()) for _ in rows]
     seen = look(confidence, draft=draft, open_=open_, masked=masked, iteration=iteration)
-    chosen = choose(seen, renoising=name, threshold=0.5, clustering=clustering, window=window)
+    chosen = choose(
+        seen, remasking=name, confidence_threshold=0.5, clustering=clustering, window=window
+    )
     for position, hidden in enumerate(chosen):
         assert not hidden or masked[position] or open_[position]
     if name == "threshold" and any(m and o for m, o in zip(masked, open_, strict=True)):
@@ -227,7 +229,7 @@ def test_no_strategy_masks_a_visible_position_that_is_closed(
 
 
 def test_a_strategy_takes_the_settings_it_names():
-    config = RefineConfig(renoising="confidence", noise_start=0.3, noise_clipping=0.5)
+    config = RefineConfig(remasking="guided", noise_start=0.3, noise_clipping=0.5)
     guided = make_strategy(config)
     assert (guided.noise_start, guided.noise_clipping) == (0.3, 0.5)
     with pytest.raises(AttributeError):

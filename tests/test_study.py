@@ -7,12 +7,12 @@ import pytest
 from conftest import run, tiny_denoiser
 from traces import EOS, make_trace, words
 
-from lad.errors import DamagedFile, InvalidInput
-from lad.figures import study as figures
-from lad.figures.style import to_png
-from lad.sampler import RefineConfig, record
-from lad.study import QUALITY, WAYS, _bins, _cut, run_study, settling
+from lad.diffusion.sampler import RefineConfig, record
+from lad.evaluation.convergence import QUALITY, WAYS, _bins, _cut, run_study, settling
 from lad.training import Pair, held_out_prompts
+from lad.utils import DamagedFile, InvalidInput
+from lad.viz import convergence as figures
+from lad.viz.style import to_png
 
 ITERATIONS = (1, 2, 4)
 
@@ -52,13 +52,13 @@ def test_a_study_is_the_same_again_and_in_other_batches():
 
 def test_a_noiseless_answer_cut_short_is_that_of_a_shorter_run():
     denoiser, prompt = tiny_denoiser(), "hello"
-    config = RefineConfig(renoising="none", answer_length=12, patience=0, iterations=6)
+    config = RefineConfig(remasking="none", answer_length=12, patience=0, iterations=6)
     long = record(denoiser, prompt, config)
     for number in (1, 3, 6, 9):
         short = record(
             denoiser,
             prompt,
-            RefineConfig(renoising="none", answer_length=12, patience=0, iterations=min(number, 6)),
+            RefineConfig(remasking="none", answer_length=12, patience=0, iterations=min(number, 6)),
         )
         cut = _cut(denoiser, [long], number)
         assert cut.tokens == [short.drafts[-1][: short.tokens].tolist()]

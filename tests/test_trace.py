@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import EOS, MASK, make_trace
 
-from lad.errors import CacheError, DamagedFile, InvalidInput
-from lad.sampler import RefineConfig, record
-from lad.trace import Trace
+from lad.diffusion.sampler import RefineConfig, record
+from lad.diffusion.trace import Trace
+from lad.utils import CacheError, DamagedFile, InvalidInput
 
 
 def test_what_changed_and_when_it_settled():
@@ -19,7 +19,7 @@ def test_what_changed_and_when_it_settled():
         [b"a", b"b", EOS, EOS],
         [b"a", b"c", EOS, EOS],
         [b"a", b"c", b"d", EOS],
-        renoised=[[1], [2], []],
+        remask=[[1], [2], []],
     )
     assert trace.masked.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
     assert trace.changed.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
@@ -67,7 +67,7 @@ def test_a_real_run_comes_back_as_it_went(tmp_path_factory, iterations, length, 
 
 @pytest.fixture
 def path(tmp_path):
-    return make_trace([b"a", EOS], [b"b", EOS], renoised=[[0], []]).save(tmp_path / "t.jsonl")
+    return make_trace([b"a", EOS], [b"b", EOS], remask=[[0], []]).save(tmp_path / "t.jsonl")
 
 
 def test_every_truncation_is_damage(path):
@@ -89,7 +89,7 @@ def damage(lines, number, **changes):
         (0, {"schema": "other"}, "no trace header"),
         (1, {"draft": [1]}, "inconsistent"),
         (1, {"draft": [1, 5000]}, "5000"),
-        (1, {"renoised": [7]}, "7"),
+        (1, {"remask": [7]}, "7"),
         (2, {"iteration": 5}, "inconsistent"),
         (3, {"end": 9}, "truncated"),
     ],

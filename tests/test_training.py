@@ -17,11 +17,10 @@ from conftest import KINDS, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.backbones import load_backbone
-from lad.corruption import CorruptionConfig, corrupt
-from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
-from lad.errors import CacheError, DamagedFile, InvalidInput, NumericalError
-from lad.prompts import encode_prompt, encode_prompts
+from lad.diffusion.corruption import CorruptionConfig, corrupt
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.models.chat import encode_prompt, encode_prompts
+from lad.models.registry import load_backbone
 from lad.training import (
     Pair,
     TrainConfig,
@@ -34,7 +33,8 @@ from lad.training import (
     train,
     validate,
 )
-from lad.training.objective import (
+from lad.training.data import batches
+from lad.training.loss import (
     BEFORE_DRAFTS,
     MANNERS,
     Manner,
@@ -45,7 +45,7 @@ from lad.training.objective import (
     token_losses,
     weigh,
 )
-from lad.training.pairs import batches
+from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PAIRS = [Pair(f"say {a} {b}", f"{a} {b}!") for a in WORDS for b in WORDS]
@@ -354,7 +354,7 @@ def test_validation_counts_masked_answer_tokens_only():
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):
-    monkeypatch.setattr("lad.training.objective.MASKED_FRACTIONS", (1.0,))
+    monkeypatch.setattr("lad.training.loss.MASKED_FRACTIONS", (1.0,))
     denoiser = fresh()
     stir(denoiser)
     packed = pack(denoiser.backbone, PAIRS[:5], 96)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from conftest import stir
 
-from lad.backbones import load_backbone
-from lad.denoiser import Denoiser, DenoiserConfig, load_denoiser
-from lad.errors import InvalidInput
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, journal, memory, train
-from lad.training.loop import Run
+from lad.training.data import pack
+from lad.training.loss import answer_logits, take, token_losses
 from lad.training.memory import chunked_head, chunked_loss, thin, training_mode
-from lad.training.objective import answer_logits, take, token_losses
-from lad.training.pairs import pack
 from lad.training.parallel import check_shares
+from lad.training.trainer import Run
+from lad.utils import InvalidInput
 
 PAIRS = [Pair(f"say {n} and {m}", f"{n} {m}!") for n in range(10) for m in range(9)]
 BASIC = {

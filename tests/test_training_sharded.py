@@ -13,9 +13,9 @@ import torch
 from sharded import CASES, HELD, LONG, PAIRS, adapter, fresh, kept, stopping
 
 from lad.__main__ import main
-from lad.denoiser import load_denoiser
-from lad.errors import InvalidInput
+from lad.diffusion.denoiser import load_denoiser
 from lad.training import TrainConfig, sharding, train
+from lad.utils import InvalidInput
 
 TESTS = Path(__file__).resolve().parent
 

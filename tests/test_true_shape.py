@@ -12,16 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lad import shapes
 from lad.__main__ import main
-from lad.backbones import load_backbone
-from lad.denoiser import Denoiser, DenoiserConfig
-from lad.errors import CacheError, DamagedFile, InvalidInput
-from lad.floor import floor
-from lad.shapes import SHAPES, random_model
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.evaluation.dry_run import AIM, dry_run, flops_per_token, made_up_pairs
+from lad.evaluation.floor import floor
+from lad.evaluation.true_shape import add_run, floor_of_bits, measure_iterations
+from lad.models import random_weights as shapes
+from lad.models.random_weights import SHAPES, random_model
+from lad.models.registry import load_backbone
 from lad.training import TrainConfig, read_config
-from lad.training.dry_run import AIM, dry_run, flops_per_token, made_up_pairs
-from lad.true_shape import add_run, floor_of_bits, measure_iterations
+from lad.utils import CacheError, DamagedFile, InvalidInput
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(rank=4, alpha=8)

@@ -11,22 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from traces import EOS, TURN, make_trace, words
 
-from lad.cells import (
-    CHANGED,
-    MASKED,
-    choose_rows,
-    confidence_color,
-    draft_cells,
-    frames,
-    half_settled,
-    repeated_share,
-    sentence,
-    summary,
-    visible,
-)
-from lad.errors import InvalidInput
-from lad.figures.style import COLORS, text_color
-from lad.view import (
+from lad.utils import InvalidInput
+from lad.viz.html import (
     answer_html,
     caption_html,
     costs_html,
@@ -39,12 +25,26 @@ from lad.view import (
     legend_html,
     page_html,
 )
+from lad.viz.style import COLORS, text_color
+from lad.viz.tokens import (
+    CHANGED,
+    MASKED,
+    choose_rows,
+    confidence_color,
+    draft_cells,
+    frames,
+    half_settled,
+    repeated_share,
+    sentence,
+    summary,
+    visible,
+)
 
 SMALL = make_trace(
     words("Paris is is", 5),
     words("Paris is nice", 5),
     words("Paris is nice", 5),
-    renoised=[[1, 2, 4], [0]],
+    remask=[[1, 2, 4], [0]],
     confidence=[[0.9, 0.5, 0.1, 0.8, 0.8], [0.9, 0.6, 0.5, 0.9, 0.9], [1, 1, 1, 1, 1]],
     prompt="Where?",
     iterations=8,
@@ -90,7 +90,7 @@ def test_cells_of_the_three_phases():
     assert seen(SMALL, 0, "input") == [("MASK", "masked", 1)] * 5
     first = [("Paris", "changed", 1), (" is", "changed", 1), (" is", "changed", 1)]
     assert seen(SMALL, 0) == [*first, ("EOS", "changed", 2)]
-    assert seen(SMALL, 0, "renoised") == [
+    assert seen(SMALL, 0, "remask") == [
         ("Paris", "plain", 1),
         (" is", "masked", 1),
         (" is", "masked", 1),
@@ -109,7 +109,7 @@ def test_cells_of_the_three_phases():
 
 def test_confidence_of_a_kept_token_is_that_of_its_draw():
     trace = make_trace(
-        [b"a", b"b"], [b"a", b"c"], renoised=[[1]], confidence=[[0.2, 0.3], [0.4, 0.5]]
+        [b"a", b"b"], [b"a", b"c"], remask=[[1]], confidence=[[0.2, 0.3], [0.4, 0.5]]
     )
     assert [cell.confidence for cell in draft_cells(trace, 0)] == pytest.approx([0.2, 0.3])
     kept, unknown = draft_cells(trace, 1, "input")
@@ -121,10 +121,10 @@ def test_confidence_of_a_kept_token_is_that_of_its_draw():
 
 def test_a_character_split_over_tokens_is_one_cell():
     smile = "😀".encode()
-    trace = make_trace([b"a", smile[:1], smile[1:2], smile[2:] + b"b", b"c"], renoised=[[2]])
+    trace = make_trace([b"a", smile[:1], smile[1:2], smile[2:] + b"b", b"c"], remask=[[2]])
     assert seen(trace, 0) == [("a", "changed", 1), ("😀b", "changed", 3), ("c", "changed", 1)]
     # Without one of its bytes the character is gone, whatever the others are.
-    assert seen(trace, 0, "renoised")[1] == ("😀b", "masked", 3)
+    assert seen(trace, 0, "remask")[1] == ("😀b", "masked", 3)
 
 
 def test_an_unfinished_character_takes_no_neighbour_along():
@@ -148,7 +148,7 @@ def test_what_stands_after_the_end_is_marked():
 
 
 def test_the_tail_of_an_input_mixes_eos_and_masks():
-    trace = make_trace([b"a", *[EOS] * 5], [b"a", *[EOS] * 5], renoised=[[2, 4]])
+    trace = make_trace([b"a", *[EOS] * 5], [b"a", *[EOS] * 5], remask=[[2, 4]])
     assert seen(trace, 1, "input") == [
         ("a", "plain", 1),
         ("EOS", "plain", 3),
@@ -171,9 +171,9 @@ def test_every_position_is_in_exactly_one_cell_and_no_text_is_lost(data):
         st.lists(st.lists(tokens, min_size=length, max_size=length), min_size=1, max_size=3)
     )
     positions = st.lists(st.integers(0, length - 1), unique=True)
-    trace = make_trace(*drafts, renoised=[data.draw(positions) for _ in drafts[:-1]])
+    trace = make_trace(*drafts, remask=[data.draw(positions) for _ in drafts[:-1]])
     for row in range(len(drafts)):
-        for phase in ("input", "denoised", "renoised"):
+        for phase in ("input", "denoised", "remask"):
             cells = draft_cells(trace, row, phase)
             covered = [position for cell in cells for position in cell.positions]
             assert sorted(covered) == list(range(length))
@@ -211,7 +211,7 @@ def test_html_of_a_draft_exactly():
 def test_html_of_the_noised_draft_and_of_the_input():
     assert (
         '<del class="lad-cell" title="position 1, masked, confidence 0.50"><bdi> is</bdi></del>'
-        in draft_html(SMALL, 0, "renoised")
+        in draft_html(SMALL, 0, "remask")
     )
     mask = '<del class="lad-cell lad-mask" title="position 1, masked"><bdi>MASK</bdi></del>'
     assert mask in draft_html(SMALL, 1, "input")
@@ -234,12 +234,12 @@ HOSTILE = [
 
 
 def test_markup_is_shown_and_never_run():
-    trace = make_trace(HOSTILE, HOSTILE, renoised=[[0]], prompt=HOSTILE[0].decode())
+    trace = make_trace(HOSTILE, HOSTILE, remask=[[0]], prompt=HOSTILE[0].decode())
     page = parse(
         page_html(
             legend_html(trace),
             draft_html(trace, 0),
-            draft_html(trace, 0, "renoised", "confidence"),
+            draft_html(trace, 0, "remask", "confidence"),
             filmstrip_html(trace),
             answer_html(trace),
         )
@@ -322,7 +322,7 @@ def test_confidence_colours_get_lighter_and_carry_black_text():
 def test_plain_text_of_a_draft():
     assert draft_text(SMALL, 0) == "[Paris is is <EOS × 2>]"
     assert draft_text(SMALL, 1) == "Paris is[ nice] <EOS × 2>"
-    assert draft_text(SMALL, 0, "renoised") == "Paris ░░ ░░ <EOS> <masked EOS>"
+    assert draft_text(SMALL, 0, "remask") == "Paris ░░ ░░ <EOS> <masked EOS>"
     assert draft_text(SMALL, 1, "input") == "Paris░░ <EOS>░"
     assert draft_text(make_trace([b"a\n", b"b"]), 0) == "[a↵b]"
 
@@ -348,14 +348,14 @@ def test_plain_text_filmstrip_exactly():
 
 def test_the_end_of_a_run_that_waited_for_a_whole_answer_is_called_that():
     trace = make_trace([b"a"], iterations=4, stopped_early=True)
-    whole = replace(trace, config=trace.config | {"renoising": "threshold"})
+    whole = replace(trace, config=trace.config | {"remasking": "threshold"})
     assert summary(whole).startswith(
         "Stopped early after 1 of 4 iterations: no MASK was left in the answer. "
     )
 
 
 def test_plain_text_filmstrip_keeps_to_its_width():
-    trace = make_trace(words("word " * 60, 60), words("other " * 60, 60), renoised=[range(60)])
+    trace = make_trace(words("word " * 60, 60), words("other " * 60, 60), remask=[range(60)])
     lines = filmstrip_text(trace, width=50).splitlines()
     assert len(lines) > 20
     assert max(map(len, lines[1:])) <= 50

@@ -5,7 +5,7 @@ import threading
 import pytest
 from conftest import tiny_denoiser
 
-from lad.errors import InvalidInput, NumericalError
+from lad.utils import InvalidInput, NumericalError
 from lad.widgets import attention
 from lad.widgets.attention import AttentionExplorer
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import tiny_denoiser
 
-from lad.controls import PRESETS, RefineConfig
-from lad.damage import DAMAGES
-from lad.drafts import INFILL_PROMPT, REPAIR_PROMPT, gapped, visible_text
-from lad.sampler import record
+from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.drafts import INFILL_PROMPT, REPAIR_PROMPT, gapped, visible_text
+from lad.diffusion.sampler import record
+from lad.viz.word_corruption import DAMAGES
 from lad.widgets import InfillExplorer, Limits, RepairExplorer
 
 PATIENCE = 60
@@ -63,7 +63,7 @@ def test_a_repair_starts_from_the_text_and_masks_nothing(repair, denoiser):
     assert repair.wait(PATIENCE)
     assert repair.message.value == ""
     draft = visible_text(denoiser, TEXT)
-    config = RefineConfig(iterations=4, renoising="none", answer_length=len(draft.tokens))
+    config = RefineConfig(iterations=4, remasking="none", answer_length=len(draft.tokens))
     prompt = REPAIR_PROMPT.replace("{text}", TEXT)
     assert repair.trace == record(denoiser, prompt, config, draft=draft.tokens)
     assert not repair.trace.masked.any()

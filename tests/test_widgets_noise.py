@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from lad.corruption import CorruptionConfig
-from lad.damage import DAMAGES
-from lad.figures.noise import schedule_curve, schedule_sentence
-from lad.figures.style import show
-from lad.schedule import mask_counts
+from lad.diffusion.corruption import CorruptionConfig
+from lad.diffusion.schedule import mask_counts
+from lad.viz.noise import schedule_curve, schedule_sentence
+from lad.viz.style import show
+from lad.viz.word_corruption import DAMAGES
 from lad.widgets.noise import (
     CorruptionExplorer,
     ScheduleExplorer,

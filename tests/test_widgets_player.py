@@ -3,22 +3,22 @@
 import pytest
 from traces import make_trace, words
 
-from lad.cells import frames
-from lad.errors import InvalidInput
+from lad.utils import InvalidInput
+from lad.viz.tokens import frames
 from lad.widgets import Comparison, Gallery, TracePlayer
 
 TRACE = make_trace(
     words("Paris is is", 5),
     words("Paris is nice", 5),
     words("Paris is nice", 5),
-    renoised=[[1, 2], []],
+    remask=[[1, 2], []],
     iterations=8,
     stopped_early=True,
 )
 
 
 def test_the_player_steps_through_two_phases_where_tokens_were_masked():
-    assert frames(TRACE) == [(0, "denoised"), (0, "renoised"), (1, "denoised"), (2, "denoised")]
+    assert frames(TRACE) == [(0, "denoised"), (0, "remask"), (1, "denoised"), (2, "denoised")]
     player = TracePlayer(TRACE)
     assert (player.slider.max, player.play.max) == (3, 3)
     assert player.slider.value == 3  # the answer first

@@ -12,13 +12,13 @@ from conftest import new_denoiser
 from traces import make_trace, words
 from traitlets import TraitError
 
-from lad.cells import frames
-from lad.controls import CHOICES
-from lad.errors import AssetUnavailable
-from lad.sampler import PRESETS, RANGES, RefineConfig, preset, record
-from lad.trace import Trace
+from lad.diffusion.config import CHOICES
+from lad.diffusion.sampler import PRESETS, RANGES, RefineConfig, preset, record
+from lad.diffusion.trace import Trace
+from lad.utils import AssetUnavailable
+from lad.viz.tokens import frames
 from lad.widgets import Limits, RefinementExplorer
-from lad.widgets.panel import CUSTOM
+from lad.widgets.controls import CUSTOM
 from lad.widgets.refinement import variation
 
 PATIENCE = 60  # seconds until a test gives up waiting
@@ -73,7 +73,7 @@ def test_every_setting_has_a_control_within_its_range(explorer):
             words = "the adapter's own" if name == "context" else "no limit"
             assert control.label == words  # a blank would look like a broken control
             assert (values[1], values[-1]) == RANGES[name]
-        elif name in ("renoising", "repeats", "advance"):
+        elif name in ("remasking", "repeats", "advance"):
             known = {value for _, value in control.options}
             assert known == set(CHOICES[name]) - {"none"}  # which has a box of its own
         elif name not in ("permanent", "redraw"):
@@ -96,8 +96,8 @@ def test_every_setting_has_a_control_within_its_range(explorer):
         ("context", 128),
         ("patience", 2),
         ("seed", 99),
-        ("renoising", "uniform"),
-        ("renoising", "threshold"),
+        ("remasking", "random"),
+        ("remasking", "threshold"),
         ("clustering", 0.5),
         ("threshold", 0.75),
         ("apart", 0.5),
@@ -119,15 +119,15 @@ def test_a_control_sets_its_field_and_no_other(explorer, name, value):
 
 def test_the_controls_start_from_the_configuration_given(denoiser):
     config = RefineConfig(
-        iterations=7, renoising="uniform", noise_start=0.3, sharpness=2.0, temperature=1.5,
+        iterations=7, remasking="random", noise_start=0.3, sharpness=2.0, temperature=1.5,
         top_k=9, top_p=0.8, eos_bias=-2.0, answer_length=20, context=100, patience=4, seed=5,
     )  # fmt: skip
     assert RefinementExplorer(denoiser, config=config).config == config
     for name in ("demo", "quality", "noiseless"):
         assert RefinementExplorer(denoiser, config=preset(name)).config == preset(name)
-    odd = RefineConfig(renoising="threshold", window=7, added_tokens=3, repeats="remask")
+    odd = RefineConfig(remasking="threshold", window=7, added_tokens=3, repeats="remask")
     assert RefinementExplorer(denoiser, config=odd).config == odd
-    quiet = RefineConfig(renoising="none")
+    quiet = RefineConfig(remasking="none")
     assert RefinementExplorer(denoiser, config=quiet).config == quiet
 
 
@@ -137,18 +137,18 @@ def test_controls_without_effect_are_switched_off(explorer):
 
     explorer.controls["temperature"].value = 1.0
     assert off() == {"threshold", "apart", "window", "advance"}
-    explorer.controls["renoising"].value = "uniform"
+    explorer.controls["remasking"].value = "random"
     assert off() == {"threshold", "apart", "window", "advance", "noise_clipping"}
-    explorer.controls["renoising"].value = "threshold"
+    explorer.controls["remasking"].value = "threshold"
     scheduled = {"noise_start", "sharpness", "noise_clipping", "clustering"}
     assert off() == scheduled
     explorer.controls["temperature"].value = 0.0  # greedy
     assert off() == scheduled | {"top_k", "top_p"}
     explorer.noiseless.value = True
-    strategy = {"renoising", "threshold", "apart", "window", "advance"}
+    strategy = {"remasking", "threshold", "apart", "window", "advance"}
     shown = {"permanent", "redraw"}
     assert off() == scheduled | strategy | shown | {"top_k", "top_p"}
-    assert explorer.config.renoising == "none"
+    assert explorer.config.remasking == "none"
 
 
 def test_moving_controls_runs_nothing(denoiser):
@@ -199,7 +199,7 @@ def test_a_run_without_noising_has_one_phase_an_iteration(explorer):
     explorer.noiseless.value = True
     explorer.run()
     assert explorer.wait(PATIENCE)
-    assert not explorer.trace.renoised.any()
+    assert not explorer.trace.remask.any()
     assert explorer.player.slider.max == 5
 
 
@@ -469,7 +469,7 @@ def test_the_model_that_is_chosen_answers(denoiser):
 def test_a_variation_changes_what_it_names_and_nothing_else():
     base = RefineConfig(iterations=9, seed=3)
     name, other = variation(base, "manner")
-    assert (name, other) == ("without re-noising", replace(base, renoising="none"))
+    assert (name, other) == ("without re-noising", replace(base, remasking="none"))
     name, back = variation(other, "manner")
     assert name == "with re-noising" and back == base
     name, other = variation(base, "seed")
@@ -486,7 +486,7 @@ def test_compare_runs_both_and_shows_them_side_by_side(explorer, denoiser):
     assert explorer.wait(PATIENCE)
     assert explorer.message.value == ""
     assert explorer.comparison.names == ("these settings", "without re-noising")
-    noiseless = replace(config, renoising="none")
+    noiseless = replace(config, remasking="none")
     assert explorer.comparison.traces[0] == record(denoiser, "hello", config)
     assert explorer.comparison.traces[1] == record(denoiser, "hello", noiseless)
     assert explorer.trace is explorer.comparison.traces[0]  # the player and the file follow

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lad.trace import Step, Trace
+from lad.diffusion.trace import Step, Trace
 
 MASK, EOS, TURN = 0, 1, 2
 NAMES = {MASK: b"<mask>", EOS: b"<eos>", TURN: b"<turn>"}
@@ -12,7 +12,7 @@ NAMES = {MASK: b"<mask>", EOS: b"<eos>", TURN: b"<turn>"}
 
 def make_trace(
     *drafts: Sequence[bytes | int],
-    renoised: Sequence[Sequence[int]] = (),
+    remask: Sequence[Sequence[int]] = (),
     confidence: float | Sequence[Sequence[float]] = 0.5,
     prompt: str = "Why?",
     iterations: int | None = None,
@@ -21,7 +21,7 @@ def make_trace(
     """A trace whose drafts are given as bytes a token (or MASK, EOS, TURN).
 
     Args:
-        renoised: for each iteration, the positions masked again after it.
+        remask: for each iteration, the positions masked again after it.
         confidence: one for all, or `(i, a)`.
     """
     vocabulary = dict(NAMES)
@@ -39,7 +39,7 @@ def make_trace(
     steps, answer = [], np.full(rows.shape[1], MASK)
     for number, draft in enumerate(rows):
         again = np.zeros(len(draft), dtype=bool)
-        again[list(renoised[number]) if number < len(renoised) else []] = True
+        again[list(remask[number]) if number < len(remask) else []] = True
         steps.append(Step(number, answer, draft, sure[number], again, seconds=0.25))
         answer = np.where(again, MASK, draft)
     return Trace(

@@ -1,9 +1,7 @@
 """Training an adapter: pairs, settings, objective, loop."""
 
 from lad.training.config import DEFAULT_CORRUPTION, TrainConfig, read_config
-from lad.training.loop import train
-from lad.training.objective import MASKED_FRACTIONS, validate
-from lad.training.pairs import (
+from lad.training.data import (
     Pair,
     everyday_prompts,
     held_out_prompts,
@@ -12,6 +10,8 @@ from lad.training.pairs import (
     read_pairs,
     self_distil,
 )
+from lad.training.loss import MASKED_FRACTIONS, validate
+from lad.training.trainer import train
 
 __all__ = [
     "DEFAULT_CORRUPTION",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from lad.errors import DamagedFile
 from lad.training.config import writing
+from lad.utils import DamagedFile
 
 __all__ = ["CHECKPOINT", "on_sigterm", "read_checkpoint", "write_checkpoint"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from lad.corruption import CorruptionConfig
-from lad.errors import CacheError, InvalidInput
+from lad.diffusion.corruption import CorruptionConfig
+from lad.utils import CacheError, InvalidInput
 
 __all__ = ["DEFAULT_CORRUPTION", "TrainConfig", "read_config", "writing"]
 
@@ -46,7 +46,7 @@ class TrainConfig:
         widen: share of rows put in batches one width longer than they need.
         corruption: the structural noise.
         draft_probability: share of steps that train on the model's own drafts, see
-            `lad.training.objective.redraw`.
+            `lad.training.loss.redraw`.
         draft_start: fraction of the run after which drafts begin.
         draft_length: successive drafts of one batch, a step each.
         clean_share: share of the undamaged, visible answer positions that enter the loss; 1 is
@@ -56,7 +56,7 @@ class TrainConfig:
             What stands thirty masks away from anything cannot be known, and its loss drowns what
             can.
         anchor: share of the rows under noise that are instead read on, clean, from left to right
-            from a random position of the answer, see `lad.training.objective.anchor`; 0 with
+            from a random position of the answer, see `lad.training.loss.anchor`; 0 with
             target "same".
         eos_tail_share: share of the EOS positions after the first that enter the loss.
         ema: decay per step of the running average of weights that is validated and saved; 0 saves
@@ -64,7 +64,7 @@ class TrainConfig:
         log_every, validate_every: in steps.
         checkpoint_minutes: wall time between checkpoints.
         compile_layers: torch.compile each decoder layer; pays on a GPU, in runs of minutes.
-        fold_lora: compute with `W + s B A`, made once a step, see `lad.training.folded`: faster
+        fold_lora: compute with `W + s B A`, made once a step, see `lad.accel.merged_lora`: faster
             when a batch has many more positions than the model features. False computes LoRA
             beside the frozen weight, which keeps no second copy of it.
         gradient_checkpointing: keep each layer's input alone and compute the layer again on the

@@ -31,9 +31,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lad.backbones import LoadedBackbone
-from lad.errors import InvalidInput
-from lad.layers import bias_of, finish_layer, heads_of, normed, rotary, turned_heads, weights_of
+from lad.accel.llama_layers import (
+    bias_of,
+    finish_layer,
+    heads_of,
+    normed,
+    rotary,
+    turned_heads,
+    weights_of,
+)
+from lad.models.registry import LoadedBackbone
+from lad.utils import InvalidInput
 
 __all__ = ["Decoder", "generate"]
 

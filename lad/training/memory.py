@@ -25,13 +25,12 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from lad.assets import one_line
-from lad.denoiser import Denoiser
-from lad.errors import InvalidInput
+from lad.accel.merged_lora import computing, folded
+from lad.diffusion.denoiser import Denoiser
 from lad.training.config import TrainConfig
-from lad.training.folded import computing, folded
 from lad.training.parallel import here
 from lad.training.sharding import is_sharded
+from lad.utils import InvalidInput, one_line
 
 __all__ = ["chunked_head", "chunked_loss", "enough_memory", "thin", "training_mode"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lad.errors import InvalidInput
+from lad.utils import InvalidInput
 
 __all__ = ["agree", "average_gradients", "check_shares", "here", "in_turn"]
 

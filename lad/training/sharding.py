@@ -20,9 +20,9 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from lad.denoiser import Denoiser
-from lad.errors import InvalidInput
+from lad.diffusion.denoiser import Denoiser
 from lad.training.parallel import here
+from lad.utils import InvalidInput
 
 __all__ = ["all_processes", "check_shardable", "is_sharded", "shard"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lad.denoiser import Denoiser
+from lad.diffusion.denoiser import Denoiser
 from lad.training.config import TrainConfig
 from lad.training.parallel import average_gradients
 

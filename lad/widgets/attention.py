@@ -13,13 +13,13 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 
-from lad.backbones import load_backbone
-from lad.denoiser import TARGETS, Denoiser
-from lad.errors import InvalidInput, LADError
-from lad.figures.attention import attention_explorer, effect_sentence
-from lad.figures.style import show
-from lad.probes import KINDS_OF_ATTENTION, effects, visible
-from lad.view import escape
+from lad.diffusion.denoiser import TARGETS, Denoiser
+from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, visible
+from lad.models.registry import load_backbone
+from lad.utils import InvalidInput, LADError
+from lad.viz.attention import attention_explorer, effect_sentence
+from lad.viz.html import escape
+from lad.viz.style import show
 from lad.widgets.fields import FIELD, FULL, MEDIUM, ROW, error_html
 
 __all__ = ["AttentionExplorer"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import ipywidgets as widgets
 
-from lad.benchmarks.generation import parse_letter
-from lad.benchmarks.prompts import LETTERS, Question
-from lad.errors import InvalidInput
-from lad.trace import Trace
-from lad.view import escape
+from lad.diffusion.trace import Trace
+from lad.evaluation.generation import parse_letter
+from lad.evaluation.questions import LETTERS, Question
+from lad.utils import InvalidInput
+from lad.viz.html import escape
 from lad.widgets.fields import ROW
 from lad.widgets.player import TracePlayer
 

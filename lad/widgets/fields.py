@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipywidgets as widgets
 
-from lad.controls import RANGES, RefineConfig
-from lad.view import escape
+from lad.diffusion.config import RANGES, RefineConfig
+from lad.viz.html import escape
 
 __all__ = [
     "FIELD",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ipywidgets as widgets
 
-from lad.corruption import KINDS, CorruptionConfig, expected_rates
-from lad.damage import DAMAGES, Damage, Rate, Sentence, damage, drawn_rates
-from lad.errors import LADError
-from lad.figures.noise import EXPLANATIONS, schedule_curve, schedule_sentence
-from lad.figures.style import COLORS, show, tint
-from lad.schedule import mask_counts
-from lad.view import escape
+from lad.diffusion.corruption import KINDS, CorruptionConfig, expected_rates
+from lad.diffusion.schedule import mask_counts
+from lad.utils import LADError
+from lad.viz.html import escape
+from lad.viz.noise import EXPLANATIONS, schedule_curve, schedule_sentence
+from lad.viz.style import COLORS, show, tint
+from lad.viz.word_corruption import DAMAGES, Damage, Rate, Sentence, damage, drawn_rates
 from lad.widgets.fields import FIELD, FULL, MEDIUM, ROW, error_html
 
 __all__ = ["CorruptionExplorer", "ScheduleExplorer", "counts_html", "damage_html", "rates_html"]
@@ -87,7 +87,7 @@ def counts_html(counts: list[int]) -> str:
 class CorruptionExplorer:
     """Your own sentence under the noise of training, and how often each kind ought to strike.
 
-    Words stand in for tokens, see `lad.damage`. One answer in ten is masked whole in training; that
+    Words stand in for tokens, see `lad.viz.word_corruption`. One answer in ten is masked whole in training; that
     is left out here, since there is nothing to see.
 
     Attributes:

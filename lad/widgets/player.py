@@ -6,10 +6,10 @@
 
 They need neither a model nor a thread: the trace holds everything there is to show. Moving the
 player never starts an inference. Nothing moves before Play is pressed. All text reaches the page
-through `lad.view`, which escapes it.
+through `lad.viz.html`, which escapes it.
 
 As the last line of a notebook cell a `TracePlayer` or a `Gallery` shows itself, and a page that is
-made from that notebook gets the player of `lad.replay`, which works without a kernel.
+made from that notebook gets the player of `lad.viz.replay`, which works without a kernel.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from collections.abc import Mapping
 
 import ipywidgets as widgets
 
-from lad.cells import frames
-from lad.errors import InvalidInput
-from lad.replay import replay_html, replays_html
-from lad.trace import Trace
-from lad.view import (
+from lad.diffusion.trace import Trace
+from lad.utils import InvalidInput
+from lad.viz.html import (
     answer_html,
     caption_html,
     costs_html,
@@ -31,6 +29,8 @@ from lad.view import (
     legend_html,
     page_html,
 )
+from lad.viz.replay import replay_html, replays_html
+from lad.viz.tokens import frames
 from lad.widgets.fields import ROW, SHORT, WIDE
 
 __all__ = ["Comparison", "Gallery", "TracePlayer"]
@@ -77,7 +77,7 @@ class _Player:
 
     @property
     def coloring(self) -> str:
-        """One of `lad.view.COLORINGS`, as the box says."""
+        """One of `lad.viz.html.COLORINGS`, as the box says."""
         return "confidence" if self.by_confidence.value else "state"
 
     def _pace(self, _change: object = None) -> None:

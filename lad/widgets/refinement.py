@@ -16,15 +16,15 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from lad.controls import PRESETS
-from lad.denoiser import Denoiser, load_denoiser
-from lad.errors import DamagedFile, InvalidInput, LADError
-from lad.prompts import Prompt
-from lad.sampler import RefineConfig
-from lad.trace import Trace
-from lad.view import answer_html, escape, page_html
+from lad.diffusion.config import PRESETS
+from lad.diffusion.denoiser import Denoiser, load_denoiser
+from lad.diffusion.sampler import RefineConfig
+from lad.diffusion.trace import Trace
+from lad.models.chat import Prompt
+from lad.utils import DamagedFile, InvalidInput, LADError
+from lad.viz.html import answer_html, escape, page_html
+from lad.widgets.controls import ControlPanel, Limits
 from lad.widgets.fields import SHORT, SPACED, WIDE
-from lad.widgets.panel import ControlPanel, Limits
 from lad.widgets.player import Comparison, Gallery
 from lad.widgets.runner import Explorer, Job, Loader, Runner
 
@@ -49,12 +49,12 @@ def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
             next one, drawing at temperature 1 if the first run was greedy) or a preset's name.
     """
     if kind == "manner":
-        if config.renoising != "none":
-            return "without re-noising", replace(config, renoising="none")
+        if config.remasking != "none":
+            return "without re-noising", replace(config, remasking="none")
         default = RefineConfig()
         return "with re-noising", replace(
             config,
-            renoising=default.renoising,
+            remasking=default.remasking,
             noise_start=default.noise_start,
             sharpness=default.sharpness,
         )

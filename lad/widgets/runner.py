@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import ipywidgets as widgets
 from torch import Tensor
 
-from lad.denoiser import Denoiser
-from lad.errors import LADError
-from lad.prompts import Prompt
-from lad.sampler import RefineConfig, make_trace, refine
-from lad.trace import Step, Trace
+from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.sampler import RefineConfig, make_trace, refine
+from lad.diffusion.trace import Step, Trace
+from lad.models.chat import Prompt
+from lad.utils import LADError
+from lad.widgets.controls import Limits
 from lad.widgets.fields import SPACED, WIDE, error_html
-from lad.widgets.panel import Limits
 from lad.widgets.player import TracePlayer
 
 __all__ = ["Explorer", "Job", "Loader", "Runner"]
@@ -29,7 +29,7 @@ __all__ = ["Explorer", "Job", "Loader", "Runner"]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One refinement to run: what `lad.sampler.refine` takes."""
+    """One refinement to run: what `lad.diffusion.sampler.refine` takes."""
 
     prompt: Prompt
     config: RefineConfig
@@ -219,7 +219,7 @@ class Runner:
         seconds = sum(step.seconds for step in steps)
         rate = f", {len(steps) / seconds:.1f} iterations a second" if seconds else ""
         self.status.value = f"{name}iteration {len(steps)} of {config.iterations}{rate}"
-        phases = ("denoised", "renoised") if steps[-1].renoised.any() else ("denoised",)
+        phases = ("denoised", "remask") if steps[-1].remask.any() else ("denoised",)
         for phase in phases:
             self.player.show_live(recent, phase)
             if cancel.wait(self.player.pause.value):

@@ -1,0 +1,73 @@
+"""`lad ablate`: the same short training run, one choice changed at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lad.cli.common import Device, Model, check_least, choose_device
+
+
+def ablate(
+    pairs: Annotated[Path, typer.Option(help="JSON Lines of prompt and answer.")],
+    out: Annotated[Path, typer.Option(help="JSON file of results to write.")],
+    grid: Annotated[Path, typer.Option(help="YAML with steps, base and variants.")] = Path(
+        "configs/ablation.yaml"
+    ),
+    steps: Annotated[int | None, typer.Option(help="Of every variant, for the grid's.")] = None,
+    n_pairs: Annotated[int, typer.Option(help="Held-out pairs to measure on.")] = 256,
+    n_prompts: Annotated[int, typer.Option(help="Held-out prompts to answer.")] = 100,
+    model: Model = "smollm2-135m",
+    device: Device = "auto",
+) -> None:
+    """Train and measure every variant of a grid; under `torchrun`, shared by all processes."""
+    from lad.evaluation.ablation import collect, read_grid, run_variants
+    from lad.training import held_out_prompts
+
+    check_least(1, n_pairs=n_pairs, n_prompts=n_prompts)
+    variants = read_grid(grid)
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    where = choose_device(device)
+    if where == "cuda":
+        import torch
+
+        # More processes than GPUs is fine: what one of them compiles, another one computes.
+        where = f"cuda:{rank % torch.cuda.device_count()}"
+        torch.cuda.set_device(where)
+    folder = out.with_name(out.stem + "-variants")
+
+    def tell(name: str, result: dict) -> None:
+        half, repair = result["masked"]["0.5"], result["repair"]
+        noiseless = result["settings"]["noiseless"]
+        typer.echo(
+            f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {half['ce']['value']:.3f}, "
+            f"restored {repair['restored']['value']:.2f}, kept {repair['kept']['value']:.3f}, "
+            f"noiseless repeats {noiseless['repeats']['value']:.3f}",
+            err=True,
+        )
+
+    run_variants(
+        variants,
+        pairs,
+        held_out_prompts()[:n_prompts],
+        folder,
+        model,
+        where,
+        rank,
+        processes,
+        steps,
+        n_pairs,
+        on_result=tell,
+    )
+    words = [
+        "lad ablate",
+        f"--grid {grid.name}",
+        f"--n-pairs {n_pairs}",
+        f"--n-prompts {n_prompts}",
+    ]
+    words += [f"--steps {steps}"] if steps is not None else []
+    if collect(variants, folder, out, " ".join(words)):
+        typer.echo(f"wrote {out}")

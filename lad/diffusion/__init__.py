@@ -1,0 +1,1 @@
+"""The method: corruption, schedule, re-masking, denoiser, sampler, trace."""

@@ -1,0 +1,301 @@
+"""Ablations: the same short training run again and again, one choice changed at a time.
+
+A grid is a YAML file (configs/ablation.yaml) with `steps`, a `base` run, and `variants`, each of
+which names only what it changes; the first changes nothing and is what the others are compared
+with. Every variant takes the same number of steps over the same pairs and is then measured by
+`lad.evaluation.adapter_eval` on pairs and prompts it never saw. Runs are short, so they compare choices; they do
+not say how good a finished adapter is.
+
+Each variant's result is a file of its own, so any number of processes share a grid and a killed one
+goes on where it stopped. Joined, they are trimmed to what the figure shows and to what made them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.sampler import PRESETS, RefineConfig
+from lad.evaluation.adapter_eval import evaluate
+from lad.models.registry import load_backbone
+from lad.training import TrainConfig, hold_out, read_pairs, train
+from lad.training.config import check_names, writing
+from lad.utils import DamagedFile, InvalidInput, sha256_file, write_json
+
+__all__ = ["MEASURES", "collect", "read_grid", "run_variants", "settings_of", "trim"]
+
+SECTIONS = {"steps", "base", "variants"}
+PARTS = ("denoiser", "training")
+# What is kept of a result's scores, and where it stands there.
+MEASURES = {
+    "ce": ("masked", "0.5", "ce"),
+    "accuracy": ("masked", "0.5", "accuracy"),
+    "restored": ("repair", "restored"),
+    "kept": ("repair", "kept"),
+    "repeats": ("settings", "noiseless", "repeats"),
+}
+SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid must agree on
+NOISELESS = "noiseless"  # the setting that visible drafts, and nothing else, must carry
+
+
+def read_grid(path: str | Path) -> dict:
+    """A grid, checked: every variant's settings are valid before the first run begins.
+
+    Raises:
+        InvalidInput: no such file, not YAML, or a setting that does not exist or is out of range.
+    """
+    path = Path(path)
+    try:
+        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput(
+            f"{path} is no readable grid ({' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(grid, dict) or set(grid) != SECTIONS:
+        raise InvalidInput(f"{path}: expected the sections {', '.join(sorted(SECTIONS))}")
+    for section in ("base", "variants"):
+        if not isinstance(grid[section], dict):
+            raise InvalidInput(f"{path}: {section} is {grid[section]!r}, expected names and values")
+    for name in grid["variants"]:
+        settings_of(grid, name)
+    if not grid["variants"] or next(iter(grid["variants"].values())):
+        raise InvalidInput(
+            f"{path}: the first variant is what the others are compared with and changes nothing; "
+            "write it as `name: {}`"
+        )
+    return grid
+
+
+def settings_of(
+    grid: Mapping, name: str, steps: int | None = None
+) -> tuple[DenoiserConfig, TrainConfig]:
+    """The settings of one variant: the base's, with what it changes put over them.
+
+    `corruption` counts as one setting: a variant that names it replaces it as a whole, and what it
+    leaves out has the paper's value (`CorruptionConfig`), not the base's.
+
+    Args:
+        steps: instead of the grid's.
+
+    Raises:
+        InvalidInput: a section or setting that does not exist, or is out of range.
+    """
+    changes = grid["variants"][name] or {}
+    for where, given in (("base", grid["base"]), (f"variant {name!r}", changes)):
+        if not isinstance(given, dict) or set(given) - set(PARTS):
+            raise InvalidInput(f"{where}: expected no sections but {' and '.join(PARTS)}")
+    parts = {part: {**grid["base"].get(part, {}), **changes.get(part, {})} for part in PARTS}
+    check_names("denoiser", parts["denoiser"], DenoiserConfig)
+    length = {"steps": grid["steps"] if steps is None else steps, "minutes": None}
+    return (
+        DenoiserConfig(**parts["denoiser"]),
+        TrainConfig.from_dict(parts["training"] | length),
+    )
+
+
+def run_variants(
+    grid: Mapping,
+    pairs: Path,
+    prompts: Sequence[str],
+    folder: Path,
+    model: str,
+    device: str,
+    rank: int = 0,
+    processes: int = 1,
+    steps: int | None = None,
+    most_pairs: int = 256,
+    on_result: Callable[[str, dict], object] | None = None,
+) -> None:
+    """Train and measure this process's share of the variants, each into `folder`/03.json.
+
+    Args:
+        pairs: training data; about one in fifty is held out and measured on.
+        prompts: held out, to be answered without noise.
+        steps: instead of the grid's.
+        most_pairs: held-out pairs measured on.
+        on_result: called with each variant's name and result.
+
+    Raises:
+        InvalidInput: too few pairs, or `folder` holds results of other settings, data or model.
+        DamagedFile: a result that is not whole.
+    """
+    kept, held = hold_out(read_pairs(pairs))
+    if not (kept and held and prompts):  # before the first training, not after it
+        raise InvalidInput(
+            f"{pairs}: {len(kept)} pairs to train on, {len(held)} held out, and {len(prompts)} "
+            "prompts: expected at least one of each; give more pairs"
+        )
+    shared = {"model": model, "pairs_sha256": sha256_file(pairs), "trained_on": len(kept)}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, name in list(enumerate(grid["variants"]))[rank::processes]:
+        path = result_path(folder, number)
+        denoiser_config, training = settings_of(grid, name, steps)
+        settings = {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
+        if path.exists():
+            _check_same(path, read_result(path, name), shared | settings)
+            continue
+        denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
+        started = time.monotonic()
+        rows = train(denoiser, kept, training, held_out=())
+        seconds = time.monotonic() - started
+        noiseless: dict[str, RefineConfig] = {NOISELESS: PRESETS[NOISELESS]}
+        scores = evaluate(denoiser, held[:most_pairs], prompts, noiseless)
+        result = {
+            "variant": name,
+            **shared,
+            **settings,
+            "adapter_parameters": denoiser.parameter_counts()["adapter"],
+            "tokens": rows[-1]["tokens"],
+            "seconds": round(seconds, 1),
+            **scores,
+        }
+        with writing(folder):
+            write_json(path, result)
+        if on_result is not None:
+            on_result(name, result)
+
+
+def result_path(folder: Path, number: int) -> Path:
+    """Where the result of the grid's n-th variant, from 0, is kept."""
+    return folder / f"{number:02d}.json"
+
+
+def read_result(path: Path, name: str) -> dict:
+    """One variant's result.
+
+    Raises:
+        DamagedFile: it is not whole, or of another variant.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["variant"] != name:
+            raise ValueError(f"it is of the variant {result['variant']!r}, not {name!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"{path} is unusable ({error!r}): delete it and run `lad ablate` again"
+        ) from error
+    return result
+
+
+def _check_same(path: Path, result: Mapping, expected: Mapping) -> None:
+    """Refuse to go on with results that other settings made."""
+    for key, value in expected.items():
+        if result.get(key) != value:
+            raise InvalidInput(
+                f"{path} was made with another {key}: expected what the grid says now; "
+                f"delete {path.parent} or choose another --out"
+            )
+
+
+def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate") -> bool:
+    """Join the results into one trimmed file, in the grid's order; False while some are missing.
+
+    Args:
+        command: what made them, for the record.
+
+    Raises:
+        DamagedFile: a result that is not whole, or of another grid.
+        InvalidInput: results of different data or models.
+        CacheError: the disk refuses.
+    """
+    paths = [result_path(folder, number) for number in range(len(grid["variants"]))]
+    if not all(path.exists() for path in paths):
+        return False
+    results = [read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
+    data = trim(results, command)
+    with writing(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, data)
+    return True
+
+
+def trim(results: Sequence[Mapping], command: str = "lad ablate") -> dict:
+    """What the figure needs of the results, and what made them.
+
+    Args:
+        results: of `run_variants`, the base first.
+
+    Returns:
+        command, steps, base (its name), settings (the base's), provenance, and for each variant its
+        name, changes ("training.seed": 1), parameters of the adapter, tokens and seconds of its
+        training, and measures, each as `Estimate.to_dict`. What differed from process to process
+        is a list in provenance.
+
+    Raises:
+        InvalidInput: results of different data, models or steps.
+        DamagedFile: a result that lacks something.
+    """
+    base = results[0]
+    try:
+        for result in results:
+            for key in SHARED:
+                if result[key] != base[key]:
+                    raise InvalidInput(
+                        f"{result['variant']!r} has another {key} than {base['variant']!r}: "
+                        "expected results of one grid; run `lad ablate` into another --out"
+                    )
+        variants = [
+            {
+                "name": result["variant"],
+                "changes": _changes(result, base),
+                "adapter_parameters": result["adapter_parameters"],
+                "tokens": result["tokens"],
+                "seconds": result["seconds"],
+                "measures": {name: _at(result, way) for name, way in MEASURES.items()},
+            }
+            for result in results
+        ]
+        if any("training.steps" in variant["changes"] for variant in variants):
+            raise InvalidInput("variants took different numbers of steps: expected the same of all")
+        origin = {key: base[key] for key in SHARED} | {
+            "pairs_measured": base["pairs"]["used"],
+            "prompts": base["prompts"]["used"],
+            "repair": {key: base["repair"][key] for key in ("severity", "iterations")},
+        }
+        keys = [key for key in base["provenance"] if key not in ("seconds", "adapter_sha256")]
+        for key in keys:
+            values = list(dict.fromkeys(result["provenance"][key] for result in results))
+            origin[key] = values[0] if len(values) == 1 else values
+    except (KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"a result lacks something ({error!r}): expected what `lad ablate` writes; delete the "
+            "folder of variants and run it again"
+        ) from error
+    return {
+        "command": command,
+        "steps": base["training"]["steps"],
+        "base": base["variant"],
+        "settings": {part: base[part] for part in PARTS}
+        | {NOISELESS: base["settings"][NOISELESS]["config"]},
+        "provenance": origin,
+        "variants": variants,
+    }
+
+
+def _at(result: Mapping, way: Sequence[str]) -> dict:
+    for key in way:
+        result = result[key]
+    return dict(result)
+
+
+def _flat(values: Mapping, before: str = "") -> dict:
+    """Nested settings as one level: {"corruption": {"rate": 1}} becomes {"corruption.rate": 1}."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{before}{key}.")
+        else:
+            flat[before + key] = value
+    return flat
+
+
+def _changes(result: Mapping, base: Mapping) -> dict:
+    """Settings in which a result differs from the base, with their values here."""
+    own, other = (_flat({part: values[part] for part in PARTS}) for values in (result, base))
+    return {key: value for key, value in own.items() if value != other.get(key)}

@@ -1,0 +1,1 @@
+"""Frozen language models: names, downloads, loading, tokenizer, chat template."""

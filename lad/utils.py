@@ -1,0 +1,332 @@
+"""What every subpackage shares: errors, the profile, the figures folder, writing to a disk.
+
+    LAD_PROFILE   `full` (default) or `fast`: the same notebooks and code, with fewer steps,
+                  iterations and samples in `fast`, so that two CPU cores need minutes.
+    LAD_FIGURES   the folder that figures are written to; default `figures/` of the checkout that
+                  holds this package, else `./figures`. Nothing is read from it.
+
+Every error raised on purpose is one line that says what was got, what was expected and what to do.
+The command line prints it and exits with status 2; a notebook or widget shows it as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+
+class LADError(Exception):
+    """Base class of every error raised on purpose."""
+
+
+class InvalidInput(LADError, ValueError):
+    """An argument is outside its range, unknown or empty."""
+
+
+class AssetUnavailable(LADError):
+    """Weights or data cannot be had: no network, no permission, or no such revision."""
+
+
+class DamagedFile(LADError):
+    """A file is there, but truncated, malformed or not the one its digest promises."""
+
+
+class CacheError(LADError):
+    """The cache cannot be written: read-only, or the disk is full."""
+
+
+class AdapterMismatch(LADError):
+    """An adapter is sound but was made for another backbone or another kind of denoiser."""
+
+
+class NumericalError(LADError, ArithmeticError):
+    """The model produced NaN or infinity."""
+
+
+# -- profile and figures folder -------------------------------------------------------------------
+
+PROFILES = ("fast", "full")
+
+
+def profile() -> str:
+    """The profile in force, `"fast"` or `"full"`.
+
+    Raises:
+        InvalidInput: `LAD_PROFILE` is set to anything else.
+    """
+    name = os.environ.get("LAD_PROFILE") or "full"
+    if name not in PROFILES:
+        raise InvalidInput(f"LAD_PROFILE is {name!r}: set it to 'fast' or 'full', or unset it")
+    return name
+
+
+def figures_folder() -> Path:
+    """The folder figures are written to, as an absolute path; created if need be.
+
+    It never depends on the working folder when the package is a checkout, because a notebook's
+    kernel runs in `notebooks/`.
+
+    Raises:
+        InvalidInput: the folder cannot be created.
+    """
+    chosen = os.environ.get("LAD_FIGURES")
+    checkout = Path(__file__).resolve().parent.parent
+    if chosen:
+        folder = Path(chosen).expanduser().absolute()
+    elif (checkout / "pyproject.toml").is_file() and (checkout / "notebooks").is_dir():
+        folder = checkout / "figures"
+    else:
+        folder = Path.cwd() / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot create the figures folder {folder} ({error.strerror}): "
+            "set LAD_FIGURES to a folder you can write to"
+        ) from error
+    return folder
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears complete or not at all.
+
+    Raises:
+        OSError: the disk refuses; nothing is left behind.
+    """
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write plain values as `write_whole` writes bytes."""
+    write_whole(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_errors(
+    path: str | Path, remedy: str = "choose another path or free space"
+) -> Iterator[None]:
+    """Turn what a disk answers to a write (full, read-only, not a folder) into CacheError."""
+    try:
+        yield
+    except LADError:
+        raise
+    except Exception as error:
+        reason = disk_reason(error)
+        if reason is None:
+            raise
+        raise CacheError(
+            f"cannot write to {path} ({reason}): expected a writable folder with room; {remedy}"
+        ) from error
+
+
+def cache_errors(folder: str | Path):
+    """`disk_errors` for the cache of weights."""
+    return disk_errors(
+        folder, "free space there, or set LAD_CACHE (HF_HOME for models from the hub) to another"
+    )
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT)
+
+
+def disk_reason(error: BaseException | None) -> str | None:
+    """What is wrong with the disk, if that is what this error, or one it came from, says."""
+    while error is not None:
+        if isinstance(error, OSError) and (
+            error.errno in FULL
+            # Sockets are refused with some of these codes too, but they have no file name.
+            or (error.errno in IN_THE_WAY and error.filename is not None)
+        ):
+            return os.strerror(error.errno)
+        for code in FULL:  # pip and libraries written in Rust say it in words
+            if f"[Errno {code}]" in str(error) or f"(os error {code})" in str(error):
+                return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def one_line(error: object) -> str:
+    """What an error of somebody else's says, short enough to stand inside one of ours."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+def setting(
+    default: object,
+    help: str,
+    ge: float | None = None,
+    le: float | None = None,
+    gt: float | None = None,
+    **extra: object,
+):
+    """A field of a `settings` class: its default, what it does, its range.
+
+    `extra` is free for readers of the field, such as `group` and `label` for widgets and the
+    command line. A field of a few values has a `Literal` type and no range.
+    """
+    return Field(default, description=help, ge=ge, le=le, gt=gt, json_schema_extra=extra or None)
+
+
+def settings(cls: type) -> type:
+    """Class decorator: a frozen dataclass whose values are checked when it is made.
+
+    It is pydantic's dataclass in strict mode (no bool for a number, no NaN, no unknown name), with
+    `to_dict`, `from_dict` and errors of this package: `InvalidInput` names the setting, the value
+    and what is expected. Use `dataclasses.replace` to change a value.
+    """
+    made = pydantic_dataclass(
+        cls, frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    )
+    init = made.__init__
+
+    @functools.wraps(init)
+    def checked_init(self, *args, **kwargs):
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            raise InvalidInput(_explain(made, error)) from None
+
+    made.__init__ = checked_init
+    made.to_dict = _to_dict
+    made.from_dict = classmethod(_from_dict)
+    return made
+
+
+def describe(cls: type) -> dict[str, dict]:
+    """What is known of each field of a `settings` class, for option lists, sliders and docs.
+
+    Returns:
+        name -> `type` (annotation), `default`, `help`, `low`, `high` (None where unbounded),
+        `choices` (tuple, or None), and everything that was given as `extra`.
+    """
+    found = {}
+    for name, field in cls.__pydantic_fields__.items():
+        limits = {
+            k: getattr(m, k) for m in field.metadata for k in ("ge", "gt", "le") if hasattr(m, k)
+        }
+        kinds = [field.annotation, *get_args(field.annotation)]
+        choices = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), None)
+        found[name] = {
+            "type": field.annotation,
+            "default": field.get_default(call_default_factory=True),
+            "help": field.description,
+            "low": limits.get("ge", limits.get("gt")),
+            "high": limits.get("le"),
+            "choices": choices,
+            **(field.json_schema_extra or {}),
+        }
+    return found
+
+
+def _explain(cls: type, error: ValidationError) -> str:
+    """The first problem of a validation as got, expected."""
+    problem = error.errors(include_url=False)[0]
+    raised = problem.get("ctx", {}).get("error")
+    if isinstance(raised, InvalidInput):  # by __post_init__
+        return str(raised)
+    name, known = str(problem["loc"][0]), describe(cls)
+    if name not in known:
+        return f"unknown setting {name!r}: expected one of {', '.join(known)}"
+    got = repr(problem["input"])
+    got = got if len(got) <= 80 else got[:77] + "..."
+    return f"{name} = {got}: expected {_expected(known[name])}"
+
+
+def _expected(field: dict) -> str:
+    """The values a field can take, in words."""
+    if field["choices"]:
+        return f"one of {', '.join(map(str, field['choices']))}"
+    kinds = [field["type"], *get_args(field["type"])]
+    if bool in kinds:
+        return "True or False"
+    if get_origin(field["type"]) is tuple:
+        return f"a list of {' and '.join(kind.__name__ for kind in kinds[1:] if kind is not ...)}"
+    if not {int, float} & set(kinds):
+        return f"{getattr(field['type'], '__name__', field['type'])}"
+    words = "a number" if float in kinds else "a whole number"
+    low, high = field["low"], field["high"]
+    if low is not None and high is not None:
+        words += f" from {low} to {high}"
+    elif low is not None:
+        words += f" of at least {low}"
+    return words + (" or nothing" if type(None) in kinds else "")
+
+
+def _to_dict(self) -> dict:
+    """Plain values, for JSON and YAML; `from_dict` reads them back."""
+    return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _from_dict(cls: type, values: Mapping):
+    """Settings from plain values; what is not named keeps its default.
+
+    Raises:
+        InvalidInput: not a mapping, a name that is no setting, or a value outside its range.
+    """
+    if not isinstance(values, Mapping):
+        raise InvalidInput(
+            f"settings of type {type(values).__name__}: expected names with values, as `to_dict` "
+            "gives them"
+        )
+    given = {}
+    for name, value in values.items():
+        kind = getattr(cls.__pydantic_fields__.get(name), "annotation", None)
+        if hasattr(kind, "from_dict") and isinstance(value, Mapping):
+            value = kind.from_dict(value)
+        given[str(name)] = tuple(value) if isinstance(value, list) else value
+    return cls(**given)
+
+
+# -- provenance ------------------------------------------------------------------------------------
+
+
+def provenance(
+    model: str,
+    device: str,
+    dtype: str,
+    adapter_sha256: str | None = None,
+    backbone_digest: str | None = None,
+) -> dict:
+    """What a recorded number hangs on: model, adapter, device, precision and versions."""
+    return {
+        "model": model,
+        "backbone_digest": backbone_digest,
+        "adapter_sha256": adapter_sha256,
+        "device": device,
+        "dtype": dtype.removeprefix("torch."),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
