@@ -40,7 +40,7 @@ import json
 import torch
 
 import lad
-from lad.diffusion.denoiser import shipped_adapter
+from lad.diffusion.adapter import shipped_adapter
 from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
 from lad.training import self_distil
 from lad.viz import attention, training

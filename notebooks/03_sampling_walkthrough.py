@@ -41,9 +41,10 @@ from dataclasses import replace
 
 from IPython.display import HTML
 
-from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.drafts import INFILL_PROMPT, gapped, visible_text
-from lad.diffusion.sampler import RefineConfig, preset, record
+from lad.diffusion.config import RefineConfig, preset
+from lad.diffusion.sampler import record
 from lad.utils import profile
 from lad.viz.gallery import FIGURES, gallery, save_trace, show_recorded
 from lad.viz.html import costs_text, draft_html, filmstrip_text, legend_html, page_html

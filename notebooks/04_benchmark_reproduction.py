@@ -29,8 +29,8 @@ from collections import Counter
 
 import torch
 
-from lad.diffusion.denoiser import load_denoiser
-from lad.diffusion.sampler import preset
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import preset
 from lad.evaluation.curve import read_letters
 from lad.evaluation.examples import live_items
 from lad.evaluation.generation import refine_traces

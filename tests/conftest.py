@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from lad.__main__ import main
-from lad.diffusion.denoiser import ATTENTIONS, TARGETS, Denoiser, DenoiserConfig, load_denoiser
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import ATTENTIONS, TARGETS, DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, train
 
@@ -37,7 +39,8 @@ def stir(denoiser: Denoiser, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.model.named_parameters():
         if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+            values = torch.randn(parameter.shape, generator=generator) * 0.3
+            parameter.data = values.to(parameter)
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
@@ -81,6 +84,14 @@ def check_learning(denoiser: Denoiser, folder: Path | None = None, **knobs) -> N
     pairs = [Pair(f"say {n}", f"{n}!") for n in range(60)]
     losses = [row["loss"] for row in train(denoiser, pairs, config, folder) if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped without one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from conftest import stir
 from torch import nn
 
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, train
 from lad.training.parallel import in_turn

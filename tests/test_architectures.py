@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM
 from lad.accel.cuda_graphs import Passes
 from lad.diffusion import reference
 from lad.diffusion.config import RefineConfig
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig, attention_mask, load_denoiser
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.diffusion.sampler import record, refine_batch
 from lad.models.chat import encode_prompt, encode_prompts
 from lad.models.loading import ARCHITECTURES

@@ -152,7 +152,7 @@ def contrast(one, other):
 # -- JupyterLab ------------------------------------------------------------------------------------
 
 CELLS = """
-from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.adapter import load_denoiser
 from lad.widgets import InfillExplorer, RefinementExplorer, RepairExplorer
 from lad.widgets.accessibility import name_controls
 denoiser = load_denoiser("tiny", {adapter!r})

@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.diffusion import reference
-from lad.diffusion.corruption import (
-    KINDS,
-    CorruptionConfig,
-    apply_plan,
-    corrupt,
-    draw_plan,
-    expected_rates,
-)
+from lad.diffusion.config import KINDS, CorruptionConfig
+from lad.diffusion.corruption import apply_plan, corrupt, draw_plan
 from lad.utils import InvalidInput
 
 MASK, VOCABULARY = 99, 100
@@ -187,7 +181,7 @@ def test_drawn_damage_comes_at_the_rate_expected(kind):
         "replace": plan.replace,
         "shift": plan.shift_length > 0,
     }[kind].float()
-    expected = expected_rates(severity, config)[kind]
+    expected = config.expected_rates(severity)[kind]
     error = (expected * (1 - expected) / touched.numel()) ** 0.5
     # Ends of an answer have one neighbour only, hence the small allowance of 1/length.
     assert abs(touched.mean().item() - expected) < 4 * error + 1 / length

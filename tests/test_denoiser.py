@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lad.diffusion import reference
-from lad.diffusion.denoiser import (
-    ATTENTIONS,
-    TARGETS,
-    Denoiser,
-    DenoiserConfig,
-    attention_mask,
-    load_denoiser,
-    pad_prompts,
-)
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import ATTENTIONS, TARGETS, DenoiserConfig
+from lad.diffusion.denoiser import Denoiser, attention_mask, pad_prompts
 from lad.models.chat import encode_prompt
 from lad.models.registry import load_backbone
 from lad.utils import (
@@ -44,7 +38,7 @@ def test_the_mask_is_the_plain_one(kind, length, seed):
     p, a = length
     masked = torch.rand(1, p + a, generator=torch.Generator().manual_seed(seed)) < 0.5
     masked[:, :p] = False
-    got = attention_mask(torch.tensor([p]), p + a, *kind, masked=masked)
+    got = attention_mask(torch.tensor([p]), p + a, *kind, is_masked=masked)
     assert torch.equal(got, reference.attention_mask(p, p + a, *kind, masked[0].tolist()))
 
 
@@ -54,7 +48,7 @@ def test_mask_blind_hides_masks_from_what_is_visible_and_nothing_else(length, se
     masked = torch.rand(1, p + a, generator=torch.Generator().manual_seed(seed)) < 0.5
     masked[:, :p] = False
     lengths = torch.tensor([p])
-    blind = attention_mask(lengths, p + a, "mask-blind", masked=masked)[0, 0]
+    blind = attention_mask(lengths, p + a, "mask-blind", is_masked=masked)[0, 0]
     plain = attention_mask(lengths, p + a, "prompt-causal")[0, 0]
     assert not blind[~masked[0]][:, masked[0]].any()
     assert torch.equal(blind[masked[0]], plain[masked[0]])
@@ -318,7 +312,7 @@ def test_saving_over_an_adapter_replaces_it(saved):
 def test_a_disk_that_refuses_is_named_and_leaves_nothing(saved, tmp_path):
     denoiser, _ = saved
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="cannot write the adapter"):
+    with pytest.raises(CacheError, match="cannot write to"):
         denoiser.save(tmp_path / "file" / "adapter")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "file"]
 

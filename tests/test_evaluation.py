@@ -12,8 +12,10 @@ from conftest import new_denoiser, run, tiny_denoiser
 import lad
 from lad.cli.evaluate import spread, written
 from lad.diffusion.corruption import corrupt
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig
-from lad.diffusion.sampler import RefineConfig, record, refine
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import record, refine
 from lad.evaluation import adapter_eval as evaluation
 from lad.evaluation.adapter_eval import AHEAD, ahead_scores, evaluate, masked_scores, repair_scores
 from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers

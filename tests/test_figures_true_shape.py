@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lad.diffusion.denoiser import DenoiserConfig
+from lad.diffusion.config import DenoiserConfig
 from lad.utils import DamagedFile
 from lad.viz.style import to_png
 from lad.viz.true_shape import speed_finding, true_shape

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lad.accel.merged_lora import folded
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import load_backbone
 
 

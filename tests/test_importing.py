@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.adapter import load_denoiser
 from lad.models.lad_checkpoint import LAYOUT, import_checkpoint
 from lad.models.registry import load_backbone
 from lad.models.unpickling import TorchArchive, walk

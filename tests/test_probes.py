@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import tiny_denoiser
 
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
 from lad.models.registry import load_backbone
 from lad.training import Pair

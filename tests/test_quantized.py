@@ -10,7 +10,9 @@ from checkpoints import save_checkpoint
 from conftest import check_learning, stir
 
 from lad.diffusion.config import RefineConfig
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record
 from lad.evaluation.dry_run import flops_per_token
 from lad.evaluation.floor import floor

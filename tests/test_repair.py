@@ -9,9 +9,10 @@ from conftest import run, run_in_terminal, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
-from lad.diffusion.sampler import PRESETS, RefineConfig, record
+from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 

@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.diffusion import reference
+from lad.diffusion.remasking import choose_positions, confidence_weights, split_budget
 from lad.diffusion.schedule import (
-    choose_positions,
-    confidence_weights,
     mask_count,
     mask_counts,
     noise_level,
-    split_budget,
 )
 from lad.utils import InvalidInput
 

@@ -7,7 +7,8 @@ import pytest
 from conftest import run, tiny_denoiser
 from traces import EOS, make_trace, words
 
-from lad.diffusion.sampler import RefineConfig, record
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import record
 from lad.evaluation.convergence import QUALITY, WAYS, _bins, _cut, run_study, settling
 from lad.training import Pair, held_out_prompts
 from lad.utils import DamagedFile, InvalidInput

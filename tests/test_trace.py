@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import EOS, MASK, make_trace
 
-from lad.diffusion.sampler import RefineConfig, record
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, DamagedFile, InvalidInput
 
@@ -21,7 +22,7 @@ def test_what_changed_and_when_it_settled():
         [b"a", b"c", b"d", EOS],
         remask=[[1], [2], []],
     )
-    assert trace.masked.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
+    assert trace.is_masked.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
     assert trace.changed.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
     assert trace.settled_at.tolist() == [0, 1, 2, 0]
     assert trace.tokens == 3 and trace.answer == "acd"
@@ -78,7 +79,7 @@ def test_every_truncation_is_damage(path):
             Trace.load(path)
 
 
-def damage(lines, number, **changes):
+def change(lines, number, **changes):
     lines[number] = json.dumps(json.loads(lines[number]) | changes)
 
 
@@ -89,14 +90,14 @@ def damage(lines, number, **changes):
         (0, {"schema": "other"}, "no trace header"),
         (1, {"draft": [1]}, "inconsistent"),
         (1, {"draft": [1, 5000]}, "5000"),
-        (1, {"remask": [7]}, "7"),
+        (1, {"renoised": [7]}, "7"),
         (2, {"iteration": 5}, "inconsistent"),
         (3, {"end": 9}, "truncated"),
     ],
 )
 def test_inconsistent_files_say_what_is_wrong(path, number, changes, named):
     lines = path.read_text().splitlines()
-    damage(lines, number, **changes)
+    change(lines, number, **changes)
     path.write_text("\n".join(lines))
     with pytest.raises(DamagedFile, match=named):
         Trace.load(path)
@@ -121,7 +122,7 @@ def test_a_failing_save_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_path_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="cannot write the trace"):
+    with pytest.raises(CacheError, match="cannot write to"):
         make_trace([b"a"]).save(tmp_path / "file" / "t.jsonl")
 
 

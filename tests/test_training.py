@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.diffusion.corruption import CorruptionConfig, corrupt
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.models.chat import encode_prompt, encode_prompts
 from lad.models.registry import load_backbone
 from lad.training import (

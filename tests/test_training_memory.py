@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import stir
 
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, journal, memory, train
 from lad.training.data import pack

@@ -13,7 +13,7 @@ import torch
 from sharded import CASES, HELD, LONG, PAIRS, adapter, fresh, kept, stopping
 
 from lad.__main__ import main
-from lad.diffusion.denoiser import load_denoiser
+from lad.diffusion.adapter import load_denoiser
 from lad.training import TrainConfig, sharding, train
 from lad.utils import InvalidInput
 

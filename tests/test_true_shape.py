@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from lad.__main__ import main
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.dry_run import AIM, dry_run, flops_per_token, made_up_pairs
 from lad.evaluation.floor import floor
 from lad.evaluation.true_shape import add_run, floor_of_bits, measure_iterations

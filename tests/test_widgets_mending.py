@@ -66,7 +66,7 @@ def test_a_repair_starts_from_the_text_and_masks_nothing(repair, denoiser):
     config = RefineConfig(iterations=4, remasking="none", answer_length=len(draft.tokens))
     prompt = REPAIR_PROMPT.replace("{text}", TEXT)
     assert repair.trace == record(denoiser, prompt, config, draft=draft.tokens)
-    assert not repair.trace.masked.any()
+    assert not repair.trace.is_masked.any()
     repair.player.slider.value = 0
     assert "Before." in repair.player.caption.value
     assert "nothing of it masked" in repair.player.caption.value
@@ -77,7 +77,7 @@ def test_a_hidden_word_is_masked_and_the_question_is_asked(repair, denoiser):
     repair.run()
     assert repair.wait(PATIENCE)
     assert repair.trace.prompt == "count!"
-    assert repair.trace.masked.sum(axis=1).tolist()[:2] == [1, 0]
+    assert repair.trace.is_masked.sum(axis=1).tolist()[:2] == [1, 0]
     repair.player.slider.value = 0
     assert "1 of its positions masked" in repair.player.caption.value
 
@@ -94,7 +94,7 @@ def test_infilling_keeps_the_words_and_fills_the_gaps(infill, denoiser):
     assert infill.trace == expected
     kept = draft.fixed.numpy()
     assert (infill.trace.drafts[:, kept] == draft.tokens.numpy()[kept]).all()
-    assert infill.trace.masked[0].sum() == 3
+    assert infill.trace.is_masked[0].sum() == 3
 
 
 def test_what_the_text_lacks_is_said(infill, repair):

@@ -13,7 +13,8 @@ from traces import make_trace, words
 from traitlets import TraitError
 
 from lad.diffusion.config import CHOICES
-from lad.diffusion.sampler import PRESETS, RANGES, RefineConfig, preset, record
+from lad.diffusion.config import PRESETS, RANGES, RefineConfig, preset
+from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
 from lad.utils import AssetUnavailable
 from lad.viz.tokens import frames

@@ -59,7 +59,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time the sampler against its plain loops and the backbone's left-to-right answers."""
-    from lad.diffusion.denoiser import load_denoiser
+    from lad.diffusion.adapter import load_denoiser
     from lad.evaluation.bench import bench as run_bench
     from lad.models.registry import load_backbone
     from lad.utils import sha256_file, write_json

@@ -35,7 +35,7 @@ def bench_shape(
     as_json: AsJson = False,
 ) -> None:
     """Time iterations of a model of that shape against their floor; the weights are random."""
-    from lad.diffusion.denoiser import DenoiserConfig
+    from lad.diffusion.config import DenoiserConfig
     from lad.evaluation.true_shape import add_run, measure_iterations
     from lad.training.config import check_names, read_config
 

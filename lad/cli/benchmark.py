@@ -17,7 +17,7 @@ from lad.cli.evaluate import progress, read_settings
 from lad.utils import InvalidInput
 
 if TYPE_CHECKING:
-    from lad.diffusion.sampler import RefineConfig
+    from lad.diffusion.config import RefineConfig
     from lad.evaluation.respondents import Respondent
 
 ALL = "arc-easy,arc-challenge,mmlu,hellaswag"
@@ -271,8 +271,8 @@ def respond(
     """Who answers, and where that comes from."""
     import torch
 
-    from lad.diffusion.denoiser import load_denoiser
-    from lad.diffusion.sampler import preset as settings_of
+    from lad.diffusion.adapter import load_denoiser
+    from lad.diffusion.config import preset as settings_of
     from lad.evaluation.adapter_eval import provenance
     from lad.evaluation.respondents import Backbone, Denoising
     from lad.models.registry import load_backbone

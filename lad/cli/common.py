@@ -14,7 +14,7 @@ from lad.utils import InvalidInput
 if TYPE_CHECKING:
     from lad.diffusion.denoiser import Denoiser
     from lad.diffusion.drafts import Draft
-    from lad.diffusion.sampler import RefineConfig
+    from lad.diffusion.config import RefineConfig
 
 Model = Annotated[
     str,

@@ -23,7 +23,7 @@ from lad.utils import InvalidInput
 
 if TYPE_CHECKING:
     from lad.diffusion.denoiser import Denoiser
-    from lad.diffusion.sampler import RefineConfig
+    from lad.diffusion.config import RefineConfig
     from lad.models.registry import LoadedBackbone
 
 DATA = Path(__file__).parents[1] / "assets"
@@ -92,7 +92,7 @@ def read_settings(text: str) -> dict[str, RefineConfig]:
     Raises:
         InvalidInput: no such preset or file, or a file that holds no valid settings.
     """
-    from lad.diffusion.sampler import RefineConfig, preset
+    from lad.diffusion.config import RefineConfig, preset
 
     chosen = {}
     for name in text.split(","):
@@ -146,7 +146,7 @@ def load_both(
     """What is measured, and by which backbone; None where its own with the adapter off will do."""
     import torch
 
-    from lad.diffusion.denoiser import load_denoiser
+    from lad.diffusion.adapter import load_denoiser
     from lad.models.registry import load_backbone
 
     where = choose_device(device)
@@ -256,7 +256,7 @@ def show(result: dict) -> None:
 
 def describe(config: dict) -> str:
     """Settings as text, those that are as `RefineConfig` has them left out."""
-    from lad.diffusion.sampler import RefineConfig
+    from lad.diffusion.config import RefineConfig
 
     usual = RefineConfig().to_dict()
     told = [f"{key} {value}" for key, value in config.items() if value != usual[key]]

@@ -35,7 +35,7 @@ def train(
     import torch
     import torch.distributed as dist
 
-    from lad.diffusion.denoiser import DenoiserConfig
+    from lad.diffusion.config import DenoiserConfig
     from lad.training import TrainConfig, read_config, read_pairs
     from lad.training import train as run_training
     from lad.training.config import check_names
@@ -98,7 +98,9 @@ def load(model: str, adapter: Path | None, settings: dict, training, where: str)
     """The denoiser where it will be trained; each process its shard of it, if that is wanted."""
     import torch
 
-    from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+    from lad.diffusion.adapter import load_denoiser
+    from lad.diffusion.config import DenoiserConfig
+    from lad.diffusion.denoiser import Denoiser
     from lad.models.registry import get_backbone, load_backbone
     from lad.training.parallel import in_turn
     from lad.training.sharding import all_processes, check_shardable, shard

@@ -1,92 +1,89 @@
-"""Adapters on disk: LoRA weights, and the small card that says what they are for.
+"""Adapters on disk: LoRA weights, and the small card that names what they are for.
 
     adapter_config.json, adapter_model.safetensors   as peft writes them
     denoiser.json                                    attention, target, MASK, backbone, digest
 
-The card is what makes loading a mismatched adapter an error instead of noise.
+The card makes loading a mismatched adapter an error.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
+from lad.models.registry import get_backbone, load_backbone
 from lad.utils import (
     AdapterMismatch,
     AssetUnavailable,
-    CacheError,
     DamagedFile,
     InvalidInput,
+    disk_errors,
     sha256_file,
 )
 
-__all__ = [
-    "ATTENTIONS",
-    "LINEAR_LAYERS",
-    "TARGETS",
-    "DenoiserConfig",
-    "check_equal",
-    "read_card",
-    "read_weights",
-    "shipped_adapter",
-    "write_adapter",
-]
-
-ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
-TARGETS = ("same", "next")  # in this order: by how far right of its state a token stands
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 SCHEMA = 1  # of denoiser.json
+NEEDED = ("backbone", "backbone_digest", "mask_token_id", "eos_token_id", "adapter_sha256")
 
 
-@dataclass(frozen=True)
-class DenoiserConfig:
-    """What an adapter was trained to be.
+def load_denoiser(
+    name: str = "smollm2-135m",
+    adapter: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    merge: bool = True,
+) -> Denoiser:
+    """Load a backbone with a trained adapter.
 
-    Attributes:
-        attention: one of `ATTENTIONS`.
-        target: one of `TARGETS`.
-        rank, alpha: LoRA's rank and scale (the update is multiplied by alpha / rank).
-        layers: names of the linear layers that carry LoRA.
-        context: longest prompt plus answer seen in training, in tokens.
+    Args:
+        name: a backbone, as `lad.models.registry.get_backbone` reads it.
+        adapter: folder with `denoiser.json`; the shipped one by default.
+        dtype: float32 on a CPU and bfloat16 elsewhere by default.
+        merge: fold the adapter into the weights, see `Denoiser.merge`; never into quantised ones,
+            whose rounding would lose it.
+
+    Raises:
+        InvalidInput: unknown backbone, or a path that is no adapter.
+        AssetUnavailable: weights that cannot be had, or no adapter shipped.
+        DamagedFile: a truncated or altered adapter, or one with NaN weights.
+        AdapterMismatch: an adapter for another backbone.
     """
+    spec = get_backbone(name)  # an unknown model is refused first
+    folder = Path(adapter) if adapter is not None else shipped_adapter(spec.name)
+    config, card = read_card(folder)
+    weights = read_weights(folder, card)
+    if card["backbone"] != spec.name:
+        raise AdapterMismatch(
+            f"the adapter in {folder} was trained for {card['backbone']!r}, not for {spec.name!r}: "
+            f"expected a matching pair; pass --model {card['backbone']}"
+        )
+    backbone = load_backbone(name, device=device, dtype=dtype)
+    for key in ("mask_token_id", "eos_token_id"):
+        check_equal(folder, key, card[key], getattr(backbone, key))
+    check_equal(folder, "backbone_digest", card["backbone_digest"], backbone.digest)
 
-    attention: str = "prompt-causal"
-    target: str = "next"
-    rank: int = 64
-    alpha: int = 128
-    layers: tuple[str, ...] = LINEAR_LAYERS
-    context: int = 256
-
-    def __post_init__(self) -> None:
-        for name, known in (("attention", ATTENTIONS), ("target", TARGETS)):
-            if getattr(self, name) not in known:
-                raise InvalidInput(
-                    f"{name} = {getattr(self, name)!r}: expected one of {', '.join(known)}"
-                )
-        for name in ("rank", "alpha", "context"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} = {getattr(self, name)}: expected at least 1")
-        object.__setattr__(self, "layers", tuple(self.layers))
-
-    @property
-    def shift(self) -> int:
-        """How many positions left of a token the state stands that predicts it: 0 or 1."""
-        return TARGETS.index(self.target)
-
-    def to_dict(self) -> dict:
-        """Plain values, for JSON."""
-        return asdict(self) | {"layers": list(self.layers)}
+    denoiser = Denoiser.create(backbone, config)
+    present = {key: value for key, value in denoiser.model.state_dict().items() if "lora_" in key}
+    # peft writes "…lora_A.weight" and holds "…lora_A.default.weight".
+    weights = {key.replace(".weight", ".default.weight"): value for key, value in weights.items()}
+    if {k: v.shape for k, v in present.items()} != {k: v.shape for k, v in weights.items()}:
+        raise AdapterMismatch(
+            f"the weights in {folder} do not fit its denoiser.json (rank {config.rank} on "
+            f"{', '.join(config.layers)}): expected both from one training run"
+        )
+    with torch.no_grad():
+        for key, value in weights.items():
+            present[key].copy_(value)
+    denoiser.adapter_sha256 = card["adapter_sha256"]
+    return denoiser.merge() if merge and not spec.bits else denoiser
 
 
 def shipped_adapter(name: str) -> Path:
@@ -104,55 +101,47 @@ def shipped_adapter(name: str) -> Path:
     return folder
 
 
-def write_adapter(folder: Path, model: PeftModel, config: DenoiserConfig, card: dict) -> str:
-    """Write weights in bfloat16 and the card; the folder appears, or is replaced, whole.
+def save_adapter(denoiser: Denoiser, folder: Path) -> Path:
+    """Write the weights in bfloat16 and the card; the folder appears, or is replaced, whole.
 
-    Args:
-        card: what the weights belong to: backbone, its digest, MASK and EOS.
-
-    Returns:
-        The sha256 of the weights' file, which the card names too.
+    Raises:
+        CacheError: the disk is full or cannot be written.
     """
-    partial = None
-    try:
+    weights = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in denoiser.model.state_dict().items()
+        if "lora_" in name
+    }
+    lora = denoiser.model.peft_config["default"]
+    lora.base_model_name_or_path = denoiser.backbone.spec.name  # not a path of this machine
+    lora.target_modules = sorted(lora.target_modules)
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        weights = {
-            name: tensor.to(torch.bfloat16).contiguous()
-            for name, tensor in model.state_dict().items()
-            if "lora_" in name
-        }
-        described = model.peft_config["default"]
-        described.base_model_name_or_path = card["backbone"]  # not a path of this machine
-        described.target_modules = sorted(described.target_modules)
-        # Asked about embeddings, peft would look for the backbone on the hub.
-        model.save_pretrained(partial, state_dict=weights, save_embedding_layers=False)
-        (partial / "README.md").unlink(missing_ok=True)  # peft's template says nothing
-        (partial / "adapter_model.safetensors").chmod(0o644)  # made for the owner alone
-        digest = sha256_file(partial / "adapter_model.safetensors")
-        values = {"schema": SCHEMA, **card, "adapter_sha256": digest, **config.to_dict()}
-        (partial / "denoiser.json").write_text(json.dumps(values, indent=2) + "\n")
-        partial.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.rename(old / folder.name)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            partial = Path(scratch) / "new"
+            # Asked about embeddings, peft would look for the backbone on the hub.
+            denoiser.model.save_pretrained(partial, state_dict=weights, save_embedding_layers=False)
+            (partial / "README.md").unlink(missing_ok=True)  # peft's template says nothing
+            (partial / "adapter_model.safetensors").chmod(0o644)  # made for the owner alone
+            card = {
+                "schema": SCHEMA,
+                "backbone": denoiser.backbone.spec.name,
+                "backbone_digest": denoiser.backbone.digest,
+                "mask_token_id": denoiser.mask_token_id,
+                "eos_token_id": denoiser.eos_token_id,
+                "adapter_sha256": sha256_file(partial / "adapter_model.safetensors"),
+                **denoiser.config.to_dict(),
+            }
+            (partial / "denoiser.json").write_text(json.dumps(card, indent=2) + "\n")
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
             partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-    except OSError as error:
-        raise CacheError(
-            f"cannot write the adapter to {folder} ({error}): expected a writable folder with "
-            "room; choose another path or free some space"
-        ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-    return digest
+    denoiser.adapter_sha256 = card["adapter_sha256"]
+    return folder
 
 
 def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
-    """`denoiser.json` as settings and as it stands."""
+    """`denoiser.json` as settings and as it is in the file."""
     path = folder / "denoiser.json"
     if not path.is_file():
         raise InvalidInput(
@@ -163,9 +152,8 @@ def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
         card = json.loads(path.read_text(encoding="utf-8"))
         if card["schema"] != SCHEMA:
             raise ValueError(f"schema {card['schema']}, this code reads {SCHEMA}")
-        config = DenoiserConfig(**{key: card[key] for key in DenoiserConfig().to_dict()})
-        needed = ("backbone", "backbone_digest", "mask_token_id", "eos_token_id", "adapter_sha256")
-        return config, card | {key: card[key] for key in needed}
+        config = DenoiserConfig.from_dict({key: card[key] for key in DenoiserConfig().to_dict()})
+        return config, card | {key: card[key] for key in NEEDED}
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(
             f"{path} is unreadable ({error!r}): expected what `lad train` wrote; restore the file"
@@ -196,7 +184,7 @@ def read_weights(folder: Path, card: dict) -> dict[str, Tensor]:
 
 
 def check_equal(folder: Path, what: str, got: object, expected: object) -> None:
-    """Refuse an adapter whose card disagrees with the backbone at hand."""
+    """Refuse an adapter whose card disagrees with the backbone."""
     if got != expected:
         raise AdapterMismatch(
             f"the adapter in {folder} says {what} = {got!r}, the backbone has {expected!r}: "

@@ -1,4 +1,4 @@
-"""Every setting of a refinement with its range, default and help, as one frozen object; presets.
+"""Settings of refinement, denoiser and corruption: ranges, defaults, help; presets.
 
 This table is the only description of a setting: checks, the command line, the notebooks' controls
 and the documentation are made from it (`lad.utils.describe`).
@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from lad.diffusion.remasking import STRATEGIES
 from lad.utils import InvalidInput, describe, setting, settings
 
-REMASKING = tuple(STRATEGIES)
+REMASKING = ("none", "random", "guided", "threshold")  # the names in `remasking.STRATEGIES`
+KINDS = ("swap", "duplicate", "replace", "shift")  # of structural noise
+REPEATS = ("allow", "remask", "replace")
+ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
+TARGETS = ("same", "next")
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SCHEDULED = ("random", "guided")  # strategies that mask as many positions as the schedule says
 BASICS, NOISE, SAMPLING, LENGTH = "Basics", "Noise between iterations", "Sampling", "Length"
 
@@ -111,7 +115,7 @@ class RefineConfig:
         label="Window",
         used_by=("threshold",),
     )
-    repeats: Literal["allow", "remask", "replace"] = setting(
+    repeats: Literal[REPEATS] = setting(
         "allow",
         "of two equal neighbours the less confident is left (allow), masked again (remask; not "
         "when noiseless) or drawn as another token (replace)",
@@ -189,6 +193,93 @@ class RefineConfig:
     def greedy(self) -> bool:
         """True when sampling is deterministic."""
         return self.temperature == 0 or self.top_k == 1
+
+
+@settings
+class DenoiserConfig:
+    """What an adapter is trained to be; `lad.diffusion.denoiser` explains attention and target.
+
+    Raises:
+        InvalidInput: a value outside its range.
+    """
+
+    attention: Literal[ATTENTIONS] = setting("prompt-causal", "which position attends to which")
+    target: Literal[TARGETS] = setting(
+        "next", "the token that the state at position i predicts: i (same) or i + 1 (next)"
+    )
+    rank: int = setting(64, "LoRA's rank", 1)
+    alpha: int = setting(128, "LoRA's scale: the update is multiplied by alpha / rank", 1)
+    layers: tuple[str, ...] = setting(LINEAR_LAYERS, "names of the linear layers with LoRA")
+    context: int = setting(256, "longest prompt and answer in training, in tokens", 1)
+
+    @property
+    def shift(self) -> int:
+        """How many positions left of a token the state is that predicts it: 0 or 1."""
+        return TARGETS.index(self.target)
+
+
+@settings
+class CorruptionConfig:
+    """How much of each noise. The defaults are those of the paper, and *replace* is on as well: the
+    authors' post names it, their code never applies it.
+
+    Raises:
+        InvalidInput: a value outside its range.
+    """
+
+    all_masked: float = setting(
+        0.1, "probability that the whole answer becomes MASK, and nothing else happens", 0, 1
+    )
+    mask_probability: float = setting(
+        0.5, "otherwise, probability that some positions are masked", 0, 1
+    )
+    mask_fraction: tuple[float, float] = setting(
+        (0.0, 0.5), "the share of positions masked is then drawn from U(low, high)"
+    )
+    block_share: float = setting(
+        0.0, "of those answers, the share whose masks form one block, as in infilling", 0, 1
+    )
+    suffix_share: float = setting(
+        0.0,
+        "of those answers, the share masked as in left-to-right decoding: clean up to a random "
+        "point, then up to 64 positions partly masked, then all masked; ignores mask_fraction",
+        0,
+        1,
+    )
+    structural_probability: float = setting(
+        1.0, "otherwise, probability that the structural kinds act at all", 0, 1
+    )
+    rate: float = setting(
+        0.25, "a kind acts on a position with probability severity * rate (the paper's p/4)", 0, 1
+    )
+    kinds: tuple[str, ...] = setting(KINDS, "structural kinds that act")
+
+    def __post_init__(self) -> None:
+        if self.block_share + self.suffix_share > 1:
+            raise InvalidInput(
+                f"block_share + suffix_share = {self.block_share + self.suffix_share}: "
+                "expected at most 1 together"
+            )
+        low, high = self.mask_fraction
+        if not 0 <= low <= high <= 1:
+            raise InvalidInput(
+                f"mask_fraction = {self.mask_fraction}: expected 0 <= low <= high <= 1"
+            )
+        if not set(self.kinds) <= set(KINDS):
+            raise InvalidInput(f"kinds = {self.kinds}: expected any of {', '.join(KINDS)}")
+
+    def expected_rates(self, severity: float) -> dict[str, float]:
+        """Share of answer positions that each kind touches on average at a severity, by kind.
+
+        It holds for long answers that are not masked as a suffix. A swap moves two tokens and runs
+        of swaps overlap: a position is touched unless neither of its two pairs is swapped. A shift
+        copies at most 3 tokens whatever the length, so its rate is per answer, not per position.
+        """
+        q = severity * self.rate
+        rates = {"swap": 1 - (1 - q) ** 2, "duplicate": q, "replace": q, "shift": q}
+        return {kind: rate for kind, rate in rates.items() if kind in self.kinds} | {
+            "mask": self.mask_probability * sum(self.mask_fraction) / 2
+        }
 
 
 RANGES = {name: (field["low"], field["high"]) for name, field in describe(RefineConfig).items()}

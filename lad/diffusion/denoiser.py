@@ -1,16 +1,16 @@
-"""The denoiser: a frozen causal LLaMA plus LoRA, run so that the answer sees all of itself.
+"""The denoiser: a frozen causal LLaMA plus LoRA, run with a non-causal attention mask.
 
-Two choices turn a left-to-right model into a denoiser, and `denoiser.json` beside the adapter fixes
-them, because weights trained under one choice are noise under another.
+Two choices turn a left-to-right model into a denoiser; `denoiser.json` beside the adapter names
+them, because weights trained under one choice do not work under another.
 
 Attention
     bidirectional   every position attends to every position: the paper's.
     prompt-causal   the prompt attends causally, as the backbone was pretrained, and only the answer
                     attends to everything. The prompt's states then do not depend on the answer, so
                     its keys and values are computed once and reused at every iteration.
-    mask-blind      prompt-causal, and nothing visible looks at a MASK: a MASK has nothing to tell,
-                    and a pretrained model that never met one is thrown off by sixty. MASK positions
-                    themselves look at everything, so masked neighbours can still agree.
+    mask-blind      prompt-causal, and no visible position attends to a MASK: MASK carries no
+                    information and is out of distribution for the backbone. MASK positions attend
+                    to everything, so masked neighbours can still agree.
 
 Target
     same            the state at position i predicts token i: the paper's.
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -37,33 +37,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import DynamicCache
 
-from lad.accel.llama_layers import Graphs, Layers
-from lad.diffusion.adapter import (
-    ATTENTIONS,
-    LINEAR_LAYERS,
-    TARGETS,
-    DenoiserConfig,
-    check_equal,
-    read_card,
-    read_weights,
-    shipped_adapter,
-    write_adapter,
-)
+from lad.diffusion.config import TARGETS, DenoiserConfig
 from lad.models.chat import Prompt, encode_prompt
-from lad.models.registry import LoadedBackbone, get_backbone, load_backbone
-from lad.utils import AdapterMismatch
-
-__all__ = [
-    "ATTENTIONS",
-    "LINEAR_LAYERS",
-    "TARGETS",
-    "Denoiser",
-    "DenoiserConfig",
-    "PromptCache",
-    "attention_mask",
-    "load_denoiser",
-    "pad_prompts",
-]
+from lad.models.registry import LoadedBackbone
 
 
 def attention_mask(
@@ -72,33 +48,34 @@ def attention_mask(
     attention: str,
     target: str = "next",
     padding: Tensor | None = None,
-    masked: Tensor | None = None,
-    reading_from: Tensor | None = None,
+    is_masked: Tensor | None = None,
+    causal_from: Tensor | None = None,
 ) -> Tensor:
-    """Which position may attend to which: `(b, 1, t, t)` bool, rows are queries, True is visible.
+    """Which position attends to which: `(b, 1, t, t)` bool, a row a query, True is visible.
 
     Args:
-        prompt_lengths: `(b,)` int64, positions before the answer, padding among them.
+        prompt_lengths: `(b,)` int64, positions before the answer, padding included.
         total: t, prompt and answer positions together.
-        padding: `(b,)` int64, positions on the left that stand for nothing and that no other sees;
-            each sees itself, because a softmax over nothing is NaN.
-        masked: `(b, t)` bool, where the input is MASK; only "mask-blind" asks.
-        reading_from: `(b,)` int64, the position from which on a row is read from left to right:
-            what stands there is seen only by itself and what follows it.
+        attention, target: see the top of this module.
+        padding: `(b,)` int64, left-padding length of each prompt. A padding position attends to
+            itself alone, because a softmax over nothing is NaN.
+        is_masked: `(b, t)` bool, where the input is MASK; used by "mask-blind".
+        causal_from: `(b,)` int64, the position from which on attention is causal: those positions
+            are visible only to themselves and to later ones (training on left-to-right rows).
     """
     position = torch.arange(total, device=prompt_lengths.device)
+    causal = position[None, :] <= position[:, None]  # (t, t)
     if attention == "bidirectional":
         visible = position.new_ones((len(prompt_lengths), total, total), dtype=torch.bool)
     else:
-        causal = position[None, :] <= position[:, None]  # (t, t)
         first_free = prompt_lengths - TARGETS.index(target)  # what predicts the answer is free
         free = position[None, :] >= first_free[:, None]  # (b, t), queries that see everything
         visible = causal[None] | free[:, :, None]
-    if attention == "mask-blind" and masked is not None:
-        visible = visible & (masked[:, :, None] | ~masked[:, None, :])
-    if reading_from is not None:
-        before = position[None, :] < reading_from[:, None]  # (b, t), keys that all may see
-        visible = visible & (before[:, None, :] | (position[None, :] <= position[:, None]))
+    if attention == "mask-blind" and is_masked is not None:
+        visible = visible & (is_masked[:, :, None] | ~is_masked[:, None, :])
+    if causal_from is not None:
+        before = position[None, :] < causal_from[:, None]  # (b, t), keys that all may see
+        visible = visible & (before[:, None, :] | causal)
     if padding is not None:
         real = position[None, :] >= padding[:, None]  # (b, t)
         visible = (visible & real[:, None, :]) | (position[None, :] == position[:, None])
@@ -110,7 +87,7 @@ def pad_prompts(prompts: Sequence[Tensor], filler: int = 0) -> tuple[Tensor, Ten
 
     Args:
         prompts: `(p_i,)` int64 each.
-        filler: token id that stands where nothing is; no position sees it.
+        filler: token id of padding; no position attends to it.
 
     Returns:
         `(b, p)` int64, p being the longest, and `(b,)` int64, the padding of each; None when all
@@ -128,22 +105,30 @@ def pad_prompts(prompts: Sequence[Tensor], filler: int = 0) -> tuple[Tensor, Ten
 
 
 class PromptCache(DynamicCache):
-    """Keys and values of prompts. Once `whole`, an answer's are joined to them but not kept."""
+    """Keys and values of prompts. Once `complete`, an answer's are joined to them but not kept."""
 
-    whole = False
+    complete = False
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Keys and values of prompt and answer together, for one pass through one layer."""
-        if not self.whole:
+        if not self.complete:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        own = self.layers[layer_idx]
-        return torch.cat([own.keys, key_states], -2), torch.cat([own.values, value_states], -2)
+        prompt = self.layers[layer_idx]
+        keys = torch.cat([prompt.keys, key_states], dim=-2)
+        return keys, torch.cat([prompt.values, value_states], dim=-2)
 
 
 class Denoiser:
-    """Backbone and adapter, from token ids to logits for the answer.
+    """Backbone and adapter, from token ids to logits of the answer.
 
-    Make one with `load_denoiser` (a trained adapter) or `Denoiser.create` (a new one).
+    Make one with `lad.diffusion.adapter.load_denoiser` (a trained adapter) or `Denoiser.create` (a
+    new one).
+
+    Attributes:
+        prepare: `(prompts, padding)` -> an object like `PromptForward`. Replaceable: a faster one
+            comes from `lad.accel.capture`.
+        step: a faster function with the results of `lad.diffusion.sampler.step`, or None.
+        version: changes whenever the merged weights do, so that copies of them can be renewed.
     """
 
     def __init__(
@@ -160,16 +145,15 @@ class Denoiser:
         self.tokenizer = backbone.tokenizer
         self.mask_token_id = backbone.mask_token_id
         self.eos_token_id = backbone.eos_token_id
-        # Set by `capture`: `lad.accel.cuda_graphs` then runs captured passes and keeps them in it.
-        self.graphs: Graphs | None = None
-
-    # -- making and keeping ----------------------------------------------------------------------
+        self.prepare: Callable = self.prepare_plain
+        self.step: Callable | None = None
+        self.version = 0
 
     @classmethod
     def create(
         cls, backbone: LoadedBackbone, config: DenoiserConfig | None = None, seed: int = 0
     ) -> Denoiser:
-        """A fresh adapter on a backbone; B = 0, so at first it changes nothing.
+        """A new adapter on a backbone; LoRA's B is 0, so at first it changes nothing.
 
         The global random state is left as it was.
         """
@@ -189,21 +173,10 @@ class Denoiser:
         return cls(backbone, model.eval(), config, digest=None)
 
     def save(self, folder: str | Path) -> Path:
-        """Write adapter and `denoiser.json`; the folder appears whole or not at all.
+        """Write the adapter; see `lad.diffusion.adapter.save_adapter`."""
+        from lad.diffusion.adapter import save_adapter
 
-        Raises:
-            CacheError: the disk is full or cannot be written.
-        """
-        card = {
-            "backbone": self.backbone.spec.name,
-            "backbone_digest": self.backbone.digest,
-            "mask_token_id": self.mask_token_id,
-            "eos_token_id": self.eos_token_id,
-        }
-        self.adapter_sha256 = write_adapter(Path(folder), self.model, self.config, card)
-        return Path(folder)
-
-    # -- reading -----------------------------------------------------------------------------------
+        return save_adapter(self, Path(folder))
 
     @property
     def device(self) -> torch.device:
@@ -212,7 +185,7 @@ class Denoiser:
 
     @property
     def vocabulary_size(self) -> int:
-        """v, the number of logits a position gets."""
+        """v, the number of logits a position has."""
         return self.causal_lm.config.vocab_size
 
     def encode(self, prompt: Prompt) -> Tensor:
@@ -223,6 +196,8 @@ class Denoiser:
         """
         return torch.tensor(encode_prompt(self.tokenizer, prompt), device=self.device)
 
+    # -- forward passes ----------------------------------------------------------------------------
+
     def hidden_states(
         self,
         tokens: Tensor,
@@ -230,22 +205,17 @@ class Denoiser:
         cache: DynamicCache | None = None,
         start: int = 0,
         padding: Tensor | None = None,
-        layers: Layers | None = None,
     ) -> Tensor:
         """`(b, t, d)` final hidden states of `(b, t)` tokens that begin at position `start`.
 
         Args:
-            mask: `(b, 1, t, start + t)` bool, True where a query (row) may see a key (column).
+            mask: `(b, 1, t, start + t)` bool, True where a query may attend to a key.
             cache: keys and values of the `start` positions before; the new ones are appended.
-            padding: `(b,)` int64, positions on the left that do not count; None when there are
-                none.
-            layers: run these, which are faster; they append nothing to the cache.
+            padding: `(b,)` int64, left-padding length of each row; None when there is none.
         """
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         if padding is not None:
             positions = (positions - padding[:, None]).clamp(min=0)
-        if layers is not None:
-            return layers(tokens, layers.given(positions, mask), cache)
         return self.causal_lm.model(
             input_ids=tokens,
             attention_mask=mask,
@@ -260,20 +230,18 @@ class Denoiser:
         answer: Tensor,
         cache: PromptCache | None = None,
         padding: Tensor | None = None,
-        width: Tensor | None = None,
-        layers: Layers | None = None,
+        answer_lengths: Tensor | None = None,
     ) -> Tensor:
         """`(b, a, v)` logits of every answer position.
 
         Args:
             prompt: `(b, p)` int64, p >= 1.
             answer: `(b, a)` int64, the current draft, MASK where unknown.
-            cache: from `read_prompt`, and not changed: the prompt is then not computed again.
-            padding: `(b,)` int64, how many tokens on the left of each prompt are none, see
-                `pad_prompts`; the logits are those of the prompt without them.
-            width: `(b,)` int64, positions of each answer that count; what lies behind is not seen,
-                and its own logits mean nothing.
-            layers: as in `hidden_states`.
+            cache: from `read_prompt`, left unchanged; the prompt is then not computed again.
+            padding: `(b,)` int64, left-padding length of each prompt, see `pad_prompts`; the logits
+                are those of the prompt without it.
+            answer_lengths: `(b,)` int64, positions of each answer; those behind are invisible, and
+                their own logits mean nothing.
         """
         p, a = prompt.shape[1], answer.shape[1]
         start = 0 if cache is None else cache.get_seq_length()
@@ -281,45 +249,51 @@ class Denoiser:
         lengths = torch.full((len(prompt),), p, device=prompt.device)
         # A prompt that holds the MASK token as text is read as text.
         text = torch.zeros_like(prompt, dtype=torch.bool)
-        masked = torch.cat([text, answer == self.mask_token_id], dim=1)
+        is_masked = torch.cat([text, answer == self.mask_token_id], dim=1)
         mask = attention_mask(
-            lengths, p + a, self.config.attention, self.config.target, padding, masked
+            lengths, p + a, self.config.attention, self.config.target, padding, is_masked
         )
-        if width is not None:
+        if answer_lengths is not None:
             position = torch.arange(p + a, device=prompt.device)
-            counts = (position < p + width[:, None])[:, None, None]  # (b, 1, 1, t), by key
+            counts = (position < p + answer_lengths[:, None])[:, None, None]  # (b, 1, 1, t), by key
             mask = mask & (counts | torch.eye(p + a, dtype=torch.bool, device=prompt.device))
-        states = self.hidden_states(tokens, mask[:, :, start:], cache, start, padding, layers)
+        states = self.hidden_states(tokens, mask[:, :, start:], cache, start, padding)
         first = p - start - self.config.shift
         return self.causal_lm.lm_head(states[:, first : first + a])
 
     def read_prompt(self, prompt: Tensor, padding: Tensor | None = None) -> PromptCache | None:
-        """Keys and values of the `(b, p)` prompt positions that never see the answer.
+        """Keys and values of the `(b, p)` prompt positions that never attend to the answer.
 
-        None where there are none to reuse: under bidirectional attention every state moves with
+        None where there are none to reuse: under bidirectional attention every state depends on
         every token of the answer. `padding` is as in `logits`.
         """
         keep = prompt.shape[1] - self.config.shift
         if self.config.attention == "bidirectional" or keep < 1:
             return None
         cache = PromptCache(config=self.causal_lm.config)
-        # Its own mask is the left upper part of the whole one, in which it sees no answer.
+        # The upper left part of the whole mask, which sees no answer.
         ends = torch.full((len(prompt),), keep, device=prompt.device)
         causal = attention_mask(ends, keep, "prompt-causal", "same", padding)
         self.hidden_states(prompt[:, :keep], causal, cache, padding=padding)
-        cache.whole = True
+        cache.complete = True
         return cache
+
+    def prepare_plain(self, prompts: Tensor, padding: Tensor | None = None) -> PromptForward:
+        """A forward pass over these `(b, p)` prompts, whose keys and values are computed now."""
+        return PromptForward(self, prompts, padding)
+
+    # -- weights -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """The bare backbone for a while: its own weights, but this denoiser's masks."""
-        captured, self.graphs = self.graphs is not None, None
+        """Run the bare backbone in this context: its own weights under this denoiser's masks."""
+        prepare, self.prepare = self.prepare, self.prepare_plain
         try:
             with self.model.disable_adapter():
                 yield
         finally:
-            # What was captured reads weights into which the adapter was folded; it is not now.
-            self.graphs = Graphs() if captured else None
+            self.prepare = prepare
+            self.version += 1
 
     def merge(self) -> Denoiser:
         """Fold the adapter into the weights: the same function, 1.2 times as fast (2 CPU cores).
@@ -327,15 +301,7 @@ class Denoiser:
         `adapter_off` still works: peft takes the adapter out again for as long as it lasts.
         """
         self.model.merge_adapter()
-        return self if self.graphs is None else self.capture()
-
-    def capture(self) -> Denoiser:
-        """Launch each forward pass as one CUDA graph from now on, see `lad.accel.cuda_graphs`.
-
-        Only useful on a GPU; elsewhere nothing is captured, though the same tensors are computed.
-        Fold the adapter in first: `lad.accel.llama_layers` takes no other. Anything captured so far is dropped.
-        """
-        self.graphs = Graphs()
+        self.version += 1
         return self
 
     def parameter_counts(self) -> dict[str, int]:
@@ -347,57 +313,24 @@ class Denoiser:
         }
 
 
-def load_denoiser(
-    name: str = "smollm2-135m",
-    adapter: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    merge: bool = True,
-    graphs: bool = False,
-) -> Denoiser:
-    """Load a backbone with a trained adapter.
+class PromptForward:
+    """Logits of answers to the same prompts, which are read once.
 
     Args:
-        name: a backbone, as `lad.models.registry.get_backbone` reads it.
-        adapter: folder with `denoiser.json`; the shipped one by default.
-        dtype: float32 on a CPU and bfloat16 elsewhere by default.
-        merge: fold the adapter into the weights, see `Denoiser.merge`; never into quantised ones,
-            whose rounding would swallow it.
-        graphs: on a GPU, launch each forward pass as one CUDA graph, see `lad.accel.cuda_graphs`.
-
-    Raises:
-        InvalidInput: unknown backbone, or a path that is no adapter.
-        AssetUnavailable: weights that cannot be had, or no adapter shipped.
-        DamagedFile: a truncated or altered adapter, or one with NaN weights.
-        AdapterMismatch: an adapter for another backbone.
+        prompts: `(b, p)` int64; padding `(b,)` int64 or None, as in `Denoiser.logits`.
     """
-    spec = get_backbone(name)  # an unknown model is the first thing to say
-    folder = Path(adapter) if adapter is not None else shipped_adapter(spec.name)
-    config, card = read_card(folder)
-    weights = read_weights(folder, card)
-    if card["backbone"] != spec.name:
-        raise AdapterMismatch(
-            f"the adapter in {folder} was trained for {card['backbone']!r}, not for {spec.name!r}: "
-            f"expected a matching pair; pass --model {card['backbone']}"
-        )
-    backbone = load_backbone(name, device=device, dtype=dtype)
-    for key in ("mask_token_id", "eos_token_id"):
-        check_equal(folder, key, card[key], getattr(backbone, key))
-    check_equal(folder, "backbone_digest", card["backbone_digest"], backbone.digest)
 
-    denoiser = Denoiser.create(backbone, config)
-    own = {name: tensor for name, tensor in denoiser.model.state_dict().items() if "lora_" in name}
-    # peft writes "…lora_A.weight" and holds "…lora_A.default.weight".
-    weights = {key.replace(".weight", ".default.weight"): value for key, value in weights.items()}
-    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
-        raise AdapterMismatch(
-            f"the weights in {folder} do not fit its denoiser.json (rank {config.rank} on "
-            f"{', '.join(config.layers)}): expected both from one training run"
-        )
-    with torch.no_grad():
-        for key, value in weights.items():
-            own[key].copy_(value)
-    denoiser.adapter_sha256 = card["adapter_sha256"]
-    if merge and not spec.bits:
-        denoiser.merge()
-    return denoiser.capture() if graphs and denoiser.device.type == "cuda" else denoiser
+    def __init__(self, denoiser: Denoiser, prompts: Tensor, padding: Tensor | None) -> None:
+        self.denoiser, self.prompts, self.padding = denoiser, prompts, padding
+        self.cache = denoiser.read_prompt(prompts, padding)
+
+    def __call__(self, answer: Tensor) -> Tensor:
+        """`(b, a, v)` logits of `(b, a)` answers."""
+        return self.denoiser.logits(self.prompts, answer, self.cache, self.padding)
+
+    def select(self, keep: Tensor) -> None:
+        """Drop all sequences but those that `keep`, an index on the device, names."""
+        self.prompts = self.prompts[keep]
+        self.padding = None if self.padding is None else self.padding[keep]
+        if self.cache is not None:
+            self.cache.batch_select_indices(keep)

@@ -1,14 +1,13 @@
-"""What a left-to-right model cannot start from: a damaged text to mend, a text with gaps to fill.
+"""First drafts other than all MASK: a text to repair, a text with gaps, a fixed length.
 
-    repair    the text is the first draft, every token of it free to change; what follows is EOS
-    infill    the text's words stay where they are; every gap is MASK, and EOS closes the answer
-    length    nothing but MASK up to a length, and EOS from there on
+    repair    the text is the first draft, and every token may change; EOS follows
+    infill    the text's words are fixed, every gap is MASK; EOS follows
+    length    MASK up to a length, EOS from there on
 
-How long a text may become is fixed with the draft: mending has spare positions behind the text to
-grow into, a gap has as many tokens as it was given. Text is data: a control token that is typed,
-such as `<|im_end|>`, is read as the plain text it is.
+The draft fixes how long the text may become: a repair has spare positions behind the text, a gap
+has the tokens it was given. Text is data: a typed control token, such as `<|im_end|>`, is text.
 
-Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo), whose denoiser mends what is visible.
+Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo), whose denoiser repairs visible tokens.
 
 Shapes: a = positions of the answer region.
 """
@@ -21,15 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.utils import InvalidInput
 
-__all__ = ["INFILL_PROMPT", "REPAIR_PROMPT", "SPARE", "Draft", "gapped", "limited", "visible_text"]
-
-# What a text is taken to answer when nobody says. A prompt that asks for nothing in particular is
-# enough where most words are fixed. A text that may change everywhere is pulled away by it, to
-# whatever the denoiser would rather write ("The company is at 100 degrees Celsius."); naming the
-# text keeps to it. Best of all is the question that the text answers.
+# Prompts for a text that comes without the question it answers. For infilling a general one is
+# enough, since most words are fixed. In a repair every token may change, and a general prompt leads
+# to another text; one that names the text keeps it. The question itself works best.
 INFILL_PROMPT = "Write a sentence."
 REPAIR_PROMPT = "Repeat: {text}"
 SPARE = 8  # positions behind a text, for its end to move and for the end to be seen
@@ -39,7 +36,7 @@ GAP = re.compile(r"_{3,}|\[(\d+)\]")
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """Where a refinement starts.
+    """The start of a refinement.
 
     Attributes:
         tokens: `(a,)` int64, MASK where nothing is known.
@@ -51,7 +48,7 @@ class Draft:
 
 
 def visible_text(denoiser: Denoiser, text: str, answer_length: int | None = None) -> Draft:
-    """A text as a draft that may change everywhere: what noiseless refinement mends.
+    """A text as a draft in which every token may change, for noiseless refinement to repair.
 
     Args:
         answer_length: a; by default the text's tokens and `SPARE` more.
@@ -103,7 +100,7 @@ def gapped(denoiser: Denoiser, text: str, gap: int = 1, answer_length: int | Non
 
 
 def limited(denoiser: Denoiser, length: int, answer_length: int) -> Draft:
-    """Nothing known but the end: MASK on `length` positions, and a fixed EOS on all that follow.
+    """MASK on `length` positions, and a fixed EOS on all that follow.
 
     The denoiser sees from the first iteration where the answer ends; it may still end sooner.
 
@@ -136,3 +133,54 @@ def _ended(denoiser: Denoiser, ids: list[int], answer_length: int | None) -> Ten
             "end; shorten it, or raise answer_length"
         )
     return torch.tensor(ids + [denoiser.eos_token_id] * (a - len(ids)), device=denoiser.device)
+
+
+# -- checks ----------------------------------------------------------------------------------------
+
+
+def check_prompt_fits(denoiser: Denoiser, ids: Tensor, config: RefineConfig) -> None:
+    """Refuse `(p,)` prompt ids that leave no room for the answer region."""
+    if ids.ndim != 1 or len(ids) == 0:
+        raise InvalidInput(
+            f"a prompt of shape {tuple(ids.shape)}: expected (p,) token ids of at least one "
+            "token, as `denoiser.encode` gives them"
+        )
+    longest = min(
+        config.context or denoiser.config.context, denoiser.causal_lm.config.max_position_embeddings
+    )
+    if len(ids) + config.answer_length > longest:
+        raise InvalidInput(
+            f"a prompt of {len(ids)} tokens and an answer region of {config.answer_length}: "
+            f"expected at most {longest} together, the context window; shorten the prompt, or "
+            "lower answer_length, or raise context"
+        )
+
+
+def check_draft(denoiser: Denoiser, a: int, draft: Tensor | None, fixed: Tensor | None) -> None:
+    """Refuse a draft that is not `(a,)` token ids, or fixed positions that cannot stay."""
+    if draft is None:
+        if fixed is not None:
+            raise InvalidInput("fixed positions without a draft: expected the tokens they hold")
+        return
+    if draft.shape != (a,) or draft.is_floating_point() or draft.dtype == torch.bool:
+        raise InvalidInput(
+            f"a draft of shape {tuple(draft.shape)} and type {draft.dtype}: expected ({a},) token "
+            "ids; pad it with MASK or EOS, or set answer_length"
+        )
+    v = denoiser.vocabulary_size
+    if not bool(((draft >= 0) & (draft < v)).all()):
+        raise InvalidInput(
+            f"a draft with token ids from {int(draft.min())} to {int(draft.max())}: expected ids "
+            f"from 0 to {v - 1}, the backbone's vocabulary"
+        )
+    if fixed is None:
+        return
+    if fixed.shape != (a,) or fixed.dtype != torch.bool:
+        raise InvalidInput(
+            f"fixed of shape {tuple(fixed.shape)} and type {fixed.dtype}: expected ({a},) bool"
+        )
+    if bool((draft[fixed] == denoiser.mask_token_id).any()):
+        raise InvalidInput("a fixed position holds MASK: expected a token that can stay")
+    is_eos = fixed & (draft == denoiser.eos_token_id)
+    if bool((fixed & ~is_eos & (is_eos.cumsum(dim=0) > 0)).any()):
+        raise InvalidInput("a fixed word stands behind a fixed EOS: expected the end to come last")

@@ -1,8 +1,8 @@
-"""LAD as a plain reader would write it: loops, no cache, no batch, every logit computed.
+"""LAD in plain loops: no cache, no batch, every logit computed.
 
-This is the oracle. The fast rooms (`corruption`, `schedule`, `sampler`) must agree with it token
-for token, given the same random numbers; benchmarks name it as their baseline. It favours being
-obviously right over everything else, so it imports nothing of what it checks but the dataclasses.
+The tests compare `corruption`, `schedule`, `remasking` and `sampler` with it token for token, given
+the same random numbers; benchmarks name it as their baseline. It is written to be obviously right
+and imports nothing of what it checks but the dataclasses.
 
 Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo).
 """
@@ -17,16 +17,6 @@ import torch
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.corruption import Plan
 from lad.diffusion.trace import Step
-
-__all__ = [
-    "apply_plan",
-    "attention_mask",
-    "choose_positions",
-    "draw",
-    "mask_count",
-    "refine",
-    "repeated",
-]
 
 
 def apply_plan(tokens: list[int], plan: Plan, row: int, mask_token_id: int) -> list[int]:
@@ -65,8 +55,8 @@ def mask_count(
         return 0
     x = iteration / iterations
     s = sharpness
-    threshold = (math.exp(-s * x) - math.exp(-s)) / (1 - math.exp(-s))
-    return math.floor(threshold * answer_length * noise_start)
+    level = (math.exp(-s * x) - math.exp(-s)) / (1 - math.exp(-s))
+    return math.floor(level * answer_length * noise_start)
 
 
 def choose_positions(
@@ -91,37 +81,40 @@ def choose_positions(
     return [position in chosen for position in range(len(weights))]
 
 
-def repeated(draft: list[int], confidence: list[float], eos_id: int, may: list[bool]) -> list[bool]:
-    """Of two equal neighbours, the less sure one that may be masked is to be drawn again."""
-    again = [False] * len(draft)
-    for left in range(len(draft) - 1):
+def repeated(
+    tokens: list[int], confidence: list[float], eos_id: int, maskable: list[bool]
+) -> list[bool]:
+    """Of two equal neighbours, the less confident one that may be masked."""
+    again = [False] * len(tokens)
+    for left in range(len(tokens) - 1):
         right = left + 1
-        if draft[left] != draft[right] or draft[left] == eos_id:
+        if tokens[left] != tokens[right] or tokens[left] == eos_id:
             continue
-        if may[left] and may[right]:
+        if maskable[left] and maskable[right]:
             again[left if confidence[left] < confidence[right] else right] = True
-        elif may[left] or may[right]:
-            again[left if may[left] else right] = True
+        elif maskable[left] or maskable[right]:
+            again[left if maskable[left] else right] = True
     return again
 
 
 def replace_repeated(
-    draft: list[int], confidence: list[float], logits: torch.Tensor, stays: list[bool], eos_id: int
+    tokens: list[int], confidence: list[float], logits: torch.Tensor, fixed: list[bool], eos_id: int
 ) -> tuple[list[int], list[float]]:
-    """Draft and confidence, where of two equal neighbours the less sure one became another token:
-    the likeliest that neither of its neighbours held."""
-    tokens, sure = list(draft), list(confidence)
-    for n, again in enumerate(repeated(draft, confidence, eos_id, [not s for s in stays])):
+    """Of two equal neighbours the less confident becomes the likeliest token that neither
+    neighbour has; tokens and their confidence."""
+    new_tokens, new_confidence = list(tokens), list(confidence)
+    for n, again in enumerate(repeated(tokens, confidence, eos_id, [not f for f in fixed])):
         if again:
-            held = {draft[m] for m in (n - 1, n + 1) if 0 <= m < len(draft)} - {eos_id}
-            row = logits[n].tolist()
-            tokens[n] = max((t for t in range(len(row)) if t not in held), key=lambda t: row[t])
-            sure[n] = probability(row, tokens[n])
-    return tokens, sure
+            taken = {tokens[m] for m in (n - 1, n + 1) if 0 <= m < len(tokens)} - {eos_id}
+            at_position = logits[n].tolist()
+            free = [t for t in range(len(at_position)) if t not in taken]
+            new_tokens[n] = max(free, key=lambda t: at_position[t])
+            new_confidence[n] = probability(at_position, new_tokens[n])
+    return new_tokens, new_confidence
 
 
 def probability(logits: list[float], token: int) -> float:
-    """What the denoiser's own distribution gives a token."""
+    """The denoiser's probability of a token."""
     biggest = max(logits)
     return math.exp(logits[token] - biggest) / sum(math.exp(x - biggest) for x in logits)
 
@@ -134,15 +127,15 @@ def draw(logits: list[float], config: RefineConfig, uniform: float | None) -> in
         return order[0]
     kept = order[: config.top_k]
     weights = [math.exp((logits[t] - biggest) / config.temperature) for t in kept]
-    whole = sum(weights)
-    ladder, held = [], 0.0
+    total = sum(weights)
+    nucleus, before = [], 0.0
     for t, weight in zip(kept, weights, strict=True):
-        if held / whole < config.top_p:
-            ladder.append((t, weight))
-        held += weight
-    target = uniform * sum(weight for _, weight in ladder)
+        if before / total < config.top_p:
+            nucleus.append((t, weight))
+        before += weight
+    target = uniform * sum(weight for _, weight in nucleus)
     reached = 0.0
-    for token, weight in ladder:
+    for token, weight in nucleus:
         drawn = token
         reached += weight
         if reached > target:
@@ -151,16 +144,16 @@ def draw(logits: list[float], config: RefineConfig, uniform: float | None) -> in
 
 
 def attention_mask(
-    prompt_length: int, total: int, attention: str, target: str, masked: Sequence[bool] = ()
+    prompt_length: int, total: int, attention: str, target: str, is_masked: Sequence[bool] = ()
 ) -> torch.Tensor:
-    """`(1, 1, t, t)` bool, entry by entry; `masked` says where the input is MASK."""
-    masked = list(masked) or [False] * total
+    """`(1, 1, t, t)` bool, entry by entry; `is_masked` marks MASK in the input."""
+    is_masked = list(is_masked) or [False] * total
     visible = torch.zeros(1, 1, total, total, dtype=torch.bool)
     for query in range(total):
         predicts_answer = query >= prompt_length - (1 if target == "next" else 0)
         for key in range(total):
             seen = attention == "bidirectional" or predicts_answer or key <= query
-            if attention == "mask-blind" and masked[key] and not masked[query]:
+            if attention == "mask-blind" and is_masked[key] and not is_masked[query]:
                 seen = False
             visible[0, 0, query, key] = seen
     return visible
@@ -175,90 +168,77 @@ def refine(
 ) -> list[Step]:
     """All steps of one refinement of the answer to `(p,)` prompt ids.
 
-    Random numbers are taken from the generator in the order the sampler takes them: first one per
-    position for the draw, unless greedy; then one per position for each choice of what to mask.
+    Random numbers are taken from the generator in the sampler's order: first one per position for
+    sampling, unless greedy; then one per position for each choice of what to mask.
     """
     generator = torch.Generator().manual_seed(config.seed)
     mask_id, eos_id = denoiser.mask_token_id, denoiser.eos_token_id
     a = config.answer_length
-    answer = [mask_id] * a if draft is None else list(draft)
+    inputs = [mask_id] * a if draft is None else list(draft)
     fixed = [False] * a if fixed is None else list(fixed)
-    words = [n for n in range(a) if fixed[n] and answer[n] != eos_id]
+    words = [n for n in range(a) if fixed[n] and inputs[n] != eos_id]
     first_end = words[-1] + 1 if words else 0  # the answer cannot end before a fixed word
-    shown = [t != mask_id for t in answer]
-    before, unchanged = None, 0
-    width, sure = a, [1.0] * a
+    ever_unmasked = [t != mask_id for t in inputs]
+    previous, unchanged = None, 0
     steps: list[Step] = []
     for i in range(config.iterations):
-        last = i == config.iterations - 1
-        logits = answer_logits(denoiser, prompt, answer[:width])
+        logits = answer_logits(denoiser, prompt, inputs)
         logits[:, eos_id] += config.eos_bias
         logits[:, mask_id] = -math.inf
         for n in range(first_end):
             if not fixed[n]:
                 logits[n, eos_id] = -math.inf
-        held = [fixed[n] or n >= width for n in range(a)]
 
         uniforms = [None] * a if config.greedy else torch.rand(a, generator=generator).tolist()
-        drafted, confidence, end = [], [], []
-        for n, row in enumerate(logits.tolist()):
-            too_early = n < first_end and answer[n] == eos_id
-            left = False and answer[n] != mask_id and not too_early
-            stays = fixed[n] or left
-            token = answer[n] if stays else draw(row, config, uniforms[n])
-            drafted.append(token)
-            confidence.append(probability(row, token))
-            end.append(probability(row, eos_id))
+        tokens, confidence, eos_probability = [], [], []
+        for n, at_position in enumerate(logits.tolist()):
+            tokens.append(inputs[n] if fixed[n] else draw(at_position, config, uniforms[n]))
+            confidence.append(probability(at_position, tokens[n]))
+            eos_probability.append(probability(at_position, eos_id))
         if config.repeats == "replace":
-            stay = [
-                fixed[n]
-                or (False and answer[n] != mask_id and not (n < first_end and answer[n] == eos_id))
-                for n in range(width)
-            ]
-            drafted, confidence = replace_repeated(drafted, confidence, logits, stay, eos_id)
-        drafted += [eos_id] * (a - width)
-        confidence += sure[width:]
-        end += sure[width:]
+            tokens, confidence = replace_repeated(tokens, confidence, logits, fixed, eos_id)
 
         remask = [False] * a
-        if not last:
-            remask = hide(config, i, answer, drafted, confidence, held, shown, eos_id, mask_id,
-                            generator)  # fmt: skip
+        if i < config.iterations - 1:
+            remask = positions_to_mask(
+                config, i, inputs, tokens, confidence, fixed, ever_unmasked, eos_id, mask_id,
+                generator,
+            )  # fmt: skip
 
         finished = False
         if config.remasking == "threshold":
-            ends = [n for n in range(a) if drafted[n] == eos_id and not remask[n]]
-            whole = ends[0] if ends else a
-            finished = not any(remask[:whole])
+            ends = [n for n in range(a) if tokens[n] == eos_id and not remask[n]]
+            end = ends[0] if ends else a
+            finished = not any(remask[:end])
             if finished:
                 remask = [False] * a
-                for n in range(whole, a):
+                for n in range(end, a):
                     if not fixed[n]:
-                        drafted[n], confidence[n] = eos_id, end[n]
+                        tokens[n], confidence[n] = eos_id, eos_probability[n]
 
-        grows = config.remasking == "threshold" or config.added_tokens is not None
-        still = drafted == before
-        if grows:
-            still = still and not any(not r and not s for r, s in zip(remask, shown, strict=True))
-        unchanged = unchanged + 1 if still else 1
-        settled = config.greedy and drafted == answer and not any(remask)
-        stopping = finished or (config.patience > 0 and (unchanged >= config.patience or settled))
-        if stopping:
+        same = tokens == previous
+        if config.remasking == "threshold" or config.added_tokens is not None:
+            same = same and all(r or e for r, e in zip(remask, ever_unmasked, strict=True))
+        unchanged = unchanged + 1 if same else 1
+        fixed_point = config.greedy and tokens == inputs and not any(remask)
+        if config.patience > 0:
+            finished = finished or unchanged >= config.patience or fixed_point
+        if finished:
             remask = [False] * a
         steps.append(
             Step(
                 iteration=i,
-                inputs=torch.tensor(answer).numpy(),
-                draft=torch.tensor(drafted).numpy(),
+                inputs=torch.tensor(inputs).numpy(),
+                draft=torch.tensor(tokens).numpy(),
                 confidence=torch.tensor(confidence).numpy(),
                 remask=torch.tensor(remask).numpy(),
             )
         )
-        if stopping:
+        if finished:
             break
-        before, sure = drafted, confidence
-        answer = [mask_id if r else t for t, r in zip(drafted, remask, strict=True)]
-        shown = [s or not r for s, r in zip(shown, remask, strict=True)]
+        previous = tokens
+        inputs = [mask_id if r else t for t, r in zip(tokens, remask, strict=True)]
+        ever_unmasked = [e or not r for e, r in zip(ever_unmasked, remask, strict=True)]
     return steps
 
 
@@ -283,48 +263,48 @@ def answer_logits(denoiser, prompt: torch.Tensor, answer: list[int]) -> torch.Te
     return everything[first : first + len(answer)].float()
 
 
-def hide(
+def positions_to_mask(
     config: RefineConfig,
     i: int,
-    answer: list[int],
-    draft: list[int],
+    inputs: list[int],
+    tokens: list[int],
     confidence: list[float],
     fixed: list[bool],
-    shown: list[bool],
+    ever_unmasked: list[bool],
     eos_id: int,
     mask_id: int,
     generator: torch.Generator,
 ) -> list[bool]:
     """Which positions are MASK in the next input, after a draft that is not the last."""
-    a = len(draft)
+    a = len(tokens)
     reached = a if config.added_tokens is None else min(a, config.added_tokens * (i + 1))
-    may = [not fixed[n] and not (config.permanent and shown[n]) for n in range(a)]
-    open_ = [may[n] and n < reached for n in range(a)]
-    beyond = [may[n] and n >= reached for n in range(a)]
+    free = [not fixed[n] and not (config.permanent and ever_unmasked[n]) for n in range(a)]
+    maskable = [free[n] and n < reached for n in range(a)]
+    not_reached = [free[n] and n >= reached for n in range(a)]
     again = [False] * a
     if config.repeats == "remask":
-        again = repeated(draft, confidence, eos_id, may)
-        again = [again[n] and open_[n] for n in range(a)]
-    masked = [t == mask_id for t in answer]
+        again = repeated(tokens, confidence, eos_id, free)
+        again = [again[n] and maskable[n] for n in range(a)]
+    is_masked = [t == mask_id for t in inputs]
 
     if config.remasking == "none":
         chosen = [False] * a
     elif config.remasking == "threshold":
-        chosen = below_threshold(config, draft, confidence, masked, open_, again, eos_id)
+        chosen = below_threshold(config, tokens, confidence, is_masked, maskable, again, eos_id)
     else:
         # The schedule's fraction is taken of all positions that growth has reached.
-        size = sum(not fixed[n] for n in range(reached))
-        count = mask_count(i, config.iterations, size, config.sharpness, config.noise_start)
+        region = sum(not fixed[n] for n in range(reached))
+        count = mask_count(i, config.iterations, region, config.sharpness, config.noise_start)
         if config.remasking == "random":
-            groups = [([1.0 * o for o in open_], count)]
+            groups = [([1.0 * m for m in maskable], count)]
         else:
             weights = [max(1 - c, config.noise_clipping) for c in confidence]
-            is_eos = [t == eos_id for t in draft]
-            count = min(count, sum(open_))
-            eos_open = sum(e and o for e, o in zip(is_eos, open_, strict=True))
-            for_eos = math.floor(count * eos_open / max(1, sum(open_)) + 0.5)
+            is_eos = [t == eos_id for t in tokens]
+            count = min(count, sum(maskable))
+            eos_maskable = sum(e and m for e, m in zip(is_eos, maskable, strict=True))
+            for_eos = math.floor(count * eos_maskable / max(1, sum(maskable)) + 0.5)
             groups = [
-                ([weights[n] * (open_[n] and is_eos[n] == wanted) for n in range(a)], number)
+                ([weights[n] * (maskable[n] and is_eos[n] == wanted) for n in range(a)], number)
                 for wanted, number in ((True, for_eos), (False, count - for_eos))
             ]
         chosen = again
@@ -332,33 +312,31 @@ def hide(
             uniforms = torch.rand(a, generator=generator).tolist()
             more = choose_positions(weights, number, uniforms, config.clustering)
             chosen = [c or m for c, m in zip(chosen, more, strict=True)]
-    return [c or b for c, b in zip(chosen, beyond, strict=True)]
+    return [c or n for c, n in zip(chosen, not_reached, strict=True)]
 
 
 def below_threshold(
     config: RefineConfig,
-    draft: list[int],
+    tokens: list[int],
     confidence: list[float],
-    masked: list[bool],
-    open_: list[bool],
+    is_masked: list[bool],
+    maskable: list[bool],
     again: list[bool],
     eos_id: int,
 ) -> list[bool]:
-    """What the threshold strategy masks: unsure tokens, and everything right of its window."""
-    a = len(draft)
-    start = masked.index(True) if any(masked) else 0
+    """What the threshold strategy masks: low confidence, and everything outside its window."""
+    a = len(tokens)
+    start = is_masked.index(True) if any(is_masked) else 0
     stop = a if config.window is None else start + config.window
-    candidates = [n for n in range(min(a, stop)) if masked[n] and open_[n]]
-    sure = [confidence[n] >= config.confidence_threshold and not again[n] for n in range(a)]
-    known = [
-        not masked[n] or (confidence[n] >= config.isolated_threshold and not again[n])
-        for n in range(a)
-    ]
-    show = [n for n in candidates if sure[n] and (n == 0 or known[n - 1] or known[n])]
+    candidates = [n for n in range(min(a, stop)) if is_masked[n] and maskable[n]]
+    confident = [confidence[n] >= config.confidence_threshold and not again[n] for n in range(a)]
+    certain = [confidence[n] >= config.isolated_threshold and not again[n] for n in range(a)]
+    visible = [not is_masked[n] or certain[n] for n in range(a)]
+    show = [n for n in candidates if confident[n] and (n == 0 or visible[n - 1] or certain[n])]
     if start in candidates and not again[start]:
         show.append(start)
-    first_end = draft.index(eos_id) if eos_id in draft else a
+    first_end = tokens.index(eos_id) if eos_id in tokens else a
     useful = [n for n in candidates if n <= first_end] or candidates
     if useful and not any(n in show for n in useful):
         show.append(max(useful, key=lambda n: (not again[n], confidence[n])))
-    return [n not in show if masked[n] else open_[n] and not sure[n] for n in range(a)]
+    return [n not in show if is_masked[n] else maskable[n] and not confident[n] for n in range(a)]

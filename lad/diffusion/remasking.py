@@ -1,232 +1,225 @@
-"""Strategies: which positions of a draft are masked before the next iteration.
+"""Re-masking: which positions of a draft are MASK again in the next input.
 
-    none         no position: LAD's noiseless refinement, in which visible tokens are repaired
-    random       as many as the schedule says, any of them
-    guided       as many as the schedule says, rather where the denoiser doubts itself
-    threshold    every position the denoiser is not sure enough of, inside a window that moves from
-                 left to right; as in LLaDA-like samplers, and for comparison with LAD's own
+    none        no position: LAD's noiseless refinement, in which visible tokens are repaired
+    random      as many positions as the schedule says, all equally likely ("intermediate noising")
+    guided      as many as the schedule says, likelier where confidence is low
+    threshold   every position below a confidence, inside a window that moves from left to right
 
-A strategy is a small frozen object whose fields are settings of the same name and whose one method,
-`choose`, looks at a whole batch at once. To add one, write it here and name it in `STRATEGIES`;
-what holds for every strategy (fixed positions, permanent unmasking, growth) reaches it as
-`Look.open`, and the sampler takes care of the rest.
+A strategy is a function of what a step knows (`StepView`) and the settings; it returns the mask. To
+add one, write the function, enter it in `STRATEGIES`, and add its name to `config.REMASKING`. What
+holds for every strategy (fixed positions, permanent unmasking, growth) reaches it as `maskable`.
 
 Sources: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo); LLaDA (Nie et al., 2025) and Fast-dLLM (Wu
 et al., 2025) for the confidence threshold.
 
-Shapes: b = rows of the batch, a = positions of the answer region.
+Shapes: b = batch, a = positions of the answer region.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lad.diffusion.schedule import choose_positions, confidence_weights, split_budget
-
-__all__ = [
-    "STRATEGIES",
-    "Confidence",
-    "Look",
-    "Noiseless",
-    "Strategy",
-    "Threshold",
-    "Uniform",
-    "make_strategy",
-    "repeated",
-]
+from lad.diffusion.config import RefineConfig
 
 
-@dataclass(frozen=True)
-class Look:
-    """What a strategy sees after a draft; every tensor is `(b, a)` unless said otherwise.
+class StepView(NamedTuple):
+    """What a strategy sees after a draft; every tensor is `(b, a)` unless stated otherwise.
 
     Attributes:
-        left: () float64, what the schedule leaves of the noise after this iteration.
-        draft: int64, the tokens just drawn.
-        confidence: float32, how sure the denoiser is of each.
-        masked: bool, positions that were MASK in the input of this iteration.
-        open: bool, positions that may be MASK in the next input.
-        sizes: `(b,)` int64, positions the schedule's fraction is taken of.
-        repeated: bool, positions that repeat a neighbour and are to be drawn again.
-        ends: bool, positions whose draft is EOS.
-        uniforms: `(b, draws, a)` float32, random numbers: as many a position as `draws` asks for.
+        tokens: int64, the draft.
+        confidence: float32, the denoiser's probability of each token.
+        is_masked: bool, positions that were MASK in the input of this iteration.
+        maskable: bool, positions that may be MASK in the next input.
+        repeated: bool, positions to mask because they repeat a neighbour.
+        is_eos: bool, positions whose token is EOS.
+        region: `(b,)` int64, number of positions that the schedule's fraction is taken of.
+        noise_level: () float64, see `schedule.noise_level`.
+        uniforms: `(b, n, a)` float32 in [0, 1), n being the strategy's `num_uniforms`.
     """
 
-    left: Tensor
-    draft: Tensor
+    tokens: Tensor
     confidence: Tensor
-    masked: Tensor
-    open: Tensor
-    sizes: Tensor
+    is_masked: Tensor
+    maskable: Tensor
     repeated: Tensor
-    ends: Tensor
+    is_eos: Tensor
+    region: Tensor
+    noise_level: Tensor
     uniforms: Tensor | None
 
 
-class Strategy(Protocol):
-    """What the sampler asks of a strategy.
+class Strategy(NamedTuple):
+    """A re-masking function and what the sampler must know of it.
 
     Attributes:
-        draws: random numbers it needs for every position and iteration.
-        finishes: True when a row is done as soon as it shows a whole answer.
+        remask: returns `(b, a)` bool, positions to mask, none outside `maskable` but those that
+            were MASK and stay so.
+        num_uniforms: random numbers it needs for every position and iteration.
+        stops_when_complete: True when a run ends as soon as every token up to EOS is shown.
     """
 
-    draws: ClassVar[int]
-    finishes: ClassVar[bool]
-
-    def choose(self, look: Look) -> Tensor:
-        """`(b, a)` bool: positions to mask before the next iteration, none outside `look.open`
-        but those that were MASK and stay so."""
+    remask: Callable[[StepView, RefineConfig], Tensor]
+    num_uniforms: int = 0
+    stops_when_complete: bool = False
 
 
-@dataclass(frozen=True)
-class Noiseless:
-    """Masks nothing: the next input is the draft itself."""
-
-    draws: ClassVar[int] = 0
-    finishes: ClassVar[bool] = False
-
-    def choose(self, look: Look) -> Tensor:
-        """No position, whatever the draft."""
-        return torch.zeros_like(look.open)
+def none(view: StepView, config: RefineConfig) -> Tensor:
+    """No position: the next input is the draft."""
+    return torch.zeros_like(view.maskable)
 
 
-@dataclass(frozen=True)
-class Uniform:
-    """As many positions as the schedule says, all equally likely; `clustering` makes them runs."""
-
-    noise_start: float
-    clustering: float
-
-    draws: ClassVar[int] = 1
-    finishes: ClassVar[bool] = False
-
-    def choose(self, look: Look) -> Tensor:
-        """The schedule's number of positions, and those that repeat a neighbour."""
-        count = scheduled(look, self.noise_start)
-        weights = look.open.float()
-        chosen = choose_positions(weights, count, look.uniforms[:, 0], self.clustering)
-        return chosen | look.repeated
+def random(view: StepView, config: RefineConfig) -> Tensor:
+    """The schedule's number of positions, all equally likely."""
+    count = _scheduled(view, config)
+    chosen = choose_positions(view.maskable.float(), count, view.uniforms[:, 0], config.clustering)
+    return chosen | view.repeated
 
 
-@dataclass(frozen=True)
-class Confidence:
-    """As many positions as the schedule says, likelier where the denoiser doubts itself.
+def guided(view: StepView, config: RefineConfig) -> Tensor:
+    """The schedule's number of positions, likelier where confidence is low.
 
-    EOS and other positions share the number in proportion to theirs, or the EOS tail, of which the
-    denoiser is always sure, would never be doubted.
+    EOS and other positions share the number in proportion to theirs: EOS is nearly always
+    confident, and without its share the answer's length would be fixed by the first draft.
     """
-
-    noise_start: float
-    noise_clipping: float
-    clustering: float
-
-    draws: ClassVar[int] = 2
-    finishes: ClassVar[bool] = False
-
-    def choose(self, look: Look) -> Tensor:
-        """The schedule's number of positions, and those that repeat a neighbour."""
-        weights = confidence_weights(look.confidence, self.noise_clipping) * look.open
-        eos, others = weights * look.ends, weights * ~look.ends
-        possible = look.open.sum(dim=-1)
-        count = scheduled(look, self.noise_start).minimum(possible)
-        for_eos, for_others = split_budget(count, (look.open & look.ends).sum(dim=-1), possible)
-        return (
-            choose_positions(eos, for_eos, look.uniforms[:, 0], self.clustering)
-            | choose_positions(others, for_others, look.uniforms[:, 1], self.clustering)
-            | look.repeated
-        )
+    weights = confidence_weights(view.confidence, config.noise_clipping) * view.maskable
+    maskable = view.maskable.sum(dim=-1)
+    count = _scheduled(view, config).minimum(maskable)
+    for_eos, for_others = split_budget(count, (view.maskable & view.is_eos).sum(dim=-1), maskable)
+    of_eos = choose_positions(
+        weights * view.is_eos, for_eos, view.uniforms[:, 0], config.clustering
+    )
+    of_others = choose_positions(
+        weights * ~view.is_eos, for_others, view.uniforms[:, 1], config.clustering
+    )
+    return of_eos | of_others | view.repeated
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """Shows what is at least `threshold` sure, inside a window; the rest is masked again.
+def threshold(view: StepView, config: RefineConfig) -> Tensor:
+    """Every position below `confidence_threshold`, or outside the window.
 
-    The window of `window` positions begins at the leftmost MASK of the input; to the right of it
-    what is MASK stays so. So that a run ends, at least one MASK an iteration becomes a token: the
-    surest of the window, but not one behind the draft's first EOS while there is another, because
-    forwards spent on the tail add nothing to the answer (they were half of all, measured on short
-    answers). A row is finished when no MASK is left before its first visible EOS.
-
-    That is `advance` "surest". With "leftmost" the leftmost MASK becomes a token as well, however
-    unsure: all before it is known, so its likeliest token is what a left-to-right model would say.
-    "run" carries this on and asks nothing else: from the leftmost MASK to the right, a MASK becomes
-    a token while those to its left that become one with it are together at least `threshold` sure.
-
-    A token drawn to the right of an unknown one belongs, as like as not, to another sentence than
-    what its neighbour becomes. So a token must be at least `apart` sure where its left neighbour is
-    neither visible nor itself as sure as that; 0 asks nothing more.
+    The window starts at the leftmost MASK of the input; to its right what is MASK stays so. A
+    token is often inconsistent with what is later sampled to its left, so a position whose left
+    neighbour is still masked needs `isolated_threshold`. The leftmost MASK is always shown: all
+    before it is visible, so its token is what a left-to-right model would say. When that position
+    repeats its neighbour, the most confident other one is shown, so that every run ends.
     """
+    position = torch.arange(view.tokens.shape[1], device=view.tokens.device)
+    candidates = view.is_masked & view.maskable
+    first = view.is_masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
+    if config.window is not None:
+        candidates &= position < first + config.window
+    confident = (view.confidence >= config.confidence_threshold) & ~view.repeated
+    certain = (view.confidence >= config.isolated_threshold) & ~view.repeated
+    left_is_visible = torch.ones_like(certain)  # the prompt always is
+    left_is_visible[:, 1:] = (~view.is_masked | certain)[:, :-1]
+    shown = candidates & confident & (left_is_visible | certain)
+    shown |= candidates & (position == first) & ~view.repeated
 
-    confidence_threshold: float
-    window: int | None
-    isolated_threshold: float
-
-    draws: ClassVar[int] = 0
-    finishes: ClassVar[bool] = True
-
-    def choose(self, look: Look) -> Tensor:
-        """Every position that is not sure enough, or that repeats a neighbour, or lies beyond."""
-        position = torch.arange(look.draft.shape[1], device=look.draft.device)
-        candidates = look.masked & look.open
-        first = look.masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
-        if self.window is not None:
-            candidates &= position < first + self.window
-        sure = (look.confidence >= self.confidence_threshold) & ~look.repeated
-        known = ~look.masked | ((look.confidence >= self.isolated_threshold) & ~look.repeated)
-        beside = torch.ones_like(known)  # whether the left neighbour is known; a prompt always is
-        beside[:, 1:] = known[:, :-1]
-        shown = candidates & sure & (beside | known)
-        shown |= candidates & (position == first) & ~look.repeated
-        inside = look.ends.cumsum(dim=-1) - look.ends.long() == 0  # up to the draft's first EOS
-        useful = candidates & inside
-        useful = useful.where(useful.any(dim=-1, keepdim=True), candidates)
-        # One that repeats its neighbour is shown only when there is nothing else to show.
-        rank = (look.confidence - 2.0 * look.repeated).masked_fill(~useful, -torch.inf)
-        surest = position == rank.argmax(dim=-1, keepdim=True)
-        shown |= surest & useful & ~(shown & useful).any(dim=-1, keepdim=True)
-        return torch.where(look.masked, ~shown, look.open & ~sure)
+    # Positions behind the draft's first EOS add nothing to the answer while others are masked.
+    in_answer = view.is_eos.cumsum(dim=-1) - view.is_eos.long() == 0
+    useful = candidates & in_answer
+    useful = useful.where(useful.any(dim=-1, keepdim=True), candidates)
+    rank = (view.confidence - 2.0 * view.repeated).masked_fill(~useful, -torch.inf)
+    best = position == rank.argmax(dim=-1, keepdim=True)
+    shown |= best & useful & ~(shown & useful).any(dim=-1, keepdim=True)
+    return torch.where(view.is_masked, ~shown, view.maskable & ~confident)
 
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    "none": Noiseless,
-    "random": Uniform,
-    "guided": Confidence,
-    "threshold": Threshold,
+STRATEGIES: dict[str, Strategy] = {
+    "none": Strategy(none),
+    "random": Strategy(random, num_uniforms=1),
+    "guided": Strategy(guided, num_uniforms=2),
+    "threshold": Strategy(threshold, stops_when_complete=True),
 }
 
 
-def make_strategy(config) -> Strategy:
-    """The strategy that `config.remasking` names, with the settings it has a field for."""
-    kind = STRATEGIES[config.remasking]
-    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
+def _scheduled(view: StepView, config: RefineConfig) -> Tensor:
+    """`(b,)` int64: `schedule.mask_count` for every sequence."""
+    return (view.noise_level * view.region.double() * config.noise_start).floor().long()
 
 
-def scheduled(look: Look, noise_start: float) -> Tensor:
-    """`(b,)` int64: `schedule.mask_count` for every row."""
-    return (look.left * look.sizes.double() * noise_start).floor().long()
+def repeated(tokens: Tensor, confidence: Tensor, is_eos: Tensor, maskable: Tensor) -> Tensor:
+    """`(b, a)` bool: of two equal neighbours that are not EOS, the less confident one.
 
-
-def repeated(draft: Tensor, confidence: Tensor, ends: Tensor, open_: Tensor) -> Tensor:
-    """`(b, a)` bool: of two equal neighbours that are not EOS, the one to draw again.
-
-    That is the less sure of the two (the right one when they are equally sure), or the one that may
-    be masked at all; of a longer run, its surest token stays.
+    Of two equally confident ones it is the right one; where only one may be masked, that one. Of a
+    longer run the most confident token stays.
 
     Args:
-        draft, confidence: `(b, a)`.
-        ends: `(b, a)` bool, where the draft is EOS.
-        open_: `(b, a)` bool, positions that may be masked.
+        tokens: `(b, a)` int64; confidence `(b, a)` float; is_eos, maskable: `(b, a)` bool.
     """
-    pair = (draft[:, 1:] == draft[:, :-1]) & ~ends[:, 1:]  # (b, a - 1), by its left position
-    left_less_sure = confidence[:, :-1] < confidence[:, 1:]
-    left = pair & open_[:, :-1] & (left_less_sure | ~open_[:, 1:])
-    right = pair & open_[:, 1:] & (~left_less_sure | ~open_[:, :-1])
-    result = torch.zeros_like(ends)
+    pair = (tokens[:, 1:] == tokens[:, :-1]) & ~is_eos[:, 1:]  # (b, a - 1), by its left position
+    left_is_lower = confidence[:, :-1] < confidence[:, 1:]
+    left = pair & maskable[:, :-1] & (left_is_lower | ~maskable[:, 1:])
+    right = pair & maskable[:, 1:] & (~left_is_lower | ~maskable[:, :-1])
+    result = torch.zeros_like(is_eos)
     result[:, :-1] |= left
     result[:, 1:] |= right
     return result
+
+
+def confidence_weights(confidence: Tensor, clipping: float) -> Tensor:
+    """`(..., a)` weights of guided re-masking: max(1 - confidence, clipping).
+
+    Clipping keeps confident tokens in play: the lower it is, the stronger the guidance.
+    """
+    return (1 - confidence).clamp(min=clipping)
+
+
+def split_budget(count: Tensor, eos_positions: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """`(b,)` int64 masks for EOS positions and for the others, in proportion to their numbers.
+
+    Args:
+        count, eos_positions, positions: `(b,)` int64: masks, EOS positions, all positions.
+    """
+    share = count.double() * eos_positions / positions.clamp(min=1)
+    for_eos = (share + 0.5).floor().long()
+    return for_eos, count - for_eos
+
+
+def choose_positions(
+    weights: Tensor, count: int | Tensor, uniforms: Tensor, clustering: float = 0.0
+) -> Tensor:
+    """`(..., a)` bool: `count` positions drawn without replacement, in proportion to `weights`.
+
+    Adding Gumbel noise to the log-weights and taking the largest samples exactly as drawing one
+    position after another in proportion to the weights (Kool et al., 2019, "Stochastic beams and
+    where to find them").
+
+    With clustering c only a share 1 - c of them (at least one) is drawn so; the others are the
+    positions nearest to those, so that masks come in runs.
+
+    Args:
+        weights: `(..., a)` non-negative; a weight of 0 excludes the position.
+        count: one number or `(...)`; at most all positive weights are chosen.
+        uniforms: `(..., a)` in [0, 1), one random number a position.
+        clustering: c in [0, 1].
+    """
+    possible = weights > 0
+    keys = weights.double().log() - (-uniforms.double().clamp(min=1e-12).log()).log()
+    rank = _rank(-keys)
+    count = torch.as_tensor(count, device=weights.device)[..., None]
+    if clustering == 0:
+        return possible & (rank < count)
+    singly = ((1 - clustering) * count.double() + 0.5).floor().clamp(min=1).minimum(count.double())
+    seeds = possible & (rank < singly)
+    # Nearest first; equally near ones in the order of their keys. Excluded positions come last.
+    order = _distance(seeds) * weights.shape[-1] + rank
+    return possible & (_rank(order.masked_fill(~possible, torch.iinfo(torch.int64).max)) < count)
+
+
+def _rank(keys: Tensor) -> Tensor:
+    """`(..., a)` int64: 0 at the smallest key, 1 at the next, and so on."""
+    return keys.argsort(dim=-1).argsort(dim=-1)
+
+
+def _distance(marked: Tensor) -> Tensor:
+    """`(..., a)` int64: steps from every position to the nearest marked one."""
+    a = marked.shape[-1]
+    position = torch.arange(a, device=marked.device)
+    before = position.where(marked, -a).cummax(dim=-1).values
+    after = position.where(marked, 2 * a).flip(-1).cummin(dim=-1).values.flip(-1)
+    return (position - before).minimum(after - position)

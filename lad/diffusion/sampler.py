@@ -1,59 +1,257 @@
-"""The reverse process: refine whole answers, draft after draft.
+"""The sampler: refine whole answers over iterations.
 
-    answer <- all MASK, or a draft that was given
-    repeat: run the denoiser once; draw every position anew from its logits;
-            stop a row early when its draft cannot or does not change any more;
-            let the strategy choose what is masked before the next iteration (lad/diffusion/remasking.py).
+    tokens <- all MASK, or a given draft
+    for i in 0 .. iterations - 1:
+        logits <- denoiser(prompt, tokens)                      one forward pass
+        draft  <- a token for every position, with its confidence
+        stop when the draft is complete or no longer changes
+        tokens <- draft, with some positions masked again       lad.diffusion.remasking
 
-What comes between logits and the next input happens on the device (lad/diffusion/decide.py); here is the loop
-around it, and what the host makes of what it is told. Where passes are captured, the device is
-already at the next one while the host looks.
+`step` is everything between the logits and the next input; `refine` is the loop around it. Without
+re-masking ("noiseless") the next input is the draft itself: the denoiser, trained on structural
+noise, repairs visible tokens.
 
-Without re-noising ("noiseless") the next input is the draft itself: the denoiser, trained on
-structural noise, repairs tokens that are visible and wrong.
+A batch holds many prompts, padded on the left. Every sequence has a generator of its own and leaves
+the batch when it finishes, so its answer is that of a single run.
 
-Many prompts are refined together: padded on the left, each row with a generator of its own, each
-stopping on its own and then leaving the batch, so that a row's answer is that of a run alone.
+Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo). `lad.diffusion.reference` is the same loop in
+plain Python; the tests compare the two token for token.
 
-Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo). `lad/diffusion/reference.py` is the same loop as a
-plain reader would write it; the tests hold the two together token for token.
-
-Shapes: b = rows still at work, a = positions of the answer region, v = vocabulary.
+Shapes: b = sequences in the batch, a = positions of the answer region, v = vocabulary size.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lad.accel.cuda_graphs import Passes
-from lad.accel.llama_layers import compiled
-from lad.diffusion.config import PRESETS, RANGES, REMASKING, RefineConfig, preset
-from lad.diffusion.decide import FLOATS_AT_ONCE, Decision, Known, decide, forbid
-from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.recording import make_trace
-from lad.diffusion.remasking import Strategy, make_strategy
-from lad.diffusion.rows import Rows, prepare
+from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.denoiser import Denoiser, pad_prompts
+from lad.diffusion.drafts import check_draft, check_prompt_fits
+from lad.diffusion.remasking import STRATEGIES, StepView, repeated
 from lad.diffusion.schedule import noise_level
-from lad.diffusion.trace import Step, Trace
+from lad.diffusion.trace import Step, Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, NumericalError
 
-__all__ = [
-    "PRESETS",
-    "RANGES",
-    "REMASKING",
-    "RefineConfig",
-    "make_trace",
-    "preset",
-    "record",
-    "refine",
-    "refine_batch",
-]
+# Logits are made float32 this many at a time: 256 MB, however large batch and window are.
+FLOATS_AT_ONCE = 2**26
+
+
+class SamplerState(NamedTuple):
+    """The unfinished sequences of a batch between two iterations.
+
+    Attributes:
+        tokens: `(b, a)` int64, the input of the next forward pass.
+        previous: `(b, a)` int64, the last draft; -1 before the first.
+        unchanged: `(b,)` int64, number of identical drafts in a row.
+        ever_unmasked: `(b, a)` bool, positions that were visible in some input.
+        fixed: `(b, a)` bool, positions that never change.
+        no_eos: `(b, a)` bool, positions where the answer cannot end.
+        noise_levels: `(iterations,)` float64, see `schedule.noise_level`.
+        mask_token_id, eos_token_id: the two tokens with a meaning of their own.
+    """
+
+    tokens: Tensor
+    previous: Tensor
+    unchanged: Tensor
+    ever_unmasked: Tensor
+    fixed: Tensor
+    no_eos: Tensor
+    noise_levels: Tensor
+    mask_token_id: int
+    eos_token_id: int
+
+    def select(self, keep: Tensor) -> SamplerState:
+        """The sequences that `keep`, an index on the device, names."""
+        return SamplerState(*(x[keep] for x in self[:6]), *self[6:])
+
+
+class StepOutput(NamedTuple):
+    """What a step decides.
+
+    Attributes:
+        tokens: `(b, a)` int64, the draft; never MASK.
+        confidence: `(b, a)` float32 in [0, 1], the denoiser's probability of each token.
+        remask: `(b, a)` bool, positions that are MASK in the next input.
+        finished: `(b,)` bool, sequences that are done.
+        is_finite: `(b,)` bool, False where a logit is NaN or infinite.
+        state: the state before the next iteration.
+    """
+
+    tokens: Tensor
+    confidence: Tensor
+    remask: Tensor
+    finished: Tensor
+    is_finite: Tensor
+    state: SamplerState
+
+
+# -- one step --------------------------------------------------------------------------------------
+
+
+def process_logits(logits: Tensor, state: SamplerState, config: RefineConfig) -> Tensor:
+    """`(b, a, v)` logits, changed in place: no MASK, no EOS where the answer cannot end, EOS bias.
+
+    It is apart from `step` so that only two columns are written; compiled into a step, every logit
+    would be compared.
+    """
+    logits[..., state.eos_token_id] += config.eos_bias
+    logits[..., state.eos_token_id].masked_fill_(state.no_eos, -math.inf)
+    logits[..., state.mask_token_id] = -math.inf  # MASK is an input, never an answer
+    return logits
+
+
+def sample_tokens(
+    logits: Tensor, config: RefineConfig, uniforms: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample a token at every position.
+
+    Args:
+        logits: `(b, a, v)`.
+        uniforms: `(b, a)` in [0, 1), one random number a position; None when greedy.
+
+    Returns:
+        tokens `(b, a)` int64; confidence `(b, a)` float32, the probability under the denoiser's own
+        distribution, before temperature, top-k and top-p; and `(b, a)` float32, the log of that
+        distribution's sum, which is not finite when a logit is not.
+    """
+    if len(logits) > 1 and logits.numel() > FLOATS_AT_ONCE:
+        half = len(logits) // 2
+        parts = [
+            sample_tokens(logits[part], config, None if uniforms is None else uniforms[part])
+            for part in (slice(half), slice(half, None))
+        ]
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+    logits = logits.float()
+    log_sum = logits.logsumexp(dim=-1)  # (b, a)
+    if config.greedy:
+        top, tokens = logits.max(dim=-1)
+        return tokens, (top - log_sum).exp(), log_sum
+    k = min(config.top_k, logits.shape[-1])
+    top, ids = logits.topk(k, dim=-1)  # (b, a, k), likeliest first
+    weights = (top / config.temperature).softmax(dim=-1)
+    # A token stays when those before it hold less than top_p: the likeliest always does.
+    weights = weights * (weights.cumsum(dim=-1) - weights < config.top_p)
+    cumulative = weights.cumsum(dim=-1)
+    place = (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(dim=-1, keepdim=True)
+    place = place.clamp(max=k - 1)
+    confidence = (top.gather(-1, place)[..., 0] - log_sum).exp()
+    return ids.gather(-1, place)[..., 0], confidence, log_sum
+
+
+def step(
+    logits: Tensor,
+    state: SamplerState,
+    config: RefineConfig,
+    i: int,
+    uniforms: Tensor | None = None,
+    sample: Callable = sample_tokens,
+) -> StepOutput:
+    """From `(b, a, v)` logits to a draft and the next input.
+
+    Args:
+        logits: as `process_logits` leaves them.
+        i: iteration, from 0.
+        uniforms: `(b, n, a)` float32 in [0, 1): the first for sampling unless greedy, then the
+            strategy's `num_uniforms`.
+        sample: `sample_tokens`, or a faster function of the same results.
+    """
+    strategy = STRATEGIES[config.remasking]
+    eos, mask = state.eos_token_id, state.mask_token_id
+    for_sampling, for_remasking = None, uniforms
+    if not config.greedy:
+        for_sampling, for_remasking = uniforms[:, 0], uniforms[:, 1:]
+
+    # Draft: every position is sampled anew; fixed ones keep their token.
+    tokens, confidence, log_sum = sample(logits, config, for_sampling)
+    tokens = torch.where(state.fixed, state.tokens, tokens)
+    replaced = state.fixed
+    if config.repeats == "replace":
+        confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
+        again = repeated(tokens, confidence, tokens == eos, ~state.fixed)
+        tokens = torch.where(again, _unlike_neighbours(logits, tokens, eos), tokens)
+        replaced = replaced | again
+    confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
+
+    # Re-masking, unless this was the last iteration.
+    free = ~state.fixed
+    maskable = free & ~state.ever_unmasked if config.permanent else free
+    reached = torch.ones_like(free[:1])  # (1, a), positions that growth has reached
+    if config.added_tokens is not None:
+        position = torch.arange(free.shape[1], device=free.device)[None]
+        reached = position < config.added_tokens * (i + 1)
+    is_eos = tokens == eos
+    again = torch.zeros_like(free)
+    if config.repeats == "remask":
+        again = repeated(tokens, confidence, is_eos, maskable) & reached
+    view = StepView(
+        tokens=tokens,
+        confidence=confidence,
+        is_masked=state.tokens == mask,
+        maskable=maskable & reached,
+        repeated=again,
+        is_eos=is_eos,
+        region=(free & reached).sum(dim=-1),
+        noise_level=state.noise_levels[i],
+        uniforms=for_remasking,
+    )
+    remask = strategy.remask(view, config) | (maskable & ~reached)
+    remask = remask & (i < config.iterations - 1)
+
+    # Completion: all tokens before the first visible EOS are shown; what follows becomes EOS.
+    finished = torch.zeros_like(state.unchanged, dtype=torch.bool)
+    if strategy.stops_when_complete:
+        eos_seen = (is_eos & ~remask).cumsum(dim=-1) > 0
+        finished = ~(remask & ~eos_seen).any(dim=-1)
+        tail = finished[:, None] & eos_seen & free
+        tokens = tokens.masked_fill(tail, eos)
+        confidence = torch.where(tail, _probability(logits, tokens, log_sum), confidence)
+        remask = remask & ~finished[:, None]
+
+    # Early stop: identical drafts in a row, or a greedy draft that reproduces its own input.
+    same = (tokens == state.previous).all(dim=-1)
+    if strategy.stops_when_complete or config.added_tokens is not None:
+        same = same & (remask | state.ever_unmasked).all(
+            dim=-1
+        )  # nothing is shown for the first time
+    unchanged = torch.where(same, state.unchanged + 1, 1)
+    if config.patience > 0:
+        finished = finished | (unchanged >= config.patience)
+        if config.greedy:
+            finished = finished | ((tokens == state.tokens) & ~remask).all(dim=-1)
+    remask = remask & ~finished[:, None]
+    following = state._replace(
+        tokens=tokens.masked_fill(remask, mask),
+        previous=tokens,
+        unchanged=unchanged,
+        ever_unmasked=state.ever_unmasked | ~remask,
+    )
+    is_finite = log_sum.isfinite().all(dim=-1)
+    return StepOutput(tokens, confidence, remask, finished, is_finite, following)
+
+
+def _probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
+    """`(b, a)` float32: the denoiser's probability of these tokens."""
+    return (logits.gather(-1, tokens[..., None])[..., 0].float() - log_sum).exp()
+
+
+def _unlike_neighbours(logits: Tensor, tokens: Tensor, eos: int) -> Tensor:
+    """`(b, a)` int64: the likeliest token that no neighbour has; EOS may repeat."""
+    neighbours = F.pad(tokens.masked_fill(tokens == eos, -1), (1, 1), value=-1)  # (b, a + 2)
+    ids = logits.topk(3, dim=-1).indices  # two of them may be the neighbours'
+    taken = (ids == neighbours[:, :-2, None]) | (ids == neighbours[:, 2:, None])
+    return ids.gather(-1, (~taken).long().argmax(dim=-1, keepdim=True))[..., 0]
+
+
+# -- the loop --------------------------------------------------------------------------------------
 
 
 def refine(
@@ -66,22 +264,72 @@ def refine(
 ) -> Iterator[Step]:
     """Refine an answer, yielding a `Step` after every iteration; the last holds the final draft.
 
-    Inputs are checked at the call, before the first step is asked for. To stop a run, stop asking.
+    Inputs are checked at the call, before the first step. To stop a run, stop iterating.
 
     Args:
         prompt: text, chat messages, or `(p,)` token ids from `denoiser.encode`.
-        draft: `(a,)` token ids to start from instead of MASK, or with MASK where nothing is known.
-        fixed: `(a,)` bool, positions of the draft that never change: infilling. The answer cannot
+        config: `PRESETS["default"]` by default.
+        draft: `(a,)` token ids to start from, MASK where nothing is known; all MASK by default.
+        fixed: `(a,)` bool, positions of the draft that never change (infilling). The answer cannot
             end before the last of them.
 
     Raises:
         InvalidInput: an empty prompt, one that leaves no room for the answer, or a draft that does
             not fit.
-        NumericalError: NaN or infinite logits, named with the iteration.
+        NumericalError: NaN or infinite logits; the message names the iteration.
     """
     config = config or PRESETS["default"]
-    rows = prepare(denoiser, [prompt], config, [draft], [fixed])
-    return (steps[0] for steps in _iterate(denoiser, rows, config))
+    batch = _prepare(denoiser, [prompt], config, [draft], [fixed])
+    return (steps[0] for steps in _refine(denoiser, batch, config))
+
+
+@torch.inference_mode()
+def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
+    """The steps of all unfinished sequences after every iteration, by the index of their prompt."""
+    state, indices, generators = batch.state, batch.indices, batch.generators
+    several = len(indices) > 1
+    forward = denoiser.prepare(batch.prompts, batch.padding)
+    take_step = denoiser.step or step
+    num_uniforms = STRATEGIES[config.remasking].num_uniforms + (not config.greedy)
+    inputs = state.tokens.cpu().numpy()
+    for i in range(config.iterations):
+        start = time.perf_counter()
+        logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
+        uniforms = _uniforms(generators, num_uniforms, state.tokens)
+        output = take_step(logits, state, config, i, uniforms)
+        tokens, confidence, remask, finished, is_finite = (x.cpu().numpy() for x in output[:5])
+        if not is_finite.all():
+            where = f", prompt {indices[int(is_finite.argmin())]}" if several else ""
+            raise NumericalError(
+                f"iteration {i}{where}: the logits hold NaN or infinity, expected finite numbers; "
+                "check the adapter with `lad info`, or use float32"
+            )
+        seconds = time.perf_counter() - start
+        yield {
+            index: Step(i, inputs[n], tokens[n], confidence[n], remask[n], seconds)
+            for n, index in enumerate(indices)
+        }
+        if finished.all():
+            return
+        state, inputs = output.state, np.where(remask, denoiser.mask_token_id, tokens)
+        if finished.any():
+            left = np.flatnonzero(~finished)
+            keep = torch.from_numpy(left).to(denoiser.device)
+            state, inputs = state.select(keep), inputs[left]
+            forward.select(keep)
+            indices = [indices[n] for n in left]
+            generators = [generators[n] for n in left]
+
+
+def _uniforms(generators: list[torch.Generator], count: int, like: Tensor) -> Tensor | None:
+    """`(b, count, a)` float32 in [0, 1) from each sequence's generator, None for a count of 0.
+
+    They are drawn on the CPU, so that a seed gives the same numbers on every device.
+    """
+    if count == 0:
+        return None
+    drawn = [torch.rand(count, like.shape[1], generator=generator) for generator in generators]
+    return torch.stack(drawn).to(like.device)
 
 
 def refine_batch(
@@ -94,14 +342,14 @@ def refine_batch(
     fixed: Sequence[Tensor | None] | None = None,
     batch_size: int = 64,
 ) -> list[Trace]:
-    """Refine many answers at once; what each becomes is what a run alone would give.
+    """Refine many answers at once; each is what a single run gives.
 
     Args:
-        prompts: of any lengths; each as in `refine`, and each answer region `answer_length` long.
-        on_iteration: called after every iteration with the steps of the rows still at work, by the
-            index of their prompt. A run is cut short by raising from it.
+        prompts: of any lengths, each as in `refine`; each answer region is `answer_length` long.
+        on_iteration: called after every iteration with the steps of the unfinished sequences, by
+            the index of their prompt. Raise from it to stop.
         drafts, fixed: one entry a prompt, as in `refine`; None where there is none.
-        batch_size: most rows at work at a time.
+        batch_size: most sequences at a time.
 
     Returns:
         One trace a prompt, in their order. A step's `seconds` are those of the whole batch's
@@ -123,172 +371,22 @@ def refine_batch(
             "as many of each; put None where there is none"
         )
     parts = [slice(n, n + batch_size) for n in range(0, len(prompts), batch_size)]
-    prepared = [prepare(denoiser, prompts[x], config, drafts[x], fixed[x], x.start) for x in parts]
-    kept: list[list[Step]] = [[] for _ in prompts]
-    for rows in prepared:
-        for steps in _iterate(denoiser, rows, config):
-            for index, step in steps.items():
-                kept[index].append(step)
+    batches = [
+        _prepare(denoiser, prompts[part], config, drafts[part], fixed[part], part.start)
+        for part in parts
+    ]
+    steps_of: list[list[Step]] = [[] for _ in prompts]
+    for batch in batches:
+        for steps in _refine(denoiser, batch, config):
+            for index, taken in steps.items():
+                steps_of[index].append(taken)
             if on_iteration is not None:
                 on_iteration(steps)
-    prompt_ids = [ids for rows in prepared for ids in rows.prompt_ids]
+    prompt_ids = [ids for batch in batches for ids in batch.prompt_ids]
     return [
         make_trace(denoiser, prompt, ids, config, steps)
-        for prompt, ids, steps in zip(prompts, prompt_ids, kept, strict=True)
+        for prompt, ids, steps in zip(prompts, prompt_ids, steps_of, strict=True)
     ]
-
-
-@torch.inference_mode()
-def _iterate(denoiser: Denoiser, rows: Rows, config: RefineConfig) -> Iterator[dict[int, Step]]:
-    """Steps of the rows still at work, by prompt, after every iteration."""
-    strategy = make_strategy(config)
-    clock = Clock(config, denoiser.device)
-    drawing = 0 if config.greedy else 1
-    grows = strategy.finishes or config.added_tokens is not None
-    many = len(rows.index) > 1
-    # Cloned in inference mode: a compiled function takes other tensors for a case of their own.
-    rows.answer, rows.shown = rows.answer.clone(), rows.shown.clone()
-    passes = Passes(denoiser, rows.prompts, rows.padding)
-    inputs = rows.answer.cpu().numpy()
-    shown = inputs != denoiser.mask_token_id
-    position = np.arange(inputs.shape[1])
-    sure = np.ones(inputs.shape, dtype=np.float32)  # of what is dropped: as when it was computed
-    previous, unchanged = None, np.ones(len(inputs), dtype=int)
-
-    for i in range(config.iterations):
-        started = time.perf_counter()
-        beyond = rows.beyond
-        width = None if beyond is None else (~beyond).sum(dim=-1)
-        known = Known(
-            answer=rows.answer,
-            fixed=rows.fixed,
-            endless=rows.endless,
-            beyond=beyond,
-            shown=rows.shown,
-            uniforms=rows.uniforms(drawing + strategy.draws),
-            **clock.at(i),
-        )
-        logits = passes.logits(rows.answer, width)  # (b, a, v)
-        decision = _decide(denoiser, logits, known, strategy, config)
-        del logits
-        told = Told(decision.told)
-        if i + 1 < config.iterations and True:  # a tail may cut what comes next
-            passes.begin(decision.answer)
-
-        # The one transfer of an iteration; from here on everything is small and on the host.
-        answers, doubts, remask, flags = told.read()
-        if not flags[0].all():
-            bad = rows.index[int(np.flatnonzero(~flags[0])[0])]
-            raise NumericalError(
-                f"iteration {i}{f', prompt {bad}' if many else ''}: the logits hold NaN or "
-                "infinity, expected finite numbers; check the adapter with `lad info`, or use "
-                "float32"
-            )
-        answers, remask = (_widen(x, inputs.shape[1]) for x in (answers, remask))
-        answers[position >= rows.width[:, None]] = denoiser.eos_token_id
-        doubts = np.where(position < rows.width[:, None], _widen(doubts, len(position)), sure)
-        sure = doubts
-        if False and previous is not None:
-            # With growth or a threshold, far positions are drafted long before they are shown.
-            words = (answers != denoiser.eos_token_id) | (remask & grows)
-            words |= previous != denoiser.eos_token_id
-            ends = np.where(words, position + 1, 0).max(axis=1)
-            rows.width = np.minimum(rows.width, ends + config.tail)
-            remask &= position < rows.width[:, None]
-        same = np.zeros(len(answers), dtype=bool)
-        if previous is not None:
-            same = (answers == previous).all(axis=1)
-        if grows:
-            same &= ~(~remask & ~shown).any(axis=1)
-            shown |= ~remask
-        unchanged = np.where(same, unchanged + 1, 1)
-        stopping = flags[1]
-        if config.patience > 0:
-            stopping |= unchanged >= config.patience
-            if config.greedy:  # the same input again, now and ever after
-                stopping |= (answers == inputs).all(axis=1) & ~remask.any(axis=1)
-        remask[stopping] = False
-        seconds = time.perf_counter() - started
-        yield {
-            row: Step(i, inputs[n], answers[n], doubts[n], remask[n], seconds)
-            for n, row in enumerate(rows.index)
-        }
-        if stopping.all():
-            return
-        rows.answer, rows.shown = decision.answer, decision.shown
-        inputs = np.where(remask, denoiser.mask_token_id, answers)
-        previous = answers
-        if stopping.any():
-            stay = np.flatnonzero(~stopping)
-            passes.keep(rows.keep(stay))
-            inputs, previous, unchanged, shown, sure = (
-                array[stay] for array in (inputs, previous, unchanged, shown, sure)
-            )
-        if False:
-            rows.narrow(denoiser.eos_token_id)
-
-
-def _widen(values: np.ndarray, positions: int) -> np.ndarray:
-    """`(b, ·)` values with zeros where nothing is computed any more: `(b, positions)`."""
-    return np.pad(values, ((0, 0), (0, positions - values.shape[1])))
-
-
-class Clock:
-    """What an iteration's number means, for every iteration, on the device from the beginning."""
-
-    def __init__(self, config: RefineConfig, device: torch.device) -> None:
-        numbers = range(config.iterations)
-        left = [noise_level(i, config.iterations, config.sharpness) for i in numbers]
-        self.left = torch.tensor(left, dtype=torch.float64, device=device)
-        self.goes_on = torch.tensor([i < config.iterations - 1 for i in numbers], device=device)
-        self.reached = None
-        if config.added_tokens is not None:
-            self.reached = torch.arange(1, config.iterations + 1, device=device)
-            self.reached *= config.added_tokens
-
-    def at(self, iteration: int) -> dict[str, Tensor | None]:
-        """`left`, `reached` and `goes_on` of `lad.diffusion.decide.Known`."""
-        reached = None if self.reached is None else self.reached[iteration]
-        return {
-            "left": self.left[iteration],
-            "reached": reached,
-            "goes_on": self.goes_on[iteration],
-        }
-
-
-def _decide(
-    denoiser: Denoiser, logits: Tensor, known: Known, strategy: Strategy, config: RefineConfig
-) -> Decision:
-    """`decide`, compiled where passes are captured and nothing is drawn by chance."""
-    eos, mask = denoiser.eos_token_id, denoiser.mask_token_id
-    forbid(logits, known.endless, eos, mask)
-    if config.greedy and denoiser.graphs is not None and logits.is_cuda:
-        return compiled(decide)(logits, known, strategy, config, eos, mask)
-    at_once = max(1, FLOATS_AT_ONCE // logits[0].numel())
-    return decide(logits, known, strategy, config, eos, mask, at_once)
-
-
-class Told:
-    """What `lad.diffusion.decide.Decision` tells, on its way to the host, which need not wait until it reads.
-
-    Only what the device was given before it is waited for, and all is copied at once.
-    """
-
-    def __init__(self, told: Tensor) -> None:
-        self.packed = told.to("cpu", non_blocking=told.is_cuda)
-        self.sent = torch.cuda.current_stream(told.device).record_event() if told.is_cuda else None
-
-    def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """`(b, a)` int64, `(b, a)` float32, `(b, a)` bool, and `(2, b)` bool."""
-        if self.sent is not None:
-            self.sent.synchronize()
-        packed, a = self.packed.numpy(), (self.packed.shape[1] - 2) // 3
-        return (
-            packed[:, :a].astype(np.int64),
-            packed[:, a : 2 * a].copy().view(np.float32),
-            packed[:, 2 * a : 3 * a].astype(bool),
-            packed[:, 3 * a :].T.astype(bool),
-        )
 
 
 def record(
@@ -300,15 +398,74 @@ def record(
     draft: Tensor | None = None,
     fixed: Tensor | None = None,
 ) -> Trace:
-    """Refine to the end and keep everything; `on_step` is called after every iteration.
+    """The trace of a whole refinement; arguments and errors are those of `refine`.
 
-    A run is cut short by raising from `on_step`; everything else is as in `refine`.
+    `on_step` is called after every iteration; raise from it to stop.
     """
     config = config or PRESETS["default"]
     prompt_ids = denoiser.encode(prompt)
     steps = []
-    for step in refine(denoiser, prompt_ids, config, draft=draft, fixed=fixed):
-        steps.append(step)
+    for taken in refine(denoiser, prompt_ids, config, draft=draft, fixed=fixed):
+        steps.append(taken)
         if on_step is not None:
-            on_step(step)
+            on_step(taken)
     return make_trace(denoiser, prompt, prompt_ids, config, steps)
+
+
+# -- inputs ----------------------------------------------------------------------------------------
+
+
+class _Batch(NamedTuple):
+    """Checked inputs: `prompts` `(b, p)` int64, left-padded by `padding` `(b,)`, and the state."""
+
+    indices: list[int]
+    prompt_ids: list[Tensor]
+    prompts: Tensor
+    padding: Tensor | None
+    state: SamplerState
+    generators: list[torch.Generator]
+
+
+@torch.inference_mode()
+def _prepare(
+    denoiser: Denoiser,
+    prompts: Sequence[Prompt | Tensor],
+    config: RefineConfig,
+    drafts: Sequence[Tensor | None],
+    fixed: Sequence[Tensor | None],
+    first: int = 0,
+) -> _Batch:
+    """Check every input and make one batch; `first` is the index of the first prompt."""
+    prompt_ids = [
+        prompt.to(denoiser.device) if isinstance(prompt, Tensor) else denoiser.encode(prompt)
+        for prompt in prompts
+    ]
+    for ids in prompt_ids:
+        check_prompt_fits(denoiser, ids, config)
+    b, a = len(prompts), config.answer_length
+    tokens = torch.full((b, a), denoiser.mask_token_id, device=denoiser.device)
+    is_fixed = torch.zeros_like(tokens, dtype=torch.bool)
+    for n, (draft, positions) in enumerate(zip(drafts, fixed, strict=True)):
+        check_draft(denoiser, a, draft, positions)
+        if draft is not None:
+            tokens[n] = draft
+        if positions is not None:
+            is_fixed[n] = positions
+    # A fixed word behind an EOS would not be part of the answer.
+    words = is_fixed & (tokens != denoiser.eos_token_id)
+    word_follows = words.flip(-1).cumsum(dim=-1).flip(-1) > 0
+    levels = [noise_level(i, config.iterations, config.sharpness) for i in range(config.iterations)]
+    state = SamplerState(
+        tokens=tokens,
+        previous=torch.full_like(tokens, -1),
+        unchanged=torch.ones(b, dtype=torch.int64, device=denoiser.device),
+        ever_unmasked=tokens != denoiser.mask_token_id,
+        fixed=is_fixed,
+        no_eos=word_follows & ~is_fixed,
+        noise_levels=torch.tensor(levels, dtype=torch.float64, device=denoiser.device),
+        mask_token_id=denoiser.mask_token_id,
+        eos_token_id=denoiser.eos_token_id,
+    )
+    generators = [torch.Generator().manual_seed(config.seed) for _ in prompts]
+    padded, padding = pad_prompts(prompt_ids)
+    return _Batch([*range(first, first + b)], prompt_ids, padded, padding, state, generators)

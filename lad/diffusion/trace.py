@@ -1,32 +1,25 @@
-"""Everything that happened in one refinement, as arrays that need no model to be read.
+"""Traces: everything that happened in one refinement, as arrays that need no model to be read.
 
-A `Step` is one iteration: what the denoiser saw, what it drew, how sure it was, and which positions
-were masked again for the next iteration. A `Trace` is the whole run together with the bytes of
-every token that occurs in it, so that figures, widgets and a page without a kernel can show it
-with neither tokenizer nor weights.
+A `Step` is one iteration: the denoiser's input, the tokens sampled, their confidence, and the
+positions masked again. A `Trace` is the whole run with the bytes of every token that occurs in it,
+so that figures, widgets and a page without a kernel need neither tokenizer nor weights.
 
-On disk a trace is JSON Lines: a header, one line a step, and a closing line without which the file
-counts as truncated.
+On disk a trace is JSON Lines, see `lad.diffusion.trace_file`.
 
-Vocabulary: a = number of positions in the answer region, i = number of iterations that ran.
+Shapes: a = positions of the answer region, i = iterations that ran.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from lad.diffusion.config import upgrade
-from lad.utils import CacheError, DamagedFile, InvalidInput, write_whole
-
-__all__ = ["SCHEMA_VERSION", "Step", "Trace"]
-
-SCHEMA = "lad-trace"
-SCHEMA_VERSION = 1
+from lad.diffusion.config import RefineConfig
+from lad.models.chat import token_bytes
+from lad.utils import InvalidInput, provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +60,8 @@ class Trace:
     Attributes:
         prompt: the user's text.
         steps: the iterations that ran, at least one.
-        stopped_early: True when the draft stood still, or was whole for a strategy that waits for
-            that, before the iterations were used up.
+        stopped_early: True when the draft no longer changed, or was complete, before the iterations
+            were used up.
         mask_token_id, eos_token_id: the two tokens with a meaning of their own.
         special_ids: tokens that are markup, not text (they never show in `answer`).
         vocabulary: token id -> the bytes that token stands for, for every id in the trace.
@@ -117,11 +110,11 @@ class Trace:
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """`(i, a)` float32: probability of each token drawn."""
+        """`(i, a)` float32: probability of each token."""
         return np.stack([step.confidence for step in self.steps])
 
     @cached_property
-    def masked(self) -> np.ndarray:
+    def is_masked(self) -> np.ndarray:
         """`(i, a)` bool: positions that were MASK in the denoiser's input."""
         return self.inputs == self.mask_token_id
 
@@ -200,113 +193,59 @@ class Trace:
         Raises:
             CacheError: the disk is full or cannot be written.
         """
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, "".join(line + "\n" for line in self.lines()).encode())
-        except OSError as error:
-            raise CacheError(
-                f"cannot write the trace to {path} ({error.strerror}): expected a writable folder "
-                "with room; choose another path or free some space"
-            ) from error
-        return path
+        from lad.diffusion import trace_file
 
-    def lines(self):
-        """The lines of the file: a header, one a step, a closing line."""
-        header = {
-            "schema": SCHEMA,
-            "version": SCHEMA_VERSION,
-            "prompt": self.prompt,
-            "mask_token_id": self.mask_token_id,
-            "eos_token_id": self.eos_token_id,
-            "special_ids": sorted(self.special_ids),
-            # One character a byte: readable for ASCII, exact for the halves of a split character.
-            "vocabulary": {str(k): v.decode("latin-1") for k, v in sorted(self.vocabulary.items())},
-            "prompt_ids": self.prompt_ids.tolist(),
-            "config": self.config,
-            "provenance": self.provenance,
-        }
-        yield json.dumps(header, ensure_ascii=False)
-        for step in self.steps:
-            yield json.dumps(
-                {
-                    "iteration": step.iteration,
-                    "inputs": step.inputs.tolist(),
-                    "draft": step.draft.tolist(),
-                    # str() of a float32 is the shortest decimal that reads back as the same bits.
-                    "confidence": [float(str(c)) for c in step.confidence],
-                    "renoised": np.flatnonzero(step.remask).tolist(),
-                    "seconds": round(step.seconds, 6),
-                }
-            )
-        yield json.dumps({"end": len(self.steps), "stopped_early": self.stopped_early})
+        return trace_file.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a trace.
 
         Raises:
+            InvalidInput: there is no such file.
             DamagedFile: not a trace, of another schema version, truncated or inconsistent.
         """
-        path = Path(path)
-        try:
-            return cls.from_lines(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-        except FileNotFoundError:
-            raise InvalidInput(
-                f"no trace at {path}: expected a .jsonl file that `Trace.save` wrote"
-            ) from None
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DamagedFile(
-                f"{path} is no readable trace ({error}): expected a complete file that "
-                "`Trace.save` wrote; record it again"
-            ) from error
+        from lad.diffusion import trace_file
 
-    @classmethod
-    def from_lines(cls, lines: list[str]) -> Trace:
-        """Inverse of `lines()`; raises ValueError, LookupError or TypeError on anything else."""
-        header, *body = (json.loads(line) for line in lines)
-        if header.get("schema") != SCHEMA:
-            raise ValueError("no trace header")
-        if header["version"] != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema version {header['version']}, this code reads {SCHEMA_VERSION}"
-            )
-        if not body or body[-1].get("end") != len(body) - 1:
-            raise ValueError("closing line missing: truncated")
-        *rows, end = body
-        steps = []
-        for number, row in enumerate(rows):
-            draft = np.array(row["draft"], dtype=np.int64)
-            remask = np.zeros(len(draft), dtype=bool)
-            remask[row["renoised"]] = True
-            step = Step(
-                iteration=row["iteration"],
-                inputs=np.array(row["inputs"], dtype=np.int64),
-                draft=draft,
-                confidence=np.array(row["confidence"], dtype=np.float32),
-                remask=remask,
-                seconds=row["seconds"],
-            )
-            same_length = (
-                len(step.inputs) == len(draft) == len(step.confidence) == len(rows[0]["draft"])
-            )
-            if step.iteration != number or not same_length:
-                raise ValueError(f"step {number} is inconsistent")
-            steps.append(step)
-        vocabulary = {int(k): v.encode("latin-1") for k, v in header["vocabulary"].items()}
-        for step in steps:
-            unknown = set(step.inputs.tolist() + step.draft.tolist()) - set(vocabulary)
-            if unknown:
-                raise ValueError(f"token {min(unknown)} is not in the vocabulary")
-        return cls(
-            prompt=header["prompt"],
-            steps=steps,
-            stopped_early=end["stopped_early"],
-            mask_token_id=header["mask_token_id"],
-            eos_token_id=header["eos_token_id"],
-            special_ids=frozenset(header["special_ids"]),
-            vocabulary=vocabulary,
-            prompt_ids=np.array(header["prompt_ids"], dtype=np.int64),
-            config=upgrade(header["config"]),
-            provenance=header["provenance"],
-        )
+        return trace_file.load(Path(path))
+
+
+# -- from the steps of a run -----------------------------------------------------------------------
+
+
+def make_trace(denoiser, prompt, prompt_ids, config: RefineConfig, steps: list[Step]) -> Trace:
+    """The trace of steps that ran, with what is needed to read it without a model.
+
+    Args:
+        denoiser: the `Denoiser` that ran them.
+        prompt: text, chat messages or token ids; `prompt_ids` its `(p,)` token ids.
+    """
+    tokenizer, prompt_ids = denoiser.tokenizer, prompt_ids.cpu().numpy()
+    arrays = [array for step in steps for array in (step.inputs, step.draft)]
+    used = set(np.unique(np.concatenate([*arrays, prompt_ids])).tolist())
+    added = tokenizer.added_tokens_decoder
+    special = {t for t in used if t == denoiser.mask_token_id or (t in added and added[t].special)}
+    if isinstance(prompt, str):
+        text = prompt
+    elif isinstance(prompt, list | tuple):
+        text = prompt[-1]["content"]
+    else:
+        text = tokenizer.decode(prompt_ids.tolist())
+    return Trace(
+        prompt=text,
+        steps=steps,
+        stopped_early=len(steps) < config.iterations,
+        mask_token_id=denoiser.mask_token_id,
+        eos_token_id=denoiser.eos_token_id,
+        special_ids=frozenset(special),
+        vocabulary={t: token_bytes(tokenizer, t, t in special) for t in used},
+        prompt_ids=prompt_ids,
+        config=config.to_dict(),
+        provenance=provenance(
+            denoiser.backbone.spec.name,
+            denoiser.device.type,
+            str(denoiser.causal_lm.dtype),
+            denoiser.adapter_sha256,
+            denoiser.backbone.digest,
+        ),
+    )

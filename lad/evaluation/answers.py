@@ -14,7 +14,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.sampler import RefineConfig, refine_batch
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import refine_batch
 from lad.evaluation import metrics
 
 __all__ = ["Answers", "greedy_answers", "measure_answers", "refined_answers"]

@@ -26,7 +26,8 @@ import torch
 
 from lad.diffusion.config import PRESETS
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.sampler import RefineConfig, refine_batch
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import metrics
 from lad.evaluation.adapter_eval import Progress, masked_predictions, provenance, yardstick

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lad.diffusion.denoiser import ATTENTIONS, Denoiser, attention_mask
+from lad.diffusion.config import ATTENTIONS
+from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.evaluation.metrics import Estimate, pooled_share
 from lad.training.data import Pair
 from lad.utils import InvalidInput

@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lad.diffusion.config import RefineConfig
-from lad.diffusion.denoiser import Denoiser, DenoiserConfig
+from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.adapter_eval import provenance
 from lad.evaluation.bench import bench
 from lad.evaluation.dry_run import dry_run

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from lad.utils import InvalidInput, one_line
 
-__all__ = ["Prompt", "check_prompt", "encode_prompt", "encode_prompts"]
-
 # Text of one turn, or chat messages {"role": ..., "content": ...} of several.
 Prompt = str | Sequence[dict[str, str]]
 
@@ -86,3 +84,24 @@ def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
         next(ids) if easy else encode_prompt(tokenizer, prompt)
         for prompt, easy in zip(prompts, plain, strict=True)
     ]
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE writes each of the 256 bytes as one printable character (GPT-2's table)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _byte_of_character()
+
+
+def token_bytes(tokenizer, token_id: int, special: bool = False) -> bytes:
+    """The bytes of one token; those of a special token are its name."""
+    token = tokenizer.convert_ids_to_tokens(token_id)
+    if token is None:  # a padded vocabulary has ids without a token
+        return f"<{token_id}>".encode()
+    if special or not all(character in BYTE_OF_CHARACTER for character in token):
+        return token.encode()
+    return bytes(BYTE_OF_CHARACTER[character] for character in token)

@@ -106,7 +106,7 @@ def answer_logits(
         settings.attention,
         settings.target,
         masked=masked,
-        reading_from=reading_from,
+        causal_from=reading_from,
     )
     states = denoiser.hidden_states(inputs, mask)  # (b, t, d)
     chosen = chosen.roll(-settings.shift, dims=1)  # the states that predict these

@@ -279,7 +279,7 @@ def settling_heatmap(trace: Trace) -> Figure:
         interpolation="nearest",
     )  # fmt: skip
     hatch = {"hatch": HATCHES["masked"] * 2, "facecolor": "none", "linewidth": 0}
-    for row, masked in enumerate(trace.masked[:, :used]):
+    for row, masked in enumerate(trace.is_masked[:, :used]):
         for start, stop in _runs(masked):
             axes.add_patch(
                 Rectangle((start - 0.5, row - 0.5), stop - start, 1, edgecolor="#8A3D00", **hatch)

@@ -11,7 +11,9 @@ from rich.text import Text
 from torch import Tensor
 
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.sampler import RefineConfig, make_trace, record
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import record
+from lad.diffusion.trace import make_trace
 from lad.diffusion.trace import Step, Trace
 from lad.models.chat import Prompt
 from lad.viz.tokens import draft_cells

@@ -13,7 +13,8 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 
-from lad.diffusion.denoiser import TARGETS, Denoiser
+from lad.diffusion.config import TARGETS
+from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, visible
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput, LADError

@@ -21,8 +21,8 @@ from pathlib import Path
 import nbformat
 from ipywidgets import Tab, Widget
 
-from lad.diffusion.denoiser import load_denoiser
-from lad.diffusion.sampler import RefineConfig
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import RefineConfig
 from lad.models.registry import Backbone, get_backbone
 from lad.utils import InvalidInput
 from lad.viz.gallery import gallery

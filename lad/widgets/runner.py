@@ -16,7 +16,9 @@ import ipywidgets as widgets
 from torch import Tensor
 
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.sampler import RefineConfig, make_trace, refine
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import refine
+from lad.diffusion.trace import make_trace
 from lad.diffusion.trace import Step, Trace
 from lad.models.chat import Prompt
 from lad.utils import LADError

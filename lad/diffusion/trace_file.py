@@ -1,0 +1,122 @@
+"""Traces on disk: JSON Lines with a header, one line a step, and a closing line.
+
+A file without its closing line counts as truncated. Settings that earlier versions wrote under
+other names are read under today's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lad.diffusion.config import upgrade
+from lad.diffusion.trace import Step, Trace
+from lad.utils import DamagedFile, InvalidInput, disk_errors, write_whole
+
+SCHEMA = "lad-trace"
+SCHEMA_VERSION = 1
+
+
+def save(trace: Trace, path: Path) -> Path:
+    """Write a trace; see `Trace.save`."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(line + "\n" for line in to_lines(trace)).encode())
+    return path
+
+
+def load(path: Path) -> Trace:
+    """Read a trace; see `Trace.load`."""
+    try:
+        return from_lines(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except FileNotFoundError:
+        raise InvalidInput(
+            f"no trace at {path}: expected a .jsonl file that `Trace.save` wrote"
+        ) from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedFile(
+            f"{path} is no readable trace ({error}): expected a complete file that "
+            "`Trace.save` wrote; record it again"
+        ) from error
+
+
+def to_lines(trace: Trace) -> Iterator[str]:
+    """The lines of the file."""
+    header = {
+        "schema": SCHEMA,
+        "version": SCHEMA_VERSION,
+        "prompt": trace.prompt,
+        "mask_token_id": trace.mask_token_id,
+        "eos_token_id": trace.eos_token_id,
+        "special_ids": sorted(trace.special_ids),
+        # One character a byte: readable for ASCII, exact for the halves of a split character.
+        "vocabulary": {str(k): v.decode("latin-1") for k, v in sorted(trace.vocabulary.items())},
+        "prompt_ids": trace.prompt_ids.tolist(),
+        "config": trace.config,
+        "provenance": trace.provenance,
+    }
+    yield json.dumps(header, ensure_ascii=False)
+    for step in trace.steps:
+        entry = {
+            "iteration": step.iteration,
+            "inputs": step.inputs.tolist(),
+            "draft": step.draft.tolist(),
+            # str() of a float32 is the shortest decimal that reads back as the same bits.
+            "confidence": [float(str(c)) for c in step.confidence],
+            "renoised": np.flatnonzero(step.remask).tolist(),
+            "seconds": round(step.seconds, 6),
+        }
+        yield json.dumps(entry)
+    yield json.dumps({"end": len(trace.steps), "stopped_early": trace.stopped_early})
+
+
+def from_lines(lines: list[str]) -> Trace:
+    """Inverse of `to_lines`; ValueError, LookupError, TypeError or AttributeError on other text."""
+    header, *body = (json.loads(line) for line in lines)
+    if header.get("schema") != SCHEMA:
+        raise ValueError("no trace header")
+    if header["version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema version {header['version']}, this code reads {SCHEMA_VERSION}")
+    if not body or body[-1].get("end") != len(body) - 1:
+        raise ValueError("closing line missing: truncated")
+    *entries, end = body
+    steps = [_read_step(number, entry) for number, entry in enumerate(entries)]
+    vocabulary = {int(k): v.encode("latin-1") for k, v in header["vocabulary"].items()}
+    for step in steps:
+        if len(step.draft) != len(steps[0].draft):
+            raise ValueError(f"step {step.iteration} is inconsistent")
+        unknown = set(step.inputs.tolist() + step.draft.tolist()) - set(vocabulary)
+        if unknown:
+            raise ValueError(f"token {min(unknown)} is not in the vocabulary")
+    return Trace(
+        prompt=header["prompt"],
+        steps=steps,
+        stopped_early=end["stopped_early"],
+        mask_token_id=header["mask_token_id"],
+        eos_token_id=header["eos_token_id"],
+        special_ids=frozenset(header["special_ids"]),
+        vocabulary=vocabulary,
+        prompt_ids=np.array(header["prompt_ids"], dtype=np.int64),
+        config=upgrade(header["config"]),
+        provenance=header["provenance"],
+    )
+
+
+def _read_step(number: int, entry: dict) -> Step:
+    draft = np.array(entry["draft"], dtype=np.int64)
+    remask = np.zeros(len(draft), dtype=bool)
+    remask[entry["renoised"]] = True
+    step = Step(
+        iteration=entry["iteration"],
+        inputs=np.array(entry["inputs"], dtype=np.int64),
+        draft=draft,
+        confidence=np.array(entry["confidence"], dtype=np.float32),
+        remask=remask,
+        seconds=entry["seconds"],
+    )
+    if step.iteration != number or not len(step.inputs) == len(draft) == len(step.confidence):
+        raise ValueError(f"step {number} is inconsistent")
+    return step

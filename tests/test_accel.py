@@ -1,0 +1,238 @@
+"""The fast path: the same logits and drafts from captured passes and compiled layers."""
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, stir, tiny_denoiser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_sampler import configs, denoisers, lists, starts
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lad.accel import capture, cuda_graphs
+from lad.accel.cuda_graphs import CapturedPass, greedy_tokens, padded_shape
+from lad.accel.llama_layers import compiled
+from lad.diffusion.config import DenoiserConfig, RefineConfig
+from lad.diffusion.denoiser import Denoiser, pad_prompts
+from lad.diffusion.sampler import record, refine, refine_batch, sample_tokens
+from lad.models.registry import load_backbone
+
+
+def new_denoiser(attention="prompt-causal", target="next", device="cpu") -> Denoiser:
+    config = DenoiserConfig(attention=attention, target=target, rank=4, alpha=8)
+    denoiser = Denoiser.create(load_backbone("tiny", device, torch.float32), config)
+    stir(denoiser)
+    return denoiser
+
+
+merged = functools.cache(lambda *kind: new_denoiser(*kind).merge())
+
+
+@pytest.fixture
+def accelerated():
+    """Captures a denoiser for the length of a test; returns its cache of graphs."""
+    changed = []
+
+    def switch(denoiser):
+        changed.append(denoiser)
+        return capture(denoiser).prepare.args[0]
+
+    yield switch
+    for denoiser in changed:
+        denoiser.prepare, denoiser.step = denoiser.prepare_plain, None
+
+
+def both_ways(denoiser, run):
+    """What `run` gives without the fast path and with it."""
+    expected = run()
+    capture(denoiser)
+    try:
+        return expected, run()
+    finally:
+        denoiser.prepare, denoiser.step = denoiser.prepare_plain, None
+
+
+def test_shapes_grow_to_few_sizes():
+    assert [padded_shape(b, p) for b, p in [(1, 1), (3, 32), (4, 33), (33, 64)]] == [
+        (1, 32), (4, 32), (4, 64), (64, 64),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("made", [tiny_denoiser, merged], ids=["plain", "merged"])
+def test_captured_passes_give_the_same_logits(made, kind, accelerated):
+    """The layers of transformers are captured where the adapter is not merged, else our own."""
+    denoiser = made(*kind)
+    prompts, padding = pad_prompts([denoiser.encode(text) for text in ("a", "a longer one", "b c")])
+    answer = torch.randint(97, 120, (3, 9), generator=torch.Generator().manual_seed(0))
+    answer[:, 4:] = denoiser.mask_token_id
+    with torch.inference_mode():
+        expected = denoiser.prepare_plain(prompts, padding)(answer)
+        graphs = accelerated(denoiser)
+        forward = denoiser.prepare(prompts, padding)
+        assert torch.allclose(forward(answer), expected, atol=1e-4)
+        # Filled again with other answers, and with fewer sequences in another order.
+        assert torch.allclose(forward(answer.flip(0)).flip(0)[1], expected[1], atol=1e-4)
+        keep = torch.tensor([2, 0])
+        forward.select(keep)
+        assert torch.allclose(forward(answer[keep]), expected[keep], atol=1e-4)
+    assert set(graphs.passes) == {(4, 32, 9), (2, 32, 9)}
+    assert (graphs.layers is not None) == (made is merged)
+    assert not torch.equal(expected[0], expected[1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(denoisers, lists, configs, st.integers(0, 2**31))
+def test_captured_passes_give_the_same_drafts(denoiser, texts, config, seed):
+    given = [starts(denoiser, config, seed + n) for n in range(len(texts))]
+    drafts, fixed = ([pair[n] for pair in given] for n in (0, 1))
+    expected, got = both_ways(
+        denoiser, lambda: refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed)
+    )
+    for one, other in zip(got, expected, strict=True):
+        assert np.array_equal(one.drafts, other.drafts)
+        assert np.array_equal(one.inputs, other.inputs)
+
+
+def test_where_compiling_fails_the_function_runs_as_it_is(monkeypatch):
+    def broken(function):
+        def run(*args):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler here")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    run = compiled(lambda x: x + 1)
+    with pytest.warns(UserWarning, match="torch.compile failed .no compiler here."):
+        assert run(1) == 2
+    assert run(2) == 3
+
+
+def test_sequences_that_leave_do_not_stay_in_a_pass_of_the_same_shape(any_denoiser, accelerated):
+    texts = ["a", "bcd", "ef", "g"]
+    prompts, padding = pad_prompts([any_denoiser.encode(text) for text in texts])
+    answers = torch.randint(97, 120, (4, 9), generator=torch.Generator().manual_seed(0))
+    keep = torch.tensor([0, 1, 3])
+    with torch.inference_mode():
+        expected = any_denoiser.prepare_plain(prompts, padding)(answers)[keep]
+        graphs = accelerated(any_denoiser)
+        forward = any_denoiser.prepare(prompts, padding)
+        forward(answers)
+        forward.select(keep)
+        assert torch.allclose(forward(answers[keep]), expected, atol=1e-4)
+    assert len(graphs.passes) == 1
+
+
+@pytest.mark.parametrize("remasking", ["none", "threshold"])
+def test_runs_take_turns_on_one_captured_pass(denoiser, accelerated, remasking):
+    config = RefineConfig(remasking=remasking, iterations=5, answer_length=9, patience=0)
+    texts = ["a", "bcd"]
+    expected = [record(denoiser, text, config).drafts for text in texts]
+    assert not np.array_equal(*expected)
+    graphs = accelerated(denoiser)
+    both = zip(*(refine(denoiser, text, config) for text in texts), strict=True)
+    got = zip(*((one.draft, other.draft) for one, other in both), strict=True)
+    assert all(np.array_equal(np.stack(a), b) for a, b in zip(got, expected, strict=True))
+    assert len(graphs.passes) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "config",
+    [
+        RefineConfig(remasking="none", answer_length=3),
+        RefineConfig(remasking="guided", temperature=0.7, top_k=2, answer_length=3),
+        RefineConfig(remasking="threshold", confidence_threshold=0.15, answer_length=4),
+    ],
+    ids=lambda config: config.remasking,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_graphs_on_a_gpu_give_the_same_drafts(kind, config):
+    config = RefineConfig(**config.to_dict() | {"iterations": 24, "patience": 2})
+    denoiser = new_denoiser(*kind, device="cuda").merge()
+    texts = ["a", "bcd", "what is this?", "a b", "e"]
+    expected, got = both_ways(denoiser, lambda: refine_batch(denoiser, texts, config))
+    assert all(np.array_equal(a.drafts, b.drafts) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_least_recently_used_pass_goes_first(denoiser, accelerated, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
+    graphs = accelerated(denoiser)
+    for length in (4, 5, 4, 6):
+        record(denoiser, "a", RefineConfig(iterations=1, answer_length=length))
+    assert [shape[2] for shape in graphs.passes] == [4, 6]
+    monkeypatch.setattr(cuda_graphs, "MAX_LOGITS", 11 * denoiser.vocabulary_size)
+    record(denoiser, "a", RefineConfig(iterations=1, answer_length=7))
+    assert [shape[2] for shape in graphs.passes] == [7]
+    record(denoiser, "a", RefineConfig(iterations=1, answer_length=20))
+    assert [shape[2] for shape in graphs.passes] == [20]  # one is always kept
+
+
+def test_a_bare_backbone_does_not_use_what_was_captured(denoiser, accelerated):
+    config = RefineConfig(iterations=2, answer_length=6)
+    with denoiser.adapter_off():
+        bare = record(denoiser, "hello", config).drafts
+    accelerated(denoiser)
+    adapted = record(denoiser, "hello", config).drafts
+    with denoiser.adapter_off():
+        assert np.array_equal(record(denoiser, "hello", config).drafts, bare)
+    assert not np.array_equal(adapted, bare)
+    assert np.array_equal(record(denoiser, "hello", config).drafts, adapted)
+
+
+def test_a_pass_reads_nothing_back_to_the_host(any_denoiser):
+    """Reading a number back, or a shape that depends on one, cannot be captured."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.overloadpacket.__name__
+            if name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal"):
+                seen.append(name)
+            return func(*args, **(kwargs or {}))
+
+    with torch.inference_mode():
+        one = CapturedPass(any_denoiser, None, 2, 32, 5)
+        with Watch():
+            one(torch.zeros(2, 5, dtype=torch.int64))
+            assert seen == []
+            torch.ones(3).nonzero()  # it would have been seen
+    assert seen == ["nonzero"]
+
+
+def test_a_pass_leaves_the_prompt_as_it_was_read():
+    denoiser = tiny_denoiser()
+    ids = denoiser.encode("hello")[None]
+    cache = denoiser.read_prompt(ids)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    answers = torch.randint(97, 120, (2, 1, 7), generator=torch.Generator().manual_seed(0))
+    first, _, again = (denoiser.logits(ids, answers[n], cache) for n in (0, 1, 0))
+    assert torch.equal(first, again)
+    kept = itertools.chain.from_iterable((layer.keys, layer.values) for layer in cache.layers)
+    assert all(map(torch.equal, kept, itertools.chain.from_iterable(before)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
+def test_greedy_tokens_samples_as_the_sampler_does(seed, vocabulary, ties):
+    logits = torch.randn(2, 5, vocabulary, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if ties else logits
+    if vocabulary > 1:
+        logits[..., seed % vocabulary] = -torch.inf
+    config = RefineConfig()
+    for one, other in zip(
+        greedy_tokens(logits, config), sample_tokens(logits, config), strict=True
+    ):
+        assert torch.allclose(one.double(), other.double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_greedy_tokens_shows_that_a_logit_is_not_finite(bad):
+    logits = torch.zeros(1, 3, 4)
+    logits[0, 1, 2] = bad
+    tokens, _, log_sum = greedy_tokens(logits, RefineConfig())
+    assert log_sum.isfinite().tolist() == [[True, False, True]]
+    assert ((tokens >= 0) & (tokens < 4)).all()
