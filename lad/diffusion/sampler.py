@@ -228,11 +228,12 @@ def step(
         if config.greedy:
             finished = finished | ((tokens == state.tokens) & ~remask).all(dim=-1)
     remask = remask & ~finished[:, None]
-    following = state._replace(
-        tokens=tokens.masked_fill(remask, mask),
-        previous=tokens,
-        unchanged=unchanged,
-        ever_unmasked=state.ever_unmasked | ~remask,
+    following = SamplerState(
+        tokens.masked_fill(remask, mask),
+        tokens,
+        unchanged,
+        state.ever_unmasked | ~remask,
+        *state[4:],
     )
     is_finite = log_sum.isfinite().all(dim=-1)
     return StepOutput(tokens, confidence, remask, finished, is_finite, following)
