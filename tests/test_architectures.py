@@ -1,8 +1,9 @@
-"""Every architecture keeps the promises, by folder: LLaMA 3, Qwen2, Mistral, tiny and random."""
+"""Every architecture keeps the promises: LLaMA 3, Qwen2, Mistral; random and quantised weights."""
 
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_a_folder_that_is_no_model_of_ours_says_why(folders, tmp_path):
         load_backbone(str(other))
     cut = copy(folders["llama"], tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(DamagedFile, match="copy or download it again"):
+    with pytest.raises(DamagedFile, match="or copy the folder again"):
         load_backbone(str(cut))
     assert fetch_backbone(str(cut)) == cut
 
@@ -347,3 +348,52 @@ def test_all_gpus_together_need_a_gpu():
         pytest.skip("this machine has one")
     with pytest.raises(InvalidInput, match="device 'spread' is not usable here"):
         load_backbone("tiny:random", device="spread")
+
+
+# -- weights of 4 and 8 bit ------------------------------------------------------------------------
+
+quantized = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes: pip install 'lad[quantized]'",
+)
+
+
+def test_without_bitsandbytes_the_error_comes_before_a_download(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "bitsandbytes" else found(n, *a)
+    )
+    with pytest.raises(InvalidInput, match=r"pip install 'lad\[quantized\]'"):
+        load_backbone("llama-3.1-8b:4bit")
+
+
+@quantized
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_are_nearly_the_plain_ones(folders, bits):
+    plain, loaded = (load_backbone(f"{folders['llama']}{end}") for end in ("", f":{bits}bit"))
+    assert (loaded.digest, loaded.spec.name) == (plain.digest, plain.spec.name)
+    layer = loaded.model.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == (torch.uint8 if bits == 4 else torch.int8)
+    assert loaded.model.lm_head.weight.dtype == torch.float32
+    tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = (backbone.model(tokens).logits for backbone in (plain, loaded))
+    error = float((got - expected).norm() / expected.norm())
+    assert 1e-4 < error < (0.5 if bits == 4 else 0.1)
+
+
+@quantized
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_on_quantised_weights(folders, tmp_path, bits):
+    """It is trained beside frozen weights, belongs to the plain model too, and is not merged."""
+    denoiser = Denoiser.create(load_backbone(f"{folders['llama']}:{bits}bit"), SMALL)
+    layer = denoiser.causal_lm.model.layers[0].mlp.up_proj.base_layer
+    frozen = layer.weight.clone()
+    check_learning(denoiser)
+    assert torch.equal(layer.weight, frozen)
+    denoiser.save(tmp_path / "adapter")
+    load_denoiser(str(folders["llama"]), tmp_path / "adapter")
+    loaded = load_denoiser(f"{folders['llama']}:{bits}bit", tmp_path / "adapter")
+    assert not any(getattr(m, "merged", False) for m in loaded.model.modules())
+    trace = record(loaded, "hi", RefineConfig(answer_length=6, iterations=2, patience=0))
+    assert len(trace.steps) == 2
