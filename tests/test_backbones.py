@@ -71,10 +71,10 @@ def test_suffixes():
     assert get_backbone("llama-3.1-8b:4bit") == dataclasses.replace(
         get_backbone("llama-3.1-8b"), bits=4
     )
-    random = get_backbone("llama-3.1-8b:random")
-    assert (random.name, random.digest) == ("llama-3.1-8b:random", None)
+    random = get_backbone("llama-3.1-8b:random:8bit")
+    assert (random.name, random.bits) == ("llama-3.1-8b:random", 8)
     wrong = ("tiny:2bit", "tiny:", "tiny:4bit", "llama-3.1-8b:4bit:8bit", "smollm2-135m:random")
-    for name in (*wrong, "llama-3.1-8b:random:4bit", "llama-3.1-8b:4bit:random"):
+    for name in wrong:
         with pytest.raises(InvalidInput, match="suffix"):
             get_backbone(name)
 
@@ -117,13 +117,9 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 def test_tiny_is_the_same_everywhere(tiny):
     assert tiny.digest == TINY_DIGEST
     assert tiny.model.num_parameters() == tiny.spec.parameters
-    assert load_backbone("tiny", dtype=torch.bfloat16).digest == TINY_DIGEST
-
-
-def test_loading_leaves_the_global_random_state_alone():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    load_backbone("tiny")
+    assert load_backbone("tiny", dtype=torch.bfloat16).digest == TINY_DIGEST
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -138,16 +134,13 @@ def test_loaded_is_frozen_and_in_eval_mode(dtype):
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_tiny_tokenizer_is_bytes(tiny):
+def test_tiny_tokenizer_is_bytes_and_chatml(tiny):
     text = "Héllo 🎉\n  <b>x</b>\t"
     ids = tiny.tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) == len(text.encode()) and max(ids) < 256
     assert tiny.tokenizer.decode(ids) == text
     assert len(tiny.tokenizer) == tiny.model.config.vocab_size
     assert tiny.tokenizer.decode([tiny.mask_token_id, tiny.eos_token_id]) == "<mask><|im_end|>"
-
-
-def test_tiny_chat_template(tiny):
     turn = [{"role": "user", "content": "Hi"}]
     text = tiny.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -196,28 +189,16 @@ def write_gguf(path: Path, loaded) -> None:
     writer.add_eos_token_id(config.eos_token_id)
     writer.add_pad_token_id(config.pad_token_id)
     writer.add_chat_template(loaded.tokenizer.chat_template)
-    parts = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
-    for layer in range(config.num_hidden_layers):
-        names |= {f"model.layers.{layer}.{k}": f"blk.{layer}.{v}" for k, v in parts.items()}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for ours, theirs in names.items():
-        weight = loaded.model.get_parameter(f"{ours}.weight").numpy()
-        count = heads.get(theirs.split(".")[-1])
+    for name, parameter in loaded.model.named_parameters():
+        weight = parameter.numpy()
+        theirs = names.get_name(name, try_suffixes=(".weight",))
+        count = heads.get(theirs.split(".")[-2])
         if count:  # llama.cpp interleaves the two halves that a rotation pairs
             halves = weight.reshape(count, 2, -1, weight.shape[1])
             weight = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
-        writer.add_tensor(f"{theirs}.weight", weight)
+        writer.add_tensor(theirs, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

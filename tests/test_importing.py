@@ -162,18 +162,6 @@ class Evil:
         return self.what
 
 
-def mark() -> Path:
-    return Path(os.environ["LAD_TEST_MARK"])
-
-
-@pytest.fixture
-def marked(tmp_path, monkeypatch) -> Path:
-    path = tmp_path / "ran"
-    monkeypatch.setenv("LAD_TEST_MARK", str(path))
-    yield path
-    assert not path.exists(), "it was run"
-
-
 CALLS = {
     "os.system": lambda path: Evil(os.system, f"touch {path}"),
     "builtins.exec": lambda path: Evil(exec, f"open({str(path)!r}, 'w')"),
@@ -193,15 +181,16 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_code_in_a_checkpoint_is_named_and_not_run(tokenizer, tmp_path, marked, name):
+def test_code_in_a_checkpoint_is_named_and_not_run(tokenizer, tmp_path, name):
     module = wrapped(tokenizer)
-    module.extra = CALLS[name](marked)
+    module.extra = CALLS[name](tmp_path / "ran")
     torch.save(module, tmp_path / "evil.pth")
     pattern = name.replace("os.system", "(posix|nt|os).system").replace(".", r"\.")
     refused(tmp_path / "evil.pth", tokenizer, tmp_path / "out", pattern)
+    assert not (tmp_path / "ran").exists(), "it was run"
 
 
-def test_getattr_gives_no_attribute_of_anything(tokenizer, tmp_path, marked):
+def test_getattr_gives_no_attribute_of_anything(tokenizer, tmp_path):
     """getattr is admitted, for bound methods, but as a stub."""
     import transformers.utils.import_utils as inner
 
@@ -224,54 +213,33 @@ def rebuild(source: Path, to: Path, change, method: int = zipfile.ZIP_STORED) ->
     return to
 
 
-def test_a_zip_bomb_is_not_unpacked(saved, tokenizer, tmp_path):
+def test_a_damaged_archive(saved, tokenizer, tmp_path):
     def inflate(name, data):
         return bytes(50_000_000) if name == "data/0" else data
 
-    bomb = rebuild(saved, tmp_path / "bomb.pth", inflate, zipfile.ZIP_DEFLATED)
-    assert bomb.stat().st_size < 3_000_000
-    refused(bomb, tokenizer, tmp_path / "out", "is compressed")
-
-
-def test_a_size_that_the_file_does_not_have(saved, tokenizer, tmp_path):
-    """The directory at the end of the archive claims a terabyte for one storage."""
-    data = bytearray(saved.read_bytes())
+    path, out = tmp_path / "bad.pth", tmp_path / "out"
+    rebuild(saved, path, inflate, zipfile.ZIP_DEFLATED)
+    refused(path, tokenizer, out, "is compressed")  # a zip bomb
+    for name in ("data.pkl", "data/3"):
+        rebuild(saved, path, lambda n, data, name=name: None if n == name else data)
+        refused(path, tokenizer, out, f"locating file {name}")
+    whole = saved.read_bytes()
+    for share in (0.0, 0.3, 0.9, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        refused(path, tokenizer, out, "or is cut")
+    # The directory at the end of the archive claims more bytes than the file has.
+    data = bytearray(whole)
     at = data.rfind(b"PK\x01\x02", 0, data.rfind(b"data/0"))
     struct.pack_into("<II", data, at + 20, 2**31, 2**31)
-    (tmp_path / "liar.pth").write_bytes(data)
-    refused(tmp_path / "liar.pth", tokenizer, tmp_path / "out", "refused")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_truncated(saved, tokenizer, tmp_path, share):
-    data = saved.read_bytes()
-    (tmp_path / "cut.pth").write_bytes(data[: int(share * len(data))])
-    refused(tmp_path / "cut.pth", tokenizer, tmp_path / "out", "or is cut")
-
-
-def test_one_bit_of_a_weight(saved, tokenizer, tmp_path):
-    """torch does not check the archive's checksums of a mapped file: the importer does."""
+    path.write_bytes(data)
+    refused(path, tokenizer, out, "refused")
+    # torch does not check the checksums of a mapped file: the importer does.
     with zipfile.ZipFile(saved) as archive:
         biggest = max(archive.infolist(), key=lambda info: info.file_size)
-        start = biggest.header_offset + 30 + len(biggest.filename)
-    data = bytearray(saved.read_bytes())
-    data[start + 5000] ^= 1
-    (tmp_path / "flipped.pth").write_bytes(data)
-    refused(tmp_path / "flipped.pth", tokenizer, tmp_path / "out", "CRC")
-
-
-@pytest.mark.parametrize("drop", ["data.pkl", "data/3"])
-def test_a_member_that_is_missing(saved, tokenizer, tmp_path, drop):
-    bad = rebuild(saved, tmp_path / "bad.pth", lambda n, d: None if n == drop else d)
-    refused(bad, tokenizer, tmp_path / "out", "refused")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_none(tokenizer, tmp_path, value):
-    module = wrapped(tokenizer)
-    module.llama.get_base_model().model.norm.weight.data[3] = value
-    torch.save(module, tmp_path / "nan.pth")
-    refused(tmp_path / "nan.pth", tokenizer, tmp_path / "out", "model.norm.weight has NaN")
+    data = bytearray(whole)
+    data[biggest.header_offset + 30 + len(biggest.filename) + 5000] ^= 1
+    path.write_bytes(data)
+    refused(path, tokenizer, out, "CRC")
 
 
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ"
@@ -305,12 +273,9 @@ def test_a_tensor_by_hand_is_read(tmp_path):
 @pytest.mark.parametrize(
     "body",
     [
-        one_tensor((100_000, 100_000), (0, 0)),
         one_tensor((10, 11), (11, 1)),
         one_tensor((10, 10), (10, 1), offset=1),
-        one_tensor((10, 10), (1, 10)),
         one_tensor((10, -10), (10, 1)),
-        one_tensor((10, 10), (10, 1), count=2**30),
         one_tensor((10, 10), (10, 1)).replace(b"\x00\x000X", b"\x00\x007X"),
         b"cos\nsystem\n(X\x02\x00\x00\x00lstR",
         b"cposix\nsystem\n(X\x02\x00\x00\x00lstR",
@@ -322,28 +287,40 @@ def test_a_tensor_by_hand_is_read(tmp_path):
         b"]r\xff\xff\xff\x7f0",  # a memo's number alone allocates nothing
         b"ctorch.nn\nLinear\n}b",  # state for a class, not for an object
         b"ctorch.nn\nLinear\nN}X\x01\x00\x00\x00ai\x86b",
-        b"]" * 100_000 + b"a" * 99_999,  # lists in lists
     ],
 )  # fmt: skip
-def test_a_pickle_that_lies(tokenizer, tmp_path, body):
-    """It is refused whatever it is: as the whole file, and as the one tensor of a state dict."""
-    refused(archive_of(tmp_path / "bad.pth", body), tokenizer, tmp_path / "out", "refused")
-    inside = b"}X\x11\x00\x00\x00model.norm.weight" + body + b"s"
-    refused(archive_of(tmp_path / "bad.pth", inside), tokenizer, tmp_path / "out", "refused")
+def test_a_pickle_that_lies(tmp_path, body):
+    with pytest.raises((ValueError, RuntimeError, pickle.UnpicklingError)):
+        read_checkpoint(archive_of(tmp_path / "bad.pth", body))
 
 
-def test_a_description_of_any_length_is_not_read(tokenizer, tmp_path, monkeypatch):
+def test_a_description_that_is_long_or_deep(tokenizer, tmp_path, monkeypatch):
+    path = archive_of(tmp_path / "deep.pth", b"]" * 100_000 + b"a" * 99_999)
+    refused(path, tokenizer, tmp_path / "out", "holds no module")
     monkeypatch.setattr(lad_checkpoint, "MAX_PICKLE_BYTES", 1000)
-    path = archive_of(tmp_path / "long.pth", b"]" + b"N0" * 2000)
     refused(path, tokenizer, tmp_path / "out", r"data\.pkl has")
 
 
-def test_few_bytes_do_not_stand_for_many_tensors(tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda llama, one, two: setattr(two, "weight", one.weight), "share storage"),
+        # One number for a whole matrix; a matrix by columns.
+        (lambda llama, one, two: setattr(two.weight, "data", torch.ones(1, 1).expand(192, 128)),
+         "strides|share storage"),
+        (lambda llama, one, two: setattr(two.weight, "data", torch.ones(128, 192).t()), "strides"),
+        (lambda llama, one, two: one.weight.data[3].fill_(float("nan")), "has NaN"),
+        (lambda llama, one, two: one.weight.data[3].fill_(float("inf")), "has NaN"),
+        (lambda llama, one, two: setattr(llama.config, "num_hidden_layers", 3), "Missing.*layers"),
+        (lambda llama, one, two: setattr(llama.config, "num_hidden_layers", 10**9), "layers of"),
+    ],
+)  # fmt: skip
+def test_a_module_that_lies(tokenizer, tmp_path, change, match):
     module = wrapped(tokenizer)
-    one, two = (layer.mlp for layer in module.llama.get_base_model().model.layers)
-    two.up_proj.weight = one.up_proj.weight
-    torch.save(module, tmp_path / "shared.pth")
-    refused(tmp_path / "shared.pth", tokenizer, tmp_path / "out", "share storage")
+    llama = module.llama.get_base_model()
+    change(llama, *(layer.mlp.up_proj for layer in llama.model.layers))
+    torch.save(module, tmp_path / "lies.pth")
+    refused(tmp_path / "lies.pth", tokenizer, tmp_path / "out", match)
 
 
 def test_a_module_that_holds_itself_ends(tmp_path, tokenizer):
@@ -360,9 +337,6 @@ def test_other_things_that_torch_saves(tokenizer, tmp_path):
     module = wrapped(tokenizer)
     torch.save(module.state_dict(), tmp_path / "state.pth")
     refused(tmp_path / "state.pth", tokenizer, tmp_path / "out", "it holds no module")
-    module.llama.config.num_hidden_layers = 3
-    torch.save(module, tmp_path / "layers.pth")
-    refused(tmp_path / "layers.pth", tokenizer, tmp_path / "out", "Missing key.*layers.2")
     torch.save(module, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     refused(tmp_path / "old.pth", tokenizer, tmp_path / "out", "no archive of torch 1.6")
     with pytest.raises(InvalidInput, match="no file"):

@@ -21,10 +21,12 @@ https://docs.pytorch.org/docs/stable/notes/serialization.html
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +131,8 @@ def import_checkpoint(
     source = read_tokenizer(tokenizer_folder(tokenizer))
     source.chat_template = layout
     sizes = [sum(t.nbytes for t in part) for part in (model.parameters(), lora.values())]
-    with new_folder(out) as partial, quiet_transformers():
+    # transformers draws a bar while it saves, whatever its settings are.
+    with new_folder(out) as partial, quiet_transformers(), redirect_stderr(io.StringIO()):
         if partial is None:
             raise InvalidInput(f"{out} is there already: choose another --out")
         source.save_pretrained(partial / "backbone")
@@ -292,6 +295,8 @@ def read_lora(stubs: Sequence[Stub], lora: dict[str, Tensor], weights: dict[str,
 
 def check_stored(tensors: dict[str, Tensor], file_size: int) -> None:
     """Raise unless every tensor is finite and has its own place in the file."""
+    import torch
+
     # Else a few bytes could stand for any number of them.
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > file_size or len({t.data_ptr() for t in tensors.values()}) < len(tensors):
@@ -299,7 +304,7 @@ def check_stored(tensors: dict[str, Tensor], file_size: int) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_contiguous():
             raise ValueError(f"{name} has strides {tensor.stride()}, which is not contiguous")
-        if not tensor.isfinite().all():
+        if not torch.stack(tensor.aminmax()).isfinite().all():  # without a copy of it
             raise ValueError(f"{name} has NaN or infinity")
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,7 +158,7 @@ def get_backbone(name: str) -> Backbone:
     base, *suffixes = name.split(":") if isinstance(name, str) else [None]
     spec = _without_suffixes(base, name)
     for suffix in suffixes:
-        if suffix == "random" and base in SHAPES and spec.bits is None:
+        if suffix == "random" and base in SHAPES:
             shape, tiny = SHAPES[base], BACKBONES["tiny"]
             spec = replace(
                 spec,
@@ -169,12 +170,12 @@ def get_backbone(name: str) -> Backbone:
                 eos_token=tiny.eos_token,
                 note="Random weights of the true shape: for measuring, it says nothing meaningful.",
             )
-        elif suffix in ("4bit", "8bit") and spec.bits is None and not _is_in_memory(spec):
+        elif suffix in ("4bit", "8bit") and spec.bits is None and spec.source is not None:
             spec = replace(spec, bits=int(suffix[0]))
         else:
             raise InvalidInput(
-                f"suffix {suffix!r} of model {name!r}: expected 4bit or 8bit after a model with "
-                f"files, or random after one of {', '.join(SHAPES)}"
+                f"suffix {suffix!r} of model {name!r}: expected 4bit or 8bit (not for tiny), or "
+                f"random after one of {', '.join(SHAPES)}"
             )
     return spec
 
@@ -220,6 +221,8 @@ def load_backbone(
     if dtype is None:
         on_cpu = isinstance(device, torch.device) and device.type == "cpu"
         dtype = torch.float32 if on_cpu else torch.bfloat16
+    if spec.bits:
+        quantization(spec.bits, dtype)  # fails before gigabytes are fetched
     if _is_in_memory(spec):
         from lad.models.tiny import tiny_model, tiny_tokenizer
 
@@ -229,9 +232,11 @@ def load_backbone(
             model = model.to(device)
         else:
             model, digest = random_model(spec.source, dtype, device), "random"
+        if spec.bits:  # by the way that real weights take: through files
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                model = read_model(Path(folder), dtype, device, spec.bits)
     else:
-        if spec.bits:
-            quantization(spec.bits, dtype)  # fails before gigabytes are fetched
         folder = fetch_backbone(name)
         check_folder(folder)
         if isinstance(spec.source, HubModel):
