@@ -228,7 +228,7 @@ def fetch_hub(asset: HubModel, weights: bool = True) -> Path:
             snapshot_download(**_request(asset, weights), tqdm_class=Bar)
     except LADError:
         raise
-    except Exception as error:  # the client raises its own errors, its transport's and more
+    except Exception as error:  # the client raises errors of several libraries
         raise AssetUnavailable(_hub_reason(asset, error)) from error
     if found := find_hub(asset, weights):
         return found

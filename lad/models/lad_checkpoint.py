@@ -194,7 +194,7 @@ def read_checkpoint(file: Path, modules: Sequence[str] = ()) -> object:
     for name in names:
         if name not in STUB_NAMES and not name.startswith(tuple(f"{p}." for p in packages)):
             raise ValueError(
-                f"it asks for {name}, which is not admitted (if that is the model's own class: "
+                f"it asks for {name}, which is not admitted (if that is the class of the model: "
                 f"--module {name.rpartition('.')[0]})"
             )
     with torch.serialization.safe_globals([(Stub, name) for name in names]):

@@ -1,4 +1,4 @@
-"""The backbones by name, and how each becomes a frozen causal LM.
+"""The backbones by name, and their loading as frozen causal LMs.
 
     smollm2-135m   the default: small enough for two CPU cores, from a wheel on PyPI, no account
     tiny           a random LLaMA of a few hundred kB, made in memory, for tests
