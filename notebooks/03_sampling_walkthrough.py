@@ -42,8 +42,8 @@ from dataclasses import replace
 from IPython.display import HTML
 
 from lad.diffusion.adapter import load_denoiser
-from lad.diffusion.drafts import INFILL_PROMPT, gapped, visible_text
 from lad.diffusion.config import RefineConfig, preset
+from lad.diffusion.drafts import INFILL_PROMPT, gapped, visible_text
 from lad.diffusion.sampler import record
 from lad.utils import profile
 from lad.viz.gallery import FIGURES, gallery, save_trace, show_recorded

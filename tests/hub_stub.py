@@ -15,7 +15,6 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -67,11 +66,6 @@ class HubStub:
 def _git_hash(data: bytes) -> str:
     """What the hub uses as the ETag of a file kept in git."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def read_files(folder: Path) -> dict[str, bytes]:
-    """Name -> bytes of the files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import run
 
-from lad.diffusion.corruption import CorruptionConfig
+from lad.diffusion.config import CorruptionConfig
 from lad.evaluation.ablation import (
     MEASURES,
     collect,

@@ -1,8 +1,10 @@
-"""Every architecture keeps the promises, by folder: LLaMA 3, Qwen2, Mistral, tiny and random."""
+"""Every architecture keeps the promises: LLaMA 3, Qwen2, Mistral; random and quantised weights."""
 
 from __future__ import annotations
 
 import datetime
+import functools
+import importlib.util
 import json
 from pathlib import Path
 
@@ -17,10 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from lad.accel.cuda_graphs import Passes
 from lad.diffusion import reference
-from lad.diffusion.config import RefineConfig
 from lad.diffusion.adapter import load_denoiser
-from lad.diffusion.config import DenoiserConfig
-from lad.diffusion.denoiser import Denoiser, attention_mask
+from lad.diffusion.config import DenoiserConfig, RefineConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record, refine_batch
 from lad.models.chat import encode_prompt, encode_prompts
 from lad.models.loading import ARCHITECTURES
@@ -68,14 +69,15 @@ def test_a_folder_is_a_backbone(folder):
     assert spec.context == (384 if kind == "mistral" else 512)
     assert {p.requires_grad for p in loaded.model.parameters()} == {False}
     assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert load_backbone(str(folder)).digest == loaded.digest
-    said = describe(str(folder))
-    assert is_cached(str(folder)) and said["folder"] == str(folder) and said["bytes"] > 0
+    values = describe(str(folder))
+    assert is_cached(str(folder)) and values["folder"] == str(folder) and values["bytes"] > 0
 
 
 def test_the_digest_is_of_the_weights(folders, tmp_path):
+    digest = load_backbone(str(folders["llama"])).digest
+    assert load_backbone(str(copy(folders["llama"], tmp_path / "same"))).digest == digest
     other = save_checkpoint(tmp_path / "a-llama", "llama", seed=1)
-    assert load_backbone(str(other)).digest != load_backbone(str(folders["llama"])).digest
+    assert load_backbone(str(other)).digest != digest
 
 
 def copy(folder: Path, to: Path) -> Path:
@@ -85,7 +87,7 @@ def copy(folder: Path, to: Path) -> Path:
     return to
 
 
-def test_a_folder_that_is_no_model_of_ours_says_why(folders, tmp_path):
+def test_a_folder_without_such_a_model(folders, tmp_path):
     base = copy(folders["llama"], tmp_path / "base")
     (base / "chat_template.jinja").unlink()
     with pytest.raises(InvalidInput, match="no chat template"):
@@ -100,7 +102,7 @@ def test_a_folder_that_is_no_model_of_ours_says_why(folders, tmp_path):
         load_backbone(str(other))
     cut = copy(folders["llama"], tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(DamagedFile, match="copy or download it again"):
+    with pytest.raises(DamagedFile, match="or copy the folder again"):
         load_backbone(str(cut))
     assert fetch_backbone(str(cut)) == cut
 
@@ -145,13 +147,9 @@ def test_prompts_are_what_the_template_gives(folders, kind, texts):
     assert encode_prompts(read, texts) == [encode_prompt(read, text) for text in texts]
 
 
-TOKENIZERS = {}
-
-
+@functools.cache
 def load_tokenizer(folder: Path):
-    if folder not in TOKENIZERS:
-        TOKENIZERS[folder] = load_backbone(str(folder)).tokenizer
-    return TOKENIZERS[folder]
+    return load_backbone(str(folder)).tokenizer
 
 
 def test_several_turns_and_a_system_turn_byte_for_byte(folders):
@@ -172,15 +170,15 @@ def test_several_turns_and_a_system_turn_byte_for_byte(folders):
 
 
 def test_a_prompt_is_the_same_tomorrow(folders):
-    """The template itself writes today's date; told another it writes that one."""
+    """The template alone writes today's date, or the one it is given."""
     plain, read = tokenizer("llama"), load_tokenizer(folders["llama"])
     turn = [{"role": "user", "content": "x"}]
     today = datetime.date.today().strftime("%d %b %Y")
     assert today in plain.apply_chat_template(turn, tokenize=False)
-    told = plain.apply_chat_template(
+    expected = plain.apply_chat_template(
         turn, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
     )
-    assert read.decode(encode_prompt(read, "x")) == told
+    assert read.decode(encode_prompt(read, "x")) == expected
 
 
 def test_a_control_token_typed_by_the_user_is_text(folders):
@@ -200,7 +198,7 @@ def test_turns_that_a_template_refuses(folders):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["-".join(kind) for kind in KINDS])
-def test_our_masks_and_positions_are_those_of_plain_transformers(folder, kind):
+def test_masks_and_positions_are_those_of_plain_transformers(folder, kind):
     """Our hidden path (boolean masks, prompt cache, answer logits) against one plain call with a
     4-D mask of numbers in eager attention, for grouped heads and stretched rotary positions."""
     denoiser = make(folder, *kind)
@@ -234,7 +232,7 @@ def test_our_masks_and_positions_are_those_of_plain_transformers(folder, kind):
         expected = expected[:, first : first + 20]
         whole = denoiser.logits(prompt, answer)
         cached = denoiser.logits(prompt, answer, denoiser.read_prompt(prompt))
-    assert expected.std() > 0.5, "predictions must say something"
+    assert expected.std() > 0.5
     torch.testing.assert_close(whole, expected, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(cached, expected, atol=2e-4, rtol=1e-3)
 
@@ -249,31 +247,6 @@ def test_a_captured_pass_is_the_plain_one(folder):
         got = Passes(own.capture(), prompt, None).logits(answer)
     assert own.graphs.layers is not None
     assert torch.allclose(got, expected, atol=1e-4)
-
-
-def test_positions_are_stretched_as_llama_3_says(folders):
-    """Slow rotations are slowed further by the factor, fast ones are kept, between they blend."""
-    shape = SHAPES["tiny"]
-    rotary = load_backbone(str(folders["llama"])).model.model.rotary_emb
-    size = shape.hidden // shape.heads
-    plain = 500_000.0 ** (-torch.arange(0, size, 2) / size)
-    length = 2 * torch.pi / plain
-    turns = shape.rope_original / length
-    blend = ((turns - 1.0) / (4.0 - 1.0)).clamp(0, 1)
-    expected = blend * plain + (1 - blend) * plain / shape.rope_factor
-    torch.testing.assert_close(rotary.inv_freq, expected)
-    assert not torch.allclose(rotary.inv_freq, plain)
-
-
-def test_without_an_adapter_the_causal_mask_gives_the_backbone(folder):
-    loaded = load_backbone(str(folder))
-    tokens = torch.randint(256, (1, 40), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = loaded.model(tokens).logits
-        denoiser = Denoiser.create(loaded, SMALL)
-        mask = attention_mask(torch.tensor([40]), 40, "prompt-causal", "same")
-        got = denoiser.causal_lm.lm_head(denoiser.hidden_states(tokens, mask))
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
 
 
 # -- refining and training -------------------------------------------------------------------------
@@ -349,3 +322,55 @@ def test_all_gpus_together_need_a_gpu():
         pytest.skip("this machine has one")
     with pytest.raises(InvalidInput, match="device 'spread' is not usable here"):
         load_backbone("tiny:random", device="spread")
+
+
+# -- weights of 4 and 8 bit ------------------------------------------------------------------------
+
+quantized = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="needs bitsandbytes: pip install 'lad[quantized]'",
+)
+
+
+def test_without_bitsandbytes_the_error_comes_before_a_download(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "bitsandbytes" else found(n, *a)
+    )
+    with pytest.raises(InvalidInput, match=r"pip install 'lad\[quantized\]'"):
+        load_backbone("llama-3.1-8b:4bit")
+
+
+@quantized
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["llama", "tiny:random"])
+def test_quantised_weights_are_nearly_the_plain_ones(folders, bits, name):
+    plain, loaded = (
+        load_backbone(f"{folders.get(name, name)}{end}") for end in ("", f":{bits}bit")
+    )
+    assert (loaded.digest, loaded.spec.name) == (plain.digest, plain.spec.name)
+    layer = loaded.model.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == (torch.uint8 if bits == 4 else torch.int8)
+    assert loaded.model.lm_head.weight.dtype == torch.float32
+    tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, got = (backbone.model(tokens).logits for backbone in (plain, loaded))
+    error = float((got - expected).norm() / expected.norm())
+    assert 1e-4 < error < (0.5 if bits == 4 else 0.1)
+
+
+@quantized
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_on_quantised_weights(folders, tmp_path, bits):
+    """It is trained beside frozen weights, belongs to the plain model too, and is not merged."""
+    denoiser = Denoiser.create(load_backbone(f"{folders['llama']}:{bits}bit"), SMALL)
+    layer = denoiser.causal_lm.model.layers[0].mlp.up_proj.base_layer
+    frozen = layer.weight.clone()
+    check_learning(denoiser)
+    assert torch.equal(layer.weight, frozen)
+    denoiser.save(tmp_path / "adapter")
+    load_denoiser(str(folders["llama"]), tmp_path / "adapter")
+    loaded = load_denoiser(f"{folders['llama']}:{bits}bit", tmp_path / "adapter")
+    assert not any(getattr(m, "merged", False) for m in loaded.model.modules())
+    trace = record(loaded, "hi", RefineConfig(answer_length=6, iterations=2, patience=0))
+    assert len(trace.steps) == 2

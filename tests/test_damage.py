@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.diffusion.corruption import CorruptionConfig, draw_plan, expected_rates
+from lad.diffusion.config import CorruptionConfig
+from lad.diffusion.corruption import draw_plan, expected_rates
 from lad.utils import InvalidInput
 from lad.viz.word_corruption import (
     DAMAGES,

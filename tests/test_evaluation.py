@@ -11,10 +11,9 @@ from conftest import new_denoiser, run, tiny_denoiser
 
 import lad
 from lad.cli.evaluate import spread, written
+from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
-from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import record, refine
 from lad.evaluation import adapter_eval as evaluation
 from lad.evaluation.adapter_eval import AHEAD, ahead_scores, evaluate, masked_scores, repair_scores

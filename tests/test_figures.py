@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lad.diffusion.corruption import CorruptionConfig
+from lad.diffusion.config import CorruptionConfig
 from lad.evaluation.probes import Candidate, Update, visible
 from lad.utils import CacheError, InvalidInput
 from lad.viz import attention, noise, style, training

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.diffusion.adapter import load_denoiser
-from lad.diffusion.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
 from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
 from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput

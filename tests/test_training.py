@@ -17,9 +17,9 @@ from conftest import KINDS, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.diffusion.corruption import CorruptionConfig, corrupt
 from lad.diffusion.adapter import load_denoiser
-from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.config import CorruptionConfig, DenoiserConfig
+from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
 from lad.models.chat import encode_prompt, encode_prompts
 from lad.models.registry import load_backbone

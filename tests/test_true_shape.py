@@ -18,8 +18,6 @@ from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.dry_run import AIM, dry_run, flops_per_token, made_up_pairs
 from lad.evaluation.floor import floor
 from lad.evaluation.true_shape import add_run, floor_of_bits, measure_iterations
-from lad.models import random_weights as shapes
-from lad.models.random_weights import SHAPES, random_model
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, read_config
 from lad.utils import CacheError, DamagedFile, InvalidInput
@@ -31,18 +29,6 @@ CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=256, draft_probabi
 
 def fresh() -> Denoiser:
     return Denoiser.create(load_backbone("tiny:random"), SMALL)
-
-
-def test_a_large_matrix_repeats_numbers_that_were_drawn_once(monkeypatch):
-    small = random_model(SHAPES["tiny"], torch.float32, "cpu").model.embed_tokens.weight
-    monkeypatch.setattr(shapes, "BLOCK", 1000)
-    weight = random_model(SHAPES["tiny"], torch.float32, "cpu").model.embed_tokens.weight
-    numbers = weight.flatten()
-    assert len(numbers) > 1000 and torch.equal(numbers[1000:], numbers[: len(numbers) - 1000])
-    assert (
-        torch.equal(numbers[:900], small.flatten()[:900]) and numbers[:1000].unique().numel() > 900
-    )
-    assert numbers.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 # -- dry runs --------------------------------------------------------------------------------------

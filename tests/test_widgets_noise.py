@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lad.diffusion.corruption import CorruptionConfig
+from lad.diffusion.config import CorruptionConfig
 from lad.diffusion.schedule import mask_counts
 from lad.viz.noise import schedule_curve, schedule_sentence
 from lad.viz.style import show

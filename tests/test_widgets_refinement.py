@@ -12,8 +12,7 @@ from conftest import new_denoiser
 from traces import make_trace, words
 from traitlets import TraitError
 
-from lad.diffusion.config import CHOICES
-from lad.diffusion.config import PRESETS, RANGES, RefineConfig, preset
+from lad.diffusion.config import CHOICES, PRESETS, RANGES, RefineConfig, preset
 from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
 from lad.utils import AssetUnavailable

@@ -12,9 +12,9 @@ import typer
 from lad.utils import InvalidInput
 
 if TYPE_CHECKING:
+    from lad.diffusion.config import RefineConfig
     from lad.diffusion.denoiser import Denoiser
     from lad.diffusion.drafts import Draft
-    from lad.diffusion.config import RefineConfig
 
 Model = Annotated[
     str,

@@ -22,8 +22,8 @@ from lad.cli.common import (
 from lad.utils import InvalidInput
 
 if TYPE_CHECKING:
-    from lad.diffusion.denoiser import Denoiser
     from lad.diffusion.config import RefineConfig
+    from lad.diffusion.denoiser import Denoiser
     from lad.models.registry import LoadedBackbone
 
 DATA = Path(__file__).parents[1] / "assets"

@@ -58,9 +58,9 @@ def refine(
     as_json: AsJson = False,
 ) -> None:
     """Answer PROMPT by refinement; in a terminal, watch the draft change."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.diffusion.config import RefineConfig
     from lad.diffusion.config import preset as settings_of
-    from lad.diffusion.adapter import load_denoiser
     from lad.diffusion.drafts import limited
     from lad.models.chat import check_prompt
 

@@ -34,8 +34,8 @@ def repair(
 
     Swapped, doubled, displaced or replaced words are what the adapter was trained to undo.
     """
-    from lad.diffusion.config import RefineConfig
     from lad.diffusion.adapter import load_denoiser
+    from lad.diffusion.config import RefineConfig
     from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
     from lad.models.chat import check_prompt
 
@@ -74,9 +74,9 @@ def infill(
     as_json: AsJson = False,
 ) -> None:
     """Fill the gaps of TEXT; the words around them are fixed, those to the right are seen too."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.diffusion.config import RefineConfig
     from lad.diffusion.config import preset as settings_of
-    from lad.diffusion.adapter import load_denoiser
     from lad.diffusion.drafts import INFILL_PROMPT, gapped
     from lad.models.chat import check_prompt
 

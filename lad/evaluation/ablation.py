@@ -19,9 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.config import PRESETS, DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.config import PRESETS, RefineConfig
 from lad.evaluation.adapter_eval import evaluate
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, hold_out, read_pairs, train

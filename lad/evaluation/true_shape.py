@@ -17,8 +17,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM
 
-from lad.diffusion.config import RefineConfig
-from lad.diffusion.config import DenoiserConfig
+from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.adapter_eval import provenance
 from lad.evaluation.bench import bench

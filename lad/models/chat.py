@@ -1,4 +1,4 @@
-"""From what a person types to the token ids a denoiser reads."""
+"""Token ids of prompts under a chat template."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Prompt = str | Sequence[dict[str, str]]
 
 
 def check_prompt(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as chat messages; raises InvalidInput when there is nothing in it."""
+    """A prompt as chat messages; raises InvalidInput when a message is empty."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
     if not messages or not all(message["content"].strip() for message in messages):
         raise InvalidInput("the prompt is empty: expected at least one word to answer")
@@ -22,67 +22,52 @@ def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
     """Token ids of a prompt under its tokenizer's chat template.
 
     They are what `apply_chat_template` gives, except that a control token typed by the user, such
-    as `<|im_end|>`, is read as the plain text it is: a prompt cannot end its own turn.
+    as `<|im_end|>`, is read as plain text: a prompt cannot end its own turn.
 
     Raises:
         InvalidInput: an empty prompt, or messages that the template refuses.
     """
     messages = check_prompt(prompt)
-    controls = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
     contents = [message["content"] for message in messages]
-    suspicious = any(control in content for content in contents for control in controls)
-    # Private-use characters stand in for such contents while the template is filled in.
-    # Outer white space stays where it is: whether it belongs to a turn is for the template to say.
-    stand_ins = [f"\ue000{n}\ue001" for n in range(len(messages))]
-    if suspicious:
-        messages = [
-            {**message, "content": message["content"].replace(message["content"].strip(), stand_in)}
-            for message, stand_in in zip(messages, stand_ins, strict=True)
-        ]
-        contents = [content.strip() for content in contents]
-    text = fill_in(tokenizer, messages)
-    if not suspicious:
+    controls = _control_tokens(tokenizer)
+    if not any(control in content for content in contents for control in controls):
+        text = _apply_template(tokenizer, messages)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
+    # Private-use characters take the place of the contents while the template is filled in. Outer
+    # white space stays, because some templates trim it and some do not.
+    placeholders = [f"\ue000{n}\ue001" for n in range(len(messages))]
+    contents = [content.strip() for content in contents]
+    messages = [
+        {**message, "content": message["content"].replace(content, placeholder)}
+        for message, content, placeholder in zip(messages, contents, placeholders, strict=True)
+    ]
+    text = _apply_template(tokenizer, messages)
     ids: list[int] = []
-    for stand_in, content in zip(stand_ins, contents, strict=True):
-        markup, text = text.split(stand_in, 1)
+    for placeholder, content in zip(placeholders, contents, strict=True):
+        markup, text = text.split(placeholder, 1)
         ids += tokenizer(markup, add_special_tokens=False)["input_ids"]
         ids += tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def fill_in(tokenizer, messages: Sequence[dict[str, str]]) -> str:
-    """The chat template's text, up to where the answer begins."""
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template may raise what it likes
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        raise InvalidInput(
-            f"the chat template refuses messages of the roles {roles} ({one_line(error)}): "
-            "expected turns in the order that this model knows, such as user, assistant, user"
-        ) from error
-
-
 def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """`encode_prompt` of many single-turn texts: the template is filled in once, not per prompt.
+    """`encode_prompt` of many single-turn texts, faster: the template is filled in once.
 
-    Texts the shortcut could get wrong (control tokens, outer white space that a template might
-    trim) take the long way.
+    Texts with control tokens, or with outer white space that a template may trim, are encoded one
+    by one.
     """
-    controls = [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
-    stand_in = "\ue000"
-    messages = [{"role": "user", "content": stand_in}]
-    template = fill_in(tokenizer, messages)
-    before, after = template.split(stand_in)
-    plain = [
+    controls = _control_tokens(tokenizer)
+    message = {"role": "user", "content": "\ue000"}
+    before, after = _apply_template(tokenizer, [message]).split("\ue000")
+    is_plain = [
         bool(prompt) and prompt == prompt.strip() and not any(c in prompt for c in controls)
         for prompt in prompts
     ]
-    texts = [before + prompt + after for prompt, easy in zip(prompts, plain, strict=True) if easy]
+    texts = [before + p + after for p, plain in zip(prompts, is_plain, strict=True) if plain]
     ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
     return [
-        next(ids) if easy else encode_prompt(tokenizer, prompt)
-        for prompt, easy in zip(prompts, plain, strict=True)
+        next(ids) if plain else encode_prompt(tokenizer, prompt)
+        for prompt, plain in zip(prompts, is_plain, strict=True)
     ]
 
 
@@ -105,3 +90,19 @@ def token_bytes(tokenizer, token_id: int, special: bool = False) -> bytes:
     if special or not all(character in BYTE_OF_CHARACTER for character in token):
         return token.encode()
     return bytes(BYTE_OF_CHARACTER[character] for character in token)
+
+
+def _control_tokens(tokenizer) -> list[str]:
+    return [added.content for added in tokenizer.added_tokens_decoder.values() if added.special]
+
+
+def _apply_template(tokenizer, messages: Sequence[dict[str, str]]) -> str:
+    """The chat template's text, up to where the answer begins."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template may raise anything
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise InvalidInput(
+            f"the chat template refuses messages of the roles {roles} ({one_line(error)}): "
+            "expected the order that this model was trained on, such as user, assistant, user"
+        ) from error

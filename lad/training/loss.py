@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lad.diffusion.corruption import CorruptionConfig, corrupt
+from lad.diffusion.config import CorruptionConfig
+from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.training.data import PackedPairs
 

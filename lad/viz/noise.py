@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lad.diffusion.corruption import CorruptionConfig, expected_rates
+from lad.diffusion.config import CorruptionConfig
+from lad.diffusion.corruption import expected_rates
 from lad.diffusion.schedule import mask_counts, noise_level
 from lad.viz.style import (
     COLORS,

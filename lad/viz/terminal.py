@@ -10,11 +10,10 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
-from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record
-from lad.diffusion.trace import make_trace
-from lad.diffusion.trace import Step, Trace
+from lad.diffusion.trace import Step, Trace, make_trace
 from lad.models.chat import Prompt
 from lad.viz.tokens import draft_cells
 

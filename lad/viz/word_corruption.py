@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lad.diffusion.corruption import KINDS, CorruptionConfig, Plan, apply_plan, draw_plan
+from lad.diffusion.config import KINDS, CorruptionConfig
+from lad.diffusion.corruption import Plan, apply_plan, draw_plan
 from lad.utils import InvalidInput
 
 __all__ = [

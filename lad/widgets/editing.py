@@ -14,8 +14,8 @@ from collections.abc import Callable
 import ipywidgets as widgets
 from ipywidgets import Widget
 
-from lad.diffusion.config import PRESETS, RANGES, RefineConfig
 from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import PRESETS, RANGES, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import GAP, INFILL_PROMPT, REPAIR_PROMPT, Draft, gapped, visible_text
 from lad.diffusion.trace import Trace

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ipywidgets as widgets
 
-from lad.diffusion.corruption import KINDS, CorruptionConfig, expected_rates
+from lad.diffusion.config import KINDS, CorruptionConfig
+from lad.diffusion.corruption import expected_rates
 from lad.diffusion.schedule import mask_counts
 from lad.utils import LADError
 from lad.viz.html import escape

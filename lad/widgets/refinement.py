@@ -16,10 +16,9 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from lad.diffusion.config import PRESETS
 from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.config import RefineConfig
 from lad.diffusion.trace import Trace
 from lad.models.chat import Prompt
 from lad.utils import DamagedFile, InvalidInput, LADError

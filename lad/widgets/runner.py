@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 import ipywidgets as widgets
 from torch import Tensor
 
-from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine
-from lad.diffusion.trace import make_trace
-from lad.diffusion.trace import Step, Trace
+from lad.diffusion.trace import Step, Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import LADError
 from lad.widgets.controls import Limits
