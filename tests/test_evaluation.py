@@ -45,7 +45,7 @@ def test_masked_scores_are_those_of_a_validation(any_denoiser):
     """One batch of all rows draws the same masks; only the intervals are new."""
     data = packed(any_denoiser)
     with torch.no_grad():
-        expected = validate(any_denoiser, data, rows_per_batch=len(data), seed=3)
+        expected = validate(any_denoiser, data, batch_size=len(data), seed=3)
     found = masked_scores(any_denoiser, data, seed=3)
     assert list(found) == list(expected) == ["0.25", "0.5", "0.75"]
     for fraction, scores in found.items():
