@@ -46,7 +46,7 @@ def test_masked_scores_are_those_of_a_validation(any_denoiser):
     """One batch of all rows draws the same masks; only the intervals are new."""
     data = packed(any_denoiser)
     with torch.no_grad():
-        expected = validate(any_denoiser, data, rows_per_batch=len(data), seed=3)
+        expected = validate(any_denoiser, data, batch_size=len(data), seed=3)
     found = masked_scores(any_denoiser, data, seed=3)
     assert list(found) == list(expected) == ["0.25", "0.5", "0.75"]
     for fraction, scores in found.items():
@@ -416,7 +416,7 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
     config = tmp_path / "tiny.yaml"
     config.write_text(
         "denoiser: {rank: 4, alpha: 8}\n"
-        "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2, draft_start: 0.3}\n"
+        "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2}\n"
     )
     out = tmp_path / "run"
     lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=20")

@@ -24,7 +24,7 @@ from lad.utils import CacheError, DamagedFile, InvalidInput
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = DenoiserConfig(rank=4, alpha=8)
-CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=256, draft_probability=0.0)
+CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=256)
 
 
 def fresh() -> Denoiser:
@@ -34,12 +34,12 @@ def fresh() -> Denoiser:
 # -- dry runs --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("knobs", [{}, {"draft_probability": 0.5, "draft_length": 2}])
+@pytest.mark.parametrize("knobs", [{}, {"loss_chunk": 32}])
 def test_a_dry_run_measures_and_changes_nothing(knobs):
     denoiser = fresh()
     before = {k: v.clone() for k, v in denoiser.model.state_dict().items()}
     told: list[tuple[int, int]] = []
-    config = TrainConfig(**CONFIG.to_dict() | {"corruption": CONFIG.corruption} | knobs)
+    config = TrainConfig.from_dict(CONFIG.to_dict() | knobs)
     run = dry_run(denoiser, config, 4, lambda *n: told.append(n))
     assert told[-1] == (9, 9)
     assert run["positions_per_step"] == 256 and run["steps"] == 4

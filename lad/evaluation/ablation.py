@@ -24,8 +24,8 @@ from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.adapter_eval import evaluate
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, hold_out, read_pairs, train
-from lad.training.config import check_names, writing
-from lad.utils import DamagedFile, InvalidInput, sha256_file, write_json
+from lad.training.config import check_names
+from lad.utils import DamagedFile, InvalidInput, disk_errors, sha256_file, write_json
 
 __all__ = ["MEASURES", "collect", "read_grid", "run_variants", "settings_of", "trim"]
 
@@ -91,7 +91,7 @@ def settings_of(
             raise InvalidInput(f"{where}: expected no sections but {' and '.join(PARTS)}")
     parts = {part: {**grid["base"].get(part, {}), **changes.get(part, {})} for part in PARTS}
     check_names("denoiser", parts["denoiser"], DenoiserConfig)
-    length = {"steps": grid["steps"] if steps is None else steps, "minutes": None}
+    length = {"steps": grid["steps"] if steps is None else steps}
     return (
         DenoiserConfig(**parts["denoiser"]),
         TrainConfig.from_dict(parts["training"] | length),
@@ -131,7 +131,7 @@ def run_variants(
             "prompts: expected at least one of each; give more pairs"
         )
     shared = {"model": model, "pairs_sha256": sha256_file(pairs), "trained_on": len(kept)}
-    with writing(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for number, name in list(enumerate(grid["variants"]))[rank::processes]:
         path = result_path(folder, number)
@@ -155,7 +155,7 @@ def run_variants(
             "seconds": round(seconds, 1),
             **scores,
         }
-        with writing(folder):
+        with disk_errors(folder):
             write_json(path, result)
         if on_result is not None:
             on_result(name, result)
@@ -209,7 +209,7 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
         return False
     results = [read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
     data = trim(results, command)
-    with writing(out.parent):
+    with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, data)
     return True

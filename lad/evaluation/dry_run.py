@@ -14,14 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from accelerate import Accelerator
 
 from lad.diffusion.denoiser import Denoiser
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
-from lad.training.loss import take, weigh
-from lad.training.memory import enough_memory, training_mode
-from lad.training.parallel import agree
-from lad.training.trainer import Run
+from lad.training.loss import corrupt_batch, loss_weights, take
+from lad.training.trainer import Trainer
 from lad.utils import InvalidInput
 
 __all__ = ["AIM", "dry_run", "flops_per_token", "made_up_pairs"]
@@ -40,8 +39,7 @@ def dry_run(
 
     Args:
         denoiser: unmerged.
-        config: of the run that is meant. Batches are all of its longest width, and drafts, where
-            it has any, come from the first step on.
+        config: of the run that is meant. Batches are all of its longest width.
         on_step: called with steps taken and in all.
 
     Returns:
@@ -59,25 +57,29 @@ def dry_run(
         config,
         widths=(config.context,),
         steps=total,
-        minutes=None,
-        draft_start=0.0,
         log_every=1 if total < 2 * UNTIMED else UNTIMED,
-        validate_every=10**9,
     )
-    run = Timed(denoiser, timed, None, lambda row: on_step(row["step"], total))
-    before = [p.data.clone() for p in run.weights.parameters]
-    rows = max(config.batch_tokens // config.context, 1) * run.shares
-    run.data = made_up_pairs(denoiser, rows, config.context).to(denoiser.device)
-    run.held = None
+    accelerator = Accelerator()
+    processes = accelerator.num_processes
+    rows = max(config.batch_tokens // config.context, 1) * processes * config.accumulate
+    pairs = made_up_pairs(denoiser, rows, config.context)
+    marks: dict[int, float] = {}
+
+    def note(row: dict) -> None:
+        """A row reads the loss, so the device has finished by then."""
+        marks[row["step"]] = time.perf_counter()
+        on_step(row["step"], total)
+
+    trainer = Trainer(denoiser, timed, pairs, on_row=note)
+    before = [p.data.clone() for p in trainer.parameters]
     cuda = denoiser.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(denoiser.device)
     try:
-        with training_mode(denoiser, timed), enough_memory(denoiser, timed):
-            run.loop()
+        trainer.run()
     finally:
         with torch.no_grad():
-            for parameter, value in zip(run.weights.parameters, before, strict=True):
+            for parameter, value in zip(trainer.parameters, before, strict=True):
                 parameter.copy_(value)
     if cuda:
         peak = torch.cuda.max_memory_allocated(denoiser.device)
@@ -87,14 +89,15 @@ def dry_run(
 
         peak = reserved = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # What the busiest process took, as the docstring says, and not the first one.
-    peak, reserved = (int(n) for n in agree([peak, reserved], denoiser.device))
-    seconds = run.marks[total] - run.marks[UNTIMED]
+    taken = torch.tensor([[peak, reserved]], device=denoiser.device)
+    peak, reserved = accelerator.gather(taken).amax(dim=0).tolist()
+    seconds = marks[total] - marks[UNTIMED]
     positions = rows * config.context * steps
     rate = positions / seconds
-    work = flops_per_token(denoiser, predicted_share(run, timed))
+    work = flops_per_token(denoiser, predicted_share(denoiser, pairs, timed))
     return {
         "steps": steps,
-        "processes": run.processes,
+        "processes": processes,
         "positions_per_step": rows * config.context,
         "step_seconds": seconds / steps,
         "tokens_per_second": rate,
@@ -103,23 +106,10 @@ def dry_run(
         "peak_memory": peak,
         "reserved_memory": reserved,
         "flops_per_token": work,
-        "flops_per_second": work["total"] * rate / run.processes,
+        "flops_per_second": work["total"] * rate / processes,
         "config": config.to_dict(),
         "denoiser": denoiser.config.to_dict(),
     }
-
-
-class Timed(Run):
-    """A run that notes when a step that is logged was done, on every process."""
-
-    def __init__(self, *args) -> None:
-        super().__init__(*args)
-        self.marks: dict[int, float] = {}
-
-    def log_step(self, drafted: bool) -> None:
-        """Logging reads the loss, so the device has finished by then."""
-        super().log_step(drafted)
-        self.marks[self.step] = time.perf_counter()
 
 
 def made_up_pairs(denoiser: Denoiser, rows: int, context: int) -> PackedPairs:
@@ -135,22 +125,13 @@ def made_up_pairs(denoiser: Denoiser, rows: int, context: int) -> PackedPairs:
     return PackedPairs(tokens, torch.tensor(lengths), torch.tensor(ends), 0)
 
 
-def predicted_share(run: Run, config: TrainConfig) -> float:
-    """Share of all positions whose logits a step under noise computes."""
-    rows = list(range(len(run.data)))
-    batch = take(run.data, rows, config.context)
-    run.generator.manual_seed(0)
-    say = weigh(
-        batch,
-        run.damage(batch, first_draft=False),
-        run.denoiser.mask_token_id,
-        config.clean_share,
-        config.eos_tail_share,
-        config.reach,
-        False,
-        run.generator,
-    )
-    return float((say > 0).float().mean())
+def predicted_share(denoiser: Denoiser, pairs: PackedPairs, config: TrainConfig) -> float:
+    """Share of all positions whose logits a training step computes."""
+    batch = take(pairs, list(range(len(pairs))), config.context)
+    generator = torch.Generator().manual_seed(0)
+    inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
+    weights = loss_weights(batch, inputs, denoiser.mask_token_id, config, generator)
+    return float((weights > 0).float().mean())
 
 
 def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
