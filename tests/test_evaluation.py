@@ -10,13 +10,20 @@ import torch
 from conftest import new_denoiser, run, tiny_denoiser
 
 import lad
-from lad.cli.evaluate import spread, written
+from lad.cli.common import evenly_spaced
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser, DenoiserConfig
 from lad.diffusion.sampler import RefineConfig, record, refine
 from lad.evaluation import adapter_eval as evaluation
-from lad.evaluation.adapter_eval import AHEAD, ahead_scores, evaluate, masked_scores, repair_scores
+from lad.evaluation.adapter_eval import (
+    LOOKAHEAD,
+    evaluate,
+    lookahead_accuracy,
+    masked_scores,
+    repair_scores,
+)
 from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers
+from lad.evaluation.statistics import Estimate
 from lad.models.chat import encode_prompts
 from lad.models.registry import load_backbone
 from lad.training import Pair, pack, validate
@@ -84,8 +91,8 @@ def test_looking_ahead_asks_for_the_tokens_behind_a_cut(denoiser, monkeypatch):
         return logits
 
     monkeypatch.setattr(evaluation, "answer_logits", stand_in)
-    scores = ahead_scores(denoiser, data, batch_size=3)
-    assert list(scores) == [str(distance) for distance in AHEAD]
+    scores = lookahead_accuracy(denoiser, data, batch_size=3)
+    assert list(scores) == [str(distance) for distance in LOOKAHEAD]
     assert scores["1"]["value"] == scores["2"]["value"] == 1.0
     assert scores["4"]["value"] == 0.0
     assert scores["1"]["n"] == len(data) >= scores["2"]["n"] >= scores["4"]["n"] > 0
@@ -138,7 +145,7 @@ def test_repair_is_noiseless_refinement_of_the_damaged_answer(any_denoiser):
         denoiser.vocabulary_size,
         denoiser.mask_token_id,
         torch.Generator().manual_seed(5),
-        evaluation.VISIBLE_DAMAGE,
+        evaluation.STRUCTURAL,
         evaluation.REPAIR_SEVERITY,
     )
     assert not (noisy == denoiser.mask_token_id).any() and (noisy != clean).any()
@@ -187,7 +194,7 @@ def test_greedy_answers_take_the_likeliest_token_each_time(denoiser):
             if said[-1] == eos:
                 break
         said = said[len(prompt) :]
-        assert answers.judged[row] == said
+        assert answers.with_eos[row] == said
         assert answers.ended[row] == (said[-1] == eos)
         assert answers.forwards[row] == len(said)
 
@@ -197,13 +204,13 @@ def test_cutting_is_what_a_smaller_region_would_have_given():
 
     losses = [np.arange(4.0), np.arange(5.0)]
     answers = Answers([[5, 6, 7], [1, 2, 3, 4, 5]], [True, False], [4, 5], 1.0, 9, losses)
-    assert answers.judged == [[5, 6, 7, 9], [1, 2, 3, 4, 5]]
-    assert [len(x) for x in answers.bare_losses] == [3, 5]
-    four, three = answers.cut(4), answers.cut(3)
-    assert four.judged == [[5, 6, 7, 9], [1, 2, 3, 4]] and four.ended == [True, False]
-    assert three.judged == [[5, 6, 7], [1, 2, 3]] and three.ended == [False, False]
+    assert answers.with_eos == [[5, 6, 7, 9], [1, 2, 3, 4, 5]]
+    assert [len(x) for x in answers.losses_without_eos] == [3, 5]
+    four, three = answers.truncate(4), answers.truncate(3)
+    assert four.with_eos == [[5, 6, 7, 9], [1, 2, 3, 4]] and four.ended == [True, False]
+    assert three.with_eos == [[5, 6, 7], [1, 2, 3]] and three.ended == [False, False]
     for one in (four, three):
-        assert list(map(len, one.losses)) == list(map(len, one.judged)) == one.forwards
+        assert list(map(len, one.losses)) == list(map(len, one.with_eos)) == one.forwards
 
 
 def test_the_yardstick_measures_one():
@@ -287,7 +294,7 @@ def test_weights_that_are_no_numbers_are_named():
     for name, parameter in denoiser.model.named_parameters():
         if "lora_A" in name:
             parameter.data.fill_(math.nan)
-    for score in (masked_scores, ahead_scores, repair_scores):
+    for score in (masked_scores, lookahead_accuracy, repair_scores):
         with pytest.raises(NumericalError, match="NaN or infinity"):
             score(denoiser, packed(denoiser))
 
@@ -328,7 +335,7 @@ def test_the_command_says_what_it_measured(capsys, files):
     assert list(result["settings"]) == ["noiseless", "short"]
     assert result["settings"]["short"]["config"]["answer_length"] == 8
     assert "answers" not in result["backbone"]
-    assert [spread(list(range(7)), n) for n in (1, 3, 7, 99)] == [
+    assert [evenly_spaced(list(range(7)), n) for n in (1, 3, 7, 99)] == [
         [0],
         [0, 2, 4],
         list(range(7)),
@@ -340,9 +347,9 @@ def test_the_command_says_what_it_measured(capsys, files):
     status, out, err = command(capsys, files, "--n-pairs=5", "--n-prompts=3", "--answers")
     assert (status, err) == (0, "")
     assert "5 of 7 from pairs.jsonl.gz" in out and "3 of 4 from prompts.txt" in out
-    assert written(result["repair"]["restored"]) in out
+    assert Estimate.from_dict(result["repair"]["restored"]).text(100) in out
     for scores in result["settings"].values():
-        assert written(scores["relative_perplexity"], 1, 2) in out
+        assert Estimate.from_dict(scores["relative_perplexity"]).text(1, 2) in out
     assert "short: iterations 2, answer_length 8" in out and "and what is this?" in out
 
 
@@ -363,14 +370,6 @@ def test_what_cannot_be_measured_is_one_line_and_status_two(capsys, files, chang
     status, out, err = command(capsys, files, **changed)
     assert (status, out) == (2, "") and named in err
     assert err.startswith("lad: ") and err.count("\n") == 1
-
-
-def test_numbers_as_they_are_written():
-    estimate = {"value": 0.7812, "low": 0.75, "high": 1.0, "n": 9}
-    assert written(estimate) == "78.1 (75.0–100.0)"
-    assert written(estimate, 1, 3) == "0.781 (0.750–1.000)"
-    assert written({"value": 1234.5, "low": 2.0, "high": None, "n": 9}, 1, 2) == "1234 (2.00–∞)"
-    assert written({"value": None, "low": None, "high": None, "n": 0}) == "–"
 
 
 def test_settings_files_are_checked(capsys, files, tmp_path):

@@ -6,7 +6,14 @@ import torch
 from conftest import tiny_denoiser
 
 from lad.diffusion.denoiser import Denoiser, DenoiserConfig
-from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
+from lad.evaluation.probes import (
+    KINDS_OF_ATTENTION,
+    effects,
+    fill_mask,
+    next_token_accuracy,
+    update_sizes,
+    visible,
+)
 from lad.models.registry import load_backbone
 from lad.training import Pair
 from lad.utils import InvalidInput
@@ -99,16 +106,20 @@ def test_read_on_asks_the_bare_backbone(denoiser, monkeypatch):
     # The tiny model babbles bytes that are no text and would come back as others.
     monkeypatch.setattr(denoiser, "tokenizer", lambda text, **kwargs: {"input_ids": answer})
     pairs = [Pair("hello", "babble")] * 2
-    scores = {kind: read_on(denoiser, pairs, kind, length=24) for kind in KINDS_OF_ATTENTION}
+    scores = {
+        kind: next_token_accuracy(denoiser, pairs, kind, length=24) for kind in KINDS_OF_ATTENTION
+    }
     assert (scores["causal"].value, scores["causal"].n) == (1.0, 2)
     assert min(score.value for score in scores.values()) < 1  # MASKs do throw it off
 
 
 def test_read_on_takes_answers_of_one_token_and_cuts_long_ones(denoiser):
-    assert read_on(denoiser, [Pair("hello", "x")], "mask-blind", length=8).n == 1
+    assert next_token_accuracy(denoiser, [Pair("hello", "x")], "mask-blind", length=8).n == 1
     long, cut = "abcdefgh" * 4, "abcdefgh"
     for kind in ("prompt-causal", "mask-blind"):
-        one, two = (read_on(denoiser, [Pair("yo", text)], kind, 8, 7) for text in (long, cut))
+        one, two = (
+            next_token_accuracy(denoiser, [Pair("yo", text)], kind, 8, 7) for text in (long, cut)
+        )
         assert one == two
 
 
@@ -120,13 +131,13 @@ def test_bad_input_is_named(denoiser):
     with pytest.raises(InvalidInput, match="masked position 5: expected 0 to 4"):
         visible("mask-blind", 2, 5, masked=[1, 5])
     with pytest.raises(InvalidInput, match="no answer to 'hello'"):
-        read_on(denoiser, [Pair("hello", "")], "causal")
+        next_token_accuracy(denoiser, [Pair("hello", "")], "causal")
     with pytest.raises(InvalidInput, match="cuts = 0"):
-        read_on(denoiser, [Pair("hello", "x")], "causal", cuts=0)
+        next_token_accuracy(denoiser, [Pair("hello", "x")], "causal", cuts=0)
     with pytest.raises(InvalidInput, match="is MASK already"):
         effects(denoiser, torch.tensor([1, denoiser.mask_token_id]), "causal", 1)
     with pytest.raises(InvalidInput, match=r"no \[MASK\]"):
-        fill(denoiser, "hello", "no gap")
+        fill_mask(denoiser, "hello", "no gap")
 
 
 def test_a_fresh_adapter_has_size_0_and_sizes_scale_with_alpha():
@@ -162,7 +173,7 @@ def test_the_size_is_that_of_the_weights_and_survives_merging():
 
 
 def test_fill_is_the_denoiser_s_own_distribution(denoiser):
-    (first, second) = fill(denoiser, "hello", "a [MASK] b[MASK]", top=3)
+    (first, second) = fill_mask(denoiser, "hello", "a [MASK] b[MASK]", top=3)
     ids = [*b"a"]
     answer = denoiser.tokenizer("a", add_special_tokens=False)["input_ids"]
     answer += [denoiser.mask_token_id]
@@ -182,8 +193,8 @@ def test_fill_is_the_denoiser_s_own_distribution(denoiser):
 @pytest.mark.real
 def test_the_real_denoiser_uses_a_clue_on_the_right(real):
     question, answer = "Name a famous city.", "The city of [MASK] is the capital of Japan."
-    with_clue = fill(real, question, answer)[0]
-    no_clue = fill(real, question, "The city of" + " [MASK]" * 7)[0]
+    with_clue = fill_mask(real, question, answer)[0]
+    no_clue = fill_mask(real, question, "The city of" + " [MASK]" * 7)[0]
     assert with_clue[0].text == " Tokyo"
     assert no_clue[0].text != " Tokyo"
 
@@ -194,6 +205,6 @@ def test_masks_throw_the_real_backbone_off_unless_it_is_blind_to_them(real):
         Pair("What is the capital of France?", "The capital of France is Paris."),
         Pair("What is the capital of Italy?", "The capital of Italy is Rome."),
     ]
-    found = {kind: read_on(real, pairs, kind).value for kind in KINDS_OF_ATTENTION}
+    found = {kind: next_token_accuracy(real, pairs, kind).value for kind in KINDS_OF_ATTENTION}
     assert found["bidirectional"] < found["mask-blind"] <= found["causal"]
     assert found["prompt-causal"] < found["mask-blind"]

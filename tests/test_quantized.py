@@ -12,9 +12,7 @@ from conftest import check_learning, stir
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from lad.diffusion.sampler import record
-from lad.evaluation.dry_run import flops_per_token
-from lad.evaluation.floor import floor
-from lad.evaluation.true_shape import floor_of_bits, measure_iterations
+from lad.evaluation.throughput import bench, flops_per_token, roofline
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput
 
@@ -96,11 +94,15 @@ def test_random_quantised_weights_of_a_shape(bits):
     plain = Denoiser.create(load_backbone("tiny:random"), SMALL)
     assert flops_per_token(denoiser, 1.0) == flops_per_token(plain, 1.0)
     rates = {"bytes_per_second": 1e6, "flops_per_second": 1e15, "flops_per_second_of_normals": 1e15}
-    lowest = floor_of_bits(denoiser, rates, 1, 20, 16)
-    assert lowest["flops"] == floor(plain, rates, 1, 20, 16)["flops"]
+    few, all_bits = (roofline(one, rates, 1, 20, 16) for one in (denoiser, plain))
+    assert few["flops"] == all_bits["flops"]
+    head = 4 * plain.causal_lm.lm_head.weight.numel()
+    assert few["weight_bytes"] == head + (all_bits["weight_bytes"] - head) * bits // 32
 
 
 @needs_it
 def test_quantised_iterations_are_measured():
-    run = measure_iterations("tiny:random:4bit", "cpu", SMALL, (16,), (1,), iterations=2)
+    denoiser = Denoiser.create(load_backbone("tiny:random:4bit"), SMALL)
+    plain = load_backbone("tiny:random:4bit").model
+    run = bench(denoiser, plain, ["hi"], RefineConfig(iterations=2), (16,), (1,))
     assert run["bits"] == 4 and run["cells"][0]["sampler"]["iteration_by_floor"] > 0.5

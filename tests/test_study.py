@@ -8,7 +8,8 @@ from conftest import run, tiny_denoiser
 from traces import EOS, make_trace, words
 
 from lad.diffusion.sampler import RefineConfig, record
-from lad.evaluation.convergence import QUALITY, WAYS, _bins, _cut, run_study, settling
+from lad.evaluation.answers import Answers
+from lad.evaluation.convergence import QUALITY, WAYS, calibration_bins, run_study, settling
 from lad.training import Pair, held_out_prompts
 from lad.utils import DamagedFile, InvalidInput
 from lad.viz import convergence as figures
@@ -60,7 +61,7 @@ def test_a_noiseless_answer_cut_short_is_that_of_a_shorter_run():
             prompt,
             RefineConfig(remasking="none", answer_length=12, patience=0, iterations=min(number, 6)),
         )
-        cut = _cut(denoiser, [long], number)
+        cut = Answers.from_traces([long], number)
         assert cut.tokens == [short.drafts[-1][: short.tokens].tolist()]
         assert cut.forwards == [short.nfe]
 
@@ -93,12 +94,12 @@ def test_a_calibrated_guesser_is_found_to_be_calibrated():
     sure = random.random(40_000)
     right = random.random(40_000) < sure
     owner = np.arange(40_000) % 500
-    found = _bins(sure, right, owner)
+    found = calibration_bins(sure, right, owner)
     assert found["gap"] < 0.02
     for one in found["bins"]:
         assert one["low"] <= one["confidence"] < one["high"]
         assert one["right"]["low"] - 0.02 <= one["confidence"] <= one["right"]["high"] + 0.02
-    boaster = _bins(np.full(1000, 0.95), np.arange(1000) % 2 == 0, np.arange(1000) % 50)
+    boaster = calibration_bins(np.full(1000, 0.95), np.arange(1000) % 2 == 0, np.arange(1000) % 50)
     assert boaster["gap"] == pytest.approx(0.45)
     assert boaster["bins"][9]["right"]["value"] == pytest.approx(0.5)
     assert boaster["bins"][0]["confidence"] is None and boaster["bins"][0]["tokens"] == 0

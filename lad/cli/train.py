@@ -122,14 +122,14 @@ def load(model: str, adapter: Path | None, settings: dict, training, where: str)
 
 def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, quiet: bool):
     """A dry run, told by the first process alone."""
-    from lad.evaluation.true_shape import add_run, measure_training
+    from lad.evaluation.throughput import add_run, training_throughput
 
     def tell(done: int, total: int) -> None:
         if not quiet:
             typer.echo(f"step {done} of {total}", err=True)
 
-    run = measure_training(denoiser, training, steps, tell)
-    if quiet:
+    run = training_throughput(denoiser, training, steps, tell)
+    if run is None:
         return
     command = (
         f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
