@@ -279,7 +279,7 @@ rows = lad.train(
     pairs,
     lad.TrainConfig(
         steps=40 if full else 10, learning_rate=3e-3, warmup_steps=4, batch_tokens=480,
-        widths=(64, 96), widen=0, draft_probability=0, log_every=1,
+        widths=(64, 96), widen=0, log_every=1,
     ),
     held_out=[],
 )  # fmt: skip

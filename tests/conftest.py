@@ -74,7 +74,6 @@ def check_learning(denoiser: Denoiser, folder: Path | None = None, **knobs) -> N
         warmup_steps=5,
         widths=(96,),
         batch_tokens=960,
-        draft_probability=0.0,
         log_every=10,
         **knobs,
     )

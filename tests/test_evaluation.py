@@ -414,7 +414,7 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
     config = tmp_path / "tiny.yaml"
     config.write_text(
         "denoiser: {rank: 4, alpha: 8}\n"
-        "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2, draft_start: 0.3}\n"
+        "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2}\n"
     )
     out = tmp_path / "run"
     lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=20")

@@ -1,4 +1,4 @@
-"""Pairs, objective and loop: on the tiny model, where a run takes a second."""
+"""Pairs, loss and the training loop: on the tiny model, where a run takes a second."""
 
 import gzip
 import itertools
@@ -8,16 +8,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from conftest import KINDS, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.diffusion.corruption import CorruptionConfig, corrupt
+from lad.diffusion.corruption import CorruptionConfig
 from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
 from lad.models.chat import encode_prompt, encode_prompts
 from lad.models.registry import load_backbone
@@ -31,25 +32,30 @@ from lad.training import (
     read_pairs,
     self_distil,
     train,
+    trainer,
     validate,
 )
 from lad.training.data import batches
 from lad.training.loss import (
-    BEFORE_DRAFTS,
-    MANNERS,
-    Manner,
-    anchor,
+    add_causal_lm,
     answer_logits,
-    redraw,
+    chunked_losses,
+    loss_weights,
     take,
     token_losses,
-    weigh,
 )
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PAIRS = [Pair(f"say {a} {b}", f"{a} {b}!") for a in WORDS for b in WORDS]
-SHORT = {"widths": (96, 128), "batch_tokens": 1024, "log_every": 5, "validate_every": 10**6}
+SHORT = {
+    "learning_rate": 1e-2,
+    "warmup_steps": 2,
+    "widths": (96, 128),
+    "batch_tokens": 1024,
+    "log_every": 5,
+    "validate_every": 10**6,
+}
 
 
 def fresh(**config) -> Denoiser:
@@ -175,180 +181,111 @@ def test_the_loss_looks_at_the_logits_the_sampler_reads(kind):
     assert row == len(flat)
 
 
-def first_drafts(denoiser, kind: str, rows: int = 40):
-    """A batch, the inputs its first drafts are drawn from, and those drafts masked again."""
-    batch = take(pack(denoiser.backbone, PAIRS, 96), list(range(rows)), 96)
-    generator = torch.Generator().manual_seed(0)
-    vocabulary, mask = denoiser.vocabulary_size, denoiser.mask_token_id
-    inputs = corrupt(batch.tokens, batch.answer, vocabulary, mask, generator, BEFORE_DRAFTS)
-    manner = Manner(
-        torch.full((rows,), list(MANNERS).index(kind)),
-        torch.full((rows,), 0.5),
-        torch.full((rows,), 20),
-    )
-    with torch.no_grad():
-        logits = answer_logits(denoiser, inputs, batch.prompt_lengths, batch.answer)
-    return batch, inputs, logits, redraw(denoiser, batch, inputs, logits, manner, generator)
-
-
-@pytest.mark.parametrize("kind", MANNERS)
-def test_drafts_are_the_models_own_and_leave_the_prompt_alone(kind):
+def small_batch(count: int = 20):
     denoiser = fresh()
-    stir(denoiser)
-    batch, inputs, logits, drafts = first_drafts(denoiser, kind)
-    assert torch.equal(drafts[~batch.answer], batch.tokens[~batch.answer])
-    shown = drafts != denoiser.mask_token_id
-    best = batch.tokens.masked_scatter(batch.answer, logits.argmax(dim=-1))
-    assert torch.equal(drafts[shown], best[shown])
-    hidden = inputs == denoiser.mask_token_id
-    if kind == "none":
-        assert shown.all()
-    elif kind == "threshold":
-        assert shown[~hidden].all()  # once shown, always shown
-        new = shown & hidden
-        assert (new.sum(dim=1) >= (hidden.any(dim=1)).long()).all()  # at least one more
-        leftmost = torch.where(hidden, torch.arange(96), 96).amin(dim=1, keepdim=True)
-        assert not new[torch.arange(96) >= leftmost + 20].any()
-    else:
-        share = (~shown & batch.answer).sum(dim=1) / batch.answer.sum(dim=1)
-        assert share.min() < 0.2 and share.max() > 0.8
-
-
-def test_manners_come_in_their_shares():
-    manner = Manner.draw(20_000, torch.Generator().manual_seed(0))
-    shares = torch.bincount(manner.kind, minlength=len(MANNERS)) / 20_000
-    torch.testing.assert_close(shares, torch.tensor([*MANNERS.values()]), atol=0.02, rtol=0)
-    assert manner.threshold.min() >= 0.3 and manner.threshold.max() <= 0.95
-    assert manner.window.min() >= 8
+    batch = take(pack(denoiser.backbone, PAIRS, 96), list(range(count)), 96)
+    return denoiser, batch, torch.Generator().manual_seed(0)
 
 
 def test_what_enters_the_loss():
-    denoiser = fresh()
-    batch, inputs, *_ = first_drafts(denoiser, "none")
-    generator = torch.Generator().manual_seed(1)
-    mask = denoiser.mask_token_id
+    denoiser, batch, generator = small_batch()
+    chance = torch.rand(batch.tokens.shape, generator=generator)
+    inputs = batch.tokens.masked_fill(batch.answer & (chance < 0.5), denoiser.mask_token_id)
 
-    def say(inputs, clean=1.0, tail=1.0, reach=0.0, own=False):
-        return weigh(batch, inputs, mask, clean, tail, reach, own, generator)
+    def weights(inputs, clean=1.0, tail=1.0, decay=0.0):
+        config = TrainConfig(clean_share=clean, eos_tail_share=tail, distance_decay=decay)
+        return loss_weights(batch, inputs, denoiser.mask_token_id, config, generator)
 
-    assert torch.equal(say(inputs), batch.answer.float())
-    assert torch.equal(say(inputs, clean=0.0) > 0, batch.answer & (inputs != batch.tokens))
-    assert torch.equal(say(inputs, tail=0.0) > 0, batch.answer & ~batch.tail)
-    half = say(batch.tokens, clean=0.5).sum() / batch.answer.sum()
+    assert torch.equal(weights(inputs), batch.answer.float())
+    assert torch.equal(weights(inputs, clean=0.0) > 0, batch.answer & (inputs != batch.tokens))
+    assert torch.equal(weights(inputs, tail=0.0) > 0, batch.answer & ~batch.tail)
+    half = weights(batch.tokens, clean=0.5).sum() / batch.answer.sum()
     assert 0.45 < half < 0.55
-    assert torch.equal(say(batch.tokens, reach=3.0), batch.answer.float())  # nothing is far
+    assert torch.equal(weights(batch.tokens, decay=3.0), batch.answer.float())  # nothing is far
+    # The decay, position by position.
+    got = weights(inputs, decay=3.0)
+    for i in range(len(inputs)):
+        visible = (inputs[i] != denoiser.mask_token_id) | ~batch.answer[i]
+        seen = torch.nonzero(visible).flatten().tolist()
+        for n in torch.nonzero(batch.answer[i]).flatten().tolist():
+            away = 0 if visible[n] else min(abs(n - m) for m in seen) - 1
+            assert got[i, n] == pytest.approx(math.exp(-away / 3.0), rel=1e-4)
 
 
-def test_what_is_far_from_anything_visible_counts_little():
-    """Position by position, against loops."""
-    denoiser = fresh()
-    batch, inputs, *_ = first_drafts(denoiser, "none")
-    mask, reach = denoiser.mask_token_id, 3.0
-    generator = torch.Generator().manual_seed(1)
-    for own in (False, True):
-        got = weigh(batch, inputs, mask, 1.0, 1.0, reach, own, generator)
-        for row in range(len(inputs)):
-            hidden = [
-                bool(a and i == mask) for a, i in zip(batch.answer[row], inputs[row], strict=True)
-            ]
-            seen = [n for n, h in enumerate(hidden) if not h]
-            wrong = [n for n in seen if inputs[row, n] != batch.tokens[row, n]]
-            for n in torch.nonzero(batch.answer[row]).flatten().tolist():
-                away = min(abs(n - m) for m in seen) - 1 if hidden[n] else 0
-                if own and wrong:
-                    away = max(away, n - wrong[0])
-                assert got[row, n] == pytest.approx(math.exp(-away / reach), rel=1e-4)
-
-
-def anchored(share=0.5, seed=0):
-    """A batch of 20 rows under noise, some of which are read on clean."""
-    denoiser = fresh()
-    packed = pack(denoiser.backbone, PAIRS, 96)
-    batch = take(packed, list(range(20)), 96)
-    generator = torch.Generator().manual_seed(seed)
-    noisy = batch.tokens.masked_fill(batch.answer, denoiser.mask_token_id)
-    inputs, start = anchor(batch, noisy, share, generator)
-    return denoiser, batch, noisy, inputs, start, generator
-
-
-def test_rows_that_are_read_on_are_clean_and_begin_within_the_answer():
+def test_causal_sequences_are_clean_and_count_in_full_from_within_the_answer():
     starts = set()
-    for seed in range(30):
-        _, batch, noisy, inputs, start, _ = anchored(seed=seed)
-        read = start < batch.tokens.shape[1]
-        assert torch.equal(inputs[read], batch.tokens[read])
-        assert torch.equal(inputs[~read], noisy[~read])
+    config = TrainConfig(clean_share=0.0, eos_tail_share=1.0, distance_decay=3.0)
+    for seed in range(20):
+        denoiser, batch, _ = small_batch()
+        generator = torch.Generator().manual_seed(seed)
+        noisy = batch.tokens.masked_fill(batch.answer, denoiser.mask_token_id)
+        inputs, start = add_causal_lm(batch, noisy, 0.5, generator)
+        causal = start < 96
+        assert torch.equal(inputs[causal], batch.tokens[causal])
+        assert torch.equal(inputs[~causal], noisy[~causal])
         first, last = batch.prompt_lengths, batch.prompt_lengths + batch.answer.sum(dim=1)
         last = last - batch.tail.sum(dim=1)  # one past the first EOS
-        assert (start[read] >= first[read]).all() and (start[read] < last[read]).all()
-        starts |= set((start - first)[read].tolist())
+        assert (start[causal] >= first[causal]).all() and (start[causal] < last[causal]).all()
+        starts |= set((start - first)[causal].tolist())
+        weights = loss_weights(batch, inputs, denoiser.mask_token_id, config, generator, start)
+        ahead = (torch.arange(96) >= start[:, None]) & batch.answer & ~batch.tail
+        assert torch.equal(weights[causal], ahead[causal].float())
+        assert (weights[~causal] > 0).equal(batch.answer[~causal])
     assert {0, 1, 2} <= starts
-    assert not (anchored(share=0.0)[4] < 96).any() and (anchored(share=1.0)[4] < 96).all()
+    for fraction in (0.0, 1.0):
+        assert ((add_causal_lm(batch, noisy, fraction, generator)[1] < 96) == fraction).all()
 
 
-def test_what_is_read_on_counts_in_full_from_there_to_the_first_eos():
-    denoiser, batch, _, inputs, start, generator = anchored()
-    mask = denoiser.mask_token_id
-    for clean_share in (0.0, 1.0):
-        say = weigh(batch, inputs, mask, clean_share, 1.0, 3.0, False, generator, start)
-        plain = weigh(batch, inputs, mask, 1.0, 1.0, 3.0, False, generator)
-        for row in range(len(inputs)):
-            if start[row] < 96:
-                position = torch.arange(96)
-                expected = (position >= start[row]) & batch.answer[row] & ~batch.tail[row]
-                assert torch.equal(say[row], expected.float())
-            else:
-                assert torch.equal(say[row], plain[row])
-
-
-def test_reading_on_sees_nothing_of_what_follows():
+def test_a_causal_prediction_sees_nothing_of_what_follows():
     """The logits of a position do not move when what stands there or later does."""
-    denoiser, batch, _, inputs, start, _ = anchored(share=1.0)
+    denoiser, batch, generator = small_batch(4)
     stir(denoiser)
-    generator = torch.Generator().manual_seed(5)
-    for row in range(4):
-        at = int(start[row]) + 1
+    inputs, start = add_causal_lm(batch, batch.tokens, 1.0, generator)
+    for i in range(4):
+        at = int(start[i]) + 1
         other = inputs.clone()
-        other[row, at:] = torch.randint(20, 60, other[row, at:].shape, generator=generator)
+        other[i, at:] = torch.randint(20, 60, other[i, at:].shape, generator=generator)
         chosen = torch.zeros_like(batch.answer)
-        chosen[row, : at + 1] = batch.answer[row, : at + 1]
-        got, moved = (
-            answer_logits(denoiser, x, batch.prompt_lengths, chosen, start) for x in (inputs, other)
-        )
+        chosen[i, : at + 1] = batch.answer[i, : at + 1]
+        args = (batch.prompt_lengths, chosen)
+        got, moved = (answer_logits(denoiser, x, *args, start) for x in (inputs, other))
         torch.testing.assert_close(got, moved, atol=1e-5, rtol=1e-4)
-        free = [answer_logits(denoiser, x, batch.prompt_lengths, chosen) for x in (inputs, other)]
-        assert not torch.allclose(*free, atol=1e-3)  # read both ways, they do
+        free = [answer_logits(denoiser, x, *args) for x in (inputs, other)]
+        assert not torch.allclose(*free, atol=1e-3)  # with the denoiser's attention, they do
 
 
-def test_reading_on_needs_the_target_it_is_for():
-    config = TrainConfig(steps=1, anchor=0.5, **SHORT)
-    with pytest.raises(InvalidInput, match=r"anchor = 0\.5 with target 'same'"):
-        train(fresh(target="same"), PAIRS, config)
-    losses = [row for row in train(fresh(), PAIRS, config) if "loss" in row]
-    assert losses and math.isfinite(losses[-1]["loss"])
-
-
-def test_losses_are_cross_entropy_per_token():
-    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
-    targets = torch.arange(7)
-    losses, right = token_losses(logits, targets)
-    expected = -logits.log_softmax(-1)[range(7), targets]
-    torch.testing.assert_close(losses, expected)
-    assert torch.equal(right, logits.argmax(-1) == targets)
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_losses_in_chunks_are_cross_entropies_with_the_same_gradient(chunk):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(50, 16, generator=generator, requires_grad=True)
+    head = torch.nn.Linear(16, 33, bias=False).requires_grad_(False)
+    targets = torch.randint(33, (50,), generator=generator)
+    losses, correct = token_losses(head(states), targets)
+    torch.testing.assert_close(losses, -head(states).log_softmax(-1)[range(50), targets])
+    assert torch.equal(correct, head(states).argmax(-1) == targets)
+    losses.square().sum().backward()
+    expected, states.grad = states.grad, None
+    chunked, same = chunked_losses(head, states, targets, chunk)
+    torch.testing.assert_close(chunked, losses)
+    assert torch.equal(same, correct)
+    chunked.square().sum().backward()
+    torch.testing.assert_close(states.grad, expected)
+    nothing, _ = chunked_losses(head, states[:0], targets[:0], chunk)
+    assert nothing.shape == (0,)
 
 
 def test_validation_counts_masked_answer_tokens_only():
     denoiser = fresh()
     stir(denoiser)
     packed = pack(denoiser.backbone, PAIRS, 96)
-    scores = validate(denoiser, packed, rows_per_batch=7)
+    scores = validate(denoiser, packed, batch_size=7)
     answer = int((packed.ends - packed.prompt_lengths + 1).sum())
     for fraction, score in scores.items():
         assert score["n"] == pytest.approx(float(fraction) * answer, rel=0.25)
         assert 0 <= score["accuracy"] <= 1
-    assert scores == validate(denoiser, packed, rows_per_batch=7)
-    # Rows the last batch repeats are not counted twice.
-    assert validate(denoiser, packed, rows_per_batch=len(packed))["0.5"]["n"] == pytest.approx(
+    assert scores == validate(denoiser, packed, batch_size=7)
+    # Pairs that the last batch repeats are not counted twice.
+    assert validate(denoiser, packed, batch_size=len(packed))["0.5"]["n"] == pytest.approx(
         scores["0.5"]["n"], rel=0.1
     )
 
@@ -358,7 +295,7 @@ def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypat
     denoiser = fresh()
     stir(denoiser)
     packed = pack(denoiser.backbone, PAIRS[:5], 96)
-    got = validate(denoiser, packed, rows_per_batch=2)["1"]
+    got = validate(denoiser, packed, batch_size=2)["1"]
     losses, right = [], []
     for tokens, p, end in zip(packed.tokens, packed.prompt_lengths, packed.ends, strict=True):
         tokens = tokens[None].long()
@@ -376,89 +313,116 @@ def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypat
 # -- the loop --------------------------------------------------------------------------------------
 
 
+def losses_of(rows: list[dict]) -> list[float]:
+    return [row["loss"] for row in rows if "loss" in row]
+
+
 def test_training_lowers_the_loss_and_touches_the_adapter_alone():
     denoiser = fresh()
     frozen = {k: v.clone() for k, v in denoiser.model.state_dict().items() if "lora_" not in k}
     before = torch.random.get_rng_state()
-    rows = train(
-        denoiser, PAIRS, TrainConfig(steps=40, learning_rate=1e-2, warmup_steps=5, **SHORT)
-    )
+    rows = train(denoiser, PAIRS, TrainConfig(steps=40, **SHORT | {"validate_every": 15}))
     assert torch.equal(torch.random.get_rng_state(), before)
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses_of(rows)[-1] < 0.6 * losses_of(rows)[0]
     assert all(torch.equal(denoiser.model.state_dict()[k], v) for k, v in frozen.items())
-    assert "validation" in rows[-1] and rows[-1]["step"] == 40
+    assert [row["step"] for row in rows if "validation" in row] == [15, 30, 40]
+    assert [row["learning_rate"] for row in rows if "loss" in row][-1] == 0
     assert not any(p.requires_grad for p in denoiser.model.parameters())
 
 
-def test_a_run_repeats_exactly():
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from beginning to end: its configuration, folder, rows and adapter."""
+    torch.set_num_threads(1)
     config = TrainConfig(
-        steps=12, learning_rate=1e-2, warmup_steps=2, draft_start=0.2, draft_length=3, **SHORT
+        steps=20, causal_lm_fraction=0.3, accumulate=2, **SHORT | {"validate_every": 8}
     )
-    denoisers = [fresh(), fresh()]
-    for denoiser in denoisers:
-        train(denoiser, PAIRS, config)
-    first, second = map(adapter, denoisers)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    folder, denoiser = tmp_path_factory.mktemp("whole"), fresh()
+    rows = train(denoiser, PAIRS, config, folder)
+    return config, folder, rows, adapter(denoiser)
 
 
-def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(tmp_path):
-    config = TrainConfig(
-        steps=20,
-        learning_rate=1e-2,
-        warmup_steps=2,
-        draft_start=0.1,
-        draft_probability=0.6,
-        draft_length=3,
-        **SHORT,
-    )
-    whole = fresh()
-    train(whole, PAIRS, config, tmp_path / "whole")
+def timeless(rows) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
-    class Interrupted(Exception):
-        pass
 
-    def interrupt(row):
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "training_log.jsonl").open()]
+
+
+def check_same(whole, folder, rows, denoiser) -> None:
+    _, _, expected_rows, expected = whole
+    assert timeless(rows) == timeless(expected_rows) and read_log(folder) == rows
+    got = adapter(denoiser)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert load_denoiser("tiny", folder / "adapter").config.context == 128
+
+
+def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path):
+    """SIGTERM between two checks; then an error in the middle of a step behind a checkpoint."""
+
+    def stop(row):
         if row["step"] == 10:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    first = fresh()
-    train(first, PAIRS, config, tmp_path / "run", on_row=interrupt)
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
-    assert not (tmp_path / "run" / "adapter").exists()
-    second = fresh()
-    rows = train(second, PAIRS, config, tmp_path / "run", resume=True)
-    expected, got = adapter(whole), adapter(second)
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
-    log = [json.loads(line) for line in (tmp_path / "run" / "training_log.jsonl").open()]
-    assert log == rows
-    assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20]
-    assert load_denoiser("tiny", tmp_path / "run" / "adapter").config.context == 128
+    config = whole[0]
+    train(fresh(), PAIRS, config, tmp_path, on_row=stop)
+    assert (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "adapter").exists()
+
+    def fail(row):
+        if row["step"] == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), PAIRS, config, tmp_path, resume=True, on_row=fail)
+    assert read_log(tmp_path)[-1]["step"] == 15
+    again = fresh()
+    rows = train(again, PAIRS, config, tmp_path, resume=True)
+    check_same(whole, tmp_path, rows, again)
 
 
-def test_drafts_take_their_share_of_the_steps():
-    rows = []
-    config = TrainConfig(
-        steps=60, draft_start=0.0, draft_probability=0.5, draft_length=3, **SHORT | {"log_every": 1}
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(whole, tmp_path):
+    """Killed by SIGKILL twice, with a checkpoint after every step."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training import *\n"
+        "torch.set_num_threads(1)\n"
+        "config = TrainConfig.from_dict(json.loads(sys.argv[1]))\n"
+        "def on_row(row):\n"
+        "    if row['step'] >= int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train(fresh(), PAIRS, config, sys.argv[2], resume=True, on_row=on_row)\n"
     )
-    train(fresh(), PAIRS, config, on_row=rows.append)
-    drafts = [row["drafts"] for row in rows if "drafts" in row]
-    assert 15 <= sum(drafts) <= 45
-    runs = ["".join("d" if d else " " for d in drafts)][0].split()
-    assert all(len(run) % 3 == 0 for run in runs[:-1])
+    config = whole[0].to_dict()
+    for step in (5, 15):
+        values = json.dumps(config | {"checkpoint_minutes": 1e-9})
+        command = [sys.executable, "-c", script, values, str(tmp_path), str(step)]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+        assert done.returncode == -signal.SIGKILL
+    (tmp_path / ".checkpoint.pt.partial").write_bytes(b"half of a checkpoint")
+    again = fresh()
+    kept = TrainConfig.from_dict(config | {"checkpoint_minutes": 1e-9})
+    rows = train(again, PAIRS, kept, tmp_path, resume=True)
+    check_same(whole, tmp_path, rows, again)
+    assert rows[0] in read_log(tmp_path)[:1]
+
+
+def test_the_adapter_is_kept_when_the_last_validation_fails(whole, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(trainer, "validate", fail)
+    config = TrainConfig.from_dict(whole[0].to_dict() | {"validate_every": 10**6})
+    with pytest.raises(RuntimeError):
+        train(fresh(), PAIRS, config, tmp_path)
+    got = load_denoiser("tiny", tmp_path / "adapter", merge=False)
+    expected = load_denoiser("tiny", whole[1] / "adapter", merge=False)
+    assert all(torch.equal(v, adapter(expected)[k]) for k, v in adapter(got).items())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_the_average_of_the_weights_is_what_is_kept(ema):
     """Followed by hand: the same run, its weights read after every step."""
-    config = TrainConfig(
-        steps=4,
-        learning_rate=1e-2,
-        warmup_steps=1,
-        draft_probability=0,
-        ema=ema,
-        **SHORT | {"log_every": 1},
-    )
+    config = TrainConfig(steps=4, ema=ema, **SHORT | {"log_every": 1})
     followed = fresh()
     expected = {name: value.float() for name, value in adapter(followed).items()}
     steps = itertools.count(1)
@@ -475,60 +439,100 @@ def test_the_average_of_the_weights_is_what_is_kept(ema):
 
 
 def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
-    def stop(row):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    config = TrainConfig(steps=20, draft_probability=0, **SHORT)
-    train(fresh(), PAIRS, config, tmp_path, on_row=stop)
+    config = TrainConfig(steps=20, **SHORT)
+    train(fresh(), PAIRS, config, tmp_path, on_row=lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(DamagedFile, match="other settings"):
         train(fresh(), PAIRS, TrainConfig(steps=21, **SHORT), tmp_path, resume=True)
     path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "parts": 4}, path)
+    trainer_of_three = trainer.Trainer(fresh(), config, pack(fresh().backbone, PAIRS, 128))
+    trainer_of_three.out = tmp_path
+    trainer_of_three.accelerator = type("Three", (), {"num_processes": 3})
+    with pytest.raises(InvalidInput, match=r"3 processes .* expected 1, 2, 4 of them"):
+        trainer_of_three.load_checkpoint()
+    torch.save({"config": {}, "step": 3}, path)
+    with pytest.raises(DamagedFile, match="of another version"):
+        train(fresh(), PAIRS, config, tmp_path, resume=True)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DamagedFile, match="no readable checkpoint"):
         train(fresh(), PAIRS, config, tmp_path, resume=True)
 
 
-def test_minutes_bound_a_run_and_the_rate_falls_to_zero():
-    started = time.monotonic()
-    rows = train(fresh(), PAIRS, TrainConfig(steps=None, minutes=0.05, warmup_steps=1, **SHORT))
-    assert 3 <= time.monotonic() - started < 15
-    rates = [row["learning_rate"] for row in rows if "loss" in row]
-    assert rates[-1] == 0
-
-
-def test_a_disk_that_refuses_is_named(tmp_path):
+def test_what_cannot_be_trained_is_named(tmp_path):
+    config = TrainConfig(steps=10, **SHORT)
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="cannot write to"):
-        train(fresh(), PAIRS, TrainConfig(steps=5, **SHORT), tmp_path / "file" / "out")
-
-
-def test_a_loss_that_explodes_stops_the_run():
+        train(fresh(), PAIRS, config, tmp_path / "file" / "out")
     denoiser = fresh()
     with torch.no_grad():
         next(p for n, p in denoiser.model.named_parameters() if "lora_A" in n).fill_(float("nan"))
     with pytest.raises(NumericalError, match="step 5"):
-        train(denoiser, PAIRS, TrainConfig(steps=10, **SHORT))
+        train(denoiser, PAIRS, config)
+    causal = TrainConfig(steps=1, causal_lm_fraction=0.5, **SHORT)
+    with pytest.raises(InvalidInput, match=r"causal_lm_fraction = 0\.5 with target 'same'"):
+        train(fresh(target="same"), PAIRS, causal)
+    with pytest.raises(InvalidInput, match="widths up to 1024: expected at most 512"):
+        train(fresh(), PAIRS, TrainConfig(widths=(1024,)))
 
 
-def test_two_processes_train_one_adapter(tmp_path):
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text(
-        "".join(json.dumps({"prompt": p.prompt, "answer": p.answer}) + "\n" for p in PAIRS)
-    )
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        "denoiser: {rank: 4, alpha: 8}\n"
-        "training: {steps: 6, widths: [96], batch_tokens: 384, log_every: 3}\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "lad"]
-    command += ["train", "--model=tiny", f"--pairs={pairs}", f"--config={config}"]
-    command += [f"--out={tmp_path / 'out'}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").open()]
-    assert rows[0]["step"] == 3 and rows[0]["tokens"] == 3 * 2 * 384
-    load_denoiser("tiny", tmp_path / "out" / "adapter")
+def test_a_gpu_that_is_too_small_is_told_the_settings(monkeypatch):
+    def explode(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore text.")
+
+    monkeypatch.setattr(trainer, "denoising_loss", explode)
+    with pytest.raises(InvalidInput) as caught:
+        train(fresh(), PAIRS, TrainConfig(steps=1, **SHORT))
+    message = str(caught.value)
+    assert "\n" not in message and "Tried to allocate" in message
+    for knob in ("gradient_checkpointing: true", "loss_chunk: 1024", "shard: true", "tiny:4bit"):
+        assert knob in message
+
+
+# -- less memory, the same numbers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "computation",
+    [
+        {"fold_lora": False},
+        {"gradient_checkpointing": True},
+        {"fold_lora": False, "gradient_checkpointing": True, "loss_chunk": 16},
+    ],
+    ids=lambda computation: "-".join(computation),
+)
+def test_how_a_step_is_computed_does_not_show(whole, computation):
+    denoiser = fresh()
+    config = TrainConfig.from_dict(whole[0].to_dict() | computation)
+    rows = train(denoiser, PAIRS, config)
+    assert config.outcome() == whole[0].outcome()
+    assert losses_of(rows) == pytest.approx(losses_of(whole[2]), rel=1e-3)
+    for name, value in adapter(denoiser).items():
+        torch.testing.assert_close(value, whole[3][name], atol=1e-3, rtol=1e-2)
+
+
+def test_checkpointing_keeps_less():
+    denoiser, batch, _ = small_batch(3)
+
+    def saved(**knobs) -> int:
+        sizes: list[int] = []
+
+        def note(tensor):
+            sizes.append(tensor.numel())
+            return tensor
+
+        for name, parameter in denoiser.model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        with (
+            trainer.computation(denoiser, TrainConfig(fold_lora=False, **knobs)),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        ):
+            answer_logits(denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
+        return sum(sizes)
+
+    assert saved(gradient_checkpointing=True) < saved() / 3
+    assert not denoiser.model.training
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in denoiser.model.modules())
 
 
 # -- settings --------------------------------------------------------------------------------------
@@ -539,14 +543,11 @@ def test_two_processes_train_one_adapter(tmp_path):
     [
         {"steps": None},
         {"steps": 0},
-        {"minutes": -1.0},
         {"learning_rate": 0.0},
         {"widen": 1.5},
-        {"draft_probability": -0.1},
         {"widths": ()},
         {"ema": 1.2},
-        {"clean_share": -1.0},
-        {"draft_length": 0},
+        {"shard": "yes"},
         {"seed": -1},
     ],
 )
@@ -556,11 +557,8 @@ def test_settings_out_of_range_are_named(wrong):
 
 
 def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
-    import yaml
-
-    config = TrainConfig(minutes=3.0, corruption=CorruptionConfig(kinds=("swap",)))
-    again = TrainConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict())))
-    assert again == config
+    config = TrainConfig(steps=3, corruption=CorruptionConfig(kinds=("swap",)))
+    assert TrainConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
     with pytest.raises(InvalidInput, match="'learning_rte'"):
         TrainConfig.from_dict({"learning_rte": 1})
     with pytest.raises(InvalidInput, match="'rat'"):
@@ -572,9 +570,8 @@ def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
             read_config(path)
 
 
-def test_the_shipped_configuration_is_valid():
-    from pathlib import Path
-
-    values = read_config(Path(__file__).parent.parent / "configs" / "smollm2-135m.yaml")
-    TrainConfig.from_dict(values["training"])
-    DenoiserConfig(**values["denoiser"])
+def test_the_shipped_configurations_are_valid():
+    for name in ("smollm2-135m", "llama-3.1-8b", "llama-3.1-8b-paper"):
+        values = read_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+        TrainConfig.from_dict(values["training"])
+        DenoiserConfig(**values["denoiser"])

@@ -18,11 +18,11 @@ from lad.evaluation.throughput import AIM, flops_per_token, random_pairs, traini
 from lad.models import random_weights
 from lad.models.random_weights import SHAPES, random_model
 from lad.models.registry import load_backbone
-from lad.training import TrainConfig, pack, read_config
+from lad.training import TrainConfig, read_config
 from lad.utils import InvalidInput
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=256, draft_probability=0.0)
+CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=256)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,12 @@ def test_training_throughput_accumulates_as_the_run_would(fresh):
 
 
 def test_random_pairs_fit_their_context(fresh):
-    for context in (32, 64, 256):
-        pairs = pack(fresh.backbone, random_pairs(fresh, 20, context), context)
-        assert len(pairs) == 20 and pairs.dropped == 0
-        assert (pairs.ends > pairs.prompt_lengths).all() and len(set(pairs.ends.tolist())) > 1
+    for context in (2, 8, 64):
+        pairs = random_pairs(fresh, 20, context)
+        assert pairs.tokens.shape == (20, context)
+        assert (pairs.prompt_lengths >= 1).all() and (pairs.ends < context).all()
+        assert (pairs.ends >= pairs.prompt_lengths).all()
+        assert (pairs.tokens[torch.arange(20), pairs.ends] == fresh.eos_token_id).all()
 
 
 def test_operations_are_counted_from_shapes(fresh):

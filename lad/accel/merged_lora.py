@@ -1,9 +1,9 @@
-"""LoRA layers that fold their adapter into the weight before they multiply.
+"""LoRA layers that add the adapter to the weight before they multiply.
 
-A LoRA layer is usually computed as the product with its weight W, plus s times that with the thin
-A and then B: two more products and a sum as large as the layer's output, which move memory more
-than they compute. With many more tokens than features it is cheaper to make `W + s B A` once a step
-and multiply once; the backward pass then computes the gradient of that sum, and A and B take theirs
+A LoRA layer is usually the product with its weight W, plus s times that with the thin A and then B:
+two more products and a sum as large as the layer's output, which move memory more than they
+compute. With many more tokens than features it is cheaper to make `W + s B A` once a step and
+multiply once; the backward pass then computes the gradient of that sum, and A and B take theirs
 from it. The same function and the same gradients, up to rounding: in bfloat16 the sum is rounded as
 a merged adapter's is.
 
@@ -13,8 +13,7 @@ Source: LoRA (Hu et al., 2021), section 4.1, which merges for inference; here at
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from types import MethodType
 
 import torch
@@ -22,29 +21,21 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-__all__ = ["computing", "folded"]
-
 
 @contextlib.contextmanager
-def computing(modules: Iterable[nn.Module], forward: Callable) -> Iterator[None]:
-    """These modules compute `forward(module, ...)` in place of their own, for a while."""
-    modules = list(modules)
-    for module in modules:
-        module.forward = MethodType(forward, module)
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def folded(model: nn.Module) -> AbstractContextManager[None]:
-    """Every LoRA layer of a peft model computes with its folded weight, for a while.
+def merged_lora(model: nn.Module) -> Iterator[None]:
+    """Within the context, every LoRA layer of a peft model computes with its merged weight.
 
     Only layers of one active adapter without dropout or bias, as `Denoiser.create` makes them.
     """
-    layers = (module for module in model.modules() if isinstance(module, Linear))
-    return computing(layers, _forward)
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 def _forward(layer: Linear, x: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ def settings_of(
             raise InvalidInput(f"{label}: expected no sections but {' and '.join(PARTS)}")
     parts = {part: {**grid["base"].get(part, {}), **changes.get(part, {})} for part in PARTS}
     check_names("denoiser", parts["denoiser"], DenoiserConfig)
-    length = {"steps": grid["steps"] if steps is None else steps, "minutes": None}
-    return DenoiserConfig(**parts["denoiser"]), TrainConfig.from_dict(parts["training"] | length)
+    training = parts["training"] | {"steps": grid["steps"] if steps is None else steps}
+    return DenoiserConfig(**parts["denoiser"]), TrainConfig.from_dict(training)
 
 
 def run_variants(

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -45,7 +45,10 @@ from lad.diffusion.trace import Trace
 from lad.evaluation import statistics
 from lad.evaluation.adapter_eval import Progress, provenance, silent
 from lad.evaluation.answers import greedy_answers
-from lad.training import Pair, TrainConfig, pack, train
+from lad.training.config import TrainConfig
+from lad.training.data import PackedPairs
+from lad.training.loss import corrupt_batch, loss_weights, take
+from lad.training.trainer import Trainer
 from lad.utils import DamagedFile, InvalidInput, disk_errors, write_json
 
 LONG_ANSWER = 40  # tokens from which an answer counts as long, where left to right is slowest
@@ -393,7 +396,7 @@ def training_throughput(
     config: TrainConfig,
     steps: int = 20,
     on_step: Callable[[int, int], object] = lambda done, total: None,
-) -> dict | None:
+) -> dict:
     """Times of real training steps on random pairs; the adapter's weights are restored.
 
     Args:
@@ -404,11 +407,10 @@ def training_throughput(
         on_step: called with steps taken and in all.
 
     Returns:
-        Plain values for `add_run`, on the first process (None on others): `tokens_per_second` of
-        all processes together, `step_seconds`, `hours` for `AIM` tokens, `peak_memory` in bytes (of
-        the busiest process; on a GPU of tensors, else of the process), `flops_per_token`,
-        `flops_per_second` (of one process), its share of the matrix rate measured here, and the
-        settings.
+        Plain values for `add_run`: `tokens_per_second` of all processes together, `step_seconds`,
+        `hours` for `AIM` tokens, `peak_memory` in bytes (of the busiest process; on a GPU of
+        tensors, else of the process), `flops_per_token`, `flops_per_second` (of one process), its
+        share of the matrix rate measured here, and the settings.
 
     Raises:
         InvalidInput: steps below 1, or a batch that this machine's memory does not hold.
@@ -416,38 +418,38 @@ def training_throughput(
     if steps < 1:
         raise InvalidInput(f"steps = {steps}: expected at least 1")
     total, context, device = UNTIMED + steps, config.context, denoiser.device
-    distributed = torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if distributed else 1
-    timed = replace(
-        config, widths=(context,), steps=total, minutes=None, draft_start=0.0,
-        log_every=UNTIMED, validate_every=10**9,
-    )  # fmt: skip
-    n = max(config.batch_tokens // context, 1) * config.accumulate * processes
-    pairs = random_pairs(denoiser, n, context)
+    accelerator = Accelerator()
+    processes = accelerator.num_processes
+    size = max(config.batch_tokens // context, 1) * config.accumulate * processes
+    pairs = random_pairs(denoiser, size, context)
+    rates = machine_rates(device, denoiser.causal_lm.dtype)
     times: dict[int, float] = {}
 
     def on_row(row: dict) -> None:  # the loss has been read, so the device is done with the step
         times[row["step"]] = time.perf_counter()
         on_step(row["step"], total)
 
-    rates = machine_rates(device, denoiser.causal_lm.dtype)
-    adapter = [p for name, p in denoiser.model.named_parameters() if "lora_" in name]
-    before = [parameter.detach().clone() for parameter in adapter]
+    timed = replace(config, widths=(context,), steps=total, log_every=UNTIMED)
+    trainer = Trainer(denoiser, timed, pairs, on_row=on_row)
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        train(denoiser, pairs, timed, on_row=on_row, held_out=())
+        trainer.run()
     finally:
         with torch.no_grad():
-            for parameter, value in zip(adapter, before, strict=True):
+            for parameter, value in zip(trainer.parameters, before, strict=True):
                 parameter.copy_(value)
-    memory = _peak_memory(device)
-    if not times:
-        return None
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    else:
+        import resource  # not on every system, nor needed with a GPU
+
+        memory = (1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,) * 2
+    memory = accelerator.gather(torch.tensor([memory], device=device)).amax(dim=0).tolist()
     seconds = times[total] - times[UNTIMED]
-    rate = n * context * steps / seconds
-    prompt_lengths = pack(denoiser.backbone, pairs, context).prompt_lengths
-    work = flops_per_token(denoiser, 1 - float(prompt_lengths.float().mean()) / context)
+    rate = size * context * steps / seconds
+    work = flops_per_token(denoiser, predicted_share(denoiser, pairs, timed))
     flops = work["total"] * rate / processes
     return {
         "kind": "training",
@@ -457,12 +459,13 @@ def training_throughput(
         "of_matrix_rate": flops / rates["flops_per_second"],
         "steps": steps,
         "processes": processes,
-        "positions_per_step": n * context,
+        "positions_per_step": size * context,
         "step_seconds": seconds / steps,
         "tokens_per_second": rate,
         "aim_tokens": AIM,
         "hours": AIM / rate / 3600,
-        **memory,
+        "peak_memory": memory[0],
+        "reserved_memory": memory[1],
         "flops_per_token": work,
         "flops_per_second": flops,
         "config": config.to_dict(),
@@ -470,19 +473,25 @@ def training_throughput(
     }
 
 
-def random_pairs(denoiser: Denoiser, n: int, context: int) -> list[Pair]:
-    """Pairs of random letters that fit a context, with prompts of up to a quarter of it."""
-    draw = random.Random(0)
-    template = len(denoiser.encode("a"))
-    most = max(context // 4 - template, 1)  # letters, each one token or two with its space
+def random_pairs(denoiser: Denoiser, n: int, context: int) -> PackedPairs:
+    """Random tokens: prompts of an eighth to a quarter of the context, and answers after them."""
+    random = np.random.default_rng(0)
+    ids = min(denoiser.vocabulary_size, 256)
+    tokens = torch.from_numpy(random.integers(ids, size=(n, context), dtype=np.int32))
+    lengths = random.integers(max(context // 8, 1), max(context // 4, 1) + 1, n)
+    ends = random.integers(np.minimum(lengths + 1, context - 1), context)
+    for row, end in enumerate(ends):
+        tokens[row, end:] = denoiser.eos_token_id
+    return PackedPairs(tokens, torch.from_numpy(lengths), torch.from_numpy(ends), 0)
 
-    def letters(k: int) -> str:
-        return " ".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=max(k // 2, 1)))
 
-    return [
-        Pair(letters(most), letters(draw.randint(1, max(context - template - most - 1, 1))))
-        for _ in range(n)
-    ]
+def predicted_share(denoiser: Denoiser, pairs: PackedPairs, config: TrainConfig) -> float:
+    """Share of all positions whose logits a training step computes."""
+    batch = take(pairs, list(range(len(pairs))), config.context)
+    generator = torch.Generator().manual_seed(0)
+    inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
+    weights = loss_weights(batch, inputs, denoiser.mask_token_id, config, generator)
+    return float((weights > 0).float().mean())
 
 
 def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
@@ -503,20 +512,6 @@ def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
         "adapter": 6.0 * counts["adapter"],
     }
     return work | {"total": sum(work.values())}
-
-
-def _peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes of the busiest process; every process must call it."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-    else:
-        import resource  # not on every system, nor needed with a GPU
-
-        peak = (1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,) * 2
-    values = torch.tensor(peak, dtype=torch.int64, device=device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
-    return dict(zip(("peak_memory", "reserved_memory"), values.tolist(), strict=True))
 
 
 # -- files of recorded runs ------------------------------------------------------------------------

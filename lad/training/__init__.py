@@ -1,4 +1,8 @@
-"""Training an adapter: pairs, settings, objective, loop."""
+"""Training an adapter: `config` (settings), `data` (pairs), `loss`, `trainer` (the loop).
+
+Beside them: `distillation` (the backbone writes pairs), `multiple_choice` (questions as pairs) and
+`contamination` (overlap with test questions).
+"""
 
 from lad.training.config import DEFAULT_CORRUPTION, TrainConfig, read_config
 from lad.training.data import (

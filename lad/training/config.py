@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Annotated
 
 import yaml
+from pydantic import BeforeValidator
 
 from lad.diffusion.corruption import CorruptionConfig
-from lad.utils import CacheError, InvalidInput
+from lad.utils import InvalidInput, setting, settings
 
-__all__ = ["DEFAULT_CORRUPTION", "TrainConfig", "read_config", "writing"]
-
-# The paper's noise, but half the rows keep their visible tokens clean, masks reach the whole
-# answer, and some stand in blocks or cover what is yet to be written: a small model must learn the
-# plain task as well as the damaged one, and the states that the sampler brings it into.
+# The paper's noise, but half the answers keep their visible tokens clean, masks reach the whole
+# answer, and some form blocks or cover the end of the answer: a small model must learn the plain
+# task as well as the corrupted one, and the states that the sampler brings it into.
 DEFAULT_CORRUPTION = CorruptionConfig(
     all_masked=0.05,
     mask_probability=0.8,
@@ -26,116 +25,109 @@ DEFAULT_CORRUPTION = CorruptionConfig(
     structural_probability=0.5,
 )
 
-# How a step is computed: another machine may do it another way, to the same numbers.
-HOW = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
+# These change how a step is computed and not its result: a resumed run may have other values.
+COMPUTATION = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
 
 
-@dataclass(frozen=True)
+def check_names(what: str, values: Mapping, cls: type) -> None:
+    """Raise InvalidInput for a name in `values` that is no field of the dataclass `cls`."""
+    names = [field.name for field in fields(cls)]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise InvalidInput(
+            f"unknown {what} setting {', '.join(map(repr, unknown))}: expected any of "
+            f"{', '.join(names)}"
+        )
+
+
+def _read_corruption(value: object) -> object:
+    """`CorruptionConfig` from plain values; anything else is left to the field's own check."""
+    if not isinstance(value, Mapping):
+        return value
+    check_names("corruption", value, CorruptionConfig)
+    try:
+        return CorruptionConfig(**value)
+    except TypeError as error:
+        raise InvalidInput(f"corruption has a wrong type ({error}): expected numbers") from error
+
+
+@settings
 class TrainConfig:
-    """One run. It ends at `steps` or after `minutes`, whichever comes first; the learning rate
-    falls along a cosine to that end.
+    """Settings of one training run.
 
-    Attributes:
-        steps: optimiser steps; None for no such bound.
-        minutes: wall time, compilation included; None for no such bound.
-        learning_rate: its peak, after a linear rise over `warmup_steps`.
-        weight_decay, gradient_clip: of AdamW, and of the gradient's global norm.
-        batch_tokens: positions per process and pass.
-        accumulate: passes per process and step, for batches that do not fit at once.
-        widths: lengths that batches come in; the longest is the context window.
-        widen: share of rows put in batches one width longer than they need.
-        corruption: the structural noise.
-        draft_probability: share of steps that train on the model's own drafts, see
-            `lad.training.loss.redraw`.
-        draft_start: fraction of the run after which drafts begin.
-        draft_length: successive drafts of one batch, a step each.
-        clean_share: share of the undamaged, visible answer positions that enter the loss; 1 is
-            every position, 0 only what has to be repaired or filled in.
-        reach: how fast a masked position's say in the loss falls with its distance from the
-            nearest visible token: by a factor e every so many positions; 0 lets all count alike.
-            What stands thirty masks away from anything cannot be known, and its loss drowns what
-            can.
-        anchor: share of the rows under noise that are instead read on, clean, from left to right
-            from a random position of the answer, see `lad.training.loss.anchor`; 0 with
-            target "same".
-        eos_tail_share: share of the EOS positions after the first that enter the loss.
-        ema: decay per step of the running average of weights that is validated and saved; 0 saves
-            the last weights themselves.
-        log_every, validate_every: in steps.
-        checkpoint_minutes: wall time between checkpoints.
-        compile_layers: torch.compile each decoder layer; pays on a GPU, in runs of minutes.
-        fold_lora: compute with `W + s B A`, made once a step, see `lad.accel.merged_lora`: faster
-            when a batch has many more positions than the model features. False computes LoRA
-            beside the frozen weight, which keeps no second copy of it.
-        gradient_checkpointing: keep each layer's input alone and compute the layer again on the
-            way back: a fraction of the memory, a third more time.
-        loss_chunk: positions whose logits are held at once; 0 for all. A step that is followed by
-            a draft needs them all and takes no notice.
-        shard: share the frozen weights out over the processes of `torchrun` (at least two), each of
-            which gathers a layer's just before it computes: for a GPU that does not hold them
-            whole. The same numbers, and more traffic: all weights travel twice a pass. LoRA is
-            never folded then, since a sum with W would be as large as W, on every GPU. Not for
-            quantised weights. See `lad.training.sharding`.
-        seed: of order, noise and drafts.
+    Raises:
+        InvalidInput: a value outside its range.
     """
 
-    steps: int | None = 2000
-    minutes: float | None = None
-    learning_rate: float = 8e-4
-    warmup_steps: int = 100
-    weight_decay: float = 0.01
-    gradient_clip: float = 1.0
-    batch_tokens: int = 57_344
-    accumulate: int = 1
-    widths: tuple[int, ...] = (96, 128, 192, 256)
-    widen: float = 0.2
-    corruption: CorruptionConfig = field(default_factory=lambda: DEFAULT_CORRUPTION)
-    draft_probability: float = 0.25
-    draft_start: float = 0.3
-    draft_length: int = 6
-    clean_share: float = 0.5
-    reach: float = 8.0
-    anchor: float = 0.0
-    eos_tail_share: float = 0.1
-    ema: float = 0.999
-    log_every: int = 20
-    validate_every: int = 500
-    checkpoint_minutes: float = 3.0
-    compile_layers: bool = False
-    fold_lora: bool = True
-    gradient_checkpointing: bool = False
-    loss_chunk: int = 0
-    shard: bool = False
-    seed: int = 0
+    steps: int = setting(2000, "optimiser steps", ge=1)
+    learning_rate: float = setting(8e-4, "its peak; falls along a cosine to 0 at the end", gt=0)
+    warmup_steps: int = setting(100, "steps of a linear rise to the peak", ge=0)
+    weight_decay: float = setting(0.01, "of AdamW", ge=0)
+    gradient_clip: float = setting(1.0, "the gradient's global norm at most", gt=0)
+    batch_tokens: int = setting(57_344, "positions per process and forward pass", ge=1)
+    accumulate: int = setting(1, "forward passes per process and step", ge=1)
+    widths: tuple[int, ...] = setting(
+        (96, 128, 192, 256), "lengths of batches in tokens; the longest is the context window"
+    )
+    widen: float = setting(0.2, "fraction of pairs batched one width longer than needed", 0, 1)
+    corruption: Annotated[CorruptionConfig, BeforeValidator(_read_corruption)] = setting(
+        DEFAULT_CORRUPTION, "the forward process"
+    )
+    clean_share: float = setting(
+        0.5,
+        "fraction of the uncorrupted answer positions that enter the loss; 1 is all, 0 only what "
+        "has to be repaired or filled in",
+        0,
+        1,
+    )
+    distance_decay: float = setting(
+        8.0,
+        "positions over which the weight of a masked position falls by a factor e with its "
+        "distance from the nearest visible token; 0 weights all alike. Far from any token "
+        "nothing can be predicted, and that loss drowns the rest",
+        ge=0,
+    )
+    causal_lm_fraction: float = setting(
+        0.0,
+        "fraction of pairs that are left clean and predicted left to right from a random position "
+        "of the answer, which keeps the backbone's next-token prediction; 0 with target same",
+        0,
+        1,
+    )
+    eos_tail_share: float = setting(
+        0.1, "fraction of the EOS positions after the first that enter the loss", 0, 1
+    )
+    ema: float = setting(
+        0.999,
+        "decay per step of the running average of the weights, which is validated and saved; "
+        "0 saves the last weights",
+        0,
+        1,
+    )
+    log_every: int = setting(20, "steps between log rows", ge=1)
+    validate_every: int = setting(500, "steps between validations", ge=1)
+    checkpoint_minutes: float = setting(3.0, "minutes between checkpoints", gt=0)
+    compile_layers: bool = setting(
+        False, "torch.compile each decoder layer; pays on a GPU in runs of minutes"
+    )
+    fold_lora: bool = setting(
+        True,
+        "compute with W + s B A, made once a step: faster with many more positions than features; "
+        "false keeps no second copy of W. No effect with shard or quantised weights",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "keep only each layer's input and compute the layer again in the backward pass"
+    )
+    loss_chunk: int = setting(0, "positions whose logits are in memory at once; 0 for all", ge=0)
+    shard: bool = setting(
+        False,
+        "split the decoder layers over the processes (FSDP2), for GPUs that cannot hold the "
+        "backbone; at least two processes, no quantised weights",
+    )
+    seed: int = setting(0, "of order, noise and initial weights", ge=0)
 
     def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
-            raise InvalidInput("neither steps nor minutes is set: expected at least one, to end by")
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))
-        positive = ("learning_rate", "gradient_clip", "batch_tokens", "log_every", "validate_every")
-        for name in (*positive, "accumulate", "checkpoint_minutes", "draft_length"):
-            if not getattr(self, name) > 0:
-                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
-        for name in ("steps", "minutes"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected more than 0")
-        shares = (
-            "widen",
-            "draft_probability",
-            "draft_start",
-            "clean_share",
-            "anchor",
-            "eos_tail_share",
-        )
-        for name in (*shares, "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected between 0 and 1")
-        for name in ("warmup_steps", "weight_decay", "reach", "loss_chunk", "seed"):
-            if not getattr(self, name) >= 0:
-                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected 0 or more")
-        for name in ("compile_layers", "fold_lora", "gradient_checkpointing", "shard"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidInput(f"{name} = {getattr(self, name)!r}: expected true or false")
         if not self.widths or self.widths[0] < 2:
             raise InvalidInput(f"widths = {self.widths}: expected lengths of at least 2")
 
@@ -145,45 +137,12 @@ class TrainConfig:
         return self.widths[-1]
 
     def outcome(self) -> dict:
-        """`to_dict` of what decides what is learnt: a run may go on with the rest changed."""
-        return {k: v for k, v in self.to_dict().items() if k not in HOW}
-
-    def to_dict(self) -> dict:
-        """Plain values, for YAML, logs and cards."""
-        values = asdict(self)
-        for part in (values, values["corruption"]):
-            part.update({k: list(v) for k, v in part.items() if isinstance(v, tuple)})
-        return values
-
-    @classmethod
-    def from_dict(cls, values: dict) -> TrainConfig:
-        """Inverse of `to_dict`; raises InvalidInput for unknown names and wrong types."""
-        values = dict(values)
-        try:
-            if isinstance(values.get("corruption"), dict):
-                check_names("corruption", values["corruption"], CorruptionConfig)
-                values["corruption"] = CorruptionConfig(**values["corruption"])
-            check_names("training", values, cls)
-            return cls(**values)
-        except TypeError as error:
-            raise InvalidInput(
-                f"a setting has the wrong type ({error}): expected numbers"
-            ) from error
-
-
-def check_names(what: str, values: dict, kind: type) -> None:
-    """Refuse settings that do not exist: a misspelt knob silently ignored costs a run."""
-    known = [f.name for f in fields(kind)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise InvalidInput(
-            f"unknown {what} setting {', '.join(map(repr, unknown))}: expected any of "
-            f"{', '.join(known)}"
-        )
+        """`to_dict` without what changes only how a step is computed."""
+        return {name: v for name, v in self.to_dict().items() if name not in COMPUTATION}
 
 
 def read_config(path: str | Path) -> dict:
-    """A YAML file with the sections `denoiser` and `training`, as nested plain values.
+    """The sections `denoiser` and `training` of a YAML file, as nested plain values.
 
     Raises:
         InvalidInput: no such file, not YAML, or a section that does not exist.
@@ -198,15 +157,3 @@ def read_config(path: str | Path) -> dict:
     if not isinstance(values, dict) or not set(values) <= {"denoiser", "training"}:
         raise InvalidInput(f"{path}: expected the sections denoiser and training and no others")
     return values
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Name the folder and the remedy when a disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise CacheError(
-            f"cannot write to {folder} ({error}): expected a writable folder with room; "
-            "choose another --out or free some space"
-        ) from error

@@ -1,7 +1,7 @@
-"""Pairs of prompt and answer: reading, holding out, self-distilling, and packing for a step.
+"""Pairs of prompt and answer: reading, holding out, self-distilling, packing into batches.
 
-Training answers are the backbone's own ("self-distillation"): what it would have said left to right
-is what the denoiser must learn to refine towards. Such answers have low entropy, which drawing many
+Training answers are written by the backbone itself, left to right ("self-distillation"): the
+denoiser must learn to refine towards them. Such answers have low entropy, which drawing many
 tokens in parallel needs.
 
 On disk: JSON Lines, one `{"prompt": ..., "answer": ...}` a line, gzipped if the name ends in .gz.
@@ -22,20 +22,9 @@ import torch
 from torch import Tensor
 
 from lad.models.chat import encode_prompts
+from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone
 from lad.utils import DamagedFile, InvalidInput
-
-__all__ = [
-    "PackedPairs",
-    "Pair",
-    "batches",
-    "everyday_prompts",
-    "held_out_prompts",
-    "hold_out",
-    "pack",
-    "read_pairs",
-    "self_distil",
-]
 
 
 @dataclass(frozen=True)
@@ -71,20 +60,24 @@ class PackedPairs:
         return PackedPairs(*moved, self.dropped)
 
 
-def everyday_prompts() -> list[str]:
-    """Short plain questions that come with the package, for demonstrations."""
-    path = Path(__file__).parents[1] / "assets" / "prompts.txt"
+def read_lines(name: str) -> list[str]:
+    """The lines of a text file that comes with this package."""
+    path = Path(__file__).parents[1] / "assets" / name
     return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def everyday_prompts() -> list[str]:
+    """Short plain questions, for demonstrations."""
+    return read_lines("prompts.txt")
 
 
 def held_out_prompts() -> list[str]:
-    """A hundred everyday prompts to measure by; `lad distil` keeps them out of every pair."""
-    path = Path(__file__).parents[1] / "assets" / "held-out.txt"
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    """A hundred everyday prompts to measure with; `lad distil` keeps them out of every pair."""
+    return read_lines("held-out.txt")
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Read a JSON Lines file of pairs.
+    """The pairs of a JSON Lines file.
 
     Raises:
         InvalidInput: no such file, or no pairs in it.
@@ -112,10 +105,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[Pair]]:
-    """Split into (training, held out), about one prompt in `every` held out.
+    """(training, held out), with about one prompt in `every` held out.
 
-    The split hangs on the prompt's own digest, so a prompt lands on one side whatever file, order
-    or run it comes from, and the same prompt never stands on both.
+    The digest of a prompt decides, so a prompt is on the same side in every file, order and run.
     """
     train, held = [], []
     for pair in pairs:
@@ -125,7 +117,7 @@ def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[P
 
 
 def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> PackedPairs:
-    """Tokenise pairs under the backbone's chat template; those longer than the context are dropped.
+    """Pairs tokenised under the backbone's chat template; those that do not fit are dropped.
 
     Raises:
         InvalidInput: none fits.
@@ -134,17 +126,17 @@ def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> Packe
     prompts = encode_prompts(tokenizer, [pair.prompt for pair in pairs])
     answers = tokenizer([pair.answer for pair in pairs], add_special_tokens=False)["input_ids"]
     fits = [len(p) + len(a) < context for p, a in zip(prompts, answers, strict=True)]
-    rows = [(p, a) for p, a, fit in zip(prompts, answers, fits, strict=True) if fit and a]
-    if not rows:
+    kept = [(p, a) for p, a, fit in zip(prompts, answers, fits, strict=True) if fit and a]
+    if not kept:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
-    tokens = torch.full((len(rows), context), backbone.eos_token_id, dtype=torch.int32)
-    for row, (prompt, answer) in enumerate(rows):
-        tokens[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+    tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
+    for i, (prompt, answer) in enumerate(kept):
+        tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
     return PackedPairs(
         tokens,
-        torch.tensor([len(p) for p, _ in rows]),
-        torch.tensor([len(p) + len(a) for p, a in rows]),
-        len(pairs) - len(rows),
+        torch.tensor([len(p) for p, _ in kept]),
+        torch.tensor([len(p) + len(a) for p, a in kept]),
+        len(pairs) - len(kept),
     )
 
 
@@ -154,76 +146,64 @@ def batches(
     batch_tokens: int,
     widen: float,
     seed: int,
-    processes: int = 1,
+    parts: int = 1,
 ) -> Iterator[tuple[int, list[int]]]:
-    """Endless (width, rows) of global batches, the same on every process.
+    """Endless (width, indices of pairs), the same in every process.
 
-    Rows of similar length share a batch, so little is spent on EOS; some are put one width up, so
+    Pairs of similar length share a batch, so little is spent on EOS; some are put one width up, so
     that the denoiser sees long EOS tails too and learns where an answer ends.
 
     Args:
-        ends: position of each row's first EOS.
+        ends: position of each pair's first EOS.
         widths: the lengths batches come in; fixed shapes let a compiled model be reused.
-        batch_tokens: positions per process and batch.
-        widen: share of rows put one width up.
+        batch_tokens: positions per part of a batch.
+        widen: fraction of pairs put one width up.
+        parts: each batch is cut into so many, one for each process and forward pass.
     """
     widths = sorted(widths)
     epoch = 0
     while True:
         shuffle = random.Random(f"{seed}-{epoch}")
         buckets: dict[int, list[int]] = {width: [] for width in widths}
-        for row, end in enumerate(ends):
+        for index, end in enumerate(ends):
             level = next(i for i, width in enumerate(widths) if end < width)
             level = min(level + (shuffle.random() < widen), len(widths) - 1)
-            buckets[widths[level]].append(row)
+            buckets[widths[level]].append(index)
         queue = []
-        for width, rows in buckets.items():
-            size = max(batch_tokens // width, 1) * processes
-            shuffle.shuffle(rows)
-            # A bucket's last rows wait for the next epoch; one too small for a batch repeats.
-            if 0 < len(rows) < size:
+        for width, bucket in buckets.items():
+            size = max(batch_tokens // width, 1) * parts
+            shuffle.shuffle(bucket)
+            # The last pairs of a bucket wait for the next epoch; too few for a batch are repeated.
+            if 0 < len(bucket) < size:
                 # Rare lengths must not be repeated more often than the rest is seen.
-                if shuffle.random() < len(rows) / size:
-                    queue.append((width, [rows[i % len(rows)] for i in range(size)]))
+                if shuffle.random() < len(bucket) / size:
+                    queue.append((width, [bucket[i % len(bucket)] for i in range(size)]))
                 continue
-            for first in range(0, len(rows) - size + 1, size):
-                queue.append((width, rows[first : first + size]))
+            for first in range(0, len(bucket) - size + 1, size):
+                queue.append((width, bucket[first : first + size]))
         shuffle.shuffle(queue)
         yield from queue
         epoch += 1
 
 
-@torch.inference_mode()
 def self_distil(
     backbone: LoadedBackbone, prompts: Sequence[str], max_tokens: int = 48, batch_size: int = 16
 ) -> list[Pair]:
-    """The backbone's own greedy answers, kept when they end within `max_tokens`.
+    """Pairs with the backbone's greedy answers, where they end within `max_tokens`.
 
     Call it before an adapter is put on the backbone.
     """
-    tokenizer, pairs = backbone.tokenizer, []
-    for first in range(0, len(prompts), batch_size):
-        chunk = list(prompts[first : first + batch_size])
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for prompt in chunk
-        ]
-        inputs = tokenizer(
-            texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-        ).to(backbone.model.device)
-        produced = backbone.model.generate(
-            **inputs,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            eos_token_id=backbone.eos_token_id,
-            pad_token_id=backbone.eos_token_id,
-        )[:, inputs["input_ids"].shape[1] :]
-        for prompt, ids in zip(chunk, produced.tolist(), strict=True):
-            if backbone.eos_token_id in ids:
-                ids = ids[: ids.index(backbone.eos_token_id)]
-                answer = tokenizer.decode(ids, skip_special_tokens=True).strip()
-                if answer:
-                    pairs.append(Pair(prompt, answer))
+    answers = generate(
+        backbone.model,
+        backbone.tokenizer,
+        encode_prompts(backbone.tokenizer, prompts),
+        max_tokens,
+        batch_size=batch_size,
+        eos_token_id=backbone.eos_token_id,
+    )
+    pairs = []
+    for prompt, ids in zip(prompts, answers, strict=True):
+        answer = backbone.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        if answer and ids[-1] == backbone.eos_token_id:
+            pairs.append(Pair(prompt, answer))
     return pairs

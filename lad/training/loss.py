@@ -1,66 +1,33 @@
 """What a training step minimises, and how it is measured on pairs never trained on.
 
-The loss is cross-entropy on the answer, at every position that was damaged and at a share of those
-that were not: the denoiser must both repair and leave alone. EOS positions after the first are
-thinned out; there are many and they say little. What stands far from anything it could be told from
-counts less the farther it is (`weigh`).
+The loss is the cross-entropy of the answer's tokens, at every corrupted position and at a fraction
+of the others: the denoiser must both repair and leave alone. EOS positions after the first are
+thinned out, since there are many and they say little. Masked positions far from any visible token
+weigh less (`loss_weights`). Inputs are pairs under structural noise (lad/diffusion/corruption.py).
 
-Inputs are of two sorts: text under structural noise (lad/diffusion/corruption.py), and the denoiser's own
-drafts. A chain of drafts costs no forward pass beyond those that train: the logits of one step are
-the drafts that the next step learns to mend, masked again as the sampler would or left whole.
-Training on one's own drafts is what makes the refinement of visible tokens work (SUNDAE, Savinov et
-al., 2022).
+A fraction of the pairs is instead left clean and predicted left to right (`add_causal_lm`): the
+backbone knows the next token far better than an adapter trained for minutes, and this keeps it so.
 
-Beside them some rows are merely read on, clean, from left to right (`anchor`): the backbone knows
-the next token far better than any adapter trained for minutes, and a row with a gap at the end asks
-for a next token only once, where reading asks for it at every position.
-
-Shapes: b = batch, t = width, m = positions that are predicted, d = hidden size, v = vocabulary.
+Shapes: b = batch, t = width, m = predicted positions, d = hidden size, v = vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lad.diffusion.corruption import CorruptionConfig, corrupt
 from lad.diffusion.denoiser import Denoiser, attention_mask
+from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
-
-__all__ = [
-    "MASKED_FRACTIONS",
-    "Batch",
-    "Manner",
-    "anchor",
-    "answer_logits",
-    "mask_share",
-    "redraw",
-    "take",
-    "token_losses",
-    "validate",
-    "weigh",
-]
 
 MASKED_FRACTIONS = (0.25, 0.5, 0.75)
 
-# What the first draft of a chain is drawn from: mostly nothing but masks, as in a refinement.
-BEFORE_DRAFTS = CorruptionConfig(
-    all_masked=0.6,
-    mask_probability=1.0,
-    mask_fraction=(0.2, 1.0),
-    suffix_share=0.5,
-    structural_probability=0.5,
-)
-
-# How the rows of a chain are masked again, as shares: left whole; all but what is sure; a part.
-MANNERS = {"none": 0.5, "threshold": 0.25, "part": 0.25}
-
 
 class Batch:
-    """Rows of packed pairs cut to one width.
+    """Packed pairs cut to one width.
 
     Attributes:
         tokens: `(b, t)` int64, clean.
@@ -69,181 +36,54 @@ class Batch:
         tail: `(b, t)` bool, the EOS positions after the first.
     """
 
-    def __init__(self, pairs: PackedPairs, rows: Tensor, width: int) -> None:
-        self.tokens = pairs.tokens[rows, :width].long()
-        self.prompt_lengths = pairs.prompt_lengths[rows]
+    def __init__(self, pairs: PackedPairs, indices: Tensor, width: int) -> None:
+        self.tokens = pairs.tokens[indices, :width].long()
+        self.prompt_lengths = pairs.prompt_lengths[indices]
         position = torch.arange(width, device=self.tokens.device)
         self.answer = position >= self.prompt_lengths[:, None]
-        self.tail = position > pairs.ends[rows][:, None]
+        self.tail = position > pairs.ends[indices][:, None]
 
 
-def take(pairs: PackedPairs, rows: list[int], width: int) -> Batch:
-    """Cut a batch; `rows` are indices into `pairs`."""
-    return Batch(pairs, torch.tensor(rows, device=pairs.tokens.device), width)
+def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
+    """A batch of the pairs at `indices`, cut to `width` positions."""
+    return Batch(pairs, torch.tensor(indices, device=pairs.tokens.device), width)
 
 
-def answer_logits(
+# -- logits and losses ----------------------------------------------------------------------------
+
+
+def answer_states(
     denoiser: Denoiser,
     inputs: Tensor,
     prompt_lengths: Tensor,
     chosen: Tensor,
-    reading_from: Tensor | None = None,
+    causal_from: Tensor | None = None,
 ) -> Tensor:
-    """`(m, v)` logits of the `m` positions marked in `chosen`.
+    """`(m, d)` final hidden states that predict the `m` positions marked in `chosen`.
 
     Args:
-        inputs: `(b, t)` int64, damaged.
-        chosen: `(b, t)` bool, positions to predict; no position 0 with the shifted target.
-        reading_from: `(b,)` int64, see `attention_mask`.
+        inputs: `(b, t)` int64, corrupted.
+        chosen: `(b, t)` bool; no position 0 with target "next".
+        causal_from: `(b,)` int64, from `add_causal_lm`.
     """
-    settings = denoiser.config
+    config = denoiser.config
     # A prompt that holds the MASK token as text is read as text.
     answer = torch.arange(inputs.shape[1], device=inputs.device) >= prompt_lengths[:, None]
-    masked = (inputs == denoiser.mask_token_id) & answer
     mask = attention_mask(
         prompt_lengths,
         inputs.shape[1],
-        settings.attention,
-        settings.target,
-        masked=masked,
-        reading_from=reading_from,
+        config.attention,
+        config.target,
+        masked=(inputs == denoiser.mask_token_id) & answer,
+        reading_from=causal_from,
     )
     states = denoiser.hidden_states(inputs, mask)  # (b, t, d)
-    chosen = chosen.roll(-settings.shift, dims=1)  # the states that predict these
-    return denoiser.causal_lm.lm_head(states[chosen])
+    return states[chosen.roll(-config.shift, dims=1)]
 
 
-def anchor(
-    batch: Batch, inputs: Tensor, share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A share of the rows as clean text that is read on from a random position of the answer.
-
-    Up to that position a row is seen as a denoiser sees it, both ways; from there on each token is
-    predicted from those before it alone.
-
-    Returns:
-        `(b, t)` int64, `inputs` but for the rows chosen, and `(b,)` int64, where each row's
-        reading begins: t for all the others.
-    """
-    rows, t = inputs.shape
-    chance, place = torch.rand((2, rows), generator=generator, device=inputs.device)
-    chosen = chance < share
-    lengths = batch.answer.sum(dim=1) - batch.tail.sum(dim=1)  # the first EOS counts
-    start = batch.prompt_lengths + (place * lengths).long()
-    clean = torch.where(chosen[:, None], batch.tokens, inputs)
-    return clean, torch.where(chosen, start, t)
-
-
-@dataclass(frozen=True)
-class Manner:
-    """How each row of a chain of drafts is masked again, from its first draft to its last.
-
-    Attributes:
-        kind: `(b,)` int64, an index into `MANNERS`.
-        threshold: `(b,)`, the confidence from which a token stays visible, kind "threshold".
-        window: `(b,)` int64, how far beyond the leftmost mask tokens may become visible.
-    """
-
-    kind: Tensor
-    threshold: Tensor
-    window: Tensor
-
-    @classmethod
-    def draw(cls, rows: int, generator: torch.Generator) -> Manner:
-        """One for each row, at random."""
-        uniform = torch.rand((3, rows), generator=generator, device=generator.device)
-        ladder = torch.tensor(list(MANNERS.values()), device=generator.device).cumsum(0)
-        kind = torch.bucketize(uniform[0], ladder, right=True).clamp(max=len(MANNERS) - 1)
-        return cls(kind, 0.3 + 0.65 * uniform[1], (8 + 120 * uniform[2] ** 2).long())
-
-
-def redraw(
-    denoiser: Denoiser,
-    batch: Batch,
-    inputs: Tensor,
-    logits: Tensor,
-    manner: Manner,
-    generator: torch.Generator,
-) -> Tensor:
-    """`(b, t)` the inputs of the next step: the likeliest tokens, masked again row by row.
-
-    Args:
-        inputs: `(b, t)` int64, what `logits` were computed from.
-        logits: `(m, v)` of every answer position.
-    """
-    logits = logits.detach()
-    best, ids = logits.max(dim=-1)
-    sure = (best.float() - logits.float().logsumexp(dim=-1)).exp()  # (m,)
-    drafts = batch.tokens.masked_scatter(batch.answer, ids)
-    confidence = inputs.new_zeros(inputs.shape, dtype=torch.float32)
-    confidence = confidence.masked_scatter(batch.answer, sure)
-
-    # "threshold": what was shown stays shown; of the rest what is sure, and always the surest one.
-    hidden = batch.answer & (inputs == denoiser.mask_token_id)
-    position = torch.arange(inputs.shape[1], device=inputs.device)
-    leftmost = torch.where(hidden, position, inputs.shape[1]).amin(dim=1, keepdim=True)
-    near = hidden & (position < leftmost + manner.window[:, None])
-    candidates = confidence.masked_fill(~near, -1.0)
-    shown = candidates >= torch.minimum(
-        manner.threshold[:, None], candidates.amax(dim=1, keepdim=True).clamp(min=0.0)
-    )
-    unsure = hidden & ~shown
-
-    # "part": any share, the doubtful sooner than the sure.
-    share = torch.rand((len(inputs), 1), generator=generator, device=inputs.device)
-    chance = torch.rand(inputs.shape, generator=generator, device=inputs.device)
-    score = (chance * (1.01 - confidence)).masked_fill(~batch.answer, -1.0)
-    rank = score.argsort(dim=1, descending=True).argsort(dim=1)
-    part = (rank < share * batch.answer.sum(dim=1, keepdim=True)) & batch.answer
-
-    kind = manner.kind[:, None]
-    names = list(MANNERS)
-    again = (unsure & (kind == names.index("threshold"))) | (part & (kind == names.index("part")))
-    return drafts.masked_fill(again, denoiser.mask_token_id)
-
-
-def weigh(
-    batch: Batch,
-    inputs: Tensor,
-    mask_token_id: int,
-    clean_share: float,
-    eos_tail_share: float,
-    reach: float,
-    own: bool,
-    generator: torch.Generator,
-    reading_from: Tensor | None = None,
-) -> Tensor:
-    """`(b, t)` float32: how much each position counts in the loss of a step; 0 is not at all.
-
-    Args:
-        reach: in positions; a position so far from anything it could be told from counts 1/e.
-        own: True when the inputs are the denoiser's own drafts. Behind its first wrong token a
-            draft tells another story than the target, position by position: asking for the target
-            there teaches the mean of all stories, which reads ", , , the the".
-        reading_from: `(b,)` int64, from `anchor`: such a row counts from there on, and in full.
-    """
-    chance = torch.rand((2, *inputs.shape), generator=generator, device=inputs.device)
-    damaged = inputs != batch.tokens
-    wanted = damaged | (chance[0] < clean_share)
-    chosen = batch.answer & wanted & (~batch.tail | (chance[1] < eos_tail_share))
-    t = inputs.shape[1]
-    position = torch.arange(t, device=inputs.device)
-    if reading_from is not None:
-        read = reading_from[:, None] < t
-        ahead = batch.answer & ~batch.tail & (position >= reading_from[:, None])
-        chosen = torch.where(read, ahead, chosen)
-    if not reach:
-        return chosen.float()
-    hidden = batch.answer & (inputs == mask_token_id)
-    # How many masks stand between a masked position and the nearest token; on the left there is
-    # always one, the prompt's last.
-    left = torch.where(hidden, 0, position).cummax(dim=1).values
-    right = torch.where(hidden, 2 * t, position).flip(1).cummin(dim=1).values.flip(1)
-    distance = torch.minimum(position - left, right - position) - hidden.long()
-    if own:
-        first_wrong = torch.where(damaged & ~hidden, position, t).amin(dim=1, keepdim=True)
-        distance = torch.maximum(distance, position - first_wrong)
-    return chosen * torch.exp(-distance / reach)
+def answer_logits(denoiser: Denoiser, *args) -> Tensor:
+    """`(m, v)` logits of the `m` chosen positions; takes the arguments of `answer_states`."""
+    return denoiser.causal_lm.lm_head(answer_states(denoiser, *args))
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,16 +92,129 @@ def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.argmax(-1) == targets
 
 
+def chunked_losses(
+    head: nn.Module, states: Tensor, targets: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """`token_losses` of `(m, d)` states with the logits of `chunk` positions in memory at a time.
+
+    The logits are computed again in the backward pass: 2,048 positions of LLaMA 3's vocabulary
+    take 1 GB in float32, and their gradient as much again. 0 computes all of them once.
+    """
+
+    def losses_of(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return token_losses(head(states), targets)
+
+    if not chunk:
+        return losses_of(states, targets)
+    parts = [
+        checkpoint(losses_of, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(states.split(chunk), targets.split(chunk), strict=True)
+    ]
+    losses, correct = zip(*parts, strict=True)
+    return torch.cat(losses), torch.cat(correct)
+
+
+# -- the training loss ----------------------------------------------------------------------------
+
+
+def denoising_loss(
+    denoiser: Denoiser, batch: Batch, config: TrainConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean cross-entropy (nats, with a gradient) and accuracy of a newly corrupted batch.
+
+    Args:
+        generator: draws the corruption first, then `add_causal_lm`, then `loss_weights`.
+    """
+    inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
+    causal_from = None
+    if config.causal_lm_fraction:
+        inputs, causal_from = add_causal_lm(batch, inputs, config.causal_lm_fraction, generator)
+    weights = loss_weights(batch, inputs, denoiser.mask_token_id, config, generator, causal_from)
+    chosen = weights > 0
+    weights, targets = weights[chosen], batch.tokens[chosen]
+    states = answer_states(denoiser, inputs, batch.prompt_lengths, chosen, causal_from)
+    losses, correct = chunked_losses(denoiser.causal_lm.lm_head, states, targets, config.loss_chunk)
+    total = weights.sum().clamp(min=1.0)
+    return (losses * weights).sum() / total, (correct * weights).sum() / total
+
+
+def corrupt_batch(
+    denoiser: Denoiser, batch: Batch, config: CorruptionConfig, generator: torch.Generator
+) -> Tensor:
+    """`(b, t)` int64, the batch's tokens with its answers under noise."""
+    size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
+    return corrupt(batch.tokens, batch.answer, size, mask, generator, config)
+
+
+def add_causal_lm(
+    batch: Batch, inputs: Tensor, fraction: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A fraction of the batch made clean, to be predicted left to right from a random position on.
+
+    Up to that position of the answer, attention is that of the denoiser; from there on each token
+    is predicted from those before it alone.
+
+    Returns:
+        `(b, t)` int64, `inputs` with those sequences clean, and `(b,)` int64, the position where
+        left-to-right prediction begins: t for all other sequences.
+    """
+    b, t = inputs.shape
+    chance, place = torch.rand((2, b), generator=generator, device=inputs.device)
+    chosen = chance < fraction
+    lengths = batch.answer.sum(dim=1) - batch.tail.sum(dim=1)  # the first EOS counts
+    start = batch.prompt_lengths + (place * lengths).long()
+    clean = torch.where(chosen[:, None], batch.tokens, inputs)
+    return clean, torch.where(chosen, start, t)
+
+
+def loss_weights(
+    batch: Batch,
+    inputs: Tensor,
+    mask_token_id: int,
+    config: TrainConfig,
+    generator: torch.Generator,
+    causal_from: Tensor | None = None,
+) -> Tensor:
+    """`(b, t)` float32: the weight of each position in the loss; 0 is left out.
+
+    Args:
+        inputs: `(b, t)` int64, corrupted.
+        config: `clean_share`, `eos_tail_share` and `distance_decay` are read.
+        causal_from: `(b,)` int64, from `add_causal_lm`: such a sequence counts from there to its
+            first EOS, in full.
+    """
+    t = inputs.shape[1]
+    chance = torch.rand((2, *inputs.shape), generator=generator, device=inputs.device)
+    wanted = (inputs != batch.tokens) | (chance[0] < config.clean_share)
+    chosen = batch.answer & wanted & (~batch.tail | (chance[1] < config.eos_tail_share))
+    position = torch.arange(t, device=inputs.device)
+    if causal_from is not None:
+        ahead = batch.answer & ~batch.tail & (position >= causal_from[:, None])
+        chosen = torch.where(causal_from[:, None] < t, ahead, chosen)
+    if not config.distance_decay:
+        return chosen.float()
+    # Masks between a masked position and the nearest token; on the left there always is one, the
+    # prompt's last.
+    masked = batch.answer & (inputs == mask_token_id)
+    left = torch.where(masked, 0, position).cummax(dim=1).values
+    right = torch.where(masked, 2 * t, position).flip(1).cummin(dim=1).values.flip(1)
+    distance = torch.minimum(position - left, right - position) - masked.long()
+    return chosen * torch.exp(-distance / config.distance_decay)
+
+
+# -- validation -----------------------------------------------------------------------------------
+
+
 def mask_share(
     denoiser: Denoiser, batch: Batch, fraction: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A given share of each answer masked, the rest clean.
+    """A given fraction of each answer masked, the rest clean.
 
     Masks fall on the whole answer region, EOS tail included, so the answer's length is not given
     away; only tokens of the answer and its first EOS are counted.
 
     Returns:
-        `(b, t)` int64, the damaged rows, and `(b, t)` bool, the masked positions that count.
+        `(b, t)` int64, the corrupted tokens, and `(b, t)` bool, the masked positions that count.
     """
     only_masks = CorruptionConfig(
         all_masked=0.0,
@@ -269,42 +222,40 @@ def mask_share(
         mask_fraction=(fraction, fraction),
         structural_probability=0.0,
     )
-    size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
-    noisy = corrupt(batch.tokens, batch.answer, size, mask, generator, only_masks)
-    return noisy, (noisy == mask) & batch.answer & ~batch.tail
+    noisy = corrupt_batch(denoiser, batch, only_masks, generator)
+    return noisy, (noisy == denoiser.mask_token_id) & batch.answer & ~batch.tail
 
 
 def validate(
     denoiser: Denoiser,
     pairs: PackedPairs,
-    rows_per_batch: int,
-    most_rows: int = 512,
+    batch_size: int,
+    most_pairs: int = 512,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Cross-entropy and accuracy where a given share of the answer is masked, see `mask_share`.
+    """Cross-entropy and accuracy where a given fraction of the answer is masked (`mask_share`).
 
     Returns:
-        {"0.25": {"ce": nats, "accuracy": share, "n": tokens counted}, ...}
+        {"0.25": {"ce": nats, "accuracy": fraction, "n": tokens counted}, ...}
     """
     context = pairs.tokens.shape[1]
-    rows = list(range(min(len(pairs), most_rows)))
+    count = min(len(pairs), most_pairs)
     scores = {}
     for fraction in MASKED_FRACTIONS:
         # The same masks at every call: validations of one run differ by the model alone.
         generator = torch.Generator(pairs.tokens.device).manual_seed(seed)
         total = torch.zeros(3, device=pairs.tokens.device, dtype=torch.float64)
-        for first in range(0, len(rows), rows_per_batch):
+        for first in range(0, count, batch_size):
             # One shape throughout, so that a compiled model is reused: the last batch wraps round
             # and what it repeats is not counted.
-            part = [rows[i % len(rows)] for i in range(first, first + rows_per_batch)]
-            batch = take(pairs, part, context)
+            indices = [i % count for i in range(first, first + batch_size)]
+            batch = take(pairs, indices, context)
             noisy, counted = mask_share(denoiser, batch, fraction, generator)
-            counted[max(len(rows) - first, 0) :] = False
-            logits = answer_logits(denoiser, noisy, batch.prompt_lengths, counted).detach().float()
-            targets = batch.tokens[counted]
-            total[0] += F.cross_entropy(logits, targets, reduction="sum")
-            total[1] += (logits.argmax(-1) == targets).sum()
-            total[2] += len(targets)
-        ce, right, n = total.tolist()
-        scores[f"{fraction:g}"] = {"ce": ce / n, "accuracy": right / n, "n": int(n)}
+            counted[max(count - first, 0) :] = False
+            # With gradients, as in training, so that compiled layers are not compiled again.
+            logits = answer_logits(denoiser, noisy, batch.prompt_lengths, counted).detach()
+            losses, correct = token_losses(logits, batch.tokens[counted])
+            total += torch.stack([losses.sum(), correct.sum(), torch.ones_like(losses).sum()])
+        ce, correct, n = total.tolist()
+        scores[f"{fraction:g}"] = {"ce": ce / n, "accuracy": correct / n, "n": int(n)}
     return scores

@@ -1,52 +1,49 @@
-"""The training loop: frozen backbone, LoRA in float32, AdamW, a cosine, a running average of the
-weights, checkpoints.
+"""The training loop: a frozen backbone, LoRA in float32, AdamW, a cosine, a running average.
 
-One process, or one per GPU under `torchrun`: every process draws the same order of batches, takes
-its shares, and gradients are averaged; the backbone is whole in each, or sharded
-(lad/training/sharding.py). A batch is worth one step under noise, or a chain of steps on the
-model's own drafts. All randomness hangs on (seed, step, share), and checkpoints fall between
-batches, so a resumed run takes the very steps the uninterrupted one would have taken, also on
-fewer or more GPUs: the batch keeps its shares, and each process takes as many as there are to take.
+One process, or one per GPU under `torchrun` or `accelerate launch`: all draw the same order of
+batches, each takes its parts of a batch, and gradients are averaged. The backbone is whole in each
+process, or split (`shard`); the adapter, its optimiser and its average are whole everywhere, so a
+checkpoint is small and any number of processes can read it. All randomness depends on
+(seed, step, part), so a resumed run takes the very steps of an uninterrupted one.
+
+Sources: LoRA (Hu et al., 2021); ZeRO (Rajbhandari et al., 2020); PyTorch FSDP (Zhao et al., 2023).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import os
 import random
-from collections.abc import Callable, Sequence
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
-from lad.diffusion.corruption import corrupt
-from lad.diffusion.denoiser import Denoiser
-from lad.training.checkpoint import CHECKPOINT, on_sigterm, read_checkpoint, write_checkpoint
+from lad.accel.merged_lora import merged_lora
+from lad.diffusion.denoiser import Denoiser, DenoiserConfig, load_denoiser
+from lad.models.registry import get_backbone, load_backbone
 from lad.training.config import TrainConfig
-from lad.training.data import Pair, batches, hold_out, pack
-from lad.training.journal import Clock, Journal
-from lad.training.loss import (
-    BEFORE_DRAFTS,
-    Batch,
-    Manner,
-    anchor,
-    answer_logits,
-    redraw,
-    take,
-    token_losses,
-    validate,
-    weigh,
-)
-from lad.training.memory import chunked_head, enough_memory, training_mode
-from lad.training.parallel import check_shares, here
-from lad.training.sharding import shard
-from lad.training.weights import AdapterWeights
-from lad.utils import InvalidInput, NumericalError
+from lad.training.data import PackedPairs, Pair, batches, hold_out, pack
+from lad.training.loss import denoising_loss, take, validate
+from lad.utils import DamagedFile, InvalidInput, NumericalError, disk_errors, one_line, write_whole
 
-__all__ = ["train"]
+CHECKPOINT, LOG = "checkpoint.pt", "training_log.jsonl"
+FORMAT = 2  # of the checkpoint
+STOP_EVERY = 5  # steps between two questions whether any process was asked to stop
 
 
 def train(
@@ -58,244 +55,212 @@ def train(
     on_row: Callable[[dict], object] | None = None,
     held_out: Sequence[Pair] | None = None,
 ) -> list[dict]:
-    """Train the adapter in place; with `config.shard` the backbone is left in shards.
+    """Train the adapter in place and return the log.
 
     Args:
-        denoiser: unmerged; its adapter's weights are the start.
+        denoiser: unmerged; its adapter's weights are the start. With `config.shard` its backbone
+            is left split.
         pairs: training data; about one in fifty is held out unless `held_out` is given.
         config: settings of the run.
         out: folder for `training_log.jsonl`, `checkpoint.pt` and, at the end, the adapter.
         resume: go on from `out`'s checkpoint if there is one.
-        on_row: called with every log row.
+        on_row: called with every log row, in every process.
 
     Returns:
-        The log: rows `{step, loss, accuracy, learning_rate, drafts, tokens, seconds}` and
+        Rows `{step, loss, accuracy, learning_rate, tokens, seconds}` and
         `{step, validation, seconds}`.
 
     Raises:
         InvalidInput: pairs that do not fit, or too few; a GPU that is too small; a number of
-            processes that cannot share the batches of the run to resume; what cannot be sharded.
+            processes that cannot divide the batches of the run to resume; what cannot be sharded.
         NumericalError: the loss became NaN.
         DamagedFile: a checkpoint that cannot be read, or of another run.
         CacheError: `out` cannot be written.
     """
     config = config or TrainConfig()
-    run = Run(denoiser, config, Path(out) if out is not None else None, on_row)
-    train_pairs, held = (list(pairs), list(held_out)) if held_out is not None else hold_out(pairs)
-    if config.context > denoiser.causal_lm.config.max_position_embeddings:
+    limit = denoiser.causal_lm.config.max_position_embeddings
+    if config.context > limit:
         raise InvalidInput(
-            f"widths up to {config.context}: expected at most "
-            f"{denoiser.causal_lm.config.max_position_embeddings}, the backbone's context"
+            f"widths up to {config.context}: expected at most {limit}, the backbone's context"
         )
-    run.data = pack(denoiser.backbone, train_pairs, config.context).to(denoiser.device)
-    run.held = pack(denoiser.backbone, held, config.context).to(denoiser.device) if held else None
+    kept, held = (list(pairs), list(held_out)) if held_out is not None else hold_out(pairs)
+    data = pack(denoiser.backbone, kept, config.context)
+    validation = pack(denoiser.backbone, held, config.context) if held else None
+    trainer = Trainer(denoiser, config, data, validation, out, on_row)
     if resume:
-        run.load_checkpoint()
-    with (
-        on_sigterm(run.clock.stop),
-        training_mode(denoiser, config),
-        enough_memory(denoiser, config),
-    ):
-        run.loop()
-    if run.finished:
-        run.weights.keep_average()
-    if run.out is not None and run.rank == 0:
-        if run.finished:
-            denoiser.config = replace(denoiser.config, context=config.context)
-            denoiser.save(run.out / "adapter")
-        else:
-            run.save_checkpoint()
-    return run.journal.rows
+        trainer.load_checkpoint()
+    trainer.run()
+    return trainer.rows
 
 
-class Run:
-    """The state of one training run; `train` is its only user."""
+class Trainer:
+    """One training run; `train` is the function to call.
+
+    Args:
+        data, validation: pairs packed to `config.context`.
+        out, on_row: as in `train`.
+    """
 
     def __init__(
         self,
         denoiser: Denoiser,
         config: TrainConfig,
-        out: Path | None,
-        on_row: Callable[[dict], object] | None,
+        data: PackedPairs,
+        validation: PackedPairs | None = None,
+        out: str | Path | None = None,
+        on_row: Callable[[dict], object] | None = None,
     ) -> None:
-        if config.anchor and denoiser.config.target != "next":
+        if config.causal_lm_fraction and denoiser.config.target != "next":
             raise InvalidInput(
-                f"anchor = {config.anchor} with target {denoiser.config.target!r}: expected target "
-                "'next', where a position is predicted by the one before it; set anchor to 0"
+                f"causal_lm_fraction = {config.causal_lm_fraction} with target "
+                f"{denoiser.config.target!r}: expected target 'next', where a position is "
+                "predicted by the one before it; set causal_lm_fraction to 0"
             )
+        self.accelerator = Accelerator()  # of the processes that torchrun started, or of this one
         if config.shard:
-            shard(denoiser)
-        self.denoiser, self.config, self.out = denoiser, config, out
+            shard(denoiser, denoiser.device, self.accelerator)
+        self.denoiser, self.config, self.on_row = denoiser, config, on_row
+        self.out = Path(out) if out is not None else None
         self.device = denoiser.device
-        self.rank, self.processes = here()
-        self.shares = self.processes * config.accumulate  # parts that every batch is cut into
-        self.weights = AdapterWeights(denoiser, config)
+        self.data = data.to(self.device)
+        self.validation = validation.to(self.device) if validation is not None else None
+        self.parts = self.accelerator.num_processes * config.accumulate  # of every batch
+        self.parameters = [
+            p.requires_grad_(True) for n, p in denoiser.model.named_parameters() if "lora_" in n
+        ]
+        for parameter in self.parameters:
+            parameter.data = parameter.data.float()  # small steps vanish in bfloat16
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        self.scheduler = LambdaLR(self.optimizer, self._learning_rate_factor)
+        self.average = AveragedModel(
+            nn.ParameterList(self.parameters), multi_avg_fn=self._move_average
+        )
+        self.average.update_parameters(nn.ParameterList(self.parameters))  # the first one copies
         self.generator = torch.Generator(self.device)
-        self.window: list[Tensor] = []  # (loss, accuracy) of every share since the last log row
-        self.batch, self.step, self.tokens = 0, 0, 0
-        self.finished = False
-        self.clock, self.journal = Clock(config, self.device), Journal(out, on_row)
+        self.rows: list[dict] = []
+        self.window: list[Tensor] = []  # (loss, accuracy) of every part since the last log row
+        self.step = self.tokens = 0
+        self.seconds_before = 0.0  # of the run, before it was resumed
+        self.started = time.monotonic()
 
-    # -- one step ----------------------------------------------------------------------------------
+    def _learning_rate_factor(self, step: int) -> float:
+        """A linear rise, times half a cosine that reaches 0 at the end of the run."""
+        rise = min((step + 1) / max(self.config.warmup_steps, 1), 1.0)
+        return rise * 0.5 * (1 + math.cos(math.pi * min(step / self.config.steps, 1.0)))
 
-    def loop(self) -> None:
-        """Steps until the end of the schedule, or until told to stop."""
-        config = self.config
-        self.clock.start(self.step)
-        last_checkpoint = self.clock.elapsed()
-        stream = batches(
-            self.data.ends.tolist(),
-            config.widths,
-            config.batch_tokens,
-            config.widen,
-            config.seed,
-            self.shares,
-        )
-        for width, rows in islice(stream, self.batch, None):
-            size = len(rows) // self.shares
-            mine = {
-                share: take(self.data, rows[share * size : (share + 1) * size], width)
-                for share in range(self.rank, self.shares, self.processes)
-            }
-            self.take_steps(mine, self.chain_length())
-            self.batch += 1
-            if self.finished or self.clock.stopping:
-                return
-            since = self.clock.elapsed() - last_checkpoint
-            if self.out is not None and since > 60 * config.checkpoint_minutes:
-                last_checkpoint = self.clock.elapsed()
-                if self.rank == 0:
+    def _move_average(self, average: Sequence[Tensor], weights: Sequence[Tensor], _) -> None:
+        """Early on the average follows closely, because the first weights are worth nothing."""
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(average), list(weights), 1 - decay)
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the last step, or to a checkpoint when SIGTERM comes."""
+        self._start_log()
+        self.started = last_checkpoint = time.monotonic()
+        with (
+            on_sigterm(self.accelerator.set_trigger),
+            computation(self.denoiser, self.config),
+            memory_errors(self.denoiser, self.config),
+        ):
+            for width, indices in self._remaining_batches():
+                self._take_step(width, indices)
+                if self.step == self.config.steps:
+                    break
+                if self.step % STOP_EVERY == 0 and self.accelerator.check_trigger():
                     self.save_checkpoint()
+                    return
+                if time.monotonic() - last_checkpoint > 60 * self.config.checkpoint_minutes:
+                    self.save_checkpoint()
+                    last_checkpoint = time.monotonic()
+            self._load_weights(self.average.parameters())
+            self._save_adapter()  # before validation, which may fail
+            if self.validation is not None:
+                self._validate()
 
-    def chain_length(self) -> int:
-        """How many steps the next batch is worth: 0 for one step under noise, else drafts.
-
-        Which it is must be the same on every process, or they would wait for each other.
-        """
+    def _remaining_batches(self) -> Iterator[tuple[int, list[int]]]:
         config = self.config
-        if self.clock.progress(self.step) < config.draft_start:
-            return 0
-        # A share of steps, as a share of batches.
-        noise_steps = (1 - config.draft_probability) * config.draft_length
-        chains = config.draft_probability / (config.draft_probability + noise_steps)
-        chance = random.Random(f"{config.seed}-{self.batch}-draft").random()
-        return config.draft_length if chance < chains else 0
-
-    def take_steps(self, batches: dict[int, Batch], drafts: int) -> None:
-        """The steps one batch is worth, with what is logged and validated on the way.
-
-        Args:
-            batches: this process's shares of it, by their numbers.
-            drafts: how many steps on own drafts; 0 for one step under noise.
-        """
-        config = self.config
-        inputs = dict.fromkeys(batches)
-        manners: dict[int, Manner] = {}
-        for n in range(max(drafts, 1)):
-            for share, batch in batches.items():
-                key = random.Random(f"{config.seed}-{self.step}-{share}").getrandbits(62)
-                self.generator.manual_seed(key)
-                reading_from = None
-                if n == 0:
-                    inputs[share] = self.damage(batch, drafts > 0)
-                    if drafts:
-                        manners[share] = Manner.draw(len(batch.tokens), self.generator)
-                    elif config.anchor:
-                        inputs[share], reading_from = anchor(
-                            batch, inputs[share], config.anchor, self.generator
-                        )
-                following = manners.get(share) if n < drafts - 1 else None
-                inputs[share] = self.learn(
-                    batch, inputs[share], following, n > 0, reading_from, len(batches)
-                )
-                self.tokens += batch.tokens.numel() * self.processes
-            self.weights.move(self.learning_rate(), self.step)
-            self.step += 1
-            self.clock.tick(self.step)
-            self.finished = self.clock.progress(self.step) >= 1
-            if self.step % config.log_every == 0 or self.finished:
-                self.log_step(drafts > 0)
-            if self.held is not None and (self.step % config.validate_every == 0 or self.finished):
-                self.log_validation()
-            if self.finished:
-                return
-
-    def damage(self, batch: Batch, first_draft: bool) -> Tensor:
-        """`(b, t)` the tokens under noise, or what a chain of drafts begins with."""
-        return corrupt(
-            batch.tokens,
-            batch.answer,
-            self.denoiser.vocabulary_size,
-            self.denoiser.mask_token_id,
-            self.generator,
-            BEFORE_DRAFTS if first_draft else self.config.corruption,
+        stream = batches(
+            *(self.data.ends.tolist(), config.widths, config.batch_tokens),
+            *(config.widen, config.seed, self.parts),
         )
+        return islice(stream, self.step, config.steps)
 
-    def learn(
-        self,
-        batch: Batch,
-        inputs: Tensor,
-        manner: Manner | None,
-        drafts: bool,
-        reading_from: Tensor | None,
-        shares: int,
-    ) -> Tensor | None:
-        """Gradients of one share; returns its inputs of the next step of a chain, if one follows.
+    def _take_step(self, width: int, indices: list[int]) -> None:
+        """One optimiser step, and what is logged and validated after it."""
+        config, processes = self.config, self.accelerator.num_processes
+        size = len(indices) // self.parts
+        mine = range(self.accelerator.process_index, self.parts, processes)
+        for part in mine:
+            batch = take(self.data, indices[part * size : (part + 1) * size], width)
+            key = random.Random(f"{config.seed}-{self.step}-{part}").getrandbits(62)
+            self.generator.manual_seed(key)
+            with self._autocast():
+                loss, accuracy = denoising_loss(self.denoiser, batch, config, self.generator)
+            (loss / len(mine)).backward()
+            self.window.append(torch.stack([loss.detach(), accuracy]))
+            self.tokens += batch.tokens.numel() * processes
+        if processes > 1:
+            gradients = [p.grad for p in self.parameters]
+            mean = self.accelerator.reduce(parameters_to_vector(gradients), "mean")
+            vector_to_parameters(mean, gradients)
+        clip_grad_norm_(self.parameters, config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.average.update_parameters(nn.ParameterList(self.parameters))
+        self.step += 1
+        last = self.step == config.steps
+        if last or self.step % config.log_every == 0:
+            self._log_step()
+        if self.validation is not None and not last and self.step % config.validate_every == 0:
+            weights = [p.detach().clone() for p in self.parameters]
+            self._load_weights(self.average.parameters())
+            self._validate()
+            self._load_weights(weights)
 
-        Args:
-            manner: how its drafts are masked again; None where no step follows.
-            drafts: True when the inputs are the denoiser's own drafts.
-            reading_from: `(b,)` int64, from `anchor`.
-            shares: how many this process averages over.
-        """
-        config, denoiser = self.config, self.denoiser
-        say = weigh(
-            batch,
-            inputs,
-            denoiser.mask_token_id,
-            config.clean_share,
-            config.eos_tail_share,
-            config.reach,
-            drafts,
-            self.generator,
-            reading_from,
-        )
-        following = None
-        # A draft needs every position of the answer, a loss by itself only the chosen ones.
-        where = say > 0 if manner is None else batch.answer
-        weights, targets = say[where], batch.tokens[where]
-        total = weights.sum().clamp(min=1.0)
-        asked = (denoiser, inputs, batch.prompt_lengths, where, reading_from)
-        with self.autocast():
-            if config.loss_chunk and manner is None:
-                with chunked_head(denoiser, targets, weights, config.loss_chunk):
-                    loss, right = answer_logits(*asked)
-            else:
-                logits = answer_logits(*asked)
-                losses, right = token_losses(logits, targets)
-                loss = (losses * weights).sum()
-                if manner is not None:
-                    following = redraw(denoiser, batch, inputs, logits, manner, self.generator)
-            loss = loss / total
-        (loss / shares).backward()
-        self.window.append(torch.stack([loss.detach(), (right * weights).sum() / total]))
-        return following
-
-    def learning_rate(self) -> float:
-        """A linear rise, then half a cosine down to zero at the end of the run."""
-        rise = min((self.step + 1) / max(self.config.warmup_steps, 1), 1.0)
-        fall = 0.5 * (1 + math.cos(math.pi * self.clock.progress(self.step)))
-        return self.config.learning_rate * rise * fall
-
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> torch.autocast:
         """bfloat16 matrix products on a GPU; a CPU computes in float32."""
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    # -- log and checkpoints -----------------------------------------------------------------------
+    def _load_weights(self, weights: Iterable[Tensor]) -> None:
+        torch._foreach_copy_([p.data for p in self.parameters], [w.detach() for w in weights])
 
-    def log_step(self, drafted: bool) -> None:
+    # -- log, adapter, checkpoint ------------------------------------------------------------------
+
+    @property
+    def _writes(self) -> bool:
+        return self.out is not None and self.accelerator.is_main_process
+
+    def _disk_errors(self) -> contextlib.AbstractContextManager:
+        return disk_errors(self.out, "choose another --out or free space")
+
+    def _start_log(self) -> None:
+        """The log of this run so far: rows behind the checkpoint belong to steps taken again."""
+        if self._writes:
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            with self._disk_errors():
+                self.out.mkdir(parents=True, exist_ok=True)
+                write_whole(self.out / LOG, text.encode())
+
+    def _log(self, **row) -> None:
+        seconds = self.seconds_before + time.monotonic() - self.started
+        row = {"step": self.step, **row, "seconds": round(seconds, 2)}
+        self.rows.append(row)
+        if self._writes:
+            with self._disk_errors(), open(self.out / LOG, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.on_row is not None:
+            self.on_row(row)
+
+    def _log_step(self) -> None:
         loss, accuracy = torch.stack(self.window).mean(dim=0).tolist()
         self.window = []
         if not math.isfinite(loss):
@@ -303,54 +268,236 @@ class Run:
                 f"step {self.step}: the loss is {loss}, expected a finite number; "
                 "lower learning_rate or gradient_clip"
             )
-        self.journal.add(
-            {
-                "step": self.step,
-                "loss": round(loss, 5),
-                "accuracy": round(accuracy, 5),
-                "learning_rate": self.learning_rate(),
-                "drafts": drafted,
-                "tokens": self.tokens,
-                "seconds": round(self.clock.elapsed(), 2),
-            }
+        self._log(
+            loss=round(loss, 5),
+            accuracy=round(accuracy, 5),
+            learning_rate=self.scheduler.get_last_lr()[0],
+            tokens=self.tokens,
         )
 
-    def log_validation(self) -> None:
-        """Every process computes it, so that none waits long; the first one writes it down."""
-        with self.weights.averaged(), self.autocast():
-            scores = validate(
-                self.denoiser, self.held, max(self.config.batch_tokens // self.config.context, 1)
-            )
-        seconds = round(self.clock.elapsed(), 2)
-        self.journal.add({"step": self.step, "validation": scores, "seconds": seconds})
+    def _validate(self) -> None:
+        """Every process computes it, so that none waits long."""
+        size = max(self.config.batch_tokens // self.config.context, 1)
+        with self._autocast():
+            self._log(validation=validate(self.denoiser, self.validation, size))
+
+    def _save_adapter(self) -> None:
+        if self._writes:
+            self.denoiser.config = replace(self.denoiser.config, context=self.config.context)
+            self.denoiser.save(self.out / "adapter")
+
+    def _settings(self) -> dict:
+        """What must be the same for a run to be resumed."""
+        return {"training": self.config.outcome(), "denoiser": self.denoiser.config.to_dict()}
 
     def save_checkpoint(self) -> None:
-        """Everything needed to go on."""
-        write_checkpoint(
-            self.out,
-            {
-                "config": self.config.outcome(),
-                "shares": self.shares,
-                "denoiser": self.denoiser.config.to_dict(),
-                "batch": self.batch,
-                "step": self.step,
-                "tokens": self.tokens,
-                "window": self.window,
-                "elapsed": self.clock.elapsed(),
-                "rows": self.journal.rows,
-                **self.weights.state(),
-            },
-        )
+        """Write everything needed to go on; the file appears whole or not at all.
+
+        Not `Accelerator.save_state`: that writes the frozen backbone too, and reading it back sets
+        the global random state.
+        """
+        if not self._writes:
+            return
+        state = {
+            "format": FORMAT,
+            "settings": self._settings(),
+            "parts": self.parts,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "window": self.window,
+            "rows": self.rows,
+            "adapter": [p.detach() for p in self.parameters],
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        partial = self.out / f".{CHECKPOINT}.partial"
+        with self._disk_errors():
+            try:
+                with open(partial, "wb") as file:
+                    torch.save(state, file)
+                os.replace(partial, self.out / CHECKPOINT)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def load_checkpoint(self) -> None:
-        """Go on from `out`; without a checkpoint there, start afresh."""
-        if self.out is None or not (self.out / CHECKPOINT).exists():
+        """Go on from `out`'s checkpoint; without one, start afresh.
+
+        Raises:
+            DamagedFile: unreadable, of another version, or of a run with other settings.
+            InvalidInput: a number of processes that cannot divide its batches.
+        """
+        path = self.out / CHECKPOINT if self.out is not None else None
+        if path is None or not path.exists():
             return
-        settings = {"config": self.config.outcome(), "denoiser": self.denoiser.config.to_dict()}
-        state = read_checkpoint(self.out, settings, self.weights.names, self.device)
-        self.shares = state.get("shares", self.shares)
-        check_shares(self.processes, self.shares)
-        self.weights.restore(state)
-        self.window, self.clock.before = state["window"], state["elapsed"]
-        self.batch, self.step, self.tokens = state["batch"], state["step"], state["tokens"]
-        self.journal.restore(state["rows"])
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            version, settings = state.get("format"), state.get("settings")
+        except Exception as error:  # torch.load answers damage with a dozen different errors
+            raise DamagedFile(
+                f"{path} is no readable checkpoint ({type(error).__name__}): "
+                "delete it to start over"
+            ) from error
+        if version != FORMAT:
+            raise DamagedFile(
+                f"{path} is of another version ({version}): expected {FORMAT}; "
+                "delete it to start over"
+            )
+        if settings != self._settings():
+            raise DamagedFile(
+                f"{path} belongs to a run with other settings: expected the same ones to resume; "
+                "choose another --out, or delete it to start over"
+            )
+        self.parts, processes = state["parts"], self.accelerator.num_processes
+        if self.parts % processes:
+            fit = [str(n) for n in range(1, self.parts + 1) if self.parts % n == 0]
+            raise InvalidInput(
+                f"{processes} processes to resume a run whose batches have {self.parts} parts: "
+                f"expected {', '.join(fit)} of them, so that each gets as many"
+            )
+        self._load_weights(state["adapter"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.tokens, self.window = state["step"], state["tokens"], state["window"]
+        self.seconds_before, self.rows = state["seconds"], state["rows"]
+
+
+# -- processes, memory ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
+    """Call `stop` when this process is asked to end, for as long as the context lasts."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    except ValueError:  # not the main thread, which alone receives signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_shardable(bits: int | None, accelerator: Accelerator) -> None:
+    """Raise InvalidInput for a single process or quantised weights; needs no weights yet."""
+    if accelerator.num_processes < 2:
+        raise InvalidInput(
+            "shard = true with 1 process: expected at least 2, one a GPU, as "
+            "`torchrun --nproc-per-node=2 -m lad train ...` starts them; or set shard: false"
+        )
+    if bits:
+        raise InvalidInput(
+            f"shard = true with {bits}-bit weights: expected weights of 16 or 32 bits; leave "
+            f":{bits}bit away, or set shard: false"
+        )
+
+
+def load_for_training(
+    model: str,
+    adapter: str | Path | None,
+    denoiser_config: DenoiserConfig,
+    config: TrainConfig,
+    device: str,
+) -> Denoiser:
+    """The denoiser on `device`, with a new adapter or the given one; split with `config.shard`.
+
+    Raises:
+        InvalidInput: see `check_shardable`; and what `load_denoiser` and `load_backbone` raise.
+    """
+
+    def load(device: str, dtype: torch.dtype | None = None) -> Denoiser:
+        if adapter is not None:
+            return load_denoiser(model, adapter, device, dtype, merge=False)
+        backbone = load_backbone(model, device, dtype)
+        return Denoiser.create(backbone, denoiser_config, config.seed)
+
+    if not config.shard:
+        return load(device)
+    accelerator = Accelerator()
+    check_shardable(get_backbone(model).bits, accelerator)
+    mesh = DeviceMesh(torch.device(device).type, range(accelerator.num_processes))
+    # Into the host's memory first, so that no GPU needs room for the whole backbone, and one
+    # process after the other, so that the host needs it once.
+    for process in range(accelerator.num_processes):
+        if process == accelerator.process_index:
+            denoiser = load("cpu", None if device == "cpu" else torch.bfloat16)
+            shard(denoiser, torch.device(device), accelerator, mesh)
+        accelerator.wait_for_everyone()
+    return denoiser
+
+
+def shard(
+    denoiser: Denoiser,
+    device: torch.device,
+    accelerator: Accelerator,
+    mesh: DeviceMesh | None = None,
+) -> None:
+    """Leave one shard of each decoder layer (and of an untied embedding) in this process.
+
+    A layer's weights are gathered just before it computes, forward or backward, and dropped
+    afterwards (FSDP2). The adapter and the head stay whole. Every process calls it, and from then
+    on every process must take part in every forward pass. Not accelerate's plugin, which splits
+    the adapter too, writes the frozen backbone into every checkpoint, and needs GPUs.
+
+    Args:
+        device: where this process computes; layers are moved there one by one.
+        mesh: of all processes; with it, nothing here waits for another process.
+
+    Raises:
+        InvalidInput: see `check_shardable`.
+    """
+    check_shardable(denoiser.backbone.spec.bits, accelerator)
+    model, head = denoiser.causal_lm.model, denoiser.causal_lm.lm_head
+    if isinstance(model, FSDPModule):
+        return
+    whole = {p for n, p in denoiser.model.named_parameters() if "lora_" in n} | {head.weight}
+    for parameter in whole:
+        parameter.data = parameter.data.to(device)
+    mesh = mesh or DeviceMesh(device.type, range(accelerator.num_processes))
+    for module in (*model.layers, model):  # last the model, with what is left
+        fully_shard(module, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+
+
+@contextlib.contextmanager
+def computation(denoiser: Denoiser, config: TrainConfig) -> Iterator[None]:
+    """The model as `config` wants it computed in training; eval mode afterwards."""
+    model, layers = denoiser.causal_lm, denoiser.causal_lm.model.layers
+    plain = not denoiser.backbone.spec.bits and not isinstance(model.model, FSDPModule)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: denoiser.model.eval().requires_grad_(False))
+        if config.gradient_checkpointing:
+            # transformers 5.2x renames these; the old names still work, and warn.
+            kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+            getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+            stack.callback(getattr(model, f"{kind}_checkpointing_disable"))
+            model.train()  # the layers ask for it; nothing here drops out or keeps statistics
+        if config.compile_layers:
+            torch._dynamo.config.cache_size_limit = 64  # widths times kinds of pass
+            for layer in layers:
+                # Not the module, whose hooks gather and drop its weights when they are sharded.
+                layer.forward = torch.compile(layer.forward, dynamic=False)
+                stack.callback(delattr, layer, "forward")
+        if config.fold_lora and plain:
+            stack.enter_context(merged_lora(denoiser.model))
+        elif denoiser.device.type == "cuda":
+            # Autocast gives LoRA the layer's bfloat16 input; a float32 copy would only be kept.
+            stack.enter_context(disable_input_dtype_casting(denoiser.model))
+        yield
+
+
+@contextlib.contextmanager
+def memory_errors(denoiser: Denoiser, config: TrainConfig) -> Iterator[None]:
+    """Turn a GPU's lack of memory into InvalidInput that names the settings to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InvalidInput(
+            f"a step of {config.batch_tokens:,} positions does not fit the memory of "
+            f"{denoiser.device} ({one_line(error)[:120]}): halve batch_tokens and double "
+            "accumulate; or set gradient_checkpointing: true, loss_chunk: 1024, fold_lora: false; "
+            "or, with several GPUs, shard: true; or load the backbone in 4 bit "
+            f"(--model {denoiser.backbone.spec.name}:4bit)"
+        ) from error

@@ -1,11 +1,11 @@
-"""LoRA computed with a folded weight is LoRA: the same values, the same gradients."""
+"""LoRA computed with the adapter merged in is LoRA: the same values, the same gradients."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lad.accel.merged_lora import folded
+from lad.accel.merged_lora import merged_lora
 from lad.diffusion.denoiser import Denoiser, DenoiserConfig
 from lad.models.registry import load_backbone
 
@@ -36,18 +36,18 @@ def run(denoiser, tokens):
 def test_values_and_gradients_are_those_of_two_thin_products(trained):
     tokens = torch.randint(0, 100, (3, 11), generator=torch.Generator().manual_seed(1))
     states, gradients = run(trained, tokens)
-    with folded(trained.model):
-        again, folded_gradients = run(trained, tokens)
+    with merged_lora(trained.model):
+        again, merged_gradients = run(trained, tokens)
     torch.testing.assert_close(again, states, atol=1e-5, rtol=1e-4)
-    assert gradients.keys() == folded_gradients.keys()
+    assert gradients.keys() == merged_gradients.keys()
     assert sum(float(g.abs().sum()) for g in gradients.values()) > 0
     for name, gradient in gradients.items():
-        torch.testing.assert_close(folded_gradients[name], gradient, atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(merged_gradients[name], gradient, atol=1e-6, rtol=1e-3)
 
 
 def test_the_layers_are_as_before_afterwards(trained):
     layers = [m for m in trained.model.modules() if hasattr(m, "lora_A")]
-    with pytest.raises(KeyboardInterrupt), folded(trained.model):
+    with pytest.raises(KeyboardInterrupt), merged_lora(trained.model):
         assert all("forward" in vars(layer) for layer in layers)
         raise KeyboardInterrupt
     assert layers and not any("forward" in vars(layer) for layer in layers)
