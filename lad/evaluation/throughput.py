@@ -27,7 +27,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import compress, cycle, islice
 from pathlib import Path
 from statistics import median
 
@@ -235,82 +235,92 @@ def _measure(
     on_round: Callable[[int, int], object],
 ) -> dict:
     """Every number of one window and batch size."""
-    device, eos = denoiser.device, denoiser.eos_token_id
-    rounds = math.ceil(len(ids) / batch)
-    chunks = [list(islice(cycle(ids), n * batch, (n + 1) * batch)) for n in range(rounds)]
+    device, window = denoiser.device, config.answer_length
+    n_rounds = math.ceil(len(ids) / batch)
+    rounds = [list(islice(cycle(ids), n * batch, (n + 1) * batch)) for n in range(n_rounds)]
 
     def refine(chunk: list[Tensor], config: RefineConfig) -> tuple[float, int | None, list[Trace]]:
-        return _timed(device, lambda: refine_batch(denoiser, chunk, config, batch_size=len(chunk)))
+        return _timed(device, lambda: refine_batch(denoiser, chunk, config, batch_size=batch))
 
-    def generate(chunk: list[Tensor], length: int):
+    def generate(chunk: list[Tensor], length: int) -> tuple[float, int | None, list[list[int]]]:
         prompts = [prompt.tolist() for prompt in chunk]
-        work = (backbone, prompts, length, eos, len(prompts))
-        _, memory, answers = _timed(device, lambda: greedy_answers(*work))
+        given = (backbone, prompts, length, denoiser.eos_token_id, batch)
+        _, memory, answers = _timed(device, lambda: greedy_answers(*given))
         return answers.seconds, memory, answers.tokens
 
     # Warm up: on a GPU to the end, because finished answers change shapes, and kernels with them.
     short = replace(config, iterations=min(2, config.iterations))
-    refine(chunks[0], short if device.type == "cpu" else config)
-    generate(chunks[0], 2)
+    refine(rounds[0], short if device.type == "cpu" else config)
+    generate(rounds[0], 2)
     refined, generated, compared = [], [], []
-    for n, chunk in enumerate(chunks):
-        on_round(n, rounds)
+    for n, chunk in enumerate(rounds):
+        on_round(n, n_rounds)
         refined.append(refine(chunk, config))
-        generated.append(generate(chunk, config.answer_length))
+        generated.append(generate(chunk, window))
         if n < n_reference:
-            seconds, _, [trace] = refined[-1]
             found = _compare(denoiser, chunk[0], config, reference_iterations)
-            compared.append(found | {"sampler": seconds / trace.nfe, "nfe": trace.nfe})
-    on_round(rounds, rounds)
+            [trace] = refined[-1][2]
+            compared.append(found | {"sampler": refined[-1][0] / trace.nfe, "nfe": trace.nfe})
+    on_round(n_rounds, n_rounds)
 
-    traces = [trace for _, _, group in refined for trace in group]
-    nfe = sum(trace.nfe for trace in traces)
-    tokens = sum(trace.tokens for trace in traces)
-    seconds = [x for x, _, _ in refined]
-    generate_seconds = [x for x, _, _ in generated]
-    generate_tokens = sum(len(ids) for _, _, group in generated for ids in group)
-    ratios = [own / x for own, x in zip(generate_seconds, seconds, strict=True)]
+    seconds, memory, groups = zip(*refined, strict=True)
+    base_seconds, base_memory, base_groups = zip(*generated, strict=True)
+    traces = [trace for group in groups for trace in group]
+    nfe, tokens = sum(trace.nfe for trace in traces), sum(trace.tokens for trace in traces)
+    base_tokens = sum(len(answer) for group in base_groups for answer in group)
+    ratios = [base / own for base, own in zip(base_seconds, seconds, strict=True)]
     # In larger batches one long answer decides the time of all: single ones only.
-    long_ratios = [
-        ratio
-        for ratio, (_, _, group) in zip(ratios, generated, strict=True)
-        if batch == 1 and len(group[0]) >= LONG_ANSWER
-    ]
-    iteration = _iteration_seconds([group for _, _, group in refined])
-    bound = roofline(denoiser, rates, batch, max(map(len, ids)), config.answer_length)
-    rate, generate_rate = tokens / sum(seconds), generate_tokens / sum(generate_seconds)
+    long = [batch == 1 and len(group[0]) >= LONG_ANSWER for group in base_groups]
+    rate, base_rate = tokens / sum(seconds), base_tokens / sum(base_seconds)
+    iteration = _iteration_seconds(groups)
+    bound = roofline(denoiser, rates, batch, max(map(len, ids)), window)
+    speedup, speedup_forwards, reference_numbers = _reference_numbers(compared)
     return {
-        "window": config.answer_length,
+        "window": window,
         "batch": batch,
-        "rounds": rounds,
-        "speedup_vs_reference": _speedup(compared, "reference"),
-        "speedup_vs_reference_forwards": _speedup(compared, "forwards"),
+        "rounds": n_rounds,
+        "speedup_vs_reference": speedup,
+        "speedup_vs_reference_forwards": speedup_forwards,
         "speedup_vs_generate": statistics.median(ratios).to_dict(),
-        "speedup_vs_generate_long": statistics.median(long_ratios).to_dict(),
+        "speedup_vs_generate_long": statistics.median(list(compress(ratios, long))).to_dict(),
         # Answers differ in length, so the ratio of token rates stands beside that of times.
-        "token_rate_vs_generate": rate / generate_rate if generate_tokens else None,
+        "token_rate_vs_generate": rate / base_rate if base_tokens else None,
         "sampler": {
             "seconds_per_answer": median(seconds) / batch,
             "seconds_by_round": [x / batch for x in seconds],  # of one answer
             "iteration_seconds": iteration,
             "iteration_by_floor": iteration / bound["seconds"],
             "iteration_by_floor_of_normals": iteration / bound["seconds_of_normals"],
-            "step_seconds": _step_seconds(traces),
+            "step_seconds": [
+                median(trace.steps[n].seconds for trace in traces if trace.nfe > n)
+                for n in range(max(trace.nfe for trace in traces))
+            ],
             "nfe": nfe / len(traces),
             "tpf": tokens / nfe,
             "tokens": tokens / len(traces),
             "tokens_per_second": rate,
-            "peak_memory": max((m for _, m, _ in refined if m), default=None),
+            "peak_memory": memory[0] and max(memory),
         },
         "generate": {
-            "seconds_per_answer": median(generate_seconds) / batch,
-            "tokens": generate_tokens / len(traces),
-            "tokens_per_second": generate_rate,
-            "peak_memory": max((m for _, m, _ in generated if m), default=None),
+            "seconds_per_answer": median(base_seconds) / batch,
+            "tokens": base_tokens / len(traces),
+            "tokens_per_second": base_rate,
+            "peak_memory": base_memory[0] and max(base_memory),
         },
-        "reference": _reference_numbers(compared),
+        "reference": reference_numbers,
         "floor": bound,
     }
+
+
+def _iteration_seconds(groups: Sequence[list[Trace]]) -> float:
+    """Median seconds of an iteration of full batches: before any answer is finished."""
+    seconds = []
+    for traces in groups:
+        full = min(trace.nfe for trace in traces)
+        steps = max(traces, key=lambda trace: trace.nfe).steps[:full]
+        # The first iteration may still be warming up; it counts when it is the only one.
+        seconds += [step.seconds for step in steps[1:] or steps]
+    return median(seconds)
 
 
 def _compare(denoiser: Denoiser, ids: Tensor, config: RefineConfig, iterations: int | None) -> dict:
@@ -334,18 +344,19 @@ def _compare(denoiser: Denoiser, ids: Tensor, config: RefineConfig, iterations: 
     }
 
 
-def _speedup(compared: list[dict], part: str) -> dict | None:
-    """Median ratio to the sampler's time an iteration of a whole answer, prompt included."""
-    if not compared:
-        return None
-    return statistics.median([one[part] / one["sampler"] for one in compared]).to_dict()
+def _reference_numbers(compared: list[dict]) -> tuple[dict | None, dict | None, dict | None]:
+    """Speed-up against the reference, against its forward passes, and the reference's numbers.
 
-
-def _reference_numbers(compared: list[dict]) -> dict | None:
-    """The reference's numbers; an answer takes it as many iterations as the sampler."""
+    A speed-up is a ratio to the sampler's time an iteration of a whole answer, prompt included; an
+    answer takes the reference as many iterations as the sampler.
+    """
     if not compared:
-        return None
-    return {
+        return None, None, None
+    speedups = [
+        statistics.median([one[part] / one["sampler"] for one in compared]).to_dict()
+        for part in ("reference", "forwards")
+    ]
+    return *speedups, {
         "seconds_per_answer": median(one["reference"] * one["nfe"] for one in compared),
         "iteration_seconds": median(one["reference"] for one in compared),
         "forward_seconds": median(one["forwards"] for one in compared),
@@ -353,25 +364,6 @@ def _reference_numbers(compared: list[dict]) -> dict | None:
         # In half precision two ways to add numbers up may differ in a near tie.
         "drafts_equal": sum(one["equal"] for one in compared) / len(compared),
     }
-
-
-def _iteration_seconds(groups: list[list[Trace]]) -> float:
-    """Median seconds of an iteration of full batches: before any answer is finished."""
-    seconds = []
-    for traces in groups:
-        full = min(trace.nfe for trace in traces)
-        steps = max(traces, key=lambda trace: trace.nfe).steps[:full]
-        # The first iteration may still be warming up; it counts when it is the only one.
-        seconds += [step.seconds for step in steps[1:] or steps]
-    return median(seconds)
-
-
-def _step_seconds(traces: list[Trace]) -> list[float]:
-    """Median seconds of the first, second, ... iteration, over the runs that had one."""
-    return [
-        median(trace.steps[n].seconds for trace in traces if trace.nfe > n)
-        for n in range(max(trace.nfe for trace in traces))
-    ]
 
 
 def _timed(device: torch.device, work: Callable[[], object]) -> tuple[float, int | None, object]:
