@@ -41,30 +41,19 @@ def test_the_answer_does_not_move_the_prompt(denoiser, kind, target, kept):
     assert (moves[P:, kept:] > 0).all()
 
 
-def test_mask_blind_takes_the_masked_out_of_sight():
+def test_no_position_attends_to_a_mask_under_mask_blind():
     plain = visible("prompt-causal", P, T)
     assert np.array_equal(visible("mask-blind", P, T), plain)
     masked = [7, 10]
-    seen = visible("mask-blind", P, T, masked=masked)
+    allowed = visible("mask-blind", P, T, masked=masked)
     others = np.setdiff1d(np.arange(T), masked)
-    assert not seen[np.ix_(others, masked)].any()
-    assert seen[masked].all()  # a MASK looks at everything
-    assert np.array_equal(seen[np.ix_(others, others)], plain[np.ix_(others, others)])
+    assert not allowed[np.ix_(others, masked)].any()
+    assert allowed[masked].all()  # a MASK attends to everything
+    assert np.array_equal(allowed[np.ix_(others, others)], plain[np.ix_(others, others)])
     assert np.array_equal(visible("prompt-causal", P, T, masked=masked), plain)
 
 
-def test_what_hides_behind_a_mask_reaches_nobody_under_mask_blind(denoiser):
-    """Bit for bit, so whatever moves under mask-blind moves because a word is gone."""
-    seen = torch.from_numpy(visible("mask-blind", P, T, masked=[8]))[None, None]
-    other = TOKENS.clone()
-    other[8] = denoiser.mask_token_id
-    with torch.no_grad():
-        one, two = (denoiser.hidden_states(ids[None], seen)[0] for ids in (TOKENS, other))
-    still = (one == two).all(dim=1)
-    assert still.tolist() == [position != 8 for position in range(T)]
-
-
-def test_effects_under_mask_blind_hide_each_position_in_its_own_mask(denoiser):
+def test_effects_under_mask_blind_mask_each_position_in_turn(denoiser):
     moves = effects(denoiser, TOKENS, "mask-blind", P)
     before = torch.from_numpy(visible("mask-blind", P, T))[None, None]
     after = torch.from_numpy(visible("mask-blind", P, T, masked=[9]))[None, None]
@@ -140,26 +129,10 @@ def test_bad_input_is_named(denoiser):
         fill_mask(denoiser, "hello", "no gap")
 
 
-def test_a_fresh_adapter_has_size_0_and_sizes_scale_with_alpha():
-    fresh = Denoiser.create(load_backbone("tiny"))
-    assert {update.size for update in update_sizes(fresh)} == {0.0}
+def test_the_size_of_an_update_is_that_of_its_weights_and_survives_merging():
+    assert {update.size for update in update_sizes(Denoiser.create(load_backbone("tiny")))} == {0.0}
     sizes = update_sizes(tiny_denoiser())
-    layers = fresh.causal_lm.config.num_hidden_layers
-    assert len(sizes) == 7 * layers
-    assert {update.layer for update in sizes} == set(range(layers))
-
-    def with_alpha(alpha: int) -> list[float]:
-        config = DenoiserConfig(rank=4, alpha=alpha)
-        denoiser = Denoiser.create(load_backbone("tiny"), config)
-        for name, parameter in denoiser.model.named_parameters():
-            if "lora_B" in name:
-                parameter.data.fill_(0.1)
-        return [update.size for update in update_sizes(denoiser)]
-
-    assert np.allclose(with_alpha(8), 2 * np.array(with_alpha(4)))
-
-
-def test_the_size_is_that_of_the_weights_and_survives_merging():
+    assert len(sizes) == 7 * 2 and {update.layer for update in sizes} == {0, 1}
     config = DenoiserConfig(rank=4, alpha=8, layers=("q_proj",))
     denoiser = Denoiser.create(load_backbone("tiny"), config)
     module = denoiser.causal_lm.model.layers[1].self_attn.q_proj
@@ -172,14 +145,11 @@ def test_the_size_is_that_of_the_weights_and_survives_merging():
     assert update_sizes(denoiser)[1].size == pytest.approx(expected, rel=1e-4)
 
 
-def test_fill_is_the_denoiser_s_own_distribution(denoiser):
-    (first, second) = fill_mask(denoiser, "hello", "a [MASK] b[MASK]", top=3)
-    ids = [*b"a"]
-    answer = denoiser.tokenizer("a", add_special_tokens=False)["input_ids"]
-    answer += [denoiser.mask_token_id]
-    answer += denoiser.tokenizer(" b", add_special_tokens=False)["input_ids"]
-    answer += [denoiser.mask_token_id, denoiser.eos_token_id]
-    assert len(answer) == 6 and len(ids) == 1  # one token a byte; the space went into the MASK
+def test_fill_mask_gives_the_denoiser_s_distribution(denoiser):
+    first, second = fill_mask(denoiser, "hello", "a [MASK] b[MASK]", top=3)
+    mask = denoiser.mask_token_id  # the space before the first one is part of it; one token a byte
+    a, b = (denoiser.tokenizer(x, add_special_tokens=False)["input_ids"] for x in ("a", " b"))
+    answer = [*a, mask, *b, mask, denoiser.eos_token_id]
     with torch.no_grad():
         logits = denoiser.logits(denoiser.encode("hello")[None], torch.tensor([answer]))[0]
     for candidates, position in ((first, 1), (second, 4)):
