@@ -4,16 +4,14 @@ from collections import Counter
 
 import pytest
 
-from lad.evaluation import benchmark_data as data
-from lad.evaluation.benchmark import TASKS, Item, load_items
-from lad.training import Pair
+from lad.evaluation import benchmark
+from lad.evaluation.benchmark import TASKS, Item, fetch_benchmarks, load_items
 from lad.training.contamination import Passages, normalised
 from lad.training.multiple_choice import (
     TRAINED_ON,
     benchmark_passages,
     choice_items,
     choice_pair,
-    choice_pairs,
     overlaps,
 )
 from lad.utils import AssetUnavailable
@@ -24,7 +22,9 @@ OPTIONS = ("sand", "water", "glass", "wood")
 def test_the_right_letter_is_uniform_and_the_right_text_stays():
     letters = Counter()
     for number in range(2000):
-        pair = choice_pair(Item("arc-easy", str(number), f"Which is wet, {number}?", OPTIONS, 1))
+        pair = choice_pair(
+            benchmark, Item("arc-easy", str(number), f"Which is wet, {number}?", OPTIONS, 1)
+        )
         letters[pair.answer[0]] += 1
         assert pair.answer.endswith(": water") and f"\n{pair.answer}\n" in pair.prompt + "\n"
         assert sorted(line[3:] for line in pair.prompt.splitlines()[2:]) == sorted(OPTIONS)
@@ -34,20 +34,20 @@ def test_the_right_letter_is_uniform_and_the_right_text_stays():
 
 def test_the_order_is_that_of_the_seed():
     items = [Item("mmlu", "same-0", f"Which is wet, {n}?", OPTIONS, 1) for n in range(50)]
-    first = [choice_pair(item).answer for item in items]
-    assert first == [choice_pair(item).answer for item in items]
-    assert first != [choice_pair(item, seed=1).answer for item in items]
+    first = [choice_pair(benchmark, item).answer for item in items]
+    assert first == [choice_pair(benchmark, item).answer for item in items]
+    assert first != [choice_pair(benchmark, item, seed=1).answer for item in items]
     assert len(set(first)) == 4  # equal ids, as in two splits of MMLU, are no equal order
 
 
 @pytest.mark.parametrize("odd", ["All of the above", "Both A and C", "Neither B nor D", "A, or B"])
 def test_options_that_speak_of_others_stay_where_they_are(odd):
     items = [Item("mmlu", "", f"Why {n}?", ("one", "two", "three", odd), 3) for n in range(20)]
-    assert {choice_pair(item).answer for item in items} == {f"D: {odd}"}
+    assert {choice_pair(benchmark, item).answer for item in items} == {f"D: {odd}"}
     free = [
         Item("mmlu", "", f"Why {n}?", ("one", "two", "three", "Above it"), 3) for n in range(20)
     ]
-    assert len({choice_pair(item).answer for item in free}) == 4
+    assert len({choice_pair(benchmark, item).answer for item in free}) == 4
 
 
 def test_what_overlaps_with_a_test():
@@ -58,6 +58,10 @@ def test_what_overlaps_with_a_test():
     across = Item("arc-easy", "3", words, ("start", "end"), 0)
     assert not overlaps(fine, away)
     assert overlaps(stem, away) and overlaps(across, away)
+
+
+def passages():
+    return Passages(benchmark_passages(benchmark, progress=False))
 
 
 @pytest.fixture
@@ -71,12 +75,12 @@ def small(monkeypatch):
         n = 40 if task == "hellaswag" else 5
         return [Item(task, str(i), f"{task} {split} {i}?", OPTIONS, 0) for i in range(n)] + [tested]
 
-    monkeypatch.setattr("lad.training.multiple_choice.load_items", load)
+    monkeypatch.setattr("lad.evaluation.benchmark.load_items", load)
     return tested
 
 
 def test_questions_that_are_tested_are_left_out_and_counted(small):
-    items, left_out = choice_items(hellaswag=100)
+    items, left_out = choice_items(benchmark, passages(), hellaswag=100)
     assert small not in items
     assert Counter(item.task for item in items) == {
         "arc-easy": 5,
@@ -90,17 +94,15 @@ def test_questions_that_are_tested_are_left_out_and_counted(small):
 
 def test_hellaswag_is_capped_and_the_seed_chooses(small):
     taken = [
-        {item.id for item in choice_items(seed, hellaswag=8)[0] if item.task == "hellaswag"}
+        {
+            item.id
+            for item in choice_items(benchmark, passages(), seed, hellaswag=8)[0]
+            if item.task == "hellaswag"
+        }
         for seed in (0, 0, 1)
     ]
     assert [len(ids) for ids in taken] == [8, 8, 8]
     assert taken[0] == taken[1] != taken[2]
-
-
-def test_pairs_are_as_many_as_wanted(small):
-    every = choice_pairs()
-    assert choice_pairs(most=7) == every[:7] and all(isinstance(pair, Pair) for pair in every)
-    assert len({pair.prompt.split()[0] for pair in every[:20]}) > 2  # tasks are mixed
 
 
 # -- the real ones -------------------------------------------------------------------------------
@@ -109,13 +111,17 @@ def test_pairs_are_as_many_as_wanted(small):
 @pytest.fixture(scope="module")
 def real_pairs():
     try:
-        data.fetch_benchmarks(progress=False)
+        fetch_benchmarks(progress=False)
     except AssetUnavailable as error:
         pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
-    return choice_pairs()
+    items, left_out = choice_items(benchmark, passages())
+    return [choice_pair(benchmark, item) for item in items], left_out
 
 
 def test_real_pairs_are_many_and_clean(real_pairs):
+    """Leaving some out is not for nothing: some of ARC's questions stand in both parts."""
+    real_pairs, left_out = real_pairs
+    assert left_out["arc-easy"] >= 10 and left_out["arc-challenge"] >= 6
     assert 17_000 < len(real_pairs) == len(set(real_pairs))
     letters = Counter(pair.answer[0] for pair in real_pairs)
     assert all(0.24 < letters[letter] / len(real_pairs) < 0.26 for letter in "ABCD")
@@ -126,10 +132,3 @@ def test_real_pairs_are_many_and_clean(real_pairs):
     }
     asked = [pair.prompt.split("\nWhich of the options")[0] for pair in real_pairs]
     assert not stems & {" ".join(normalised(stem)) for stem in asked}
-
-
-def test_train_splits_do_overlap_with_tests_of_others(real_pairs):
-    """Leaving them out is not for nothing: some of ARC's questions stand in both parts."""
-    away = Passages(benchmark_passages())
-    left_out = choice_items(hellaswag=100, away=away)[1]
-    assert left_out["arc-easy"] >= 10 and left_out["arc-challenge"] >= 6

@@ -5,7 +5,6 @@ import gzip
 import json
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +19,6 @@ from lad.training.distillation import (
     answer_prompts,
     collect,
     distil,
-    make_decoder,
     odd,
     openings,
     reject,
@@ -109,24 +107,19 @@ def test_every_answer_may_fill_the_context_whatever_is_batched_with_it():
     config = DistilConfig(batch_size=26, context=110, prompt_tokens=60)
     prompts = [chr(97 + n) * (n % 13 * 4 + 1) for n in range(26)]
     lengths = [len(encode_prompt(backbone.tokenizer, prompt)) for prompt in prompts]
-    together = answers_of(backbone, config, prompts)
-    assert together == [answers_of(backbone, config, [prompt])[0] for prompt in prompts]
+    together = answer_prompts(backbone, prompts, config, 0)
+    assert together == [answer_prompts(backbone, [prompt], config, 0)[0] for prompt in prompts]
     ended = [len(answer.encode()) for answer in together if answer is not None]
     assert max(ended) > config.context - max(lengths)
     assert len(ended) < len(prompts)
-
-
-def answers_of(backbone, config, prompts):
-    decoder = make_decoder(backbone, config)
-    return answer_prompts(backbone, decoder, prompts, config, torch.Generator())
 
 
 def test_a_cap_on_answers_leaves_the_short_ones():
     backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
     prompts = [chr(97 + n) * (n % 7 + 1) for n in range(26)]
     config = DistilConfig(batch_size=26, context=200)
-    full = answers_of(backbone, config, prompts)
-    capped = answers_of(backbone, dataclasses.replace(config, answer_tokens=30), prompts)
+    full = answer_prompts(backbone, prompts, config, 0)
+    capped = answer_prompts(backbone, prompts, dataclasses.replace(config, answer_tokens=30), 0)
     kept = [one for one, other in zip(capped, full, strict=True) if one is not None]
     assert capped == [one if one in kept else None for one in full]
     assert 0 < len(kept) < sum(one is not None for one in full)
@@ -218,12 +211,10 @@ def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
 
 
 def test_bad_settings_and_disks(tmp_path):
-    with pytest.raises(InvalidInput, match="batch_size = 0: expected a number above 0"):
-        DistilConfig(batch_size=0)
-    with pytest.raises(InvalidInput, match="answer_tokens = 0: expected a number above 0"):
-        DistilConfig(answer_tokens=0)
-    with pytest.raises(InvalidInput, match=r"answer_temperature = -0\.1: expected at least 0"):
-        DistilConfig(answer_temperature=-0.1)
+    for wrong in ({"batch_size": 0}, {"answer_tokens": 0}, {"answer_temperature": -0.1}):
+        [(name, value)] = wrong.items()
+        with pytest.raises(InvalidInput, match=f"{name} = {value}: expected a .*number of at"):
+            DistilConfig(**wrong)
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="cannot write to"):
         distil(load_backbone("tiny"), tmp_path / "file" / "x", 1, SMALL)
@@ -236,7 +227,7 @@ def test_bad_settings_and_disks(tmp_path):
 def chatty(monkeypatch):
     """The tiny backbone with an EOS that it says often; its gibberish is let through."""
     backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
-    monkeypatch.setattr("lad.models.registry.load_backbone", lambda *_: backbone)
+    monkeypatch.setattr("lad.training.distillation.load_backbone", lambda *_: backbone)
     monkeypatch.setattr("lad.training.distillation.reject", lambda answer: None)
     return backbone
 
@@ -253,7 +244,7 @@ def benchmarks(monkeypatch):
         rows = [Item(task, str(n), f"{task} {split} {n}?", ("yes", "no"), 0) for n in range(8)]
         return [*rows, tested] if task == "openbookqa" else rows
 
-    monkeypatch.setattr("lad.training.multiple_choice.load_items", load)
+    monkeypatch.setattr("lad.evaluation.benchmark.load_items", load)
     monkeypatch.setattr("lad.evaluation.benchmark.fetch_benchmarks", lambda: fetched.append(1))
     return fetched
 
@@ -312,7 +303,7 @@ def test_the_command_without_benchmarks(chatty, capsys, tmp_path):
         (["--prompts=/dev/null"], "no prompts"),
         (["--choices=1"], "choices = 1.0: expected a share of 0 to below 1"),
         (["--choices=0.1", "--no-benchmarks"], "choices = 0.1 without benchmarks"),
-        (["--answer-temperature=-1"], "answer_temperature = -1.0: expected at least 0"),
+        (["--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of at least 0"),
         (["--context=1000"], "context = 1000: expected at most 512 tokens"),
     ],
 )

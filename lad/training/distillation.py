@@ -16,71 +16,150 @@ Reference: sequence-level knowledge distillation, Kim and Rush, https://arxiv.or
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import hashlib
 import itertools
 import json
 import random
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-import torch
+from accelerate import PartialState
+from tqdm import tqdm
 
 from lad.models.chat import encode_prompts
-from lad.models.registry import LoadedBackbone
-from lad.training.config import writing
+from lad.models.generate import generate
+from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, contaminated, normalised
-from lad.training.data import Pair, everyday_prompts, held_out_prompts
-from lad.training.decode import Decoder
-from lad.utils import DamagedFile, InvalidInput, sha256_file, write_whole
-
-__all__ = ["DistilConfig", "collect", "distil", "openings", "reject", "write_pairs"]
+from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
+from lad.training.multiple_choice import benchmark_passages, choices_for
+from lad.utils import (
+    DamagedFile,
+    InvalidInput,
+    disk_errors,
+    setting,
+    settings,
+    sha256_file,
+    write_json,
+    write_whole,
+)
 
 BEGINNING = 8  # words of an answer that tell one beginning from another
-CPU_ROWS = 32  # decoded at once on a CPU, where more rows only take more memory
+REMEDY = "choose another --out or free space"
+CPU_BATCH = 32  # answers generated together on a CPU, where more only take more memory
 
 
-@dataclass(frozen=True)
+@settings
 class DistilConfig:
     """How pairs are made.
 
-    Attributes:
-        batch_size: prompts tried at once; a GPU decodes all of them together.
-        context: most tokens of prompt, answer and its EOS together.
-        prompt_tokens: most tokens that the backbone adds to an opening.
-        prompt_temperature, prompt_top_k: how prompts are drawn; high, for variety. A temperature
-            of 0 takes the likeliest token; a top-k of 0 draws among all.
-        answer_tokens: most tokens of an answer with its EOS; up to the end of the context if None.
-        answer_temperature, answer_top_k: how answers are drawn.
-        same_beginning: most pairs kept whose answers begin with the same 8 words.
-        seed: of everything.
+    Raises:
+        InvalidInput: a value outside its range.
     """
 
-    batch_size: int = 2048
-    context: int = 256
-    prompt_tokens: int = 48
-    prompt_temperature: float = 0.8
-    prompt_top_k: int = 100
-    answer_tokens: int | None = None
-    answer_temperature: float = 0.0
-    answer_top_k: int = 0
-    same_beginning: int = 20
-    seed: int = 0
+    batch_size: int = setting(2048, "prompts in a batch; a GPU generates all together", ge=1)
+    context: int = setting(256, "tokens of prompt, answer and its EOS together at most", ge=1)
+    prompt_tokens: int = setting(48, "tokens that the backbone adds to an opening at most", ge=1)
+    prompt_temperature: float = setting(0.8, "of prompts; high, for variety", ge=0)
+    prompt_top_k: int = setting(100, "likeliest tokens that prompts are drawn from; 0: all", ge=0)
+    answer_tokens: int | None = setting(
+        None, "tokens of an answer with its EOS at most; all that fit by default", ge=1
+    )
+    answer_temperature: float = setting(0.0, "0 takes the likeliest token", ge=0)
+    answer_top_k: int = setting(0, "likeliest tokens that answers are drawn from; 0: all", ge=0)
+    same_beginning: int = setting(
+        20, "pairs kept whose answers begin with the same 8 words at most", ge=1
+    )
+    seed: int = setting(0, "of prompts and answers", ge=0)
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            may_be_zero = name == "seed" or name.endswith(("_temperature", "_top_k"))
-            if value is not None and not (value >= 0 if may_be_zero else value > 0):
-                least = "at least" if may_be_zero else "a number above"
-                raise InvalidInput(f"{name} = {value}: expected {least} 0")
+
+def distil_pairs(
+    out: Path,
+    model: str,
+    device: str,
+    config: DistilConfig,
+    batches: int,
+    minutes: float | None = None,
+    prompts: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    benchmark: ModuleType | None = None,
+    choices: float = 0.0,
+) -> dict | None:
+    """Make batches, join them, and write pairs and data card; under `torchrun`, on every GPU.
+
+    Batches are kept beside `out` and not made twice.
+
+    Args:
+        out: the file to write, .jsonl or .jsonl.gz.
+        model, device: as in `load_backbone`.
+        batches: batches of prompts to try.
+        minutes: begin no batch after this.
+        prompts: to be answered in place of invented ones.
+        exclude: passages that no pair may share text with.
+        benchmark: `lad.evaluation.benchmark`; pairs that overlap with its tests are left out.
+        choices: fraction of multiple-choice questions among the pairs; 0 without `benchmark`.
+
+    Returns:
+        The data card; None in all processes but the first.
+
+    Raises:
+        AssetUnavailable: the benchmarks are not in the cache, and cannot be had.
+        InvalidInput, DamagedFile, CacheError: see `distil` and `collect`.
+    """
+    # Whole batches pass before processes meet again.
+    state = PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=1))
+    if benchmark is not None and state.is_main_process:
+        benchmark.fetch_benchmarks()  # before the work: without them it could not be finished
+    if state.num_processes > 1 and device != "cpu":
+        device = str(state.device)
+    backbone = load_backbone(model, device)
+    if prompts is not None:
+        batches = min(batches, -(-len(prompts) // config.batch_size))
+    folder = out.with_name(out.name.split(".")[0] + "-batches")
+    rank, processes = state.process_index, state.num_processes
+    started, kept = time.monotonic(), 0
+    # A bar in a terminal, else a line for each batch; every process shows its own.
+    total = len(range(rank, batches, processes))
+    with tqdm(total=total, desc=f"batches ({device})", disable=None, position=rank) as bar:
+
+        def show(number: int, counts: Counter) -> None:
+            nonlocal kept
+            kept += counts["kept"]
+            bar.update()
+            bar.set_postfix_str(f"{kept:,} pairs kept")
+            if bar.disable:
+                took = f"{time.monotonic() - started:>7.1f} s"
+                reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if n)
+                print(f"batch {number + 1:>5} of {batches}  {took}  {reasons}", file=sys.stderr)
+
+        def more() -> bool:
+            return minutes is None or time.monotonic() - started < 60 * minutes
+
+        distil(backbone, folder, batches, config, rank, processes, show, more, prompts)
+    state.wait_for_everyone()  # the first process joins the batches of all
+    if not state.is_main_process:
+        return None
+    tests = benchmark_passages(benchmark) if benchmark is not None else ()
+    away = Passages([*exclude, *tests])
+    pairs, card = collect(folder, config, away)
+    tested = {task.name: task.tested_on for task in benchmark.TASKS.values()} if benchmark else {}
+    card |= {"backbone": model, "kept apart from": {"passages": len(exclude), "benchmarks": tested}}
+    added = []
+    if benchmark is not None:
+        added, card["choices"] = choices_for(
+            benchmark, backbone, len(pairs), choices, config.context, away, config.seed
+        )
+    return write_pairs(out, [*pairs, *added], card)
 
 
 def openings() -> list[str]:
-    """Beginnings of a user's turn, with the weight given by how often a line stands there."""
-    path = Path(__file__).parents[1] / "assets" / "openings.txt"
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    """Beginnings of a user's turn; a line that occurs twice counts twice."""
+    return read_lines("openings.txt")
 
 
 def distil(
@@ -100,7 +179,7 @@ def distil(
 
     Args:
         on_batch: called with the number of a batch and the counts of what became of its prompts.
-        more: asked before each batch; False ends the run.
+        more: called before each batch; False ends the run.
         prompts: to be answered in place of invented ones, `config.batch_size` of them a batch.
 
     Raises:
@@ -118,40 +197,38 @@ def distil(
     if prompts is not None:
         batches = min(batches, -(-len(prompts) // config.batch_size))
         given = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-    with writing(folder):
+    with disk_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
-    note_settings(folder, {"backbone": backbone.digest, "prompts": given, **vars(config)})
-    decoder = None
+    check_settings(folder, {"backbone": backbone.digest, "prompts": given, **config.to_dict()})
     for number in range(rank, batches, processes):
         path = folder / f"{number:05d}.jsonl"
         if path.exists():
             continue
         if not more():
             return
-        decoder = decoder or make_decoder(backbone, config)
-        own = None
+        part = None
         if prompts is not None:
-            own = prompts[number * config.batch_size : (number + 1) * config.batch_size]
-        pairs, counts = make_batch(backbone, decoder, number, config, own)
+            part = prompts[number * config.batch_size : (number + 1) * config.batch_size]
+        pairs, counts = make_batch(backbone, number, config, part)
         lines = [json.dumps(vars(pair), ensure_ascii=False) for pair in pairs]
         lines.append(json.dumps({"counts": counts}))  # last: without it the file is not whole
-        with writing(folder):
+        with disk_errors(folder, REMEDY):
             write_whole(path, "".join(line + "\n" for line in lines).encode())
         if on_batch is not None:
             on_batch(number, counts)
 
 
-def note_settings(folder: Path, settings: dict) -> None:
-    """Write down what batches are made with; those of other settings must not be mixed in."""
-    del settings["same_beginning"]  # it has its say when they are joined
+def check_settings(folder: Path, settings: dict) -> None:
+    """Write down what batches are made with; refuse to mix in those of other settings."""
+    del settings["same_beginning"]  # it counts when batches are joined
     path = folder / "settings.json"
-    with writing(folder):
+    with disk_errors(folder, REMEDY):
         if not path.exists():
-            write_whole(path, (json.dumps(settings, indent=2) + "\n").encode())
-        try:
-            before = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise DamagedFile(f"{path} is not whole ({error}): delete its folder") from error
+            write_json(path, settings)
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedFile(f"{path} is not whole ({error}): delete its folder") from error
     for name in settings:
         if before.get(name) != settings[name]:
             raise InvalidInput(
@@ -160,38 +237,28 @@ def note_settings(folder: Path, settings: dict) -> None:
             )
 
 
-def make_decoder(backbone: LoadedBackbone, config: DistilConfig) -> Decoder:
-    """A decoder with room for whole batches on a GPU, and for some of their rows on a CPU."""
-    on_cpu = backbone.model.device.type == "cpu"
-    rows = min(config.batch_size, CPU_ROWS) if on_cpu else config.batch_size
-    # Rows are padded to the longest prompt: with room for that too, each may fill the context.
-    context = min(config.context + config.prompt_tokens, backbone.spec.context)
-    return Decoder(backbone, rows, context)
-
-
 def make_batch(
     backbone: LoadedBackbone,
-    decoder: Decoder,
     number: int,
     config: DistilConfig,
     prompts: Sequence[str] | None = None,
 ) -> tuple[list[Pair], Counter]:
     """One batch of pairs, and how many prompts went which way; invents prompts if given none."""
     choice = random.Random(f"{config.seed}-{number}")
-    # On the CPU, so that every kind of device is given the same numbers.
-    generator = torch.Generator().manual_seed(choice.getrandbits(62))
+    seed = choice.getrandbits(62)
     if prompts is None:
         starts = choice.choices(openings(), k=config.batch_size)
-        prompts = invent_prompts(backbone, decoder, starts, config, generator)
+        prompts = invent_prompts(backbone, starts, config, seed)
     counts = Counter(tried=len(prompts))
     fresh = list(dict.fromkeys(prompt for prompt in prompts if prompt))
     counts["prompt unfinished"] = sum(prompt is None for prompt in prompts)
     counts["prompt odd"] = sum(prompt == "" for prompt in prompts)
     repeated = len(prompts) - len(fresh) - counts["prompt unfinished"] - counts["prompt odd"]
     counts["prompt repeated"] = repeated
-    answers = answer_prompts(backbone, decoder, fresh, config, generator)
     kept = []
-    for prompt, answer in zip(fresh, answers, strict=True):
+    for prompt, answer in zip(
+        fresh, answer_prompts(backbone, fresh, config, seed + 1), strict=True
+    ):
         reason = "answer unfinished" if answer is None else reject(answer)
         counts[reason or "kept"] += 1
         if reason is None:
@@ -199,12 +266,27 @@ def make_batch(
     return kept, counts
 
 
+def _continue(
+    backbone: LoadedBackbone, ids: Sequence[Sequence[int]], config: DistilConfig, *args, **kwargs
+) -> list[str | None]:
+    """`generate` as text without its EOS; None where none came."""
+    on_cpu = backbone.model.device.type == "cpu"
+    answers = generate(
+        *(backbone.model, backbone.tokenizer, ids, *args),
+        batch_size=min(config.batch_size, CPU_BATCH) if on_cpu else config.batch_size,
+        eos_token_id=backbone.eos_token_id,
+        **kwargs,
+    )
+    return [
+        backbone.tokenizer.decode(answer[:-1], skip_special_tokens=False)
+        if answer[-1] == backbone.eos_token_id
+        else None
+        for answer in answers
+    ]
+
+
 def invent_prompts(
-    backbone: LoadedBackbone,
-    decoder: Decoder,
-    starts: Sequence[str],
-    config: DistilConfig,
-    generator: torch.Generator,
+    backbone: LoadedBackbone, starts: Sequence[str], config: DistilConfig, seed: int
 ) -> list[str | None]:
     """Prompts that begin with `starts`; None where the turn did not end in time, "" if it is odd"""
     tokenizer = backbone.tokenizer
@@ -215,19 +297,13 @@ def invent_prompts(
     )
     before = text[: text.index(stand_in)]
     ids = tokenizer([before + start for start in starts], add_special_tokens=False)["input_ids"]
-    produced = decoder.generate(
-        ids,
-        min(config.prompt_tokens, decoder.context - max(map(len, ids))),
-        config.prompt_temperature,
-        config.prompt_top_k,
-        generator,
-    )
+    sampling = (config.prompt_tokens, config.prompt_temperature, config.prompt_top_k, seed)
     prompts = []
-    for start, new in zip(starts, produced, strict=True):
+    for start, new in zip(starts, _continue(backbone, ids, config, *sampling), strict=True):
         if new is None:
             prompts.append(None)
             continue
-        text = (start + tokenizer.decode(new, skip_special_tokens=False)).strip()
+        text = (start + new).strip()
         prompts.append("" if odd(text, start) else " ".join(text.split()))
     return prompts
 
@@ -242,34 +318,16 @@ def odd(text: str, start: str) -> bool:
 
 
 def answer_prompts(
-    backbone: LoadedBackbone,
-    decoder: Decoder,
-    prompts: Sequence[str],
-    config: DistilConfig,
-    generator: torch.Generator,
+    backbone: LoadedBackbone, prompts: Sequence[str], config: DistilConfig, seed: int
 ) -> list[str | None]:
     """The backbone's answers; None where one did not end inside the window."""
     ids = encode_prompts(backbone.tokenizer, prompts)
-    fitting = [row for row in ids if len(row) < config.context]
-    if not fitting:
-        return [None] * len(prompts)
-    new_tokens = min(
-        config.answer_tokens or config.context,
-        config.context - min(map(len, fitting)),
-        decoder.context - max(map(len, fitting)),
-    )
-    produced = iter(
-        decoder.generate(
-            fitting, new_tokens, config.answer_temperature, config.answer_top_k, generator
-        )
-    )
-    answers = []
-    for row in ids:
-        new = next(produced) if len(row) < config.context else None
-        inside = new is not None and len(row) + len(new) < config.context
-        text = backbone.tokenizer.decode(new, skip_special_tokens=False) if inside else None
-        answers.append(text if text is None else text.strip())
-    return answers
+    fitting = [prompt for prompt in ids if len(prompt) < config.context]
+    most = config.answer_tokens or config.context
+    sampling = (most, config.answer_temperature, config.answer_top_k, seed)
+    answers = iter(_continue(backbone, fitting, config, *sampling, max_length=config.context))
+    found = [next(answers) if len(prompt) < config.context else None for prompt in ids]
+    return [answer if answer is None else answer.strip() for answer in found]
 
 
 def reject(answer: str) -> str | None:
@@ -328,7 +386,7 @@ def collect(
         "self-distilled": len(kept),
         "batches": len(batch_paths(folder)),
         "counts": {key: value for key, value in sorted(counts.items()) if value},
-        "settings": vars(config),
+        "settings": config.to_dict(),
     }
 
 
@@ -343,7 +401,7 @@ def write_pairs(out: str | Path, pairs: Sequence[Pair], card: dict) -> dict:
     """
     out = Path(out)
     text = "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs).encode()
-    with writing(out.parent):
+    with disk_errors(out.parent, REMEDY):
         out.parent.mkdir(parents=True, exist_ok=True)
         # No time stamp inside: the same pairs give the same bytes.
         write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
