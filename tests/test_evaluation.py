@@ -221,7 +221,7 @@ def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was(
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.allclose(denoiser.logits(prompt, answer), before)
     masked = ["25 % masked", "50 % masked", "75 % masked"]
-    others = ["looking ahead", "repair", "noiseless", "noisy", "backbone"]
+    others = ["lookahead", "repair", "noiseless", "noisy", "backbone"]
     assert list(dict.fromkeys(stages)) == masked + others
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["pairs"] == {"used": 7, "too_long": 0}

@@ -135,19 +135,19 @@ def run_variants(
         expected = shared | {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
         if path.exists():
             result = read_result(path, name)
-            for key, value in expected.items():
-                if result.get(key) != value:
-                    raise InvalidInput(
-                        f"{path} was made with another {key}: expected what the grid says now; "
-                        f"delete {folder} or choose another --out"
-                    )
+            differs = [key for key, value in expected.items() if result.get(key) != value]
+            if differs:
+                raise InvalidInput(
+                    f"{path} was made with another {differs[0]}: expected that of the grid; "
+                    f"delete {folder} or choose another --out"
+                )
             continue
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
         started = time.monotonic()
         log = train(denoiser, train_pairs, training, held_out=())
         seconds = time.monotonic() - started
-        noiseless = {"noiseless": PRESETS["noiseless"]}
-        scores = evaluate(denoiser, held_out[:most_pairs], prompts, noiseless)
+        presets = {"noiseless": PRESETS["noiseless"]}
+        scores = evaluate(denoiser, held_out[:most_pairs], prompts, presets)
         result = {
             "variant": name,
             **expected,
@@ -233,10 +233,9 @@ def summarise(results: Sequence[Mapping], command: str = "lad ablate") -> dict:
             "repair": {key: base["repair"][key] for key in ("severity", "iterations")},
         }
         for key in base["provenance"]:
-            if key in ("seconds", "adapter_sha256"):
-                continue
             values = list(dict.fromkeys(result["provenance"][key] for result in results))
-            origin[key] = values[0] if len(values) == 1 else values
+            if key not in ("seconds", "adapter_sha256"):
+                origin[key] = values[0] if len(values) == 1 else values
         return {
             "command": command,
             "steps": base["training"]["steps"],

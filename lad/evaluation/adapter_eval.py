@@ -42,7 +42,14 @@ from lad.evaluation.answers import (
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
-from lad.training.loss import MASKED_FRACTIONS, answer_logits, mask_share, take, token_losses
+from lad.training.loss import (
+    MASKED_FRACTIONS,
+    Batch,
+    answer_logits,
+    mask_share,
+    take,
+    token_losses,
+)
 from lad.utils import InvalidInput, NumericalError
 
 REPAIR_SEVERITY = 0.3
@@ -188,13 +195,21 @@ def masked_predictions(
     batch = take(pairs, list(range(n)), context)
     generator = torch.Generator(batch.tokens.device).manual_seed(seed)
     noisy, counted = mask_share(denoiser, batch, fraction, generator)
-    for first in range(0, n, batch_size):
+    for part, logits in _predictions(denoiser, batch, noisy, counted, batch_size):
+        answers = part.start + counted[part].nonzero()[:, 0].cpu()
+        yield logits.float(), batch.tokens[part][counted[part]], answers
+        on_done(min(part.stop, n))
+
+
+def _predictions(
+    denoiser: Denoiser, batch: Batch, inputs: Tensor, chosen: Tensor, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of `batch_size` answers, and the `(m, v)` logits of their chosen positions."""
+    for first in range(0, len(inputs), batch_size):
         part = slice(first, first + batch_size)
-        chosen = counted[part]
-        logits = answer_logits(denoiser, noisy[part], batch.prompt_lengths[part], chosen).float()
+        logits = answer_logits(denoiser, inputs[part], batch.prompt_lengths[part], chosen[part])
         _check_finite(logits)
-        yield logits, batch.tokens[part][chosen], first + chosen.nonzero()[:, 0].cpu()
-        on_done(min(first + batch_size, n))
+        yield part, logits
 
 
 @torch.inference_mode()
@@ -257,15 +272,12 @@ def lookahead_accuracy(
     cut = batch.prompt_lengths + (place * (pairs.ends - batch.prompt_lengths)).long()  # (n,)
     position = torch.arange(context, device=cut.device)
     inputs = batch.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
-    right = torch.zeros((n, context), dtype=torch.bool)
-    for first in range(0, n, batch_size):
-        part = slice(first, first + batch_size)
-        chosen = (position >= cut[part, None]) & (position < cut[part, None] + LOOKAHEAD[-1])
-        logits = answer_logits(denoiser, inputs[part], batch.prompt_lengths[part], chosen)
-        _check_finite(logits)
-        hits = (logits.argmax(dim=-1) == batch.tokens[part][chosen]).cpu()
-        right[part] = right[part].masked_scatter(chosen.cpu(), hits)
-        on_progress("looking ahead", min(first + batch_size, n), n)
+    chosen = (position >= cut[:, None]) & (position < cut[:, None] + LOOKAHEAD[-1])
+    predicted = torch.zeros_like(batch.tokens)
+    for part, logits in _predictions(denoiser, batch, inputs, chosen, batch_size):
+        predicted[part] = predicted[part].masked_scatter(chosen[part], logits.argmax(dim=-1))
+        on_progress("lookahead", min(part.stop, n), n)
+    right = (chosen & (predicted == batch.tokens)).cpu()
     scores = {}
     for distance in LOOKAHEAD:
         index = (cut + distance - 1).cpu()

@@ -47,6 +47,7 @@ from lad.training.loss import MASKED_FRACTIONS
 from lad.utils import InvalidInput
 
 ITERATIONS = (1, 2, 4, 8, 16, 32, 64)
+# The names are keys of the recorded figures/data/study.json; `lad.viz.convergence` shows others.
 WAYS: Mapping[str, RefineConfig] = {
     "without re-noising": RefineConfig(remasking="none"),
     "with re-noising": RefineConfig(remasking="guided", noise_start=0.9, sharpness=1.0),
