@@ -33,23 +33,11 @@ from lad import utils
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.corruption import CorruptionConfig, corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.answers import (
-    Answers,
-    measure_answers,
-    refined_answers,
-    score_against_baseline,
-)
+from lad.evaluation.answers import Answers, measure_answers, refined_answers, score_outputs
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
-from lad.training.loss import (
-    MASKED_FRACTIONS,
-    Batch,
-    answer_logits,
-    mask_share,
-    take,
-    token_losses,
-)
+from lad.training.loss import MASKED_FRACTIONS, answer_logits, mask_share, take, token_losses
 from lad.utils import InvalidInput, NumericalError
 
 REPAIR_SEVERITY = 0.3
@@ -116,9 +104,7 @@ def evaluate(
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
     on_progress("backbone", 0, len(prompts))
-    baseline, outputs = score_against_baseline(
-        denoiser, prompts, outputs, longest, batch_size, backbone
-    )
+    baseline, outputs = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone)
     on_progress("backbone", len(prompts), len(prompts))
 
     def measured(answers: Answers, length: int) -> dict:
@@ -195,19 +181,19 @@ def masked_predictions(
     batch = take(pairs, list(range(n)), context)
     generator = torch.Generator(batch.tokens.device).manual_seed(seed)
     noisy, counted = mask_share(denoiser, batch, fraction, generator)
-    for part, logits in _predictions(denoiser, batch, noisy, counted, batch_size):
+    for part, logits in _predictions(denoiser, batch.prompt_lengths, noisy, counted, batch_size):
         answers = part.start + counted[part].nonzero()[:, 0].cpu()
         yield logits.float(), batch.tokens[part][counted[part]], answers
         on_done(min(part.stop, n))
 
 
 def _predictions(
-    denoiser: Denoiser, batch: Batch, inputs: Tensor, chosen: Tensor, batch_size: int
+    denoiser: Denoiser, prompt_lengths: Tensor, inputs: Tensor, chosen: Tensor, batch_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Slices of `batch_size` answers, and the `(m, v)` logits of their chosen positions."""
     for first in range(0, len(inputs), batch_size):
         part = slice(first, first + batch_size)
-        logits = answer_logits(denoiser, inputs[part], batch.prompt_lengths[part], chosen[part])
+        logits = answer_logits(denoiser, inputs[part], prompt_lengths[part], chosen[part])
         _check_finite(logits)
         yield part, logits
 
@@ -274,7 +260,7 @@ def lookahead_accuracy(
     inputs = batch.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
     chosen = (position >= cut[:, None]) & (position < cut[:, None] + LOOKAHEAD[-1])
     predicted = torch.zeros_like(batch.tokens)
-    for part, logits in _predictions(denoiser, batch, inputs, chosen, batch_size):
+    for part, logits in _predictions(denoiser, batch.prompt_lengths, inputs, chosen, batch_size):
         predicted[part] = predicted[part].masked_scatter(chosen[part], logits.argmax(dim=-1))
         on_progress("lookahead", min(part.stop, n), n)
     right = (chosen & (predicted == batch.tokens)).cpu()

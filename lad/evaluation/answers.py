@@ -140,7 +140,7 @@ def greedy_answers(
     return Answers(tokens, ended, [len(ids) for ids in outputs], seconds, eos_token_id)
 
 
-def score_against_baseline(
+def score_outputs(
     denoiser: Denoiser,
     prompts: Sequence[str],
     outputs: Mapping[Key, Answers],

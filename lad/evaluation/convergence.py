@@ -34,12 +34,7 @@ from lad.evaluation.adapter_eval import (
     provenance,
     silent,
 )
-from lad.evaluation.answers import (
-    Answers,
-    measure_answers,
-    refine_traces,
-    score_against_baseline,
-)
+from lad.evaluation.answers import Answers, measure_answers, refine_traces, score_outputs
 from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
@@ -116,7 +111,7 @@ def run_study(
             # A run with a threshold ends when every token has passed it: there is no shorter one.
 
     longest = max(way.answer_length for way in WAYS.values())
-    baseline, outputs = score_against_baseline(
+    baseline, outputs = score_outputs(
         denoiser, prompts, outputs, longest, batch_size, backbone,
         lambda done, total: on_progress("perplexity", done, total),
     )  # fmt: skip

@@ -143,9 +143,9 @@ def bench(
     backbone: LlamaForCausalLM,
     prompts: Sequence[str],
     config: RefineConfig,
-    windows: Sequence[int] = (64, 128, 256, 512),
-    batches: Sequence[int] = (1, 32),
-    reference_prompts: int | None = None,
+    windows: Sequence[int],
+    batches: Sequence[int],
+    reference_prompts: int = 1,
     reference_iterations: int | None = None,
     on_progress: Progress = silent,
     on_result: Callable[[dict], object] = lambda result: None,
@@ -156,7 +156,7 @@ def bench(
         backbone: for `generate`, without an adapter; on the denoiser's device and in its dtype.
         prompts: texts of one turn. A batch larger than their number takes them more than once.
         config: settings of the refinement; its answer length is replaced by each window.
-        reference_prompts: how many of them the reference answers, from the first; all by default.
+        reference_prompts: how many of them the reference answers, from the first.
         reference_iterations: how many iterations it runs, from the first; all by default. Each
             costs the same, so times scale.
         on_result: called after every cell with what is returned so far.
@@ -167,23 +167,13 @@ def bench(
         and `device`.
 
     Raises:
-        InvalidInput: nothing to time, or a window or batch below 1.
+        InvalidInput: a prompt and a window that do not fit the model's context together.
         NumericalError: NaN or infinite logits.
     """
-    if not prompts or not windows or not batches:
-        raise InvalidInput(
-            f"{len(prompts)} prompts, {len(windows)} windows and {len(batches)} batches: expected "
-            "at least one of each"
-        )
-    numbers = {"windows": min(windows), "batches": min(batches)}
-    for name, number in (numbers | {"reference_iterations": reference_iterations}).items():
-        if number is not None and number < 1:
-            raise InvalidInput(f"{name} = {number}: expected whole numbers from 1 up")
     started = time.perf_counter()
     ids = [denoiser.encode(prompt) for prompt in prompts]
     longest = max(map(len, ids))
-    n_reference = len(prompts) if reference_prompts is None else reference_prompts
-    n_reference = min(n_reference, len(prompts)) if 1 in batches else 0
+    n_reference = min(reference_prompts, len(prompts)) if 1 in batches else 0
     rates = machine_rates(denoiser.device, denoiser.causal_lm.dtype)
     result = {
         "device": denoiser.device.type,
