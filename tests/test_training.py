@@ -25,7 +25,6 @@ from lad.models.registry import load_backbone
 from lad.training import (
     Pair,
     TrainConfig,
-    everyday_prompts,
     hold_out,
     pack,
     read_config,
@@ -70,35 +69,24 @@ def adapter(denoiser: Denoiser) -> dict[str, torch.Tensor]:
 # -- pairs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
-def test_pairs_are_read_plain_or_gzipped(tmp_path, name):
-    text = "".join(json.dumps({"prompt": p.prompt, "answer": p.answer}) + "\n" for p in PAIRS)
-    data = text.encode()
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-    assert read_pairs(tmp_path / name) == PAIRS
-
-
-@pytest.mark.parametrize(
-    "line", ["no json", "[]", "{}", '{"prompt": "p"}', '{"prompt": "p", "answer": 3}']
-)
-def test_a_line_that_is_no_pair_is_named(tmp_path, line):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text('{"prompt": "p", "answer": "a"}\n' + line + "\n")
-    with pytest.raises(DamagedFile, match="line 2"):
-        read_pairs(path)
-
-
-def test_truncated_missing_and_empty_files(tmp_path):
-    path = tmp_path / "pairs.jsonl.gz"
+def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
+    data = "".join(json.dumps(vars(p)) + "\n" for p in PAIRS).encode()
+    plain, zipped = tmp_path / "pairs.jsonl", tmp_path / "pairs.jsonl.gz"
+    plain.write_bytes(data)
     with pytest.raises(InvalidInput, match="no pairs at"):
-        read_pairs(path)
-    line = b'{"prompt": "p", "answer": "a"}\n'
-    path.write_bytes(gzip.compress(line * 5000)[:-20])
+        read_pairs(zipped)
+    zipped.write_bytes(gzip.compress(data))
+    assert read_pairs(plain) == read_pairs(zipped) == PAIRS
+    for line in ("no json", "[]", "{}", '{"prompt": "p"}', '{"prompt": "p", "answer": 3}'):
+        plain.write_text('{"prompt": "p", "answer": "a"}\n' + line + "\n")
+        with pytest.raises(DamagedFile, match="line 2"):
+            read_pairs(plain)
+    zipped.write_bytes(gzip.compress(data * 50)[:-20])
     with pytest.raises(DamagedFile):
-        read_pairs(path)
-    path.write_bytes(gzip.compress(b""))
+        read_pairs(zipped)
+    zipped.write_bytes(gzip.compress(b""))
     with pytest.raises(InvalidInput, match="0 pairs"):
-        read_pairs(path)
+        read_pairs(zipped)
 
 
 def test_held_out_prompts_hang_on_the_prompt_alone():
@@ -108,12 +96,6 @@ def test_held_out_prompts_hang_on_the_prompt_alone():
     assert set(backwards) == set(held)
     other_answers = [Pair(" " + pair.prompt.upper(), "x") for pair in held]
     assert hold_out(other_answers, every=5)[0] == []
-
-
-def test_everyday_prompts_are_plain_questions_and_held_apart():
-    prompts = everyday_prompts()
-    assert len(prompts) == len(set(prompts)) >= 50
-    assert all(prompt == prompt.strip() and len(prompt) < 100 for prompt in prompts)
 
 
 def test_packing_keeps_prompt_answer_and_eos():
@@ -128,7 +110,7 @@ def test_packing_keeps_prompt_answer_and_eos():
         pack(backbone, pairs, 8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(min_size=1).filter(str.strip) | st.sampled_from([" a ", "<|im_end|> b"])))
 def test_many_prompts_are_encoded_as_one_by_one(prompts):
     tokenizer = load_backbone("tiny").tokenizer
@@ -276,18 +258,15 @@ def test_losses_in_chunks_are_cross_entropies_with_the_same_gradient(chunk):
 
 def test_validation_counts_masked_answer_tokens_only():
     denoiser = fresh()
-    stir(denoiser)
-    packed = pack(denoiser.backbone, PAIRS, 96)
+    packed = pack(denoiser.backbone, PAIRS[:30], 96)
     scores = validate(denoiser, packed, batch_size=7)
     answer = int((packed.ends - packed.prompt_lengths + 1).sum())
     for fraction, score in scores.items():
         assert score["n"] == pytest.approx(float(fraction) * answer, rel=0.25)
-        assert 0 <= score["accuracy"] <= 1
     assert scores == validate(denoiser, packed, batch_size=7)
     # Pairs that the last batch repeats are not counted twice.
-    assert validate(denoiser, packed, batch_size=len(packed))["0.5"]["n"] == pytest.approx(
-        scores["0.5"]["n"], rel=0.1
-    )
+    again = validate(denoiser, packed, batch_size=30)
+    assert again["0.5"]["n"] == pytest.approx(scores["0.5"]["n"], rel=0.15)
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):
@@ -330,16 +309,22 @@ def test_training_lowers_the_loss_and_touches_the_adapter_alone():
     assert not any(p.requires_grad for p in denoiser.model.parameters())
 
 
+WHOLE = SHORT | {
+    "steps": 20,
+    "causal_lm_fraction": 0.3,
+    "accumulate": 2,
+    "validate_every": 8,
+    "checkpoint_minutes": 1e-9,  # after every step
+}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run from beginning to end: its configuration, folder, rows and adapter."""
+    """A run from beginning to end: its folder, rows and adapter."""
     torch.set_num_threads(1)
-    config = TrainConfig(
-        steps=20, causal_lm_fraction=0.3, accumulate=2, **SHORT | {"validate_every": 8}
-    )
     folder, denoiser = tmp_path_factory.mktemp("whole"), fresh()
-    rows = train(denoiser, PAIRS, config, folder)
-    return config, folder, rows, adapter(denoiser)
+    rows = train(denoiser, PAIRS, TrainConfig(**WHOLE), folder)
+    return folder, rows, adapter(denoiser)
 
 
 def timeless(rows) -> list[dict]:
@@ -351,7 +336,7 @@ def read_log(folder: Path) -> list[dict]:
 
 
 def check_same(whole, folder, rows, denoiser) -> None:
-    _, _, expected_rows, expected = whole
+    _, expected_rows, expected = whole
     assert timeless(rows) == timeless(expected_rows) and read_log(folder) == rows
     got = adapter(denoiser)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -365,7 +350,7 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
         if row["step"] == 10:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    config = whole[0]
+    config = TrainConfig(**WHOLE)
     train(fresh(), PAIRS, config, tmp_path, on_row=stop)
     assert (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "adapter").exists()
 
@@ -383,27 +368,22 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
 
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(whole, tmp_path):
     """Killed by SIGKILL twice, with a checkpoint after every step."""
-    script = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_training import *\n"
-        "torch.set_num_threads(1)\n"
-        "config = TrainConfig.from_dict(json.loads(sys.argv[1]))\n"
-        "def on_row(row):\n"
-        "    if row['step'] >= int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train(fresh(), PAIRS, config, sys.argv[2], resume=True, on_row=on_row)\n"
-    )
-    config = whole[0].to_dict()
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_training import *
+torch.set_num_threads(1)
+def on_row(row):
+    if row["step"] >= int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
+train(fresh(), PAIRS, TrainConfig(**eval(sys.argv[1])), sys.argv[2], resume=True, on_row=on_row)
+"""
     for step in (5, 15):
-        values = json.dumps(config | {"checkpoint_minutes": 1e-9})
-        command = [sys.executable, "-c", script, values, str(tmp_path), str(step)]
+        command = [sys.executable, "-c", script, repr(WHOLE), str(tmp_path), str(step)]
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
         assert done.returncode == -signal.SIGKILL
     (tmp_path / ".checkpoint.pt.partial").write_bytes(b"half of a checkpoint")
     again = fresh()
-    kept = TrainConfig.from_dict(config | {"checkpoint_minutes": 1e-9})
-    rows = train(again, PAIRS, kept, tmp_path, resume=True)
+    rows = train(again, PAIRS, TrainConfig(**WHOLE), tmp_path, resume=True)
     check_same(whole, tmp_path, rows, again)
-    assert rows[0] in read_log(tmp_path)[:1]
 
 
 def test_the_adapter_is_kept_when_the_last_validation_fails(whole, tmp_path, monkeypatch):
@@ -411,11 +391,11 @@ def test_the_adapter_is_kept_when_the_last_validation_fails(whole, tmp_path, mon
         raise RuntimeError("no memory left")
 
     monkeypatch.setattr(trainer, "validate", fail)
-    config = TrainConfig.from_dict(whole[0].to_dict() | {"validate_every": 10**6})
+    config = TrainConfig(**WHOLE | {"validate_every": 10**6})
     with pytest.raises(RuntimeError):
         train(fresh(), PAIRS, config, tmp_path)
     got = load_denoiser("tiny", tmp_path / "adapter", merge=False)
-    expected = load_denoiser("tiny", whole[1] / "adapter", merge=False)
+    expected = load_denoiser("tiny", whole[0] / "adapter", merge=False)
     assert all(torch.equal(v, adapter(expected)[k]) for k, v in adapter(got).items())
 
 
@@ -503,12 +483,12 @@ def test_a_gpu_that_is_too_small_is_told_the_settings(monkeypatch):
 )
 def test_how_a_step_is_computed_does_not_show(whole, computation):
     denoiser = fresh()
-    config = TrainConfig.from_dict(whole[0].to_dict() | computation)
+    config = TrainConfig(**WHOLE | computation)
     rows = train(denoiser, PAIRS, config)
-    assert config.outcome() == whole[0].outcome()
-    assert losses_of(rows) == pytest.approx(losses_of(whole[2]), rel=1e-3)
+    assert config.outcome() == TrainConfig(**WHOLE).outcome()
+    assert losses_of(rows) == pytest.approx(losses_of(whole[1]), rel=1e-3)
     for name, value in adapter(denoiser).items():
-        torch.testing.assert_close(value, whole[3][name], atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(value, whole[2][name], atol=1e-3, rtol=1e-2)
 
 
 def test_checkpointing_keeps_less():

@@ -25,7 +25,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -121,26 +121,22 @@ def distil_pairs(
     if prompts is not None:
         batches = min(batches, -(-len(prompts) // config.batch_size))
     folder = out.with_name(out.name.split(".")[0] + "-batches")
-    rank, processes = state.process_index, state.num_processes
+    numbers = range(state.process_index, batches, state.num_processes)
     started, kept = time.monotonic(), 0
     # A bar in a terminal, else a line for each batch; every process shows its own.
-    total = len(range(rank, batches, processes))
-    with tqdm(total=total, desc=f"batches ({device})", disable=None, position=rank) as bar:
-
-        def show(number: int, counts: Counter) -> None:
-            nonlocal kept
+    bar = tqdm(total=len(numbers), desc=f"batches ({device})", disable=None, position=numbers.start)
+    with bar:
+        for number, counts in distil(backbone, folder, numbers, config, prompts):
+            seconds = time.monotonic() - started
             kept += counts["kept"]
             bar.update()
             bar.set_postfix_str(f"{kept:,} pairs kept")
             if bar.disable:
-                took = f"{time.monotonic() - started:>7.1f} s"
                 reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if n)
-                print(f"batch {number + 1:>5} of {batches}  {took}  {reasons}", file=sys.stderr)
-
-        def more() -> bool:
-            return minutes is None or time.monotonic() - started < 60 * minutes
-
-        distil(backbone, folder, batches, config, rank, processes, show, more, prompts)
+                line = f"batch {number + 1:>5} of {batches}  {seconds:>7.1f} s  {reasons}"
+                print(line, file=sys.stderr)
+            if minutes is not None and seconds > 60 * minutes:
+                break
     state.wait_for_everyone()  # the first process joins the batches of all
     if not state.is_main_process:
         return None
@@ -157,65 +153,47 @@ def distil_pairs(
     return write_pairs(out, [*pairs, *added], card)
 
 
-def openings() -> list[str]:
-    """Beginnings of a user's turn; a line that occurs twice counts twice."""
-    return read_lines("openings.txt")
-
-
 def distil(
     backbone: LoadedBackbone,
-    folder: str | Path,
-    batches: int,
-    config: DistilConfig | None = None,
-    rank: int = 0,
-    processes: int = 1,
-    on_batch: Callable[[int, Counter], object] | None = None,
-    more: Callable[[], bool] = lambda: True,
+    folder: Path,
+    numbers: Iterable[int],
+    config: DistilConfig,
     prompts: Sequence[str] | None = None,
-) -> None:
-    """Make this process's share of `batches` batches, each as `folder`/00012.jsonl.
-
-    Batches that are there already are not made again.
+) -> Iterator[tuple[int, Counter]]:
+    """Make the batches `numbers`, each as `folder`/00012.jsonl, but for those already there.
 
     Args:
-        on_batch: called with the number of a batch and the counts of what became of its prompts.
-        more: called before each batch; False ends the run.
         prompts: to be answered in place of invented ones, `config.batch_size` of them a batch.
 
+    Yields:
+        The number of a batch, and how many of its prompts went which way.
+
     Raises:
-        InvalidInput: the batches that are there were made with other settings, or the context is
-            longer than the backbone's.
+        InvalidInput: `folder` holds batches of other settings, or the context is longer than the
+            backbone's.
         CacheError: `folder` cannot be written.
     """
-    config, folder = config or DistilConfig(), Path(folder)
     if config.context > backbone.spec.context:
         raise InvalidInput(
             f"context = {config.context}: expected at most {backbone.spec.context} tokens, which "
             f"is what {backbone.spec.name} was trained for"
         )
-    given = None
-    if prompts is not None:
-        batches = min(batches, -(-len(prompts) // config.batch_size))
-        given = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    given = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
     with disk_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
     check_settings(folder, {"backbone": backbone.digest, "prompts": given, **config.to_dict()})
-    for number in range(rank, batches, processes):
+    for number in numbers:
         path = folder / f"{number:05d}.jsonl"
         if path.exists():
             continue
-        if not more():
-            return
-        part = None
-        if prompts is not None:
-            part = prompts[number * config.batch_size : (number + 1) * config.batch_size]
+        first = number * config.batch_size
+        part = prompts[first : first + config.batch_size] if prompts else None
         pairs, counts = make_batch(backbone, number, config, part)
         lines = [json.dumps(vars(pair), ensure_ascii=False) for pair in pairs]
         lines.append(json.dumps({"counts": counts}))  # last: without it the file is not whole
         with disk_errors(folder, REMEDY):
             write_whole(path, "".join(line + "\n" for line in lines).encode())
-        if on_batch is not None:
-            on_batch(number, counts)
+        yield number, counts
 
 
 def check_settings(folder: Path, settings: dict) -> None:
@@ -247,18 +225,20 @@ def make_batch(
     choice = random.Random(f"{config.seed}-{number}")
     seed = choice.getrandbits(62)
     if prompts is None:
-        starts = choice.choices(openings(), k=config.batch_size)
+        starts = choice.choices(read_lines("openings.txt"), k=config.batch_size)
         prompts = invent_prompts(backbone, starts, config, seed)
-    counts = Counter(tried=len(prompts))
     fresh = list(dict.fromkeys(prompt for prompt in prompts if prompt))
-    counts["prompt unfinished"] = sum(prompt is None for prompt in prompts)
-    counts["prompt odd"] = sum(prompt == "" for prompt in prompts)
-    repeated = len(prompts) - len(fresh) - counts["prompt unfinished"] - counts["prompt odd"]
-    counts["prompt repeated"] = repeated
+    counts = Counter(
+        {
+            "tried": len(prompts),
+            "prompt unfinished": prompts.count(None),
+            "prompt odd": prompts.count(""),
+            "prompt repeated": sum(map(bool, prompts)) - len(fresh),
+        }
+    )
     kept = []
-    for prompt, answer in zip(
-        fresh, answer_prompts(backbone, fresh, config, seed + 1), strict=True
-    ):
+    answers = answer_prompts(backbone, fresh, config, seed + 1)
+    for prompt, answer in zip(fresh, answers, strict=True):
         reason = "answer unfinished" if answer is None else reject(answer)
         counts[reason or "kept"] += 1
         if reason is None:

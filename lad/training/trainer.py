@@ -125,10 +125,9 @@ class Trainer:
         self.data = data.to(self.device)
         self.validation = validation.to(self.device) if validation is not None else None
         self.parts = self.accelerator.num_processes * config.accumulate  # of every batch
-        self.parameters = [
-            p.requires_grad_(True) for n, p in denoiser.model.named_parameters() if "lora_" in n
-        ]
-        for parameter in self.parameters:
+        named = denoiser.model.named_parameters()
+        self.parameters = nn.ParameterList(p for name, p in named if "lora_" in name)
+        for parameter in self.parameters.requires_grad_(True):
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -138,10 +137,8 @@ class Trainer:
             fused=self.device.type == "cuda",
         )
         self.scheduler = LambdaLR(self.optimizer, self._learning_rate_factor)
-        self.average = AveragedModel(
-            nn.ParameterList(self.parameters), multi_avg_fn=self._move_average
-        )
-        self.average.update_parameters(nn.ParameterList(self.parameters))  # the first one copies
+        self.average = AveragedModel(self.parameters, multi_avg_fn=self._move_average)
+        self.average.update_parameters(self.parameters)  # the first time, it copies
         self.generator = torch.Generator(self.device)
         self.rows: list[dict] = []
         self.window: list[Tensor] = []  # (loss, accuracy) of every part since the last log row
@@ -163,35 +160,30 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step, or to a checkpoint when SIGTERM comes."""
+        config = self.config
+        ends, settings = self.data.ends.tolist(), (config.widen, config.seed, self.parts)
+        stream = batches(ends, config.widths, config.batch_tokens, *settings)
         self._start_log()
         self.started = last_checkpoint = time.monotonic()
         with (
             on_sigterm(self.accelerator.set_trigger),
-            computation(self.denoiser, self.config),
-            memory_errors(self.denoiser, self.config),
+            computation(self.denoiser, config),
+            memory_errors(self.denoiser, config),
         ):
-            for width, indices in self._remaining_batches():
+            for width, indices in islice(stream, self.step, config.steps):
                 self._take_step(width, indices)
-                if self.step == self.config.steps:
+                if self.step == config.steps:
                     break
                 if self.step % STOP_EVERY == 0 and self.accelerator.check_trigger():
                     self.save_checkpoint()
                     return
-                if time.monotonic() - last_checkpoint > 60 * self.config.checkpoint_minutes:
+                if time.monotonic() - last_checkpoint > 60 * config.checkpoint_minutes:
                     self.save_checkpoint()
                     last_checkpoint = time.monotonic()
             self._load_weights(self.average.parameters())
             self._save_adapter()  # before validation, which may fail
             if self.validation is not None:
                 self._validate()
-
-    def _remaining_batches(self) -> Iterator[tuple[int, list[int]]]:
-        config = self.config
-        stream = batches(
-            *(self.data.ends.tolist(), config.widths, config.batch_tokens),
-            *(config.widen, config.seed, self.parts),
-        )
-        return islice(stream, self.step, config.steps)
 
     def _take_step(self, width: int, indices: list[int]) -> None:
         """One optimiser step, and what is logged and validated after it."""
@@ -215,7 +207,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        self.average.update_parameters(nn.ParameterList(self.parameters))
+        self.average.update_parameters(self.parameters)
         self.step += 1
         last = self.step == config.steps
         if last or self.step % config.log_every == 0:
@@ -307,7 +299,7 @@ class Trainer:
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "window": self.window,
             "rows": self.rows,
-            "adapter": [p.detach() for p in self.parameters],
+            "adapter": self.parameters.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -356,7 +348,7 @@ class Trainer:
                 f"{processes} processes to resume a run whose batches have {self.parts} parts: "
                 f"expected {', '.join(fit)} of them, so that each gets as many"
             )
-        self._load_weights(state["adapter"])
+        self.parameters.load_state_dict(state["adapter"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
