@@ -56,7 +56,7 @@ _MODULES = {
     "Trace": "diffusion.trace",
     "TrainConfig": "training",
     "train": "training",
-    "Estimate": "evaluation.metrics",
+    "Estimate": "evaluation.statistics",
     "evaluate": "evaluation.adapter_eval",
 }
 

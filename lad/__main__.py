@@ -12,7 +12,6 @@ import typer
 from lad.cli.ablate import ablate
 from lad.cli.assets import fetch, figures, info
 from lad.cli.bench import bench
-from lad.cli.bench_shape import bench_shape
 from lad.cli.benchmark import app as benchmark
 from lad.cli.demo import demo
 from lad.cli.distil import distil
@@ -48,7 +47,6 @@ for command in (
     info,
 ):
     app.command()(command)
-app.command("bench-shape")(bench_shape)
 app.command("import-checkpoint")(import_checkpoint)
 app.add_typer(benchmark, name="benchmark")
 

@@ -41,7 +41,14 @@ import torch
 
 import lad
 from lad.diffusion.adapter import shipped_adapter
-from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
+from lad.evaluation.probes import (
+    KINDS_OF_ATTENTION,
+    effects,
+    fill_mask,
+    next_token_accuracy,
+    update_sizes,
+    visible,
+)
 from lad.training import self_distil
 from lad.viz import attention, training
 from lad.viz.ablation import ablation
@@ -191,7 +198,7 @@ questions = [
 backbone = lad.load_backbone("smollm2-135m")
 own_answers = self_distil(backbone, questions[: None if full else 4], max_tokens=48)
 for kind in KINDS_OF_ATTENTION:
-    score = read_on(denoiser, own_answers, kind)
+    score = next_token_accuracy(denoiser, own_answers, kind)
     low, value, high = (f"{100 * share:.0f}" for share in (score.low, score.value, score.high))
     print(f"{kind:<14}{value:>4} % right  ({low} to {high} %, {score.n} answers)")
 
@@ -230,10 +237,10 @@ show(
 question = "Name a famous city."
 answer = "The city of [MASK] is the capital of Japan."
 no_clue = "The city of [MASK] [MASK] [MASK] [MASK] [MASK] [MASK] [MASK]"
-guesses = {"adapter": fill(denoiser, question, answer)[0]}
-guesses["adapter, no clue"] = fill(denoiser, question, no_clue)[0]
+guesses = {"adapter": fill_mask(denoiser, question, answer)[0]}
+guesses["adapter, no clue"] = fill_mask(denoiser, question, no_clue)[0]
 with denoiser.adapter_off():
-    guesses["bare backbone"] = fill(denoiser, question, answer)[0]
+    guesses["bare backbone"] = fill_mask(denoiser, question, answer)[0]
 show(
     attention.predictions(guesses, wanted=" Tokyo"),
     "Three bar charts of the five likeliest tokens and their probabilities; ␣ is a space that "
@@ -266,7 +273,7 @@ print(f"{len(pairs)} pairs, such as:", *(f"{p.prompt} {p.answer}" for p in pairs
 # %%
 beginner = lad.Denoiser.create(backbone, lad.DenoiserConfig(rank=8, alpha=16))
 hidden_answer = " ".join(["[MASK]"] * 8)
-before = fill(beginner, "What is the capital of Greece?", hidden_answer, top=1)
+before = fill_mask(beginner, "What is the capital of Greece?", hidden_answer, top=1)
 rows = lad.train(
     beginner,
     pairs,
@@ -283,7 +290,7 @@ show(
 )
 
 # %%
-after = fill(beginner, "What is the capital of Greece?", hidden_answer, top=1)
+after = fill_mask(beginner, "What is the capital of Greece?", hidden_answer, top=1)
 print("Greece was not among the questions. From eight MASKs, in one pass, the likeliest tokens:")
 print("  before:", "|".join(token.text for (token,) in before))
 print("  after: ", "|".join(token.text for (token,) in after))

@@ -12,10 +12,9 @@ from lad.evaluation.ablation import (
     MEASURES,
     collect,
     read_grid,
-    result_path,
     run_variants,
     settings_of,
-    trim,
+    summarise,
 )
 from lad.utils import DamagedFile, InvalidInput
 from lad.viz.ablation import MEASURES as DRAWN
@@ -64,18 +63,14 @@ def folder(pairs, tmp_path_factory):
     """Results of the whole grid, made by two processes' shares one after the other."""
     folder = tmp_path_factory.mktemp("ablation") / "variants"
     for rank in (1, 0):
-        made = []
-        run_variants(
-            GRID, pairs, PROMPTS, folder, "tiny", "cpu", rank, 2,
-            on_result=lambda name, result, made=made: made.append(name),
-        )  # fmt: skip
-        assert made == list(GRID["variants"])[rank::2]
+        made = run_variants(GRID, pairs, PROMPTS, folder, "tiny", "cpu", rank, 2)
+        assert [name for name, _ in made] == list(GRID["variants"])[rank::2]
     return folder
 
 
 @pytest.fixture(scope="module")
 def results(folder):
-    return [json.loads(result_path(folder, n).read_text()) for n in range(4)]
+    return [json.loads((folder / f"{n:02d}.json").read_text()) for n in range(4)]
 
 
 # -- grids -----------------------------------------------------------------------------------------
@@ -144,33 +139,30 @@ def test_every_variant_is_trained_with_its_own_settings_and_measured(results):
         assert result["settings"]["noiseless"]["config"]["remasking"] == "none"
 
 
-def test_what_is_there_is_not_made_again(folder, pairs):
+def test_results_are_kept_if_they_are_of_the_same_settings_and_data(folder, pairs, tmp_path):
+    def run(grid=GRID, pairs=pairs, folder=folder, **more):
+        return list(run_variants(grid, pairs, PROMPTS, folder, "tiny", "cpu", **more))
+
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    run_variants(GRID, pairs, PROMPTS, folder, "tiny", "cpu", on_result=pytest.fail)
+    assert run() == []
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-
-
-def test_results_of_other_settings_or_data_are_not_gone_on_with(folder, pairs, tmp_path):
     other = copy.deepcopy(GRID)
     other["base"]["denoiser"]["rank"] = 2
     with pytest.raises(InvalidInput, match="made with another denoiser"):
-        run_variants(other, pairs, PROMPTS, folder, "tiny", "cpu")
+        run(other)
     with pytest.raises(InvalidInput, match="made with another training"):
-        run_variants(GRID, pairs, PROMPTS, folder, "tiny", "cpu", steps=4)
-    more = tmp_path / "more.jsonl"
-    more.write_text(pairs.read_text() + '{"prompt": "a", "answer": "b"}\n')
+        run(steps=4)
+    more, few = tmp_path / "more.jsonl", tmp_path / "few.jsonl"
+    few.write_text('{"prompt": "a", "answer": "b"}\n')
+    more.write_text(pairs.read_text() + few.read_text())
     with pytest.raises(InvalidInput, match="made with another pairs_sha256"):
-        run_variants(GRID, more, PROMPTS, folder, "tiny", "cpu")
-
-
-def test_too_few_pairs_are_refused_before_training(tmp_path):
-    (tmp_path / "few.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+        run(pairs=more)
     with pytest.raises(InvalidInput, match="1 pairs to train on, 0 held out"):
-        run_variants(GRID, tmp_path / "few.jsonl", PROMPTS, tmp_path / "out", "tiny", "cpu")
+        run(pairs=few, folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-# -- joined and trimmed ----------------------------------------------------------------------------
+# -- joined ----------------------------------------------------------------------------------------
 
 
 def test_joined_they_are_what_the_figure_draws(folder, results, tmp_path):
@@ -195,13 +187,10 @@ def test_joined_they_are_what_the_figure_draws(folder, results, tmp_path):
     assert "After 3 steps" in ablation(data).get_suptitle()
 
 
-def test_nothing_is_joined_while_some_are_missing(folder, tmp_path):
+def test_a_result_that_is_missing_or_not_whole_or_of_another_grid_is_named(folder, tmp_path):
     longer = GRID | {"variants": GRID["variants"] | {"fifth": {}}}
     assert not collect(longer, folder, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
-
-
-def test_a_result_that_is_not_whole_or_of_another_grid_is_named(folder, tmp_path):
     turned = GRID | {"variants": dict(reversed(GRID["variants"].items()))}
     with pytest.raises(DamagedFile, match=r"00\.json is unusable .*of the variant 'plain'"):
         collect(turned, folder, tmp_path / "out.json")
@@ -210,24 +199,21 @@ def test_a_result_that_is_not_whole_or_of_another_grid_is_named(folder, tmp_path
         collect(GRID | {"variants": {"plain": {}}}, tmp_path, tmp_path / "out.json")
 
 
-def test_trimming_refuses_what_cannot_be_compared(results):
+def test_what_cannot_be_compared_is_refused(results):
     for key in ("model", "pairs_sha256", "trained_on"):
         with pytest.raises(InvalidInput, match=f"'another seed' has another {key}"):
-            trim([results[0], results[1] | {key: "other"}])
-    longer = copy.deepcopy(results[1])
-    longer["training"]["steps"] = 9
+            summarise([results[0], results[1] | {key: "other"}])
+    longer = results[1] | {"training": results[1]["training"] | {"steps": 9}}
     with pytest.raises(InvalidInput, match="different numbers of steps"):
-        trim([results[0], longer])
+        summarise([results[0], longer])
     lacking = {key: value for key, value in results[1].items() if key != "repair"}
     with pytest.raises(DamagedFile, match=r"lacks something .*repair"):
-        trim([results[0], lacking])
-
-
-def test_what_differed_between_processes_is_told(results):
+        summarise([results[0], lacking])
+    # What differs between processes is listed.
     other = results[1] | {"provenance": results[1]["provenance"] | {"torch": "9.9"}}
-    found = trim([results[0], other])["provenance"]
-    assert found["torch"] == [results[0]["provenance"]["torch"], "9.9"]
-    assert found["device"] == "cpu"
+    origin = summarise([results[0], other])["provenance"]
+    assert origin["torch"] == [results[0]["provenance"]["torch"], "9.9"]
+    assert origin["device"] == "cpu"
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -9,20 +9,31 @@ from conftest import run, tiny_denoiser
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import refine_batch
-from lad.evaluation import bench as room
-from lad.evaluation.bench import bench
-from lad.evaluation.floor import floor, machine_rates
+from lad.evaluation import throughput
+from lad.evaluation.throughput import add_run, bench, machine_rates, roofline
 from lad.models.registry import load_backbone
-from lad.utils import InvalidInput
+from lad.utils import CacheError, DamagedFile
 
 FEW = RefineConfig(iterations=4, answer_length=8)
 PROMPTS = ["hello", "a longer one", "hi"]
+RATES = ("bytes_per_second", "flops_per_second", "flops_per_second_of_normals")
 
 
 @pytest.fixture(scope="module")
-def result() -> dict:
-    backbone = load_backbone("tiny").model
-    return bench(tiny_denoiser(), backbone, PROMPTS, FEW, windows=(8, 16), batches=(1, 2))
+def backbone():
+    return load_backbone("tiny").model
+
+
+@pytest.fixture(autouse=True)
+def rates(monkeypatch, request):
+    """The machine is measured once: each time takes as long as a test."""
+    if "plausible" not in request.node.name:
+        monkeypatch.setattr(throughput, "machine_rates", lambda *_: dict.fromkeys(RATES, 1e9))
+
+
+@pytest.fixture(scope="module")
+def result(backbone) -> dict:
+    return bench(tiny_denoiser(), backbone, PROMPTS, FEW, (8, 16), (1, 2), reference_prompts=3)
 
 
 def test_the_json_holds_what_is_promised(result):
@@ -36,64 +47,48 @@ def test_the_json_holds_what_is_promised(result):
     assert result["config"] == FEW.to_dict() and result["device"] == "cpu"
 
 
-def test_reference_and_sampler_wrote_the_same_drafts(result):
-    alone = [cell for cell in result["cells"] if cell["batch"] == 1]
-    assert [cell["reference"]["drafts_equal"] for cell in alone] == [1.0, 1.0]
-    assert all(cell["reference"] is None for cell in result["cells"] if cell["batch"] == 2)
-
-
-def test_the_sampler_counts_are_those_of_a_run(result):
+def test_numbers_of_sampler_and_reference_are_those_of_a_run(result):
     traces = refine_batch(tiny_denoiser(), PROMPTS, FEW)
-    own = result["cells"][0]["sampler"]
-    nfe = [trace.nfe for trace in traces]
-    assert own["nfe"] == sum(nfe) / 3 and len(own["step_seconds"]) == max(nfe)
-    assert own["tpf"] == sum(trace.tokens for trace in traces) / sum(nfe)
-
-
-def test_a_batch_is_compared_with_the_reference_run_one_by_one(result):
     alone, both = result["cells"][:2]
-    times = [
-        alone["reference"]["seconds_per_answer"] / seconds
-        for seconds in both["sampler"]["seconds_by_round"]
-    ]
+    nfe = [trace.nfe for trace in traces]
+    assert alone["sampler"]["nfe"] == sum(nfe) / 3
+    assert len(alone["sampler"]["step_seconds"]) == max(nfe)
+    assert alone["sampler"]["tpf"] == sum(trace.tokens for trace in traces) / sum(nfe)
+    assert alone["reference"]["drafts_equal"] == 1.0 and both["reference"] is None
+    # A batch is compared with the reference run once for each of its answers.
+    one = alone["reference"]["seconds_per_answer"]
+    times = [one / seconds for seconds in both["sampler"]["seconds_by_round"]]
     assert both["speedup_vs_reference"]["value"] == pytest.approx(sum(times) / 2)
 
 
-def test_ratios_are_of_what_was_timed(monkeypatch):
+def test_ratios_are_of_what_was_timed(backbone, monkeypatch):
     """With a clock that moves by itself, a way that takes twice as long is half as fast."""
-    denoiser, now = tiny_denoiser(), [0.0]
-    monkeypatch.setattr(room.time, "perf_counter", lambda: now[0])
-    sampler = room.refine_batch
+    now = [0.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
 
     def slow(denoiser, ids, config):
         now[0] += 10.0 * config.iterations
-        return sampler(denoiser, [ids], config)[0].steps
+        return refine_batch(denoiser, [ids], config)[0].steps
 
-    def passes(denoiser, ids, answer):
+    def forward(denoiser, ids, answer):
         now[0] += 3.0
 
     def fast(denoiser, chunk, config, batch_size):
         now[0] += 0.5 * config.iterations * len(chunk)
-        return sampler(denoiser, chunk, config)
+        return refine_batch(denoiser, chunk, config)
 
-    monkeypatch.setattr(room.reference, "refine", slow)
-    monkeypatch.setattr(room.reference, "answer_logits", passes)
-    monkeypatch.setattr(room, "refine_batch", fast)
-    monkeypatch.setattr(room, "machine_rates", lambda device, dtype: {
-        "bytes_per_second": 1e9, "flops_per_second": 1e9, "flops_per_second_of_normals": 1e9,
-    })  # fmt: skip
-    answers = room.greedy_answers
-
-    def spoken(*arguments):
-        return replace(answers(*arguments), seconds=8.0)
-
-    monkeypatch.setattr(room, "greedy_answers", spoken)
+    answers = throughput.greedy_answers
+    monkeypatch.setattr(throughput.reference, "refine", slow)
+    monkeypatch.setattr(throughput.reference, "answer_logits", forward)
+    monkeypatch.setattr(throughput, "refine_batch", fast)
+    monkeypatch.setattr(
+        throughput, "greedy_answers", lambda *given: replace(answers(*given), seconds=8.0)
+    )
     config = replace(FEW, patience=0)  # four iterations, two seconds an answer
-    told = bench(
-        denoiser, load_backbone("tiny").model, PROMPTS, config, (8,), (1, 3),
-        reference_iterations=2,
-    )  # fmt: skip
-    alone, together = told["cells"]
+    result = bench(
+        tiny_denoiser(), backbone, PROMPTS, config, (8,), (1, 3), 3, reference_iterations=2
+    )
+    alone, together = result["cells"]
     assert alone["speedup_vs_reference"]["value"] == 20.0
     assert alone["speedup_vs_reference_forwards"]["value"] == 6.0
     assert alone["speedup_vs_generate"] == {"value": 4.0, "low": 4.0, "high": 4.0, "n": 3}
@@ -102,9 +97,8 @@ def test_ratios_are_of_what_was_timed(monkeypatch):
     assert together["speedup_vs_generate"]["value"] == 8 / 6
 
 
-def test_the_floor_is_weights_read_once_or_arithmetic_done_once():
+def test_the_roofline_is_weights_read_once_or_arithmetic_done_once():
     denoiser = tiny_denoiser()
-    rates = {"bytes_per_second": 1.0, "flops_per_second": 1e30, "flops_per_second_of_normals": 1e30}
     weights = denoiser.backbone.model.state_dict()
     layers = sum(
         w.numel()
@@ -112,10 +106,9 @@ def test_the_floor_is_weights_read_once_or_arithmetic_done_once():
         if ".layers." in n and w.dim() == 2 and "lora" not in n
     )
     head = denoiser.vocabulary_size * denoiser.causal_lm.config.hidden_size
-    one = floor(denoiser, rates, 1, 5, 8)
+    one = roofline(denoiser, dict.fromkeys(RATES, 1e30) | {"bytes_per_second": 1.0}, 1, 5, 8)
     assert one["weight_bytes"] == one["seconds"] == 4 * (layers + head)
-    rates = {"bytes_per_second": 1e30, "flops_per_second": 1.0, "flops_per_second_of_normals": 1.0}
-    many = floor(denoiser, rates, 3, 5, 8)
+    many = roofline(denoiser, dict.fromkeys(RATES, 1.0) | {"bytes_per_second": 1e30}, 3, 5, 8)
     assert many["flops"] == many["seconds"] == 3 * one["flops"]
     # 9 queries: eight answer positions and the last of the prompt, which predicts the first.
     scores = 4 * 2 * 64 * 9 * 13
@@ -128,30 +121,91 @@ def test_rates_of_this_machine_are_plausible():
     assert len(rates) == 2 and all(1e8 < rate < 1e15 for rate in rates.values())
 
 
-def test_a_reference_cut_short_still_gives_whole_answers():
-    backbone = load_backbone("tiny").model
-    told = bench(
+def test_a_reference_cut_short_still_gives_whole_answers(backbone):
+    result = bench(
         tiny_denoiser(), backbone, PROMPTS, FEW, (8,), (1,),
         reference_prompts=2, reference_iterations=1,
     )  # fmt: skip
-    plain = told["cells"][0]["reference"]
-    assert plain["iterations_run"] == 1 and told["prompts"]["by_reference"] == 2
+    plain = result["cells"][0]["reference"]
+    assert plain["iterations_run"] == 1 and result["prompts"]["by_reference"] == 2
     assert plain["seconds_per_answer"] > plain["iteration_seconds"]
     none = bench(tiny_denoiser(), backbone, PROMPTS, FEW, (8,), (1,), reference_prompts=0)
     assert none["speedup_vs_reference"] is None and none["cells"][0]["reference"] is None
 
 
-def test_what_was_timed_before_a_stop_is_kept(adapter, tmp_path, monkeypatch, capsys):
-    measure, out = room.Machine.measure, tmp_path / "bench.json"
+def test_runs_are_added_to_a_file_of_runs_only(tmp_path):
+    path = tmp_path / "deep" / "runs.json"
+    add_run(path, {"kind": "a"})
+    add_run(path, {"kind": "b"})
+    assert [run["kind"] for run in json.loads(path.read_text())["runs"]] == ["a", "b"]
+    for text in ("[]", "{", '{"schema": 99, "runs": []}', '{"schema": 1}'):
+        path.write_text(text)
+        with pytest.raises(DamagedFile, match="holds no measurements"):
+            add_run(path, {})
+        assert path.read_text() == text, "what is there stays there"
+    with pytest.raises(CacheError, match="cannot write"):
+        add_run(path / "runs.json", {})
 
-    def stopped(self, config, *rest):
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def command(capsys, adapter, *arguments):
+    return run(capsys, "bench", "--model=tiny", f"--adapter={adapter}", *arguments)
+
+
+def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
+    setting = tmp_path / "few.json"
+    setting.write_text(json.dumps(replace(FEW, remasking="none").to_dict()))
+    out = tmp_path / "made" / "bench.json"
+    arguments = [f"--setting={setting}", "--windows=8", "--batches=1,2"]
+    status, shown, err = command(
+        capsys, adapter, *arguments, "--n-prompts=2", f"--out={out}", "--json"
+    )
+    assert (status, err) == (0, "")
+    result = json.loads(shown)
+    assert result == json.loads(out.read_text())
+    assert result["config"]["remasking"] == "none" and result["prompts"]["used"] == 2
+    assert (result["setting"], result["graphs"]) == ("few", False)
+    assert [cell["batch"] for cell in result["cells"]] == [1, 2]
+    assert result["prompts"]["file"] == "held-out.txt" and len(result["prompts"]["sha256"]) == 64
+    status, shown, _ = command(
+        capsys, adapter, *arguments, "--n-prompts=1", "--reference-prompts=0"
+    )
+    assert status == 0 and "× generate" in shown and "1 of 100 prompts" in shown
+
+
+def test_random_weights_of_a_shape_are_timed_and_recorded(capsys, tmp_path):
+    config, record = tmp_path / "c.yaml", tmp_path / "runs.json"
+    config.write_text("denoiser: {rank: 4, alpha: 8}\n")
+    arguments = ["--model=tiny:random", f"--config={config}", "--windows=16", "--batches=1,3"]
+    arguments += ["--iterations=3", "--n-prompts=3", f"--record={record}", "--device=cpu"]
+    status, shown, err = run(capsys, "bench", *arguments)
+    assert (status, err) == (0, "") and "by roofline" in shown
+    [result] = json.loads(record.read_text())["runs"]
+    assert (result["kind"], result["bits"]) == ("iteration", 32)
+    assert result["denoiser"]["rank"] == 4 and result["provenance"]["model"] == "tiny:random"
+    for cell in result["cells"]:
+        assert cell["sampler"]["nfe"] == 3, "random weights never settle"
+        assert cell["speedup_vs_reference"]["value"] > 1
+        assert cell["speedup_vs_generate"]["value"] is not None
+    assert result["cells"][0]["reference"]["drafts_equal"] == 1
+    record.write_text("[]")  # refused before anything is timed
+    status, _, err = run(capsys, "bench", *arguments)
+    assert status == 2 and "holds no measurements" in err
+
+
+def test_what_was_timed_before_a_stop_is_kept(capsys, adapter, tmp_path, monkeypatch):
+    measure, out = throughput._measure, tmp_path / "bench.json"
+
+    def stopped(denoiser, backbone, ids, config, *rest):
         if config.answer_length > 8:
             raise KeyboardInterrupt
-        return measure(self, config, *rest)
+        return measure(denoiser, backbone, ids, config, *rest)
 
-    monkeypatch.setattr(room.Machine, "measure", stopped)
+    monkeypatch.setattr(throughput, "_measure", stopped)
     arguments = ["--windows=8,16", "--batches=1,2", "--n-prompts=2", f"--out={out}"]
-    status, _, _ = run(capsys, "bench", "--model=tiny", f"--adapter={adapter}", *arguments)
+    status, _, _ = command(capsys, adapter, *arguments)
     assert status == 130
     kept = json.loads(out.read_text())
     assert [(cell["window"], cell["batch"]) for cell in kept["cells"]] == [(8, 1), (8, 2)]
@@ -159,56 +213,22 @@ def test_what_was_timed_before_a_stop_is_kept(adapter, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"prompts": []}, "0 prompts"),
-        ({"windows": (0,)}, "windows = 0"),
-        ({"batches": ()}, "0 batches"),
-        ({"reference_iterations": 0}, "reference_iterations = 0"),
-    ],
-)
-def test_nothing_to_time_is_said(change, said):
-    values = {"prompts": PROMPTS, "config": FEW, "windows": (8,), "batches": (1,)} | change
-    with pytest.raises(InvalidInput, match="expected") as caught:
-        bench(tiny_denoiser(), load_backbone("tiny").model, **values)
-    assert said in str(caught.value)
-
-
-# -- the command -----------------------------------------------------------------------------------
-
-
-def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
-    setting = tmp_path / "few.json"
-    setting.write_text(json.dumps(replace(FEW, remasking="none").to_dict()))
-    out = tmp_path / "made" / "bench.json"
-    arguments = ["--model=tiny", f"--adapter={adapter}", f"--setting={setting}"]
-    arguments += ["--windows=8", "--batches=1,2"]
-    status, shown, err = run(capsys, "bench", *arguments, "--n-prompts=2", f"--out={out}", "--json")
-    assert (status, err) == (0, "")
-    told = json.loads(shown)
-    assert told == json.loads(out.read_text())
-    assert told["config"]["remasking"] == "none" and told["prompts"]["used"] == 2
-    assert [cell["batch"] for cell in told["cells"]] == [1, 2]
-    assert told["prompts"]["file"] == "held-out.txt" and len(told["prompts"]["sha256"]) == 64
-    status, shown, _ = run(capsys, "bench", *arguments, "--n-prompts=1", "--reference-prompts=0")
-    assert status == 0 and "× generate" in shown and "1 of 100 prompts" in shown
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--windows=64,many"], "windows = '64,many': expected whole numbers"),
         (["--batches=0"], "batches = '0'"),
         (["--n-prompts=0"], "n_prompts = 0"),
+        (["--iterations=0"], "iterations = 0"),
         (["--reference-iterations=-1"], "reference_iterations = -1"),
         (["--setting=default,demo"], "2 settings: expected one"),
         (["--setting=best"], "unknown preset 'best'"),
         (["--prompts=/nowhere"], "no prompts at /nowhere"),
         (["--windows=4000", "--n-prompts=1"], "answer_length = 4000"),
         (["--windows=8", "--batches=1", "--n-prompts=1", "--out=/proc/no/x.json"], "cannot write"),
+        (["--model=gpt-5:random"], "gpt-5"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, said):
-    status, out, err = run(capsys, "bench", "--model=tiny", f"--adapter={adapter}", *arguments)
+def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, message):
+    status, out, err = command(capsys, adapter, *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert message in err

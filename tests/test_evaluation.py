@@ -5,19 +5,21 @@ import gzip
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import new_denoiser, run, tiny_denoiser
 
 import lad
-from lad.cli.evaluate import spread, written
+from lad.cli.common import evenly_spaced
 from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record, refine
-from lad.evaluation import adapter_eval as evaluation
-from lad.evaluation.adapter_eval import AHEAD, ahead_scores, evaluate, masked_scores, repair_scores
+from lad.evaluation import adapter_eval
+from lad.evaluation.adapter_eval import lookahead_accuracy, masked_scores, repair_scores
 from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers
+from lad.evaluation.statistics import Estimate
 from lad.models.chat import encode_prompts
 from lad.models.registry import load_backbone
 from lad.training import Pair, pack, validate
@@ -43,7 +45,7 @@ def one_hot(ids, vocabulary):
 
 
 def test_masked_scores_are_those_of_a_validation(any_denoiser):
-    """One batch of all rows draws the same masks; only the intervals are new."""
+    """One batch of all pairs draws the same masks; only the intervals are new."""
     data = packed(any_denoiser)
     with torch.no_grad():
         expected = validate(any_denoiser, data, batch_size=len(data), seed=3)
@@ -66,47 +68,38 @@ def test_the_batch_size_changes_nothing(denoiser):
     assert repair_scores(denoiser, data, 7) == repair_scores(denoiser, data, 3)
 
 
-def test_looking_ahead_asks_for_the_tokens_behind_a_cut(denoiser, monkeypatch):
-    """A stand-in that knows a token by its position alone, and only where it may be asked."""
-    import lad.evaluation.adapter_eval as evaluation
-
-    data = pack(denoiser.backbone, PAIRS, 128)
-    right_until = 2  # it is right about that many tokens behind the cut, and wrong about the rest
+def test_lookahead_predicts_the_tokens_behind_a_cut(denoiser, monkeypatch):
+    """A stand-in that is right about two masked tokens behind the cut, and wrong about the rest."""
+    data = packed(denoiser, context=128)
 
     def stand_in(_, inputs, prompt_lengths, chosen):
-        hidden = inputs == denoiser.mask_token_id
+        is_masked = inputs == denoiser.mask_token_id
         logits = torch.zeros(int(chosen.sum()), denoiser.vocabulary_size)
         for n, (row, column) in enumerate(chosen.nonzero().tolist()):
-            p, behind = int(prompt_lengths[row]), column - int(hidden[row].long().argmax())
-            assert behind >= 0  # asked about what is masked only
-            own = (data.tokens[:, :p] == inputs[row, :p]).all(dim=1) & (data.prompt_lengths == p)
-            truth = int(data.tokens[own.nonzero()[0, 0], column])
-            logits[n, truth if behind < right_until else (truth + 1) % 256] = 1.0
+            p, behind = int(prompt_lengths[row]), column - int(is_masked[row].long().argmax())
+            assert behind >= 0  # only what is masked is predicted
+            pair = (data.tokens[:, :p] == inputs[row, :p]).all(dim=1) & (data.prompt_lengths == p)
+            truth = int(data.tokens[pair.nonzero()[0, 0], column])
+            logits[n, truth if behind < 2 else (truth + 1) % 256] = 1.0
         return logits
 
-    monkeypatch.setattr(evaluation, "answer_logits", stand_in)
-    scores = ahead_scores(denoiser, data, batch_size=3)
-    assert list(scores) == [str(distance) for distance in AHEAD]
+    monkeypatch.setattr(adapter_eval, "answer_logits", stand_in)
+    scores = lookahead_accuracy(denoiser, data, batch_size=3)
+    assert list(scores) == ["1", "2", "4", "8"]
     assert scores["1"]["value"] == scores["2"]["value"] == 1.0
     assert scores["4"]["value"] == 0.0
     assert scores["1"]["n"] == len(data) >= scores["2"]["n"] >= scores["4"]["n"] > 0
 
 
-def test_repair_knows_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
-    data, asked = packed(denoiser), []
+def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
+    data, calls = packed(denoiser), []
     clean, v = data.tokens.long(), denoiser.vocabulary_size
 
-    def perfect(denoiser, inputs, prompt_lengths, chosen):
-        return one_hot(clean[chosen], v)
-
     def idle(denoiser, inputs, prompt_lengths, chosen):
-        asked.append(len(inputs))
+        calls.append(len(inputs))
         return one_hot(inputs[chosen], v)
 
-    def finished(denoiser, inputs, prompt_lengths, chosen):
-        return one_hot(torch.full_like(inputs, denoiser.eos_token_id)[chosen], v)
-
-    monkeypatch.setattr(evaluation, "answer_logits", perfect)
+    monkeypatch.setattr(adapter_eval, "answer_logits", lambda *given: one_hot(clean[given[-1]], v))
     scores = repair_scores(denoiser, data)
     assert scores["restored"]["value"] == scores["kept"]["value"] == 1
     assert scores["tokens"] == sum(len(pair.answer) + 1 for pair in PAIRS)
@@ -114,47 +107,39 @@ def test_repair_knows_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
     # change nothing (a token doubled over its equal, a swap of equals).
     assert 0.1 < scores["damaged"]["value"] < 0.4
     assert scores["damaged"]["n"] == len(PAIRS) >= scores["restored"]["n"]
-
-    monkeypatch.setattr(evaluation, "answer_logits", idle)
+    monkeypatch.setattr(adapter_eval, "answer_logits", idle)
     scores = repair_scores(denoiser, data)
     assert (scores["restored"]["value"], scores["kept"]["value"]) == (0, 1)
-    assert asked == [len(PAIRS)]  # a draft that stands still stays so
-
-    monkeypatch.setattr(evaluation, "answer_logits", finished)
-    scores = repair_scores(denoiser, data)
-    total = scores["tokens"]
-    share = scores["damaged"]["value"]
-    right = scores["restored"]["value"] * share + scores["kept"]["value"] * (1 - share)
-    assert right * total == pytest.approx(len(PAIRS))  # the first EOS of each, nothing after it
+    assert calls == [len(PAIRS)]  # a draft that does not change is final
 
 
-def test_repair_is_noiseless_refinement_of_the_damaged_answer(any_denoiser):
+def test_repair_is_noiseless_refinement_of_the_corrupted_answer(any_denoiser):
     denoiser, data = any_denoiser, packed(any_denoiser, PAIRS[:1])
     p, end = int(data.prompt_lengths[0]), int(data.ends[0])
     clean = data.tokens.long()
-    answer = (torch.arange(96) >= p)[None]
     noisy = corrupt(
         clean,
-        answer,
+        (torch.arange(96) >= p)[None],
         denoiser.vocabulary_size,
         denoiser.mask_token_id,
         torch.Generator().manual_seed(5),
-        evaluation.VISIBLE_DAMAGE,
-        evaluation.REPAIR_SEVERITY,
+        adapter_eval.STRUCTURAL,
+        adapter_eval.REPAIR_SEVERITY,
     )
     assert not (noisy == denoiser.mask_token_id).any() and (noisy != clean).any()
     config = RefineConfig(
-        iterations=evaluation.REPAIR_ITERATIONS, remasking="none", answer_length=96 - p, patience=0
+        iterations=adapter_eval.REPAIR_ITERATIONS,
+        remasking="none",
+        answer_length=96 - p,
+        patience=0,
     )
     *_, last = refine(denoiser, clean[0, :p], config, draft=noisy[0, p:])
-    right = torch.from_numpy(last.draft) == clean[0, p:]
-    damaged = (noisy != clean)[0, p:]
-    damaged[end - p + 1 :] = False
-    intact = ~damaged
-    intact[end - p + 1 :] = False
+    counted = slice(end - p + 1)  # the answer and its first EOS
+    right = (torch.from_numpy(last.draft) == clean[0, p:])[counted]
+    corrupted = (noisy != clean)[0, p:][counted]
     scores = repair_scores(denoiser, data, seed=5)
-    assert scores["restored"]["value"] == pytest.approx(float(right[damaged].float().mean()))
-    assert scores["kept"]["value"] == pytest.approx(float(right[intact].float().mean()))
+    assert scores["restored"]["value"] == pytest.approx(float(right[corrupted].float().mean()))
+    assert scores["kept"]["value"] == pytest.approx(float(right[~corrupted].float().mean()))
 
 
 # -- held-out prompts ------------------------------------------------------------------------------
@@ -172,47 +157,42 @@ def test_refined_answers_are_those_of_single_runs(denoiser):
         assert answers.forwards[row] == run.nfe
 
 
-def test_greedy_answers_take_the_likeliest_token_each_time(denoiser):
+def test_greedy_answers_take_the_likeliest_token_each_time():
     backbone = load_backbone("tiny")
     ids = encode_prompts(backbone.tokenizer, PROMPTS)
-    # An EOS that the model does say, so that answers of unequal lengths meet in a batch.
-    free = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id).tokens
-    eos = free[1][3]
+    # An EOS that the model does predict, so that answers of unequal lengths meet in a batch.
+    eos = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id).tokens[1][3]
     answers = greedy_answers(backbone.model, ids, 12, eos, batch_size=3)
     assert any(answers.ended)
     for row, prompt in enumerate(ids):
-        said = list(prompt)
-        while len(said) < len(prompt) + 12:
+        tokens = list(prompt)
+        while len(tokens) < len(prompt) + 12:
             with torch.no_grad():
-                said.append(int(backbone.model(torch.tensor([said])).logits[0, -1].argmax()))
-            if said[-1] == eos:
+                tokens.append(int(backbone.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+            if tokens[-1] == eos:
                 break
-        said = said[len(prompt) :]
-        assert answers.judged[row] == said
-        assert answers.ended[row] == (said[-1] == eos)
-        assert answers.forwards[row] == len(said)
+        expected = tokens[len(prompt) :]
+        assert answers.with_eos[row] == expected
+        assert answers.ended[row] == (expected[-1] == eos)
+        assert answers.forwards[row] == len(expected)
 
 
-def test_cutting_is_what_a_smaller_region_would_have_given():
-    import numpy as np
-
+def test_truncating_gives_what_a_smaller_region_would_have():
     losses = [np.arange(4.0), np.arange(5.0)]
     answers = Answers([[5, 6, 7], [1, 2, 3, 4, 5]], [True, False], [4, 5], 1.0, 9, losses)
-    assert answers.judged == [[5, 6, 7, 9], [1, 2, 3, 4, 5]]
-    assert [len(x) for x in answers.bare_losses] == [3, 5]
-    four, three = answers.cut(4), answers.cut(3)
-    assert four.judged == [[5, 6, 7, 9], [1, 2, 3, 4]] and four.ended == [True, False]
-    assert three.judged == [[5, 6, 7], [1, 2, 3]] and three.ended == [False, False]
+    assert answers.with_eos == [[5, 6, 7, 9], [1, 2, 3, 4, 5]]
+    assert [len(x) for x in answers.losses_without_eos] == [3, 5]
+    four, three = answers.truncate(4), answers.truncate(3)
+    assert four.with_eos == [[5, 6, 7, 9], [1, 2, 3, 4]] and four.ended == [True, False]
+    assert three.with_eos == [[5, 6, 7], [1, 2, 3]] and three.ended == [False, False]
     for one in (four, three):
-        assert list(map(len, one.losses)) == list(map(len, one.judged)) == one.forwards
+        assert list(map(len, one.losses)) == list(map(len, one.with_eos)) == one.forwards
 
 
-def test_the_yardstick_measures_one():
-    import numpy as np
-
+def test_the_baseline_has_relative_perplexity_1():
     losses = [np.array([0.5, 0.1, 2.0]), np.array([0.3, 0.2])]
-    own = Answers([[5, 5], [7]], [True, True], [3, 2], 6.0, 9, losses)
-    scores = measure_answers(own, own)
+    baseline = Answers([[5, 5], [7]], [True, True], [3, 2], 6.0, 9, losses)
+    scores = measure_answers(baseline, baseline)
     assert scores["relative_perplexity"]["value"] == 1
     assert scores["relative_perplexity_with_end"]["value"] == 1
     assert scores["perplexity"]["value"] == pytest.approx((math.exp(0.3) + math.exp(0.3)) / 2)
@@ -232,24 +212,17 @@ def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was(
     before = denoiser.logits(prompt, answer)
     state = torch.random.get_rng_state()
 
-    def tell(stage, done, total):
+    def on_progress(stage, done, total):
         stages.append(stage)
         assert 0 <= done <= total
 
     arguments = (denoiser, PAIRS, PROMPTS, SETTINGS)
-    result = evaluate(*arguments, keep_answers=True, on_progress=tell)
+    result = lad.evaluate(*arguments, keep_answers=True, on_progress=on_progress)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.allclose(denoiser.logits(prompt, answer), before)
-    assert list(dict.fromkeys(stages)) == [
-        "25 % masked",
-        "50 % masked",
-        "75 % masked",
-        "looking ahead",
-        "repair",
-        "noiseless",
-        "noisy",
-        "backbone",
-    ]
+    masked = ["25 % masked", "50 % masked", "75 % masked"]
+    others = ["lookahead", "repair", "noiseless", "noisy", "backbone"]
+    assert list(dict.fromkeys(stages)) == masked + others
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["pairs"] == {"used": 7, "too_long": 0}
     for name, config in SETTINGS.items():
@@ -262,35 +235,29 @@ def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was(
     assert result["backbone"]["answer_length"] == 24
     assert result["provenance"]["model"] == "tiny" and result["provenance"]["seed"] == 0
 
-    def numbers(values):  # without what a clock says
-        kept = {"masked", "repair", "settings", "backbone"}
-        text = json.dumps({key: value for key, value in values.items() if key in kept})
-        return json.loads(
-            text, object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds_per_answer"}
-        )
-
-    again = evaluate(*arguments, keep_answers=True, backbone=load_backbone("tiny"))
-    assert numbers(again) == numbers(result)
+    again = lad.evaluate(*arguments, keep_answers=True, backbone=load_backbone("tiny"))
+    for found in (result, again):  # without what a clock gives
+        del found["provenance"]
+        for scores in (found["backbone"], *found["settings"].values()):
+            del scores["seconds_per_answer"]
+    assert again == result
 
 
-def test_nothing_to_measure_on_is_named(denoiser):
+def test_nothing_to_measure_on_and_broken_weights_are_named(denoiser):
     for empty in range(3):
         arguments = [PAIRS, PROMPTS, SETTINGS]
         arguments[empty] = type(arguments[empty])()
         with pytest.raises(InvalidInput, match="expected at least one of each"):
-            evaluate(denoiser, *arguments)
+            lad.evaluate(denoiser, *arguments)
     with pytest.raises(InvalidInput, match="context window"):
-        evaluate(denoiser, PAIRS, ["word " * 60], SETTINGS)
-
-
-def test_weights_that_are_no_numbers_are_named():
-    denoiser = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
-    for name, parameter in denoiser.model.named_parameters():
+        lad.evaluate(denoiser, PAIRS, ["word " * 60], SETTINGS)
+    broken = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4, alpha=8))
+    for name, parameter in broken.model.named_parameters():
         if "lora_A" in name:
             parameter.data.fill_(math.nan)
-    for score in (masked_scores, ahead_scores, repair_scores):
+    for score in (masked_scores, lookahead_accuracy, repair_scores):
         with pytest.raises(NumericalError, match="NaN or infinity"):
-            score(denoiser, packed(denoiser))
+            score(broken, packed(broken))
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -304,6 +271,8 @@ def files(tmp_path_factory):
     rows = "".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS)
     (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
+    (folder / "broken.json").write_text("{")
+    (folder / "zero.json").write_text('{"iterations": 0}')
     (folder / "short.json").write_text('{"iterations": 2, "answer_length": 8}')
     return {
         "model": "tiny",
@@ -329,7 +298,7 @@ def test_the_command_says_what_it_measured(capsys, files):
     assert list(result["settings"]) == ["noiseless", "short"]
     assert result["settings"]["short"]["config"]["answer_length"] == 8
     assert "answers" not in result["backbone"]
-    assert [spread(list(range(7)), n) for n in (1, 3, 7, 99)] == [
+    assert [evenly_spaced(list(range(7)), n) for n in (1, 3, 7, 99)] == [
         [0],
         [0, 2, 4],
         list(range(7)),
@@ -341,9 +310,9 @@ def test_the_command_says_what_it_measured(capsys, files):
     status, out, err = command(capsys, files, "--n-pairs=5", "--n-prompts=3", "--answers")
     assert (status, err) == (0, "")
     assert "5 of 7 from pairs.jsonl.gz" in out and "3 of 4 from prompts.txt" in out
-    assert written(result["repair"]["restored"]) in out
+    assert Estimate.from_dict(result["repair"]["restored"]).text(100) in out
     for scores in result["settings"].values():
-        assert written(scores["relative_perplexity"], 1, 2) in out
+        assert Estimate.from_dict(scores["relative_perplexity"]).text(1, 2) in out
     assert "short: iterations 2, answer_length 8" in out and "and what is this?" in out
 
 
@@ -355,35 +324,19 @@ def test_the_command_says_what_it_measured(capsys, files):
         ({"prompts": "/dev/null"}, "/dev/null holds 0 prompts"),
         ({"settings": "nonsense"}, "'nonsense'"),
         ({"settings": "/nowhere.json"}, "expected a JSON file such as"),
+        ({"settings": "{folder}/broken.json"}, "broken.json"),
+        ({"settings": "{folder}/zero.json"}, "iterations = 0"),
         ({"n-pairs": "0"}, "n_pairs = 0: expected at least 1"),
         ({"batch-size": "-1"}, "batch_size = -1: expected at least 1"),
         ({"adapter": "/nowhere"}, "/nowhere is no adapter"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_status_two(capsys, files, changed, named):
+    folder = files["adapter"].parent
+    changed = {key: value.replace("{folder}", str(folder)) for key, value in changed.items()}
     status, out, err = command(capsys, files, **changed)
     assert (status, out) == (2, "") and named in err
     assert err.startswith("lad: ") and err.count("\n") == 1
-
-
-def test_numbers_as_they_are_written():
-    estimate = {"value": 0.7812, "low": 0.75, "high": 1.0, "n": 9}
-    assert written(estimate) == "78.1 (75.0–100.0)"
-    assert written(estimate, 1, 3) == "0.781 (0.750–1.000)"
-    assert written({"value": 1234.5, "low": 2.0, "high": None, "n": 9}, 1, 2) == "1234 (2.00–∞)"
-    assert written({"value": None, "low": None, "high": None, "n": 0}) == "–"
-
-
-def test_settings_files_are_checked(capsys, files, tmp_path):
-    path = tmp_path / "bad.json"
-    for text, named in (("{", "bad.json"), ('{"iterations": 0}', "iterations = 0"), ("3", "int")):
-        path.write_text(text)
-        status, _, err = command(capsys, files, settings=path)
-        assert status == 2 and named in err
-
-
-def test_evaluate_is_a_public_name():
-    assert lad.evaluate is evaluate
 
 
 def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Metrics: each against a plain count, and intervals that are as wide as they should be."""
+"""Statistics and text metrics: against plain counts, and intervals as wide as they should be."""
 
 import itertools
 import math
@@ -9,12 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.evaluation import metrics
-from lad.evaluation.metrics import Estimate
+from lad.evaluation import statistics, text_metrics
+from lad.evaluation.statistics import Estimate
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput, NumericalError
 
 ANSWERS = st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("tiny").model
 
 
 # -- intervals -------------------------------------------------------------------------------------
@@ -22,31 +27,26 @@ ANSWERS = st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_siz
 
 @pytest.mark.parametrize(
     ("hits", "n", "low", "high"),
-    [
-        (0, 100, 0.0, 0.0370),
-        (50, 100, 0.4038, 0.5962),
-        (177, 200, 0.8334, 0.9222),
-        (3, 3, 0.4385, 1),
-    ],
+    [(0, 100, 0.0, 0.0370), (50, 100, 0.4038, 0.5962), (177, 200, 0.8334, 0.9222)],
 )
-def test_wilson_of_known_counts(hits, n, low, high):
-    estimate = metrics.wilson(hits, n)
+def test_wilson_of_published_counts(hits, n, low, high):
+    estimate = statistics.wilson(hits, n)
     assert estimate.value == hits / n and estimate.n == n
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_a_count_that_is_none_is_refused():
+def test_impossible_counts_are_refused():
     for hits in (-1, 4):
         with pytest.raises(InvalidInput, match=f"{hits} of 3"):
-            metrics.wilson(hits, 3)
+            statistics.wilson(hits, 3)
     with pytest.raises(InvalidInput, match="2 numerators and 1 denominators"):
-        metrics.pooled_ratio([1, 2], [1])
+        statistics.pooled_ratio([1, 2], [1])
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
 def test_a_share_is_the_pooled_one_and_lies_in_its_interval(rows):
     hits, counts = zip(*((min(h, c), c) for h, c in rows), strict=True)
-    estimate = metrics.pooled_share(hits, counts)
+    estimate = statistics.pooled_share(hits, counts)
     assert estimate.n == sum(count > 0 for count in counts)
     if estimate.n == 0:
         assert math.isnan(estimate.value)
@@ -56,97 +56,103 @@ def test_a_share_is_the_pooled_one_and_lies_in_its_interval(rows):
 
 
 def test_tokens_of_one_answer_are_not_independent():
-    """Half the answers all right, half all wrong: as unsure as 100 tosses, not as 5,000."""
-    clustered = metrics.pooled_share([50, 0] * 50, [50] * 100)
-    spread = metrics.pooled_share([25] * 100, [50] * 100)
+    """Half the answers all right, half all wrong: an interval as of 100 tosses, not of 5,000."""
+    clustered = statistics.pooled_share([50, 0] * 50, [50] * 100)
+    spread = statistics.pooled_share([25] * 100, [50] * 100)
     assert clustered.value == spread.value == 0.5 and clustered.n == spread.n == 100
-    tosses = metrics.wilson(50, 100)
+    tosses = statistics.wilson(50, 100)
     assert clustered.high - clustered.low == pytest.approx(tosses.high - tosses.low, rel=0.1)
     assert spread.high == spread.low == 0.5
 
 
 def test_no_hit_at_all_is_not_certainty():
     for hits, value in ([0] * 30, 0), ([8] * 30, 1):
-        estimate = metrics.pooled_share(hits, [8] * 30)
-        bound = metrics.wilson(30 * value, 30)
+        estimate = statistics.pooled_share(hits, [8] * 30)
+        bound = statistics.wilson(30 * value, 30)
         assert estimate == Estimate(value, bound.low, bound.high, 30)
         assert estimate.high - estimate.low > 0.1
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Answers whose rate of hits varies about 0.3: the interval over answers must still hold it."""
+def test_intervals_cover_the_truth_as_often_as_they_claim():
+    """Answers whose rate of hits varies about 0.3: the interval over answers still covers it."""
     rng = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(200):
         rates = rng.beta(3, 7, size=60)
         counts = rng.integers(5, 40, size=60)
-        estimate = metrics.pooled_share(rng.binomial(counts, rates), counts)
-        held += estimate.low <= 0.3 <= estimate.high
-    assert 0.88 <= held / 200 <= 0.99
+        estimate = statistics.pooled_share(rng.binomial(counts, rates), counts)
+        covered += estimate.low <= 0.3 <= estimate.high
+    assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_an_interval_is_the_same_every_time():
-    values = [1.0, 2.0, 5.0, 9.0, 30.0]
-    assert metrics.mean(values) == metrics.mean(values)
-    state = np.random.get_state()[1].copy()
-    metrics.median(values)
-    assert (np.random.get_state()[1] == state).all()
-
-
-def test_median_and_mean_of_plain_numbers():
+def test_median_and_mean_of_plain_numbers_are_the_same_every_time():
     values = [3.0, 1.0, 10.0, 2.0]
-    assert metrics.median(values).value == 2.5 and metrics.mean(values).value == 4.0
-    assert metrics.median([7.0]) == Estimate(7.0, 7.0, 7.0, 1)
-    assert metrics.median([1.0, 1.0, math.inf]).value == 1.0
-    estimate = metrics.median([1.0, 2.0, math.inf, math.inf, math.inf])
+    state = np.random.get_state()[1].copy()
+    assert statistics.median(values).value == 2.5
+    assert statistics.mean(values).value == 4.0 and statistics.mean(values) == statistics.mean(
+        values
+    )
+    assert (np.random.get_state()[1] == state).all()
+    assert statistics.median([7.0]) == Estimate(7.0, 7.0, 7.0, 1)
+    assert statistics.median([1.0, 1.0, math.inf]).value == 1.0
+    estimate = statistics.median([1.0, 2.0, math.inf, math.inf, math.inf])
     assert estimate.value == math.inf and 1 <= estimate.low < math.inf
 
 
-def test_json_has_no_nan():
-    assert metrics.mean([]).to_dict() == {"value": None, "low": None, "high": None, "n": 0}
-    assert Estimate(1.5, 1.0, math.inf, 3).to_dict() == {
-        "value": 1.5,
-        "low": 1.0,
-        "high": None,
-        "n": 3,
-    }
+def test_estimates_go_through_json_which_has_no_nan():
+    nothing, infinite = statistics.mean([]), Estimate(1.5, 1.0, math.inf, 3)
+    assert nothing.to_dict() == {"value": None, "low": None, "high": None, "n": 0}
+    assert infinite.to_dict() == {"value": 1.5, "low": 1.0, "high": None, "n": 3}
+    assert Estimate.from_dict(infinite.to_dict()) == infinite
+    assert math.isnan(Estimate.from_dict(nothing.to_dict()).value)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "arguments", "text"),
+    [
+        (Estimate(0.7812, 0.75, 1.0, 9), (100,), "78.1 (75.0–100.0)"),
+        (Estimate(0.7812, 0.75, 1.0, 9), (1, 3), "0.781 (0.750–1.000)"),
+        (Estimate(1234.5, 2.0, math.inf, 9), (1, 2), "1234 (2.00–∞)"),
+        (Estimate(2.0, 2.0, 2.0, 1), (), "2.0"),
+        (statistics.wilson(1, 1), (100, 0), "100 (21–100)"),
+        (statistics.mean([]), (), "–"),
+    ],
+)
+def test_estimates_as_text(estimate, arguments, text):
+    assert estimate.text(*arguments) == text
 
 
 # -- text and cost ---------------------------------------------------------------------------------
 
 
 @given(ANSWERS)
-def test_repeats_are_counted_like_this(answers):
+def test_repeats_and_trigrams_are_counted_like_this(answers):
     pairs = [(a, b) for answer in answers for a, b in itertools.pairwise(answer)]
-    estimate = metrics.adjacent_repeats(answers)
+    estimate = text_metrics.adjacent_repeats(answers)
     if pairs:
         assert estimate.value == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
     assert estimate.n == sum(len(answer) > 1 for answer in answers)
-
-
-@given(ANSWERS)
-def test_distinct_trigrams_are_counted_like_this(answers):
     distinct = total = 0
     for answer in answers:
-        runs = [tuple(answer[i : i + 3]) for i in range(len(answer) - 2)]
-        distinct, total = distinct + len(set(runs)), total + len(runs)
-    estimate = metrics.distinct_trigrams(answers)
+        trigrams = [tuple(answer[i : i + 3]) for i in range(len(answer) - 2)]
+        distinct, total = distinct + len(set(trigrams)), total + len(trigrams)
+    estimate = text_metrics.distinct_trigrams(answers)
     assert estimate.n == sum(len(answer) > 2 for answer in answers)
     if total:
         assert estimate.value == pytest.approx(distinct / total)
 
 
-def test_one_answer_said_twice_is_as_distinct_as_once():
-    assert metrics.distinct_trigrams([[1, 2, 3, 4]] * 5).value == 1
-    assert metrics.distinct_trigrams([[1, 2, 1, 2, 1, 2]]).value == 0.5
+def test_equal_answers_do_not_lower_the_share_of_distinct_trigrams():
+    assert text_metrics.distinct_trigrams([[1, 2, 3, 4]] * 5).value == 1
+    assert text_metrics.distinct_trigrams([[1, 2, 1, 2, 1, 2]]).value == 0.5
 
 
 def test_cost_is_pooled_and_empty_answers_count():
     tokens, forwards = [10, 0, 30], [5, 5, 10]
-    assert metrics.tokens_per_forward(tokens, forwards).value == 2
-    assert metrics.forwards_per_token(tokens, forwards).value == 0.5
-    assert metrics.forwards_per_token(tokens, forwards).n == 3
-    assert metrics.forwards_per_token([0], [4]).value == math.inf
+    assert text_metrics.tokens_per_forward(tokens, forwards).value == 2
+    assert text_metrics.forwards_per_token(tokens, forwards).value == 0.5
+    assert text_metrics.forwards_per_token(tokens, forwards).n == 3
+    assert text_metrics.forwards_per_token([0], [4]).value == math.inf
 
 
 # -- perplexity ------------------------------------------------------------------------------------
@@ -166,47 +172,45 @@ def plain_losses(model, prompt, answer):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 99])
-def test_losses_in_batches_are_those_of_one_token_after_the_other(batch_size):
-    model = load_backbone("tiny").model
-    found = metrics.answer_losses(model, PROMPTS, REPLIES, batch_size)
+def test_losses_in_batches_are_those_of_one_token_after_the_other(backbone, batch_size):
+    found = text_metrics.answer_losses(backbone, PROMPTS, REPLIES, batch_size)
     for losses, prompt, answer in zip(found, PROMPTS, REPLIES, strict=True):
-        assert losses == pytest.approx(plain_losses(model, prompt, answer), abs=1e-4)
+        assert losses == pytest.approx(plain_losses(backbone, prompt, answer), abs=1e-4)
 
 
-def test_the_adapter_is_no_part_of_the_yardstick(denoiser):
-    """The denoiser's own model says something else; with its adapter off, it is the backbone."""
-    bare = metrics.answer_losses(load_backbone("tiny").model, PROMPTS, REPLIES)
-    adapted = metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
+def test_the_baseline_is_the_backbone_without_the_adapter(denoiser, backbone):
+    bare = text_metrics.answer_losses(backbone, PROMPTS, REPLIES)
+    adapted = text_metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
     assert not np.allclose(bare[0], adapted[0], atol=1e-2)
     with denoiser.adapter_off():
-        off = metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
+        off = text_metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
     for one, other in zip(bare, off, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_losses_that_are_no_numbers_are_named():
-    model = load_backbone("tiny").model
-    model.model.norm.weight.data.fill_(math.nan)
-    with pytest.raises(NumericalError, match="NaN or infinite"):
-        metrics.answer_losses(model, PROMPTS[:1], REPLIES[:1])
+def test_bad_losses_and_lengths_are_named(backbone):
     with pytest.raises(InvalidInput, match="2 prompts and 1 answers"):
-        metrics.answer_losses(model, PROMPTS[:2], REPLIES[:1])
+        text_metrics.answer_losses(backbone, PROMPTS[:2], REPLIES[:1])
+    broken = load_backbone("tiny").model
+    broken.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        text_metrics.answer_losses(broken, PROMPTS[:1], REPLIES[:1])
 
 
 @settings(max_examples=20)
 @given(st.lists(st.lists(st.floats(0, 9), min_size=1, max_size=9), min_size=1, max_size=9))
-def test_an_answer_is_as_perplexing_as_itself(losses):
+def test_relative_perplexity_is_1_against_itself_and_doubles_with_the_loss(losses):
     arrays = [np.array(x) for x in losses]
-    assert metrics.relative_perplexity(arrays, arrays).value == pytest.approx(1)
+    assert text_metrics.relative_perplexity(arrays, arrays).value == pytest.approx(1)
     doubled = [x + math.log(2) for x in arrays]
-    assert metrics.relative_perplexity(doubled, arrays).value == pytest.approx(2)
+    assert text_metrics.relative_perplexity(doubled, arrays).value == pytest.approx(2)
 
 
-def test_saying_nothing_is_the_worst_answer():
+def test_an_empty_answer_is_the_worst():
     one, nothing = np.array([math.log(3.0)]), np.zeros(0)
-    assert metrics.perplexities([one, nothing]).tolist() == pytest.approx([3, math.inf])
-    estimate = metrics.relative_perplexity([one, nothing, nothing], [one, one, one])
+    assert text_metrics.perplexities([one, nothing]).tolist() == pytest.approx([3, math.inf])
+    estimate = text_metrics.relative_perplexity([one, nothing, nothing], [one, one, one])
     assert estimate.value == math.inf and estimate.n == 3
-    assert metrics.relative_perplexity([one, one], [one, nothing]) == Estimate(1, 1, 1, 1)
-    with pytest.raises(InvalidInput, match="1 answers and 2 references"):
-        metrics.relative_perplexity([one], [one, one])
+    assert text_metrics.relative_perplexity([one, one], [one, nothing]) == Estimate(1, 1, 1, 1)
+    with pytest.raises(InvalidInput, match="1 answers and 2 baselines"):
+        text_metrics.relative_perplexity([one], [one, one])

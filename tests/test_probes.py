@@ -7,7 +7,14 @@ from conftest import tiny_denoiser
 
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill, read_on, update_sizes, visible
+from lad.evaluation.probes import (
+    KINDS_OF_ATTENTION,
+    effects,
+    fill_mask,
+    next_token_accuracy,
+    update_sizes,
+    visible,
+)
 from lad.models.registry import load_backbone
 from lad.training import Pair
 from lad.utils import InvalidInput
@@ -35,30 +42,19 @@ def test_the_answer_does_not_move_the_prompt(denoiser, kind, target, kept):
     assert (moves[P:, kept:] > 0).all()
 
 
-def test_mask_blind_takes_the_masked_out_of_sight():
+def test_no_position_attends_to_a_mask_under_mask_blind():
     plain = visible("prompt-causal", P, T)
     assert np.array_equal(visible("mask-blind", P, T), plain)
     masked = [7, 10]
-    seen = visible("mask-blind", P, T, masked=masked)
+    allowed = visible("mask-blind", P, T, masked=masked)
     others = np.setdiff1d(np.arange(T), masked)
-    assert not seen[np.ix_(others, masked)].any()
-    assert seen[masked].all()  # a MASK looks at everything
-    assert np.array_equal(seen[np.ix_(others, others)], plain[np.ix_(others, others)])
+    assert not allowed[np.ix_(others, masked)].any()
+    assert allowed[masked].all()  # a MASK attends to everything
+    assert np.array_equal(allowed[np.ix_(others, others)], plain[np.ix_(others, others)])
     assert np.array_equal(visible("prompt-causal", P, T, masked=masked), plain)
 
 
-def test_what_hides_behind_a_mask_reaches_nobody_under_mask_blind(denoiser):
-    """Bit for bit, so whatever moves under mask-blind moves because a word is gone."""
-    seen = torch.from_numpy(visible("mask-blind", P, T, masked=[8]))[None, None]
-    other = TOKENS.clone()
-    other[8] = denoiser.mask_token_id
-    with torch.no_grad():
-        one, two = (denoiser.hidden_states(ids[None], seen)[0] for ids in (TOKENS, other))
-    still = (one == two).all(dim=1)
-    assert still.tolist() == [position != 8 for position in range(T)]
-
-
-def test_effects_under_mask_blind_hide_each_position_in_its_own_mask(denoiser):
+def test_effects_under_mask_blind_mask_each_position_in_turn(denoiser):
     moves = effects(denoiser, TOKENS, "mask-blind", P)
     before = torch.from_numpy(visible("mask-blind", P, T))[None, None]
     after = torch.from_numpy(visible("mask-blind", P, T, masked=[9]))[None, None]
@@ -100,16 +96,20 @@ def test_read_on_asks_the_bare_backbone(denoiser, monkeypatch):
     # The tiny model babbles bytes that are no text and would come back as others.
     monkeypatch.setattr(denoiser, "tokenizer", lambda text, **kwargs: {"input_ids": answer})
     pairs = [Pair("hello", "babble")] * 2
-    scores = {kind: read_on(denoiser, pairs, kind, length=24) for kind in KINDS_OF_ATTENTION}
+    scores = {
+        kind: next_token_accuracy(denoiser, pairs, kind, length=24) for kind in KINDS_OF_ATTENTION
+    }
     assert (scores["causal"].value, scores["causal"].n) == (1.0, 2)
     assert min(score.value for score in scores.values()) < 1  # MASKs do throw it off
 
 
 def test_read_on_takes_answers_of_one_token_and_cuts_long_ones(denoiser):
-    assert read_on(denoiser, [Pair("hello", "x")], "mask-blind", length=8).n == 1
+    assert next_token_accuracy(denoiser, [Pair("hello", "x")], "mask-blind", length=8).n == 1
     long, cut = "abcdefgh" * 4, "abcdefgh"
     for kind in ("prompt-causal", "mask-blind"):
-        one, two = (read_on(denoiser, [Pair("yo", text)], kind, 8, 7) for text in (long, cut))
+        one, two = (
+            next_token_accuracy(denoiser, [Pair("yo", text)], kind, 8, 7) for text in (long, cut)
+        )
         assert one == two
 
 
@@ -121,35 +121,19 @@ def test_bad_input_is_named(denoiser):
     with pytest.raises(InvalidInput, match="masked position 5: expected 0 to 4"):
         visible("mask-blind", 2, 5, masked=[1, 5])
     with pytest.raises(InvalidInput, match="no answer to 'hello'"):
-        read_on(denoiser, [Pair("hello", "")], "causal")
+        next_token_accuracy(denoiser, [Pair("hello", "")], "causal")
     with pytest.raises(InvalidInput, match="cuts = 0"):
-        read_on(denoiser, [Pair("hello", "x")], "causal", cuts=0)
+        next_token_accuracy(denoiser, [Pair("hello", "x")], "causal", cuts=0)
     with pytest.raises(InvalidInput, match="is MASK already"):
         effects(denoiser, torch.tensor([1, denoiser.mask_token_id]), "causal", 1)
     with pytest.raises(InvalidInput, match=r"no \[MASK\]"):
-        fill(denoiser, "hello", "no gap")
+        fill_mask(denoiser, "hello", "no gap")
 
 
-def test_a_fresh_adapter_has_size_0_and_sizes_scale_with_alpha():
-    fresh = Denoiser.create(load_backbone("tiny"))
-    assert {update.size for update in update_sizes(fresh)} == {0.0}
+def test_the_size_of_an_update_is_that_of_its_weights_and_survives_merging():
+    assert {update.size for update in update_sizes(Denoiser.create(load_backbone("tiny")))} == {0.0}
     sizes = update_sizes(tiny_denoiser())
-    layers = fresh.causal_lm.config.num_hidden_layers
-    assert len(sizes) == 7 * layers
-    assert {update.layer for update in sizes} == set(range(layers))
-
-    def with_alpha(alpha: int) -> list[float]:
-        config = DenoiserConfig(rank=4, alpha=alpha)
-        denoiser = Denoiser.create(load_backbone("tiny"), config)
-        for name, parameter in denoiser.model.named_parameters():
-            if "lora_B" in name:
-                parameter.data.fill_(0.1)
-        return [update.size for update in update_sizes(denoiser)]
-
-    assert np.allclose(with_alpha(8), 2 * np.array(with_alpha(4)))
-
-
-def test_the_size_is_that_of_the_weights_and_survives_merging():
+    assert len(sizes) == 7 * 2 and {update.layer for update in sizes} == {0, 1}
     config = DenoiserConfig(rank=4, alpha=8, layers=("q_proj",))
     denoiser = Denoiser.create(load_backbone("tiny"), config)
     module = denoiser.causal_lm.model.layers[1].self_attn.q_proj
@@ -162,14 +146,11 @@ def test_the_size_is_that_of_the_weights_and_survives_merging():
     assert update_sizes(denoiser)[1].size == pytest.approx(expected, rel=1e-4)
 
 
-def test_fill_is_the_denoiser_s_own_distribution(denoiser):
-    (first, second) = fill(denoiser, "hello", "a [MASK] b[MASK]", top=3)
-    ids = [*b"a"]
-    answer = denoiser.tokenizer("a", add_special_tokens=False)["input_ids"]
-    answer += [denoiser.mask_token_id]
-    answer += denoiser.tokenizer(" b", add_special_tokens=False)["input_ids"]
-    answer += [denoiser.mask_token_id, denoiser.eos_token_id]
-    assert len(answer) == 6 and len(ids) == 1  # one token a byte; the space went into the MASK
+def test_fill_mask_gives_the_denoiser_s_distribution(denoiser):
+    first, second = fill_mask(denoiser, "hello", "a [MASK] b[MASK]", top=3)
+    mask = denoiser.mask_token_id  # the space before the first one is part of it; one token a byte
+    a, b = (denoiser.tokenizer(x, add_special_tokens=False)["input_ids"] for x in ("a", " b"))
+    answer = [*a, mask, *b, mask, denoiser.eos_token_id]
     with torch.no_grad():
         logits = denoiser.logits(denoiser.encode("hello")[None], torch.tensor([answer]))[0]
     for candidates, position in ((first, 1), (second, 4)):
@@ -183,8 +164,8 @@ def test_fill_is_the_denoiser_s_own_distribution(denoiser):
 @pytest.mark.real
 def test_the_real_denoiser_uses_a_clue_on_the_right(real):
     question, answer = "Name a famous city.", "The city of [MASK] is the capital of Japan."
-    with_clue = fill(real, question, answer)[0]
-    no_clue = fill(real, question, "The city of" + " [MASK]" * 7)[0]
+    with_clue = fill_mask(real, question, answer)[0]
+    no_clue = fill_mask(real, question, "The city of" + " [MASK]" * 7)[0]
     assert with_clue[0].text == " Tokyo"
     assert no_clue[0].text != " Tokyo"
 
@@ -195,6 +176,6 @@ def test_masks_throw_the_real_backbone_off_unless_it_is_blind_to_them(real):
         Pair("What is the capital of France?", "The capital of France is Paris."),
         Pair("What is the capital of Italy?", "The capital of Italy is Rome."),
     ]
-    found = {kind: read_on(real, pairs, kind).value for kind in KINDS_OF_ATTENTION}
+    found = {kind: next_token_accuracy(real, pairs, kind).value for kind in KINDS_OF_ATTENTION}
     assert found["bidirectional"] < found["mask-blind"] <= found["causal"]
     assert found["prompt-causal"] < found["mask-blind"]

@@ -9,7 +9,8 @@ from traces import EOS, make_trace, words
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import record
-from lad.evaluation.convergence import QUALITY, WAYS, _bins, _cut, run_study, settling
+from lad.evaluation.answers import Answers
+from lad.evaluation.convergence import QUALITY, WAYS, calibration_bins, run_study, settling
 from lad.training import Pair, held_out_prompts
 from lad.utils import DamagedFile, InvalidInput
 from lad.viz import convergence as figures
@@ -61,7 +62,7 @@ def test_a_noiseless_answer_cut_short_is_that_of_a_shorter_run():
             prompt,
             RefineConfig(remasking="none", answer_length=12, patience=0, iterations=min(number, 6)),
         )
-        cut = _cut(denoiser, [long], number)
+        cut = Answers.from_traces([long], number)
         assert cut.tokens == [short.drafts[-1][: short.tokens].tolist()]
         assert cut.forwards == [short.nfe]
 
@@ -91,18 +92,20 @@ def test_the_tenths_of_an_answer_are_in_order():
 
 def test_a_calibrated_guesser_is_found_to_be_calibrated():
     random = np.random.default_rng(0)
-    sure = random.random(40_000)
-    right = random.random(40_000) < sure
-    owner = np.arange(40_000) % 500
-    found = _bins(sure, right, owner)
+    confidence = random.random(40_000)
+    right = random.random(40_000) < confidence
+    found = calibration_bins(confidence, right, np.arange(40_000) % 500)
     assert found["gap"] < 0.02
     for one in found["bins"]:
         assert one["low"] <= one["confidence"] < one["high"]
         assert one["right"]["low"] - 0.02 <= one["confidence"] <= one["right"]["high"] + 0.02
-    boaster = _bins(np.full(1000, 0.95), np.arange(1000) % 2 == 0, np.arange(1000) % 50)
-    assert boaster["gap"] == pytest.approx(0.45)
-    assert boaster["bins"][9]["right"]["value"] == pytest.approx(0.5)
-    assert boaster["bins"][0]["confidence"] is None and boaster["bins"][0]["tokens"] == 0
+    indices = np.arange(1000)
+    overconfident = calibration_bins(np.full(1000, 0.95), indices % 2 == 0, indices % 50)
+    assert overconfident["gap"] == pytest.approx(0.45)
+    assert overconfident["bins"][9]["right"]["value"] == pytest.approx(0.5)
+    first = overconfident["bins"][0]
+    assert first["confidence"] is None and first["tokens"] == 0
+    assert first["right"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
 @pytest.mark.parametrize(

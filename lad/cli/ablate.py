@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import Device, Model, check_least, choose_device
+from lad.cli import common
 
 
 def ablate(
@@ -20,17 +20,17 @@ def ablate(
     steps: Annotated[int | None, typer.Option(help="Of every variant, for the grid's.")] = None,
     n_pairs: Annotated[int, typer.Option(help="Held-out pairs to measure on.")] = 256,
     n_prompts: Annotated[int, typer.Option(help="Held-out prompts to answer.")] = 100,
-    model: Model = "smollm2-135m",
-    device: Device = "auto",
+    model: common.Model = "smollm2-135m",
+    device: common.Device = "auto",
 ) -> None:
     """Train and measure every variant of a grid; under `torchrun`, shared by all processes."""
     from lad.evaluation.ablation import collect, read_grid, run_variants
     from lad.training import held_out_prompts
 
-    check_least(1, n_pairs=n_pairs, n_prompts=n_prompts)
+    common.check_least(1, n_pairs=n_pairs, n_prompts=n_prompts)
     variants = read_grid(grid)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    where = choose_device(device)
+    where = common.choose_device(device)
     if where == "cuda":
         import torch
 
@@ -38,36 +38,19 @@ def ablate(
         where = f"cuda:{rank % torch.cuda.device_count()}"
         torch.cuda.set_device(where)
     folder = out.with_name(out.stem + "-variants")
-
-    def tell(name: str, result: dict) -> None:
+    prompts = held_out_prompts()[:n_prompts]
+    for name, result in run_variants(
+        variants, pairs, prompts, folder, model, where, rank, processes, steps, n_pairs
+    ):
         half, repair = result["masked"]["0.5"], result["repair"]
-        noiseless = result["settings"]["noiseless"]
+        repeats = result["settings"]["noiseless"]["repeats"]
         typer.echo(
             f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {half['ce']['value']:.3f}, "
             f"restored {repair['restored']['value']:.2f}, kept {repair['kept']['value']:.3f}, "
-            f"noiseless repeats {noiseless['repeats']['value']:.3f}",
+            f"noiseless repeats {repeats['value']:.3f}",
             err=True,
         )
-
-    run_variants(
-        variants,
-        pairs,
-        held_out_prompts()[:n_prompts],
-        folder,
-        model,
-        where,
-        rank,
-        processes,
-        steps,
-        n_pairs,
-        on_result=tell,
-    )
-    words = [
-        "lad ablate",
-        f"--grid {grid.name}",
-        f"--n-pairs {n_pairs}",
-        f"--n-prompts {n_prompts}",
-    ]
-    words += [f"--steps {steps}"] if steps is not None else []
-    if collect(variants, folder, out, " ".join(words)):
+    command = f"lad ablate --grid {grid.name} --n-pairs {n_pairs} --n-prompts {n_prompts}"
+    command += f" --steps {steps}" if steps is not None else ""
+    if collect(variants, folder, out, command):
         typer.echo(f"wrote {out}")

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json
-from lad.cli.evaluate import DATA, progress, read_prompts, read_settings, spread
-from lad.utils import CacheError, InvalidInput
+from lad.cli import common
+from lad.utils import InvalidInput, disk_errors
 
-# Five minutes on two cores; the reference takes seconds an iteration there.
-ON_A_CPU = {
-    "windows": "64,128",
-    "batches": "1,4",
-    "prompts": 4,
-    "reference_prompts": 2,
-    "reference_iterations": 1,
+# Windows, batches, prompts, how many of these by the reference, iterations of the reference.
+DEFAULTS = {
+    "cpu": ("64,128", "1,4", 4, 2, 1),  # five minutes on two cores
+    "gpu": ("64,128,256,512", "1,32", 32, 3, 2),
+    "random": ("256", "1,8,32", 4, 1, 1),
 }
-ON_A_GPU = {
-    "windows": "64,128,256,512",
-    "batches": "1,32",
-    "prompts": 32,
-    "reference_prompts": 3,
-    "reference_iterations": 2,
-}
+# Random weights never settle on an answer: all iterations are run.
+RANDOM = {"iterations": 8, "temperature": 0.0, "remasking": "random", "patience": 0}
 
 
 def bench(
@@ -49,149 +39,139 @@ def bench(
     reference_iterations: Annotated[
         int | None, typer.Option(help="Iterations it runs: 1 on a CPU, else 2; 0: all.")
     ] = None,
-    prompts: Annotated[Path, typer.Option(help="Prompts, one a line.", show_default=False)] = DATA
-    / "held-out.txt",
+    iterations: Annotated[
+        int | None, typer.Option(help="Of every run, for the setting's; 8 with random weights.")
+    ] = None,
+    prompts: Annotated[
+        Path, typer.Option(help="Prompts, one a line.", show_default=False)
+    ] = common.ASSETS / "held-out.txt",
+    config: Annotated[
+        Path | None, typer.Option(help="YAML whose section `denoiser` describes a new adapter.")
+    ] = None,
     graphs: Annotated[bool, typer.Option(help="On a GPU, a pass is one CUDA graph.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write the JSON object to this file.")] = None,
-    model: Model = "smollm2-135m",
-    adapter: Adapter = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    record: Annotated[Path | None, typer.Option(help="Add it to this JSON file of runs.")] = None,
+    model: common.Model = "smollm2-135m",
+    adapter: common.Adapter = None,
+    device: common.Device = "auto",
+    as_json: common.AsJson = False,
 ) -> None:
-    """Time the sampler against its plain loops and the backbone's left-to-right answers."""
-    from lad.diffusion.adapter import load_denoiser
-    from lad.evaluation.bench import bench as run_bench
+    """Time the sampler against its plain loops and the backbone's left-to-right answers.
+
+    A model NAME:random (or NAME:random:4bit) has random weights of that shape and a new adapter:
+    nothing is downloaded.
+    """
+    from lad.diffusion.config import RefineConfig
+    from lad.evaluation.throughput import add_run, read_runs
+    from lad.evaluation.throughput import bench as run_bench
     from lad.models.registry import load_backbone
     from lad.utils import sha256_file, write_json
 
-    for name, number, least in (
-        ("n_prompts", n_prompts, 1),
-        ("reference_prompts", reference_prompts, 0),
-        ("reference_iterations", reference_iterations, 0),
-    ):
-        if number is not None and number < least:
-            raise InvalidInput(f"{name} = {number}: expected at least {least}")
-    for name, text in (("windows", windows), ("batches", batches)):
-        if text is not None:
-            numbers(name, text)
-    if out is not None:  # said now, not after minutes of timing
-        with writable(out):
+    where, random = common.choose_device(device), ":random" in model
+    given = (windows, batches, n_prompts, reference_prompts, reference_iterations)
+    usual = DEFAULTS["random" if random else "cpu" if where == "cpu" else "gpu"]
+    windows, batches, n_prompts, reference_prompts, reference_iterations = (
+        default if value is None else value for value, default in zip(given, usual, strict=True)
+    )
+    sizes = common.parse_numbers("windows", windows), common.parse_numbers("batches", batches)
+    common.check_least(1, n_prompts=n_prompts, iterations=iterations)
+    common.check_least(0, reference_prompts=reference_prompts)
+    common.check_least(0, reference_iterations=reference_iterations)
+    # What cannot be written is said now, not after minutes of timing.
+    if out is not None:
+        with disk_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-    [config] = only_one(read_settings(setting))
-    known = read_prompts(prompts)
-    where = choose_device(device)
-    denoiser = load_denoiser(model, adapter, where, graphs=graphs)
-    usual = ON_A_CPU if denoiser.device.type == "cpu" else ON_A_GPU
-
-    def chosen(name: str, value):
-        return usual[name] if value is None else value
+    if record is not None:
+        read_runs(record)
+    settings = {"random": RefineConfig(**RANDOM)} if random else common.read_settings(setting)
+    if len(settings) != 1:
+        raise InvalidInput(f"{len(settings)} settings: expected one preset or JSON file")
+    [(setting, values)] = settings.items()
+    if iterations is not None:
+        values = RefineConfig.from_dict(values.to_dict() | {"iterations": iterations})
+    texts = common.read_prompts(prompts)
+    denoiser = load(model, adapter, where, config)
+    captured = graphs and denoiser.device.type == "cuda"
+    if captured:
+        denoiser.capture()
 
     def keep(result: dict) -> None:
         """Into the file after every cell, so that minutes of timing outlive a stop."""
-        result |= {"command": "lad bench", "setting": setting}
-        result["graphs"] = denoiser.graphs is not None
-        origin = {"of": len(known), "file": prompts.name, "sha256": sha256_file(prompts)}
-        result["prompts"] |= origin
+        result |= {"kind": "iteration", "command": common.command_line(), "setting": setting}
+        result["graphs"] = captured
+        result["prompts"] |= {"of": len(texts), "file": prompts.name}
+        result["prompts"]["sha256"] = sha256_file(prompts)
         if out is not None:
-            with writable(out):
+            with disk_errors(out):
                 write_json(out, result)
 
-    with progress() as tell:
+    with common.progress() as on_progress:
         result = run_bench(
             denoiser,
             load_backbone(model, where).model,
-            spread(known, chosen("prompts", n_prompts)),
-            config,
-            numbers("windows", chosen("windows", windows)),
-            numbers("batches", chosen("batches", batches)),
-            chosen("reference_prompts", reference_prompts),
-            chosen("reference_iterations", reference_iterations) or None,
-            on_progress=tell,
+            common.evenly_spaced(texts, n_prompts),
+            values,
+            *sizes,
+            reference_prompts,
+            reference_iterations or None,
+            on_progress=on_progress,
             on_result=keep,
         )
+    if record is not None:
+        add_run(record, result)
     if as_json:
-        print_json(result)
+        common.print_json(result)
     else:
         show(result)
 
 
-@contextmanager
-def writable(path: Path):
-    """What a disk refuses becomes an error of ours."""
-    try:
-        yield
-    except OSError as error:
-        raise CacheError(
-            f"cannot write {path} ({error}): expected a folder that can be written to"
-        ) from error
+def load(model: str, adapter: Path | None, where: str, config: Path | None):
+    """A trained denoiser, or a new adapter on random weights."""
+    from lad.diffusion.adapter import load_denoiser
+    from lad.diffusion.config import DenoiserConfig
+    from lad.diffusion.denoiser import Denoiser
+    from lad.models.registry import load_backbone
+    from lad.training.config import check_names, read_config
 
-
-def numbers(name: str, text: str) -> list[int]:
-    """Whole numbers from 1 up, separated by commas."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise InvalidInput(f"{name} = {text!r}: expected whole numbers from 1 up, such as 64,128")
-    return [int(part) for part in parts]
-
-
-def only_one(settings: dict) -> list:
-    """Refuse several settings: a run times one."""
-    if len(settings) != 1:
-        raise InvalidInput(f"{len(settings)} settings: expected one preset or JSON file")
-    return list(settings.values())
+    if ":random" not in model:
+        return load_denoiser(model, adapter, where)
+    values = read_config(config).get("denoiser", {}) if config is not None else {}
+    check_names("denoiser", values, DenoiserConfig)
+    denoiser = Denoiser.create(load_backbone(model, where), DenoiserConfig(**values))
+    return denoiser if denoiser.backbone.spec.bits else denoiser.merge()
 
 
 def show(result: dict) -> None:
-    """The result as a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    origin = result["provenance"]
-    where = f"{origin['device']} ({origin['processor']}), {origin['dtype']}"
-    digest = (origin["adapter_sha256"] or "unsaved")[:12]
-    console.print(Text(f"{origin['model']}, adapter {digest}, {where}, {result['setting']}"))
-    console.print(Text("Medians over rounds; a speed-up with its 95 % interval."))
+    """Print the result as a table."""
+    from lad.evaluation.statistics import Estimate
 
     def ratio(estimate: dict | None) -> str:
-        if estimate is None or not estimate["n"]:
-            return "–"
-        if estimate["n"] == 1:  # one round has no interval
-            return "{value:.1f}".format(**estimate)
-        return "{value:.1f} ({low:.1f}–{high:.1f})".format(**estimate)
+        return "–" if estimate is None else Estimate.from_dict(estimate).text()
 
-    table = Table()
-    for heading in (
-        "window", "batch", "s an answer", "NFE", "TPF", "tokens/s", "iteration, ms", "by its floor",
-        "× reference", "× its forwards", "× generate",
-    ):  # fmt: skip
-        table.add_column(Text(heading))
+    rows = []
     for cell in result["cells"]:
-        own = cell["sampler"]
-        table.add_row(
-            str(cell["window"]),
-            str(cell["batch"]),
-            f"{own['seconds_per_answer']:.3f}",
-            f"{own['nfe']:.1f}",
-            f"{own['tpf']:.2f}",
-            f"{own['tokens_per_second']:.1f}",
-            f"{1000 * own['iteration_seconds']:.1f}",
-            f"{own['iteration_by_floor']:.1f}",
-            ratio(cell["speedup_vs_reference"]),
-            ratio(cell["speedup_vs_reference_forwards"]),
-            ratio(cell["speedup_vs_generate"]),
+        sampler = cell["sampler"]
+        rows.append(
+            {
+                "window": str(cell["window"]),
+                "batch": str(cell["batch"]),
+                "s an answer": f"{sampler['seconds_per_answer']:.3f}",
+                "NFE": f"{sampler['nfe']:.1f}",
+                "TPF": f"{sampler['tpf']:.2f}",
+                "tokens/s": f"{sampler['tokens_per_second']:.1f}",
+                "iteration, ms": f"{1000 * sampler['iteration_seconds']:.1f}",
+                "by roofline": f"{sampler['iteration_by_floor']:.1f}",
+                "× reference": ratio(cell["speedup_vs_reference"]),
+                "× its forwards": ratio(cell["speedup_vs_reference_forwards"]),
+                "× generate": ratio(cell["speedup_vs_generate"]),
+            }
         )
-    console.print(table)
-    console.print(
-        Text(
-            f"{result['prompts']['used']} of {result['prompts']['of']} prompts from "
-            f"{result['prompts']['file']}; the reference answered "
-            f"{result['prompts']['by_reference']} of them"
-            + (
-                f", {result['reference_iterations']} iterations of each."
-                if result["reference_iterations"]
-                else "."
-            )
-        )
+    typer.echo(f"{common.origin_line(result['provenance'])}, {result['setting']}")
+    typer.echo("Medians over rounds; a speed-up with its 95 % interval.")
+    common.print_table(list(rows[0]), [row.values() for row in rows])
+    prompts, run = result["prompts"], result["reference_iterations"]
+    typer.echo(
+        f"{prompts['used']} of {prompts['of']} prompts from {prompts['file']}; the reference "
+        f"answered {prompts['by_reference']} of them"
+        + (f", {run} iterations of each." if run else ".")
     )

@@ -5,16 +5,23 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lad.cli.bench import numbers, writable
 from lad.cli.benchmark_tables import show, show_comparisons, show_curve
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json
-from lad.cli.evaluate import progress, read_settings
-from lad.utils import InvalidInput
+from lad.cli.common import (
+    Adapter,
+    AsJson,
+    Device,
+    Model,
+    choose_device,
+    parse_numbers,
+    print_json,
+    progress,
+    read_settings,
+)
+from lad.utils import InvalidInput, disk_errors
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
@@ -154,14 +161,14 @@ def curve(
     from lad.evaluation.run import Asked
     from lad.utils import write_json
 
-    steps = sorted(set(numbers("iterations", iterations)))
+    steps = sorted(set(parse_numbers("iterations", iterations)))
     settings = read_settings(presets)
     many = how_many(n)
     asked = [
         Asked(name, split_of(name, split), many, seed, source=source) for name in names_of(task)
     ]
     items = items_of(asked, source)
-    with writable(out):
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     denoising, origin = respond(model, adapter, device, dtype, False, None, "", 1, seed, batch_size)
     found = {}
@@ -179,7 +186,7 @@ def curve(
                     lambda stage, done, total, f=folder: tell(f"{f.name} {stage}", done, total),
                 )
     result = join_curve(found, command())
-    with writable(out):
+    with disk_errors(out):
         write_json(out, result)
     if as_json:
         print_json(result)
@@ -200,7 +207,7 @@ def collect(
     from lad.utils import write_json
 
     result = join_runs(folders, made_by or [])
-    with writable(out):
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
     typer.echo(f"{out}: {len(result['runs'])} runs, {len(result['comparisons'])} comparisons")
@@ -284,16 +291,10 @@ def respond(
     config = config or settings_of("default")
     if backbone:
         loaded = load_backbone(model, where, kinds[dtype])
-        bare = SimpleNamespace(
-            device=loaded.model.lm_head.weight.device,
-            backbone=loaded,
-            adapter_sha256=None,
-            causal_lm=loaded.model,
-        )
         most = config.answer_length
-        return Backbone(loaded, most, batch_size), provenance(bare) | {"answer_length": most}
+        return Backbone(loaded, most, batch_size), provenance(loaded) | {"answer_length": most}
     denoiser = load_denoiser(model, adapter, where, kinds[dtype])
-    origin = provenance(denoiser) | {
+    origin = provenance(denoiser.backbone, denoiser.adapter_sha256) | {
         "preset": preset,
         "config": config.to_dict(),
         "samples": samples,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lad.cli.evaluate import written
+from lad.evaluation.statistics import Estimate
 
 __all__ = ["show", "show_comparisons", "show_curve"]
 
@@ -106,3 +106,8 @@ def show_curve(result: dict) -> None:
             written(one["forwards"], 1),
         )
     console.print(rows)
+
+
+def written(estimate: dict, factor: float = 100) -> str:
+    """An estimate as text; a share in percent."""
+    return Estimate.from_dict(estimate).text(factor)

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.bench import numbers, writable
-from lad.cli.common import Adapter, AsJson, Device, Model, check_least, print_json
-from lad.cli.evaluate import DATA, load_both, progress, read_prompts, some
+from lad.cli import common
+from lad.utils import disk_errors
 
 ON_A_CPU = {"prompts": 6, "pairs": 24}  # about five minutes on two cores
 
@@ -29,24 +28,25 @@ def study(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Answers at once.")] = None,
-    model: Model = "smollm2-135m",
-    adapter: Adapter = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    model: common.Model = "smollm2-135m",
+    adapter: common.Adapter = None,
+    device: common.Device = "auto",
+    as_json: common.AsJson = False,
 ) -> None:
     """Follow held-out answers iteration by iteration, in three ways to refine."""
     from lad.evaluation.convergence import run_study
     from lad.training import read_pairs
     from lad.utils import figures_folder, write_json
 
-    steps = numbers("iterations", iterations)
-    check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
-    prompts = read_prompts(DATA / "held-out.txt")
-    pairs = read_pairs(DATA / "held-out-pairs.jsonl.gz")
-    denoiser, backbone = load_both(model, adapter, device)
-    prompts = some(prompts, n_prompts, ON_A_CPU["prompts"], denoiser)
-    pairs = some(pairs, n_pairs, ON_A_CPU["pairs"], denoiser)
-    with progress() as tell:
+    steps = common.parse_numbers("iterations", iterations)
+    common.check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
+    prompts = common.read_prompts(common.ASSETS / "held-out.txt")
+    pairs = read_pairs(common.ASSETS / "held-out-pairs.jsonl.gz")
+    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    few = ON_A_CPU if denoiser.device.type == "cpu" else {}
+    prompts = common.evenly_spaced(prompts, n_prompts or few.get("prompts"))
+    pairs = common.evenly_spaced(pairs, n_pairs or few.get("pairs"))
+    with common.progress() as on_progress:
         result = run_study(
             denoiser,
             prompts,
@@ -57,14 +57,14 @@ def study(
             backbone=backbone,
             command=f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
             f"--n-pairs {len(pairs)} --seed {seed}",
-            on_progress=tell,
+            on_progress=on_progress,
         )
     if as_json:
-        print_json(result)
+        common.print_json(result)
         if out is None:
             return
     path = out or figures_folder() / "data" / "study.json"
-    with writable(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
     if not as_json:

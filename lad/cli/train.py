@@ -83,13 +83,13 @@ def train(
 
 def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, shows: bool):
     """A dry run, reported by the main process alone."""
-    from lad.evaluation.true_shape import add_run, measure_training
+    from lad.evaluation.throughput import add_run, training_throughput
 
     def show(done: int, total: int) -> None:
         if shows:
             typer.echo(f"step {done} of {total}", err=True)
 
-    run = measure_training(denoiser, training, steps, show)
+    run = training_throughput(denoiser, training, steps, show)
     if not shows:
         return
     name = run["provenance"]["model"]

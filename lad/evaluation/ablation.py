@@ -3,33 +3,34 @@
 A grid is a YAML file (configs/ablation.yaml) with `steps`, a `base` run, and `variants`, each of
 which names only what it changes; the first changes nothing and is what the others are compared
 with. Every variant takes the same number of steps over the same pairs and is then measured by
-`lad.evaluation.adapter_eval` on pairs and prompts it never saw. Runs are short, so they compare choices; they do
-not say how good a finished adapter is.
+`lad.evaluation.adapter_eval` on pairs and prompts it never saw. Runs are short: they compare
+choices, and do not say how good a finished adapter is.
 
 Each variant's result is a file of its own, so any number of processes share a grid and a killed one
-goes on where it stopped. Joined, they are trimmed to what the figure shows and to what made them.
+goes on where it stopped. `collect` joins them into one file: what the figure shows and what made
+it.
+
+The recorded figures/data/ablation.json is of an earlier recipe, whose base also trained on the
+denoiser's own drafts (settings `draft_*`), which the trainer no longer does.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from lad.diffusion.config import PRESETS, DenoiserConfig, RefineConfig
+from lad.diffusion.config import PRESETS, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.adapter_eval import evaluate
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, hold_out, read_pairs, train
 from lad.training.config import check_names
-from lad.utils import DamagedFile, InvalidInput, disk_errors, sha256_file, write_json
+from lad.utils import DamagedFile, InvalidInput, disk_errors, one_line, sha256_file, write_json
 
-__all__ = ["MEASURES", "collect", "read_grid", "run_variants", "settings_of", "trim"]
-
-SECTIONS = {"steps", "base", "variants"}
 PARTS = ("denoiser", "training")
 # What is kept of a result's scores, and where it stands there.
 MEASURES = {
@@ -40,7 +41,6 @@ MEASURES = {
     "repeats": ("settings", "noiseless", "repeats"),
 }
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid must agree on
-NOISELESS = "noiseless"  # the setting that visible drafts, and nothing else, must carry
 
 
 def read_grid(path: str | Path) -> dict:
@@ -53,11 +53,9 @@ def read_grid(path: str | Path) -> dict:
     try:
         grid = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(
-            f"{path} is no readable grid ({' '.join(str(error).split())})"
-        ) from error
-    if not isinstance(grid, dict) or set(grid) != SECTIONS:
-        raise InvalidInput(f"{path}: expected the sections {', '.join(sorted(SECTIONS))}")
+        raise InvalidInput(f"{path} is no readable grid ({one_line(error)})") from error
+    if not isinstance(grid, dict) or set(grid) != {"steps", "base", "variants"}:
+        raise InvalidInput(f"{path}: expected the sections base, steps, variants")
     for section in ("base", "variants"):
         if not isinstance(grid[section], dict):
             raise InvalidInput(f"{path}: {section} is {grid[section]!r}, expected names and values")
@@ -74,7 +72,7 @@ def read_grid(path: str | Path) -> dict:
 def settings_of(
     grid: Mapping, name: str, steps: int | None = None
 ) -> tuple[DenoiserConfig, TrainConfig]:
-    """The settings of one variant: the base's, with what it changes put over them.
+    """The settings of one variant: the base's, overridden by what it changes.
 
     `corruption` counts as one setting: a variant that names it replaces it as a whole, and what it
     leaves out has the paper's value (`CorruptionConfig`), not the base's.
@@ -86,16 +84,13 @@ def settings_of(
         InvalidInput: a section or setting that does not exist, or is out of range.
     """
     changes = grid["variants"][name] or {}
-    for where, given in (("base", grid["base"]), (f"variant {name!r}", changes)):
-        if not isinstance(given, dict) or set(given) - set(PARTS):
-            raise InvalidInput(f"{where}: expected no sections but {' and '.join(PARTS)}")
+    for label, section in (("base", grid["base"]), (f"variant {name!r}", changes)):
+        if not isinstance(section, dict) or set(section) - set(PARTS):
+            raise InvalidInput(f"{label}: expected no sections but {' and '.join(PARTS)}")
     parts = {part: {**grid["base"].get(part, {}), **changes.get(part, {})} for part in PARTS}
     check_names("denoiser", parts["denoiser"], DenoiserConfig)
-    length = {"steps": grid["steps"] if steps is None else steps}
-    return (
-        DenoiserConfig(**parts["denoiser"]),
-        TrainConfig.from_dict(parts["training"] | length),
-    )
+    training = parts["training"] | {"steps": grid["steps"] if steps is None else steps}
+    return DenoiserConfig(**parts["denoiser"]), TrainConfig.from_dict(training)
 
 
 def run_variants(
@@ -109,61 +104,61 @@ def run_variants(
     processes: int = 1,
     steps: int | None = None,
     most_pairs: int = 256,
-    on_result: Callable[[str, dict], object] | None = None,
-) -> None:
+) -> Iterator[tuple[str, dict]]:
     """Train and measure this process's share of the variants, each into `folder`/03.json.
 
     Args:
         pairs: training data; about one in fifty is held out and measured on.
-        prompts: held out, to be answered without noise.
+        prompts: held out, to be answered noiselessly.
         steps: instead of the grid's.
         most_pairs: held-out pairs measured on.
-        on_result: called with each variant's name and result.
+
+    Yields:
+        Name and result of each variant that was run; those with a result already are skipped.
 
     Raises:
         InvalidInput: too few pairs, or `folder` holds results of other settings, data or model.
         DamagedFile: a result that is not whole.
     """
-    kept, held = hold_out(read_pairs(pairs))
-    if not (kept and held and prompts):  # before the first training, not after it
+    train_pairs, held_out = hold_out(read_pairs(pairs))
+    if not (train_pairs and held_out and prompts):  # before the first training, not after it
         raise InvalidInput(
-            f"{pairs}: {len(kept)} pairs to train on, {len(held)} held out, and {len(prompts)} "
-            "prompts: expected at least one of each; give more pairs"
+            f"{pairs}: {len(train_pairs)} pairs to train on, {len(held_out)} held out, and "
+            f"{len(prompts)} prompts: expected at least one of each; give more pairs"
         )
-    shared = {"model": model, "pairs_sha256": sha256_file(pairs), "trained_on": len(kept)}
+    shared = dict(zip(SHARED, (model, sha256_file(pairs), len(train_pairs)), strict=True))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for number, name in list(enumerate(grid["variants"]))[rank::processes]:
-        path = result_path(folder, number)
+        path = folder / f"{number:02d}.json"
         denoiser_config, training = settings_of(grid, name, steps)
-        settings = {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
+        expected = shared | {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
         if path.exists():
-            _check_same(path, read_result(path, name), shared | settings)
+            result = read_result(path, name)
+            differs = [key for key, value in expected.items() if result.get(key) != value]
+            if differs:
+                raise InvalidInput(
+                    f"{path} was made with another {differs[0]}: expected that of the grid; "
+                    f"delete {folder} or choose another --out"
+                )
             continue
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
         started = time.monotonic()
-        rows = train(denoiser, kept, training, held_out=())
+        log = train(denoiser, train_pairs, training, held_out=())
         seconds = time.monotonic() - started
-        noiseless: dict[str, RefineConfig] = {NOISELESS: PRESETS[NOISELESS]}
-        scores = evaluate(denoiser, held[:most_pairs], prompts, noiseless)
+        presets = {"noiseless": PRESETS["noiseless"]}
+        scores = evaluate(denoiser, held_out[:most_pairs], prompts, presets)
         result = {
             "variant": name,
-            **shared,
-            **settings,
+            **expected,
             "adapter_parameters": denoiser.parameter_counts()["adapter"],
-            "tokens": rows[-1]["tokens"],
+            "tokens": log[-1]["tokens"],
             "seconds": round(seconds, 1),
             **scores,
         }
-        with disk_errors(folder):
+        with disk_errors(path):
             write_json(path, result)
-        if on_result is not None:
-            on_result(name, result)
-
-
-def result_path(folder: Path, number: int) -> Path:
-    """Where the result of the grid's n-th variant, from 0, is kept."""
-    return folder / f"{number:02d}.json"
+        yield name, result
 
 
 def read_result(path: Path, name: str) -> dict:
@@ -183,18 +178,8 @@ def read_result(path: Path, name: str) -> dict:
     return result
 
 
-def _check_same(path: Path, result: Mapping, expected: Mapping) -> None:
-    """Refuse to go on with results that other settings made."""
-    for key, value in expected.items():
-        if result.get(key) != value:
-            raise InvalidInput(
-                f"{path} was made with another {key}: expected what the grid says now; "
-                f"delete {path.parent} or choose another --out"
-            )
-
-
 def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate") -> bool:
-    """Join the results into one trimmed file, in the grid's order; False while some are missing.
+    """Join the results into one file, in the grid's order; False while some are missing.
 
     Args:
         command: what made them, for the record.
@@ -204,18 +189,18 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
         InvalidInput: results of different data or models.
         CacheError: the disk refuses.
     """
-    paths = [result_path(folder, number) for number in range(len(grid["variants"]))]
+    paths = [folder / f"{number:02d}.json" for number in range(len(grid["variants"]))]
     if not all(path.exists() for path in paths):
         return False
     results = [read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
-    data = trim(results, command)
-    with disk_errors(out.parent):
+    data = summarise(results, command)
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, data)
     return True
 
 
-def trim(results: Sequence[Mapping], command: str = "lad ablate") -> dict:
+def summarise(results: Sequence[Mapping], command: str = "lad ablate") -> dict:
     """What the figure needs of the results, and what made them.
 
     Args:
@@ -240,62 +225,57 @@ def trim(results: Sequence[Mapping], command: str = "lad ablate") -> dict:
                         f"{result['variant']!r} has another {key} than {base['variant']!r}: "
                         "expected results of one grid; run `lad ablate` into another --out"
                     )
-        variants = [
-            {
-                "name": result["variant"],
-                "changes": _changes(result, base),
-                "adapter_parameters": result["adapter_parameters"],
-                "tokens": result["tokens"],
-                "seconds": result["seconds"],
-                "measures": {name: _at(result, way) for name, way in MEASURES.items()},
-            }
-            for result in results
-        ]
-        if any("training.steps" in variant["changes"] for variant in variants):
-            raise InvalidInput("variants took different numbers of steps: expected the same of all")
+            if result["training"]["steps"] != base["training"]["steps"]:
+                raise InvalidInput("different numbers of steps: expected the same of all variants")
         origin = {key: base[key] for key in SHARED} | {
             "pairs_measured": base["pairs"]["used"],
             "prompts": base["prompts"]["used"],
             "repair": {key: base["repair"][key] for key in ("severity", "iterations")},
         }
-        keys = [key for key in base["provenance"] if key not in ("seconds", "adapter_sha256")]
-        for key in keys:
+        for key in base["provenance"]:
             values = list(dict.fromkeys(result["provenance"][key] for result in results))
-            origin[key] = values[0] if len(values) == 1 else values
+            if key not in ("seconds", "adapter_sha256"):
+                origin[key] = values[0] if len(values) == 1 else values
+        return {
+            "command": command,
+            "steps": base["training"]["steps"],
+            "base": base["variant"],
+            "settings": {part: base[part] for part in PARTS}
+            | {"noiseless": base["settings"]["noiseless"]["config"]},
+            "provenance": origin,
+            "variants": [_summary(result, base) for result in results],
+        }
     except (KeyError, TypeError) as error:
         raise DamagedFile(
             f"a result lacks something ({error!r}): expected what `lad ablate` writes; delete the "
             "folder of variants and run it again"
         ) from error
+
+
+def _summary(result: Mapping, base: Mapping) -> dict:
+    """One variant as the figure draws it."""
+    settings, usual = (_flat({part: values[part] for part in PARTS}) for values in (result, base))
+    measures = {}
+    for name, keys in MEASURES.items():
+        measures[name] = result
+        for key in keys:
+            measures[name] = measures[name][key]
     return {
-        "command": command,
-        "steps": base["training"]["steps"],
-        "base": base["variant"],
-        "settings": {part: base[part] for part in PARTS}
-        | {NOISELESS: base["settings"][NOISELESS]["config"]},
-        "provenance": origin,
-        "variants": variants,
+        "name": result["variant"],
+        "changes": {key: value for key, value in settings.items() if value != usual.get(key)},
+        "adapter_parameters": result["adapter_parameters"],
+        "tokens": result["tokens"],
+        "seconds": result["seconds"],
+        "measures": measures,
     }
 
 
-def _at(result: Mapping, way: Sequence[str]) -> dict:
-    for key in way:
-        result = result[key]
-    return dict(result)
-
-
-def _flat(values: Mapping, before: str = "") -> dict:
+def _flat(values: Mapping, prefix: str = "") -> dict:
     """Nested settings as one level: {"corruption": {"rate": 1}} becomes {"corruption.rate": 1}."""
     flat = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[before + key] = value
+            flat[prefix + key] = value
     return flat
-
-
-def _changes(result: Mapping, base: Mapping) -> dict:
-    """Settings in which a result differs from the base, with their values here."""
-    own, other = (_flat({part: values[part] for part in PARTS}) for values in (result, base))
-    return {key: value for key, value in own.items() if value != other.get(key)}

@@ -1,14 +1,14 @@
-"""How good a denoiser is: four questions, every answer with its interval.
+"""The quality of a denoiser in four parts, every number with its interval.
 
-    masked      how well it fills in held-out answers of which a share is masked
-    ahead       how many tokens it sees beyond a clean beginning
-    repair      how well it mends held-out answers whose damage is all visible, nothing masked
-    settings    how well it answers held-out prompts, setting by setting: stutter, variety,
-                perplexity beside that of the backbone's own greedy answers, and what it cost
+    masked      cross-entropy and accuracy on held-out answers of which a share is masked
+    ahead       accuracy of the tokens behind a clean beginning, everything after it masked
+    repair      held-out answers with visible errors, nothing masked, refined noiselessly
+    settings    answers to held-out prompts, setting by setting: repeats, variety, perplexity
+                relative to the backbone's greedy answers, and cost
 
-Pairs for the first three are the backbone's own answers to prompts that were never trained on. The
-backbone's greedy answers to the prompts of the last are the yardstick: a denoiser is taught to say
-what the backbone would say.
+Pairs for the first three are the backbone's answers to prompts that were never trained on. The
+baseline of the last is the backbone, left to right and greedy: a denoiser is trained to give its
+answers.
 
 Everything is greedy or seeded, so one machine gives one set of numbers; the batch size moves them
 by rounding alone.
@@ -21,48 +21,36 @@ Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v =
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
-from lad import __version__
+import lad
+from lad import utils
 from lad.diffusion.config import CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation import metrics
-from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers
-from lad.models.chat import encode_prompts
+from lad.evaluation.answers import Answers, measure_answers, refined_answers, score_outputs
+from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, answer_logits, mask_share, take, token_losses
 from lad.utils import InvalidInput, NumericalError
 
-__all__ = [
-    "AHEAD",
-    "REPAIR_ITERATIONS",
-    "REPAIR_SEVERITY",
-    "ahead_scores",
-    "evaluate",
-    "masked_predictions",
-    "masked_scores",
-    "provenance",
-    "repair_scores",
-    "yardstick",
-]
-
 REPAIR_SEVERITY = 0.3
 REPAIR_ITERATIONS = 4
-AHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
-VISIBLE_DAMAGE = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
+LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
+STRUCTURAL = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
 
-# Called with what is being done, how many answers it is done for, and for how many it will be.
+# Called with the name of what is running, and with how many answers are done, of how many.
 Progress = Callable[[str, int, int], object]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 def evaluate(
@@ -74,25 +62,25 @@ def evaluate(
     batch_size: int | None = None,
     backbone: LoadedBackbone | None = None,
     keep_answers: bool = False,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = silent,
 ) -> dict:
-    """Ask all four questions.
+    """All four parts, as plain values for JSON.
 
     Args:
         pairs: held out from training; those longer than the denoiser's context are dropped.
         prompts: texts of one turn, held out from training too.
         settings: name -> settings to answer them with.
-        seed: of masks and damage; the settings have seeds of their own.
-        batch_size: rows at once; by default 8 on a CPU and 64 elsewhere.
-        backbone: the yardstick, untouched; by default the denoiser's own with its adapter off,
-            which in half precision is not to the last bit what it was before a merge.
+        seed: of masks and corruption; the settings have seeds of their own.
+        batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
+        backbone: the baseline; by default the denoiser's own with its adapter off, which in half
+            precision is not to the last bit what it was before a merge.
         keep_answers: put the text of every answer into the result.
 
     Returns:
-        Plain values for JSON: provenance, settings, counts, and numbers as `Estimate.to_dict`.
+        provenance, settings, counts, and numbers as `Estimate.to_dict`.
 
     Raises:
-        InvalidInput: nothing to measure on, or a prompt that leaves no room for its answer.
+        InvalidInput: nothing to measure on, or a prompt too long for its answer to fit.
         NumericalError: NaN or infinite logits.
     """
     if not (pairs and prompts and settings):
@@ -100,14 +88,14 @@ def evaluate(
             f"{len(pairs)} pairs, {len(prompts)} prompts and {len(settings)} settings: "
             "expected at least one of each"
         )
-    batch_size = batch_size or (8 if denoiser.device.type == "cpu" else 64)
+    batch_size = batch_size or default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
     masked = masked_scores(denoiser, packed, batch_size, seed, on_progress)
-    ahead = ahead_scores(denoiser, packed, batch_size, seed, on_progress)
+    lookahead = lookahead_accuracy(denoiser, packed, batch_size, seed, on_progress)
     repair = repair_scores(denoiser, packed, batch_size, seed, on_progress)
 
-    spoken = {
+    outputs = {
         name: refined_answers(
             denoiser, prompts, config, batch_size, lambda *done, n=name: on_progress(n, *done)
         )
@@ -116,79 +104,55 @@ def evaluate(
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
     on_progress("backbone", 0, len(prompts))
-    with yardstick(denoiser, prompts, longest, batch_size, backbone) as (own, judged):
-        spoken = {name: judged(answers) for name, answers in spoken.items()}
+    baseline, outputs = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone)
     on_progress("backbone", len(prompts), len(prompts))
 
-    def describe(answers: Answers, length: int) -> dict:
-        scores = measure_answers(answers, own.cut(length))
+    def measured(answers: Answers, length: int) -> dict:
+        scores = measure_answers(answers, baseline.truncate(length))
         if keep_answers:
             texts = denoiser.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
-            pairs = zip(prompts, texts, strict=True)
-            scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in pairs]
+            scores["answers"] = [
+                {"prompt": prompt, "answer": text}
+                for prompt, text in zip(prompts, texts, strict=True)
+            ]
         return scores
 
     return {
-        "provenance": provenance(denoiser)
+        "provenance": provenance(denoiser.backbone, denoiser.adapter_sha256)
         | {"seed": seed, "batch_size": batch_size, "seconds": time.perf_counter() - started},
         "pairs": {"used": len(packed), "too_long": packed.dropped},
         "prompts": {"used": len(prompts)},
         "masked": masked,
-        "ahead": ahead,
+        "ahead": lookahead,
         "repair": repair,
         "settings": {
-            name: {"config": config.to_dict()} | describe(spoken[name], config.answer_length)
+            name: {"config": config.to_dict()} | measured(outputs[name], config.answer_length)
             for name, config in settings.items()
         },
-        "backbone": {"answer_length": longest} | describe(own, longest),
+        "backbone": {"answer_length": longest} | measured(baseline, longest),
     }
 
 
-@contextlib.contextmanager
-def yardstick(
-    denoiser: Denoiser,
-    prompts: Sequence[str],
-    length: int,
-    batch_size: int,
-    backbone: LoadedBackbone | None = None,
-) -> Iterator[tuple[Answers, Callable[[Answers], Answers]]]:
-    """What answers to the prompts are held against, for a while: the backbone, untouched.
-
-    Args:
-        length: most tokens of its own answers, EOS counted.
-        backbone: by default the denoiser's own, whose adapter is off meanwhile.
-
-    Yields:
-        Its greedy answers with their losses, and what gives other answers theirs.
-    """
-    model = denoiser.causal_lm if backbone is None else backbone.model
-    ids = encode_prompts(denoiser.tokenizer, prompts)
-
-    def judged(answers: Answers) -> Answers:
-        return replace(
-            answers, losses=metrics.answer_losses(model, ids, answers.judged, batch_size)
-        )
-
-    with denoiser.adapter_off() if backbone is None else contextlib.nullcontext():
-        yield judged(greedy_answers(model, ids, length, denoiser.eos_token_id, batch_size)), judged
+def default_batch_size(denoiser: Denoiser) -> int:
+    """8 on a CPU and 64 elsewhere."""
+    return 8 if denoiser.device.type == "cpu" else 64
 
 
-def provenance(denoiser: Denoiser) -> dict:
-    """What the numbers hang on: weights, versions, machine."""
-    device = denoiser.device
-    return {
-        "model": denoiser.backbone.spec.name,
-        "backbone_digest": denoiser.backbone.digest,
-        "adapter_sha256": denoiser.adapter_sha256,
-        "device": device.type,
-        "processor": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "dtype": str(denoiser.causal_lm.dtype).removeprefix("torch."),
-        "lad": __version__,
+def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> dict:
+    """`lad.utils.provenance` of a loaded model, and the machine that it is on."""
+    device = backbone.model.device
+    origin = utils.provenance(
+        backbone.spec.name,
+        device.type,
+        str(backbone.model.dtype),
+        adapter_sha256,
+        backbone.digest,
+    )
+    threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return origin | {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "lad": lad.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
     }
 
 
@@ -211,19 +175,27 @@ def masked_predictions(
 
     Yields:
         `(m, v)` float32 logits, `(m,)` int64 right tokens, and `(m,)` int64, on the CPU, the
-        answers that these belong to.
+        index of the answer that each belongs to.
     """
     n, context = pairs.tokens.shape
-    rows = take(pairs, list(range(n)), context)
-    generator = torch.Generator(rows.tokens.device).manual_seed(seed)
-    noisy, counted = mask_share(denoiser, rows, fraction, generator)
-    for first in range(0, n, batch_size):
+    batch = take(pairs, list(range(n)), context)
+    generator = torch.Generator(batch.tokens.device).manual_seed(seed)
+    noisy, counted = mask_share(denoiser, batch, fraction, generator)
+    for part, logits in _predictions(denoiser, batch.prompt_lengths, noisy, counted, batch_size):
+        answers = part.start + counted[part].nonzero()[:, 0].cpu()
+        yield logits.float(), batch.tokens[part][counted[part]], answers
+        on_done(min(part.stop, n))
+
+
+def _predictions(
+    denoiser: Denoiser, prompt_lengths: Tensor, inputs: Tensor, chosen: Tensor, batch_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of `batch_size` answers, and the `(m, v)` logits of their chosen positions."""
+    for first in range(0, len(inputs), batch_size):
         part = slice(first, first + batch_size)
-        chosen = counted[part]
-        logits = answer_logits(denoiser, noisy[part], rows.prompt_lengths[part], chosen).float()
+        logits = answer_logits(denoiser, inputs[part], prompt_lengths[part], chosen[part])
         _check_finite(logits)
-        yield logits, rows.tokens[part][chosen], first + chosen.nonzero()[:, 0].cpu()
-        on_done(min(first + batch_size, n))
+        yield part, logits
 
 
 @torch.inference_mode()
@@ -232,7 +204,7 @@ def masked_scores(
     pairs: PackedPairs,
     batch_size: int = 8,
     seed: int = 0,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = silent,
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
@@ -246,61 +218,58 @@ def masked_scores(
     for fraction in MASKED_FRACTIONS:
         losses, right = torch.zeros((2, n), dtype=torch.float64)  # (n,) each, sums
         tokens = torch.zeros(n, dtype=torch.int64)
-        for logits, targets, owner in masked_predictions(
+        for logits, targets, answer in masked_predictions(
             denoiser, pairs, fraction, batch_size, seed,
             lambda done, f=fraction: on_progress(f"{100 * f:.0f} % masked", done, n),
         ):  # fmt: skip
             found, hits = token_losses(logits, targets)
-            losses.index_add_(0, owner, found.double().cpu())
-            right.index_add_(0, owner, hits.double().cpu())
-            tokens += owner.bincount(minlength=n)
+            losses.index_add_(0, answer, found.double().cpu())
+            right.index_add_(0, answer, hits.double().cpu())
+            tokens += answer.bincount(minlength=n)
         scores[f"{fraction:g}"] = {
-            "ce": metrics.pooled_ratio(losses.tolist(), tokens.tolist()).to_dict(),
-            "accuracy": metrics.pooled_share(right.tolist(), tokens.tolist()).to_dict(),
+            "ce": pooled_ratio(losses.tolist(), tokens.tolist()).to_dict(),
+            "accuracy": pooled_share(right.tolist(), tokens.tolist()).to_dict(),
             "tokens": int(tokens.sum()),
         }
     return scores
 
 
 @torch.inference_mode()
-def ahead_scores(
+def lookahead_accuracy(
     denoiser: Denoiser,
     pairs: PackedPairs,
     batch_size: int = 8,
     seed: int = 0,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = silent,
 ) -> dict[str, dict]:
-    """How far a denoiser sees beyond a clean beginning, everything after it masked.
+    """Accuracy of the tokens behind a clean beginning, everything after it masked.
 
-    Each answer is cut at a random point. The first token behind the cut is what the backbone, left
-    to right, is made to know; what can be known of the later ones in the same forward pass is what
-    decoding in parallel lives on.
+    Each answer is cut at a random point. The first token behind the cut is what a left-to-right
+    model is trained to predict; the accuracy of the later ones, in the same forward pass, limits
+    how many tokens can be decoded in parallel.
 
     Returns:
-        {"1": accuracy of the first token behind the cut, "2": of the second, ...}, for `AHEAD`.
+        {"1": accuracy of the first token behind the cut, "2": of the second, ...}, for `LOOKAHEAD`.
     """
     n, context = pairs.tokens.shape
-    rows = take(pairs, list(range(n)), context)
+    batch = take(pairs, list(range(n)), context)
     generator = torch.Generator().manual_seed(seed)
     place = torch.rand(n, generator=generator).to(pairs.ends.device)
-    cut = rows.prompt_lengths + (place * (pairs.ends - rows.prompt_lengths)).long()  # (n,)
+    cut = batch.prompt_lengths + (place * (pairs.ends - batch.prompt_lengths)).long()  # (n,)
     position = torch.arange(context, device=cut.device)
-    hidden = rows.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
-    right = torch.zeros((n, context), dtype=torch.bool)
-    for first in range(0, n, batch_size):
-        part = slice(first, first + batch_size)
-        chosen = (position >= cut[part, None]) & (position < cut[part, None] + AHEAD[-1])
-        logits = answer_logits(denoiser, hidden[part], rows.prompt_lengths[part], chosen)
-        _check_finite(logits)
-        hits = (logits.argmax(dim=-1) == rows.tokens[part][chosen]).cpu()
-        right[part] = right[part].masked_scatter(chosen.cpu(), hits)
-        on_progress("looking ahead", min(first + batch_size, n), n)
+    inputs = batch.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
+    chosen = (position >= cut[:, None]) & (position < cut[:, None] + LOOKAHEAD[-1])
+    predicted = torch.zeros_like(batch.tokens)
+    for part, logits in _predictions(denoiser, batch.prompt_lengths, inputs, chosen, batch_size):
+        predicted[part] = predicted[part].masked_scatter(chosen[part], logits.argmax(dim=-1))
+        on_progress("lookahead", min(part.stop, n), n)
+    right = (chosen & (predicted == batch.tokens)).cpu()
     scores = {}
-    for distance in AHEAD:
-        where = (cut + distance - 1).cpu()
-        there = where <= pairs.ends.cpu()  # a token of the answer, or its first EOS
-        hits = right[torch.arange(n), where.clamp(max=context - 1)] & there
-        scores[str(distance)] = metrics.wilson(int(hits.sum()), int(there.sum())).to_dict()
+    for distance in LOOKAHEAD:
+        index = (cut + distance - 1).cpu()
+        counted = index <= pairs.ends.cpu()  # a token of the answer, or its first EOS
+        hits = right[torch.arange(n), index.clamp(max=context - 1)] & counted
+        scores[str(distance)] = wilson(int(hits.sum()), int(counted.sum())).to_dict()
     return scores
 
 
@@ -310,57 +279,55 @@ def repair_scores(
     pairs: PackedPairs,
     batch_size: int = 8,
     seed: int = 0,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = silent,
 ) -> dict:
-    """Structural repair: damaged answers, nothing masked, refined noiselessly and greedily.
+    """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
 
-    The answer region, EOS tail included, is damaged at severity p = 0.3 with every structural kind
-    of the paper (swapped, duplicated, replaced, shifted), then drawn anew 4 times, each draft the
-    input of the next. Counted are tokens of the answer and its first EOS.
+    The answer region, EOS tail included, is corrupted at severity p = 0.3 with every structural
+    kind of the paper (swapped, duplicated, replaced, shifted), then predicted 4 times, each draft
+    the input of the next. Counted are tokens of the answer and its first EOS.
 
     Returns:
-        restored: share of damaged tokens (those that differ from the clean answer) that are right
-        in the last draft; kept: the same of the others; damaged: share that was damaged; and the
+        restored: share of corrupted tokens (those that differ from the clean answer) that are right
+        in the last draft; kept: the same of the others; damaged: share that was corrupted; and the
         number of tokens counted, severity and iterations.
     """
     n, context = pairs.tokens.shape
-    rows = take(pairs, list(range(n)), context)
-    # Every row at once, so that the batch size does not change what is damaged.
+    batch = take(pairs, list(range(n)), context)
+    # All answers at once, so that the batch size does not change what is corrupted.
     noisy = corrupt(
-        rows.tokens,
-        rows.answer,
+        batch.tokens,
+        batch.answer,
         denoiser.vocabulary_size,
         denoiser.mask_token_id,
-        torch.Generator(rows.tokens.device).manual_seed(seed),
-        VISIBLE_DAMAGE,
+        torch.Generator(batch.tokens.device).manual_seed(seed),
+        STRUCTURAL,
         REPAIR_SEVERITY,
     )
-    mended = torch.empty_like(noisy)
+    repaired = torch.empty_like(noisy)
     for first in range(0, n, batch_size):
         part = slice(first, first + batch_size)
-        draft, answer = noisy[part], rows.answer[part]  # (b, t)
+        draft, answer = noisy[part], batch.answer[part]  # (b, t)
         for _ in range(REPAIR_ITERATIONS):
-            logits = answer_logits(denoiser, draft, rows.prompt_lengths[part], answer)  # (m, v)
+            logits = answer_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
             _check_finite(logits)
             logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
             previous, draft = draft, draft.masked_scatter(answer, logits.argmax(dim=-1))
             if torch.equal(draft, previous):  # so would be every later one
                 break
-        mended[part] = draft
+        repaired[part] = draft
         on_progress("repair", min(first + batch_size, n), n)
-    counted = rows.answer & ~rows.tail
-    damaged = counted & (noisy != rows.tokens)
-    right = mended == rows.tokens
+    counted = batch.answer & ~batch.tail
+    corrupted = counted & (noisy != batch.tokens)
+    right = repaired == batch.tokens
 
     def share(hits: Tensor, of: Tensor) -> dict:
-        return metrics.pooled_share(
-            (hits & of).sum(dim=1).tolist(), of.sum(dim=1).tolist()
-        ).to_dict()
+        return pooled_share((hits & of).sum(dim=1).tolist(), of.sum(dim=1).tolist()).to_dict()
 
     return {
-        "restored": share(right, damaged),
-        "kept": share(right, counted & ~damaged),
-        "damaged": share(damaged, counted),
+        "restored": share(right, corrupted),
+        "kept": share(right, counted & ~corrupted),
+        "damaged": share(corrupted, counted),
         "tokens": int(counted.sum()),
         "severity": REPAIR_SEVERITY,
         "iterations": REPAIR_ITERATIONS,

@@ -1,4 +1,4 @@
-"""Answers to prompts, by refinement or from left to right, and every number about them.
+"""Answers to prompts, by refinement or left to right, and every number about them.
 
 Shapes: n = prompts.
 """
@@ -6,24 +6,29 @@ Shapes: n = prompts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-import torch
 from transformers import LlamaForCausalLM
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
-from lad.evaluation import metrics
+from lad.diffusion.trace import Trace
+from lad.evaluation import statistics, text_metrics
+from lad.models.chat import encode_prompts
+from lad.models.generate import generate
+from lad.models.registry import LoadedBackbone
 
-__all__ = ["Answers", "greedy_answers", "measure_answers", "refined_answers"]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What was said to n prompts.
+    """Answers to n prompts.
 
     Attributes:
         tokens: ids of each answer, up to its EOS.
@@ -31,7 +36,7 @@ class Answers:
         forwards: forward passes each took.
         seconds: wall time of all of them.
         eos_token_id: what follows an answer that ended.
-        losses: what each token of `judged` costs the backbone, once known.
+        losses: the backbone's cross-entropy of each token of `with_eos`; None until scored.
     """
 
     tokens: list[list[int]]
@@ -41,27 +46,61 @@ class Answers:
     eos_token_id: int
     losses: list[np.ndarray] | None = None
 
+    @classmethod
+    def from_traces(
+        cls, traces: Sequence[Trace], iterations: int | None = None, seconds: float = 0.0
+    ) -> Answers:
+        """The drafts after at most `iterations` iterations; by default the last ones."""
+        steps = [min(iterations or len(trace.steps), len(trace.steps)) for trace in traces]
+        drafts = [trace.drafts[n - 1] for trace, n in zip(traces, steps, strict=True)]
+        lengths = [trace.answer_length(n - 1) for trace, n in zip(traces, steps, strict=True)]
+        return cls(
+            [draft[:length].tolist() for draft, length in zip(drafts, lengths, strict=True)],
+            [length < len(draft) for draft, length in zip(drafts, lengths, strict=True)],
+            steps,
+            seconds,
+            traces[0].eos_token_id,
+        )
+
     @property
-    def judged(self) -> list[list[int]]:
+    def with_eos(self) -> list[list[int]]:
         """The answers with their EOS, where they have one."""
         end = [self.eos_token_id]
         return [ids + end * ended for ids, ended in zip(self.tokens, self.ended, strict=True)]
 
-    def cut(self, length: int) -> Answers:
-        """The same from a region of `length` positions: what does not fit, EOS too, is cut off."""
-        rows = zip(self.tokens, self.ended, strict=True)
+    @property
+    def losses_without_eos(self) -> list[np.ndarray]:
+        """`losses` without those of EOS."""
+        return [x[: len(ids)] for x, ids in zip(self.losses, self.tokens, strict=True)]
+
+    def truncate(self, length: int) -> Answers:
+        """The same answers cut off after `length` tokens, EOS included."""
         return replace(
             self,
             tokens=[ids[:length] for ids in self.tokens],
-            ended=[end and len(ids) < length for ids, end in rows],
+            ended=[
+                ended and len(ids) < length
+                for ids, ended in zip(self.tokens, self.ended, strict=True)
+            ],
             forwards=[min(passes, length) for passes in self.forwards],
             losses=[x[:length] for x in self.losses],
         )
 
-    @property
-    def bare_losses(self) -> list[np.ndarray]:
-        """`losses` without those of EOS."""
-        return [x[: len(ids)] for x, ids in zip(self.losses, self.tokens, strict=True)]
+
+def refine_traces(
+    denoiser: Denoiser,
+    prompts: Sequence[str],
+    config: RefineConfig,
+    batch_size: int = 8,
+    on_batch: Callable[[int, int], object] = lambda done, total: None,
+) -> list[Trace]:
+    """A trace for each prompt, refined `batch_size` prompts at a time."""
+    traces: list[Trace] = []
+    for first in range(0, len(prompts), batch_size):
+        chunk = prompts[first : first + batch_size]
+        traces += refine_batch(denoiser, chunk, config, batch_size=batch_size)
+        on_batch(len(traces), len(prompts))
+    return traces
 
 
 def refined_answers(
@@ -72,91 +111,100 @@ def refined_answers(
     on_batch: Callable[[int, int], object] = lambda done, total: None,
 ) -> Answers:
     """Answers by refinement, `batch_size` prompts at a time."""
-    traces = []
     started = time.perf_counter()
-    for first in range(0, len(prompts), batch_size):
-        chunk = prompts[first : first + batch_size]
-        traces += refine_batch(denoiser, chunk, config, batch_size=batch_size)
-        on_batch(len(traces), len(prompts))
-    seconds = time.perf_counter() - started
-    eos = denoiser.eos_token_id
-    drafts = [trace.drafts[-1] for trace in traces]
-    return Answers(
-        [draft[: t.tokens].tolist() for draft, t in zip(drafts, traces, strict=True)],
-        [bool((draft == eos).any()) for draft in drafts],
-        [trace.nfe for trace in traces],
-        seconds,
-        eos,
-    )
+    traces = refine_traces(denoiser, prompts, config, batch_size, on_batch)
+    return Answers.from_traces(traces, seconds=time.perf_counter() - started)
 
 
-@torch.inference_mode()
 def greedy_answers(
     backbone: LlamaForCausalLM,
     prompts: Sequence[Sequence[int]],
-    most_tokens: int,
+    max_new_tokens: int,
     eos_token_id: int,
     batch_size: int = 8,
 ) -> Answers:
-    """The backbone's own answers from left to right, each the likeliest token after the other.
+    """The backbone's answers from left to right, always the likeliest token.
 
     Args:
         backbone: bare, or inside `Denoiser.adapter_off`.
         prompts: token ids with their chat template.
-        most_tokens: of an answer and its EOS together.
+        max_new_tokens: of an answer and its EOS together.
     """
-    device = backbone.lm_head.weight.device
-    tokens, ended = [], []
     started = time.perf_counter()
-    for first in range(0, len(prompts), batch_size):
-        chunk = prompts[first : first + batch_size]
-        width = max(map(len, chunk))
-        ids = torch.full((len(chunk), width), eos_token_id)
-        real = torch.zeros_like(ids)
-        for row, prompt in enumerate(chunk):  # padded on the left, where nothing attends
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            real[row, width - len(prompt) :] = 1
-        produced = backbone.generate(
-            input_ids=ids.to(device),
-            attention_mask=real.to(device),
-            max_new_tokens=most_tokens,
-            do_sample=False,
-            eos_token_id=eos_token_id,
-            pad_token_id=eos_token_id,
-        )[:, width:].tolist()
-        for new in produced:
-            ended.append(eos_token_id in new)
-            tokens.append(new[: new.index(eos_token_id)] if ended[-1] else new)
+    outputs = generate(
+        backbone, None, prompts, max_new_tokens, batch_size=batch_size, eos_token_id=eos_token_id
+    )
     seconds = time.perf_counter() - started
-    forwards = [len(ids) + end for ids, end in zip(tokens, ended, strict=True)]
-    return Answers(tokens, ended, forwards, seconds, eos_token_id)
+    ended = [eos_token_id in ids for ids in outputs]
+    tokens = [ids[:-1] if end else ids for ids, end in zip(outputs, ended, strict=True)]
+    return Answers(tokens, ended, [len(ids) for ids in outputs], seconds, eos_token_id)
 
 
-def measure_answers(answers: Answers, own: Answers) -> dict:
-    """Every number about answers, beside the backbone's own to the same prompts.
+def score_outputs(
+    denoiser: Denoiser,
+    prompts: Sequence[str],
+    outputs: Mapping[Key, Answers],
+    max_new_tokens: int,
+    batch_size: int,
+    backbone: LoadedBackbone | None = None,
+    on_scored: Callable[[int, int], object] = lambda done, total: None,
+) -> tuple[Answers, dict[Key, Answers]]:
+    """The backbone's greedy answers, and all answers with their losses under the backbone.
+
+    Args:
+        outputs: any key -> answers to the prompts.
+        max_new_tokens: of the baseline's answers, EOS included.
+        backbone: by default the denoiser's, whose adapter is off meanwhile; in half precision
+            taking a merged adapter out is not exact.
+        on_scored: called with the number of entries of `outputs` scored, and of all.
 
     Returns:
-        repeats, distinct_3: see `lad.evaluation.metrics`.
+        The baseline, and `outputs` with `losses`.
+    """
+    model = denoiser.causal_lm if backbone is None else backbone.model
+    ids = encode_prompts(denoiser.tokenizer, prompts)
+
+    def scored(answers: Answers) -> Answers:
+        losses = text_metrics.answer_losses(model, ids, answers.with_eos, batch_size)
+        return replace(answers, losses=losses)
+
+    with denoiser.adapter_off() if backbone is None else nullcontext():
+        eos = denoiser.eos_token_id
+        baseline = scored(greedy_answers(model, ids, max_new_tokens, eos, batch_size))
+        found = {}
+        for key, answers in outputs.items():
+            found[key] = scored(answers)
+            on_scored(len(found), len(outputs))
+    return baseline, found
+
+
+def measure_answers(answers: Answers, baseline: Answers) -> dict:
+    """Every number about answers, beside the backbone's greedy answers to the same prompts.
+
+    Returns:
+        repeats, distinct_3: see `lad.evaluation.text_metrics`.
         perplexity: under the backbone, median over answers; EOS is not counted.
-        relative_perplexity: by that of the backbone's own answer, median of the ratios.
+        relative_perplexity: divided by that of the baseline's answer, median of the ratios.
         relative_perplexity_with_end: the same with EOS counted, so that ending too soon costs.
         nfe: forward passes an answer. forwards_per_token, tpf: pooled over answers.
         ended: share of the answers that have an EOS. tokens: of an answer.
         seconds_per_answer: wall time, in the batches that were run.
     """
     tokens = [len(ids) for ids in answers.tokens]
-    bare, own_bare = answers.bare_losses, own.bare_losses
+    losses, baseline_losses = answers.losses_without_eos, baseline.losses_without_eos
     estimates = {
-        "repeats": metrics.adjacent_repeats(answers.tokens),
-        "distinct_3": metrics.distinct_trigrams(answers.tokens),
-        "perplexity": metrics.median(metrics.perplexities(bare)),
-        "relative_perplexity": metrics.relative_perplexity(bare, own_bare),
-        "relative_perplexity_with_end": metrics.relative_perplexity(answers.losses, own.losses),
-        "nfe": metrics.mean(answers.forwards),
-        "forwards_per_token": metrics.forwards_per_token(tokens, answers.forwards),
-        "tpf": metrics.tokens_per_forward(tokens, answers.forwards),
-        "ended": metrics.wilson(sum(answers.ended), len(tokens)),
-        "tokens": metrics.mean(tokens),
+        "repeats": text_metrics.adjacent_repeats(answers.tokens),
+        "distinct_3": text_metrics.distinct_trigrams(answers.tokens),
+        "perplexity": statistics.median(text_metrics.perplexities(losses)),
+        "relative_perplexity": text_metrics.relative_perplexity(losses, baseline_losses),
+        "relative_perplexity_with_end": text_metrics.relative_perplexity(
+            answers.losses, baseline.losses
+        ),
+        "nfe": statistics.mean(answers.forwards),
+        "forwards_per_token": text_metrics.forwards_per_token(tokens, answers.forwards),
+        "tpf": text_metrics.tokens_per_forward(tokens, answers.forwards),
+        "ended": statistics.wilson(sum(answers.ended), len(tokens)),
+        "tokens": statistics.mean(tokens),
     }
     scores = {name: estimate.to_dict() for name, estimate in estimates.items()}
     return scores | {"seconds_per_answer": answers.seconds / len(tokens)}

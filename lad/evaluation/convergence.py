@@ -1,17 +1,17 @@
-"""What refinement does, measured on many answers: the numbers behind five figures.
+"""What refinement does over many answers: the numbers behind five figures.
 
-    quality       stutter, variety and perplexity of the answers against the iterations allowed
+    quality       repeats, variety and perplexity of the answers against the iterations allowed
     runs          for each answer, its tokens and the iterations after which it stood
     settled       share of an answer's tokens that are final, against iteration
     order         the iteration at which a token becomes final, against its place in the answer
-    calibration   how often a token that the denoiser is sure of is right, against how sure it is
+    calibration   accuracy of the likeliest token behind a MASK, against its confidence
 
-Three ways to refine are set side by side: noiseless, with re-noising, and committing only sure
-tokens, window after window. Prompts and pairs are held out from training. Everything is greedy or
-seeded. Every mean has its 95 % interval over answers.
+Three ways to refine are compared: noiseless, with re-masking, and with a confidence threshold,
+window after window. Prompts and pairs are held out from training. Everything is greedy or seeded.
+Every mean has its 95 % interval over answers.
 
-Source of the claims looked at: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System
-Demonstrations (more iterations, better answers; fewer iterations than tokens).
+Source of the claims: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations
+(more iterations, better answers; fewer iterations than tokens).
 
 Shapes: n = answers, a = positions of the answer region, i = iterations, m = masked positions.
 """
@@ -26,19 +26,23 @@ import torch
 
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
-from lad.evaluation import metrics
-from lad.evaluation.adapter_eval import Progress, masked_predictions, provenance, yardstick
-from lad.evaluation.answers import Answers, measure_answers
+from lad.evaluation.adapter_eval import (
+    Progress,
+    default_batch_size,
+    masked_predictions,
+    provenance,
+    silent,
+)
+from lad.evaluation.answers import Answers, measure_answers, refine_traces, score_outputs
+from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS
 from lad.utils import InvalidInput
 
-__all__ = ["ITERATIONS", "WAYS", "calibration", "run_study", "settling"]
-
 ITERATIONS = (1, 2, 4, 8, 16, 32, 64)
+# The names are keys of the recorded figures/data/study.json; `lad.viz.convergence` shows others.
 WAYS: Mapping[str, RefineConfig] = {
     "without re-noising": RefineConfig(remasking="none"),
     "with re-noising": RefineConfig(remasking="guided", noise_start=0.9, sharpness=1.0),
@@ -47,7 +51,7 @@ WAYS: Mapping[str, RefineConfig] = {
     ),
 }
 BINS = 10
-LEAST_TOKENS = 10  # of an answer whose tenths are told apart
+MIN_TOKENS = 10  # of an answer that is divided into tenths
 QUALITY = ("repeats", "distinct_3", "relative_perplexity", "ended", "tokens", "nfe")
 
 
@@ -60,15 +64,15 @@ def run_study(
     batch_size: int | None = None,
     backbone: LoadedBackbone | None = None,
     command: str = "lad study",
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = silent,
 ) -> dict:
-    """Answer the prompts in every way and for every number of iterations, and measure.
+    """Measurements of every way and every number of iterations.
 
     Args:
         prompts, pairs: held out from training; pairs longer than the context are dropped.
         iterations: rising numbers, 1 to 512; the runs that are followed step by step get the last.
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
-        backbone: the yardstick of perplexity, as in `lad.evaluation.adapter_eval.evaluate`.
+        backbone: the baseline of perplexity, as in `lad.evaluation.adapter_eval.evaluate`.
 
     Returns:
         Plain values for JSON, see the module's docstring; `lad.viz.convergence` draws them.
@@ -83,96 +87,57 @@ def run_study(
         )
     if not iterations or list(iterations) != sorted(set(iterations)):
         raise InvalidInput(f"iterations = {list(iterations)}: expected rising numbers")
-    batch_size = batch_size or (8 if denoiser.device.type == "cpu" else 64)
+    batch_size = batch_size or default_batch_size(denoiser)
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
-    sure = calibration(denoiser, packed, batch_size, seed, on_progress)
+    confidence = calibration(denoiser, packed, batch_size, seed, on_progress)
 
-    spoken: dict[str, list[tuple[int, Answers]]] = {}
-    followed: dict[str, list[Trace]] = {}
+    def refine(config: RefineConfig, stage: str) -> list[Trace]:
+        def on_batch(done: int, total: int) -> None:
+            on_progress(stage, done, total)
+
+        return refine_traces(denoiser, prompts, config, batch_size, on_batch)
+
+    most = iterations[-1]
+    traces = {name: refine(replace(way, iterations=most), name) for name, way in WAYS.items()}
+    outputs = {}
     for name, way in WAYS.items():
-        longest = replace(way, iterations=iterations[-1])
-        traces = _refine(denoiser, prompts, longest, batch_size, name, on_progress)
-        followed[name], points = traces, []
-        for number in iterations:
+        outputs[name, most] = Answers.from_traces(traces[name])
+        for number in iterations[:-1]:
             if way.remasking == "none":  # a shorter noiseless run is the beginning of a longer one
-                points.append((number, _cut(denoiser, traces, number)))
+                outputs[name, number] = Answers.from_traces(traces[name], number)
             elif way.remasking == "guided":  # but here the schedule depends on the number
-                config = replace(way, iterations=number)
-                last = number == iterations[-1]
-                own = traces if last else None
-                own = own or _refine(
-                    denoiser, prompts, config, batch_size, f"{name}, {number}", on_progress
-                )
-                points.append((number, _cut(denoiser, own, number)))
-            elif number == iterations[-1]:  # one that waits until it is sure has no shorter run
-                points.append((number, _cut(denoiser, traces, number)))
-        spoken[name] = points
+                shorter = refine(replace(way, iterations=number), f"{name}, {number}")
+                outputs[name, number] = Answers.from_traces(shorter)
+            # A run with a threshold ends when every token has passed it: there is no shorter one.
 
-    quality: dict[str, list[dict]] = {}
-    longest_answer = max(way.answer_length for way in WAYS.values())
-    with yardstick(denoiser, prompts, longest_answer, batch_size, backbone) as (own, judged):
-        done, total = 0, sum(map(len, spoken.values()))
-        for name, points in spoken.items():
-            quality[name] = []
-            for number, answers in points:
-                scores = measure_answers(judged(answers), own.cut(WAYS[name].answer_length))
-                quality[name].append({"iterations": number} | {key: scores[key] for key in QUALITY})
-                done += 1
-                on_progress("perplexity", done, total)
+    longest = max(way.answer_length for way in WAYS.values())
+    baseline, outputs = score_outputs(
+        denoiser, prompts, outputs, longest, batch_size, backbone,
+        lambda done, total: on_progress("perplexity", done, total),
+    )  # fmt: skip
+    quality: dict[str, list[dict]] = {name: [] for name in WAYS}
+    for name, number in sorted(outputs, key=lambda key: key[1]):
+        length = WAYS[name].answer_length
+        scores = measure_answers(outputs[name, number], baseline.truncate(length))
+        quality[name].append({"iterations": number} | {key: scores[key] for key in QUALITY})
     return {
         "command": command,
-        "provenance": provenance(denoiser) | {"seed": seed},
+        "provenance": provenance(denoiser.backbone, denoiser.adapter_sha256) | {"seed": seed},
         "prompts": len(prompts),
         "pairs": len(packed),
         "ways": {name: way.to_dict() for name, way in WAYS.items()},
         "iterations": list(iterations),
         "quality": quality,
-        **settling(followed, iterations[-1]),
-        "calibration": sure,
+        **settling(traces, most),
+        "calibration": confidence,
     }
 
 
-def _refine(
-    denoiser: Denoiser,
-    prompts: Sequence[str],
-    config: RefineConfig,
-    batch_size: int,
-    stage: str,
-    on_progress: Progress,
-) -> list[Trace]:
-    traces: list[Trace] = []
-    for first in range(0, len(prompts), batch_size):
-        part = prompts[first : first + batch_size]
-        traces += refine_batch(denoiser, part, config, batch_size=batch_size)
-        on_progress(stage, len(traces), len(prompts))
-    return traces
-
-
-def _cut(denoiser: Denoiser, traces: Sequence[Trace], number: int) -> Answers:
-    """The answers after at most that many iterations."""
-    rows = [min(number, len(trace.steps)) - 1 for trace in traces]
-    pairs = list(zip(traces, rows, strict=True))
-    lengths = [trace.answer_length(row) for trace, row in pairs]
-    return Answers(
-        tokens=[
-            trace.drafts[row][:length].tolist()
-            for (trace, row), length in zip(pairs, lengths, strict=True)
-        ],
-        ended=[length < traces[0].drafts.shape[1] for length in lengths],
-        forwards=[row + 1 for row in rows],
-        seconds=sum(step.seconds for trace, row in pairs for step in trace.steps[: row + 1]),
-        eos_token_id=denoiser.eos_token_id,
-    )
-
-
-# -- what settles, and when ------------------------------------------------------------------------
-
-
-def settling(followed: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
-    """How answers come to rest.
+def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
+    """When tokens and answers become final.
 
     Args:
-        followed: way -> its traces.
+        traces: way -> its traces.
         iterations: how many each was allowed.
 
     Returns:
@@ -180,26 +145,26 @@ def settling(followed: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
         and the iterations that were run. settled: way -> for each iteration, from the first, the
         mean share of an answer's tokens that are final. order: way -> for each tenth of the answer
         the mean iteration, counted from 1, after which its tokens are final; answers of fewer than
-        10 tokens have no tenths and are left out.
+        10 tokens are left out.
     """
     runs, settled, order = {}, {}, {}
-    for name, traces in followed.items():
+    for name, group in traces.items():
         runs[name] = [
             {
                 "tokens": trace.tokens,
                 "stood": int(trace.settled_at[: trace.tokens + 1].max()) + 1,
                 "ran": len(trace.steps),
             }
-            for trace in traces
+            for trace in group
         ]
-        spoken = [trace for trace in traces if trace.tokens]
-        shares = np.ones((len(spoken), iterations))  # (n, i), final once the run has ended
-        for row, trace in enumerate(spoken):
+        nonempty = [trace for trace in group if trace.tokens]
+        shares = np.ones((len(nonempty), iterations))  # (n, i), final once the run has ended
+        for row, trace in enumerate(nonempty):
             shares[row, : len(trace.steps)] = trace.settled_share
-        settled[name] = [metrics.mean(column).to_dict() for column in shares.T]
-        long = [trace for trace in spoken if trace.tokens >= LEAST_TOKENS]
+        settled[name] = [mean(column).to_dict() for column in shares.T]
+        long = [trace for trace in nonempty if trace.tokens >= MIN_TOKENS]
         tenths = np.array([_tenths(trace) for trace in long]).reshape(len(long), BINS)
-        order[name] = [metrics.mean(column).to_dict() for column in tenths.T]
+        order[name] = [mean(column).to_dict() for column in tenths.T]
     return {"runs": runs, "settled": settled, "order": order}
 
 
@@ -209,62 +174,58 @@ def _tenths(trace: Trace) -> list[float]:
     return [float(part.mean()) for part in parts]
 
 
-# -- how sure, and how right -----------------------------------------------------------------------
-
-
 @torch.inference_mode()
 def calibration(
     denoiser: Denoiser,
     pairs: PackedPairs,
     batch_size: int = 8,
     seed: int = 0,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = silent,
 ) -> dict[str, dict]:
-    """How often the likeliest token behind a MASK is the right one, by the confidence it has.
+    """Accuracy of the likeliest token behind a MASK, by its confidence.
 
-    What is masked is that of `lad.evaluation.adapter_eval.masked_scores`; the right token is the one that the
-    backbone's own answer has there.
+    The masks are those of `lad.evaluation.adapter_eval.masked_scores`; the right token is the one
+    in the backbone's answer.
 
     Returns:
         For each share masked: bins of confidence (low, high, its mean in the bin, right as an
-        `Estimate`, tokens), and gap, the mean distance of confidence and share right over all
-        tokens ("expected calibration error").
+        `Estimate`, tokens), and gap, the expected calibration error: the mean distance of
+        confidence and accuracy over all tokens.
     """
     found = {}
     for fraction in MASKED_FRACTIONS:
-        sure, right, owner = [], [], []
+        confidence, right, owner = [], [], []
         for logits, targets, answers in masked_predictions(
             denoiser, pairs, fraction, batch_size, seed,
             lambda done, f=fraction: on_progress(f"calibration, {100 * f:.0f} %", done, len(pairs)),
         ):  # fmt: skip
             top, tokens = logits.softmax(dim=-1).max(dim=-1)  # (m,)
-            sure.append(top.cpu().numpy())
+            confidence.append(top.cpu().numpy())
             right.append((tokens == targets).cpu().numpy())
             owner.append(answers.numpy())
-        found[f"{fraction:g}"] = _bins(*map(np.concatenate, (sure, right, owner)))
+        found[f"{fraction:g}"] = calibration_bins(*map(np.concatenate, (confidence, right, owner)))
     return found
 
 
-def _bins(sure: np.ndarray, right: np.ndarray, owner: np.ndarray) -> dict:
-    """`(m,)` confidences, hits and the answers they belong to, as bins of confidence."""
-    number = np.minimum((sure * BINS).astype(int), BINS - 1)
+def calibration_bins(confidence: np.ndarray, right: np.ndarray, answer: np.ndarray) -> dict:
+    """Bins of `(m,)` confidences, hits and the indices of their answers; see `calibration`."""
+    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins, gap = [], 0.0
     for k in range(BINS):
-        here = number == k
-        hits, counts = (
-            np.bincount(owner[here], weights=weights, minlength=int(owner.max(initial=0)) + 1)
-            for weights in (right[here].astype(float), np.ones(here.sum()))
-        )
-        mean = float(sure[here].mean()) if here.any() else None
-        if here.any():
-            gap += here.sum() / len(sure) * abs(mean - float(right[here].mean()))
+        inside = number == k
+        tokens = int(inside.sum())
+        average = float(confidence[inside].mean()) if tokens else None
+        if tokens:
+            gap += tokens / len(number) * abs(average - float(right[inside].mean()))
         bins.append(
             {
                 "low": k / BINS,
                 "high": (k + 1) / BINS,
-                "confidence": mean,
-                "right": metrics.pooled_share(hits.tolist(), counts.tolist()).to_dict(),
-                "tokens": int(here.sum()),
+                "confidence": average,
+                "right": pooled_share(
+                    np.bincount(answer[inside], weights=right[inside]), np.bincount(answer[inside])
+                ).to_dict(),
+                "tokens": tokens,
             }
         )
     return {"bins": bins, "gap": gap}

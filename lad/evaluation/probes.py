@@ -1,11 +1,11 @@
 """What can be measured about a denoiser without sampling from it.
 
-    effects        how far each position's final state moves when one token changes: what the
-                   attention mask lets through, seen from outside
-    read_on        whether the bare backbone, under one of the masks, still knows the next token
-                   when all that follows is MASK
-    update_sizes   how large the adapter's update of each weight matrix is
-    fill           what stands behind a MASK, in the denoiser's opinion
+    effects               how far each position's final state moves when one token changes: what the
+                          attention mask lets through
+    next_token_accuracy   accuracy of the bare backbone, under one of the masks, when all that
+                          follows is MASK
+    update_sizes          size of the adapter's update of each weight matrix
+    fill_mask             the likeliest tokens behind each MASK
 
 Shapes: t = positions, p of them prompt; b = batch, a = answer positions, d = hidden size.
 """
@@ -22,24 +22,12 @@ from torch import Tensor
 
 from lad.diffusion.config import ATTENTIONS
 from lad.diffusion.denoiser import Denoiser, attention_mask
-from lad.evaluation.metrics import Estimate, pooled_share
+from lad.evaluation.statistics import Estimate, pooled_share
 from lad.training.data import Pair
 from lad.utils import InvalidInput
 
-__all__ = [
-    "HOLE",
-    "KINDS_OF_ATTENTION",
-    "Candidate",
-    "Update",
-    "effects",
-    "fill",
-    "read_on",
-    "update_sizes",
-    "visible",
-]
-
 KINDS_OF_ATTENTION = ("causal", *ATTENTIONS)
-HOLE = "[MASK]"
+MASK_TEXT = "[MASK]"
 
 
 @dataclass(frozen=True)
@@ -49,7 +37,7 @@ class Update:
     Attributes:
         layer: number of the decoder layer, from 0.
         module: which of its linear layers, such as "q_proj".
-        size: Frobenius norm of scale * B A over that of the backbone's own weight.
+        size: Frobenius norm of scale * B A divided by that of the backbone's weight.
     """
 
     layer: int
@@ -59,7 +47,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could stand behind a MASK, and the probability the model gives it."""
+    """A token that could stand behind a MASK, and its probability."""
 
     text: str
     probability: float
@@ -72,29 +60,29 @@ def visible(
     target: str = "next",
     masked: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Which position sees which: `(t, t)` bool, rows look, columns are looked at.
+    """The attention mask as `(t, t)` bool: rows are queries, columns are keys.
 
     Args:
-        kind: "causal" (the backbone's own), "bidirectional", "prompt-causal" or "mask-blind".
+        kind: "causal" (the backbone's), "bidirectional", "prompt-causal" or "mask-blind".
         prompt_length: p, from 1 to t - 1.
         total: t.
-        target: "same" or "next"; no matter for "causal" and "bidirectional".
-        masked: positions, 0 to t - 1, where MASK stands; matters for "mask-blind" only, which
+        target: "same" or "next"; ignored for "causal" and "bidirectional".
+        masked: positions, 0 to t - 1, where MASK stands; used for "mask-blind" only, which
             without any is "prompt-causal".
     """
     if kind not in KINDS_OF_ATTENTION:
         raise InvalidInput(f"kind = {kind!r}: expected one of {', '.join(KINDS_OF_ATTENTION)}")
     if not 1 <= prompt_length < total:
         raise InvalidInput(f"prompt_length = {prompt_length}: expected 1 to {total - 1}")
-    hidden = torch.zeros((1, total), dtype=torch.bool)
+    is_masked = torch.zeros((1, total), dtype=torch.bool)
     for position in masked or ():
         if not 0 <= position < total:
             raise InvalidInput(f"masked position {position}: expected 0 to {total - 1}")
-        hidden[0, position] = True
+        is_masked[0, position] = True
     if kind == "causal":
         return np.tril(np.ones((total, total), dtype=bool))
     lengths = torch.tensor([prompt_length])
-    return attention_mask(lengths, total, kind, target, masked=hidden)[0, 0].numpy()
+    return attention_mask(lengths, total, kind, target, masked=is_masked)[0, 0].numpy()
 
 
 @torch.no_grad()
@@ -107,29 +95,29 @@ def effects(
     positions: Sequence[int] | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> np.ndarray:
-    """How far every final state moves when one token is hidden behind MASK.
+    """How far every final state moves when one token is replaced by MASK.
 
     "causal" is the backbone as it was pretrained, without the adapter; the others run the denoiser.
-    Under "mask-blind" hiding a token also takes it out of everybody's sight, wherever it stands:
-    what saw it then moves because a word is missing, and not because a MASK stands in its place.
+    Under "mask-blind" no position attends to a MASK: states move because a token is missing, not
+    because a MASK stands in its place.
 
     Args:
         tokens: `(t,)` int64, none of them MASK.
         kind, prompt_length, target: see `visible`.
-        positions: which tokens to hide, one after the other; all by default.
-        progress: called with the number of positions done; may raise to give up.
+        positions: which tokens to mask, one after the other; all by default.
+        progress: called with the number of positions done; may raise to stop.
 
     Returns:
-        `(len(positions), t)` float64: the length of the move over the length of the state. What a
-        mask cuts off moves by exactly 0.
+        `(len(positions), t)` float64: length of the difference divided by the length of the state.
+        What a mask cuts off moves by exactly 0.
     """
     if bool((tokens == denoiser.mask_token_id).any()):
-        raise InvalidInput("a token is MASK already, so hiding it changes nothing: choose others")
+        raise InvalidInput("a token is MASK already, so masking it changes nothing: choose others")
     bare = denoiser.adapter_off() if kind == "causal" else contextlib.nullcontext()
 
     def states(ids: Tensor, masked: Sequence[int]) -> Tensor:  # (t, d)
-        seen = visible(kind, prompt_length, len(ids), target, masked)
-        mask = torch.from_numpy(seen).to(ids.device)[None, None]
+        allowed = visible(kind, prompt_length, len(ids), target, masked)
+        mask = torch.from_numpy(allowed).to(ids.device)[None, None]
         return denoiser.hidden_states(ids[None], mask)[0].double()
 
     # One sequence at a time and all of one shape: then the arithmetic is the same, bit for bit,
@@ -139,24 +127,24 @@ def effects(
         moves = []
         for position in range(len(tokens)) if positions is None else positions:
             progress(len(moves))
-            hidden = tokens.clone()
-            hidden[position] = denoiser.mask_token_id
-            moves.append((states(hidden, [position]) - before).norm(dim=1) / before.norm(dim=1))
+            changed = tokens.clone()
+            changed[position] = denoiser.mask_token_id
+            moves.append((states(changed, [position]) - before).norm(dim=1) / before.norm(dim=1))
     return torch.stack(moves).cpu().numpy()
 
 
 @torch.no_grad()
-def read_on(
+def next_token_accuracy(
     denoiser: Denoiser, pairs: Sequence[Pair], kind: str, length: int = 64, cuts: int = 3
 ) -> Estimate:
-    """How often the bare backbone knows the next token when all that follows is MASK.
+    """Accuracy of the bare backbone's next token when all that follows is MASK.
 
     The prompt and a beginning of the answer are visible, and MASKs fill the answer region. Nothing
     is trained: the adapter is off, and the state of the last visible position predicts the token
-    after it, as in pretraining. What is lost against "causal" is lost to looking at MASKs.
+    after it, as in pretraining. What is lost against "causal" is lost to attending to MASKs.
 
     Args:
-        pairs: prompts with answers that the backbone itself gave, greedily.
+        pairs: prompts with greedy answers of the backbone itself.
         kind: see `visible`.
         length: a, positions of the answer region; longer answers are cut off.
         cuts: beginnings tried of each answer, evenly spread over it.
@@ -169,28 +157,28 @@ def read_on(
     """
     if length < 1 or cuts < 1:
         raise InvalidInput(f"length = {length}, cuts = {cuts}: expected at least 1 of each")
-    right, asked = [], []
+    right, counts = [], []
     for pair in pairs:
         prompt = denoiser.encode(pair.prompt)
-        words = denoiser.tokenizer(pair.answer, add_special_tokens=False)["input_ids"][:length]
-        if not words:
+        ids = denoiser.tokenizer(pair.answer, add_special_tokens=False)["input_ids"][:length]
+        if not ids:
             raise InvalidInput(f"no answer to {pair.prompt!r}: expected at least one token")
-        answer = torch.tensor(words, device=prompt.device)
+        answer = torch.tensor(ids, device=prompt.device)
         p, t = len(prompt), len(prompt) + length
-        begun = sorted({round(i * (len(words) - 1) / cuts) for i in range(1, cuts + 1)})  # tokens
-        tokens = prompt.new_full((len(begun), t), denoiser.mask_token_id)  # (b, t)
+        starts = sorted({round(i * (len(ids) - 1) / cuts) for i in range(1, cuts + 1)})  # tokens
+        tokens = prompt.new_full((len(starts), t), denoiser.mask_token_id)  # (b, t)
         tokens[:, :p] = prompt
-        for row, n in enumerate(begun):
+        for row, n in enumerate(starts):
             tokens[row, p : p + n] = answer[:n]
-        seen = [visible(kind, p, t, "next", range(p + n, t)) for n in begun]
-        mask = torch.from_numpy(np.stack(seen)).to(prompt.device)[:, None]
+        allowed = [visible(kind, p, t, "next", range(p + n, t)) for n in starts]
+        mask = torch.from_numpy(np.stack(allowed)).to(prompt.device)[:, None]
         with denoiser.adapter_off():
             states = denoiser.hidden_states(tokens, mask)  # (b, t, d)
-            last = torch.stack([states[row, p + n - 1] for row, n in enumerate(begun)])  # (b, d)
-            guesses = denoiser.causal_lm.lm_head(last).argmax(dim=-1)
-        right.append(int((guesses == answer[begun]).sum()))
-        asked.append(len(begun))
-    return pooled_share(right, asked)
+            last = torch.stack([states[row, p + n - 1] for row, n in enumerate(starts)])  # (b, d)
+            predicted = denoiser.causal_lm.lm_head(last).argmax(dim=-1)
+        right.append(int((predicted == answer[starts]).sum()))
+        counts.append(len(starts))
+    return pooled_share(right, counts)
 
 
 @torch.no_grad()
@@ -211,27 +199,23 @@ def update_sizes(denoiser: Denoiser) -> list[Update]:
 
 
 @torch.no_grad()
-def fill(denoiser: Denoiser, prompt: str, text: str, top: int = 5) -> list[list[Candidate]]:
-    """What the denoiser expects behind each [MASK] of an answer; nothing is drawn.
+def fill_mask(denoiser: Denoiser, prompt: str, text: str, top: int = 5) -> list[list[Candidate]]:
+    """The `top` likeliest tokens behind each [MASK] of an answer, in order; nothing is sampled.
 
     Args:
         prompt: the user's text.
-        text: the answer, with "[MASK]" for a hidden token; a space before it is part of that token.
-        top: number of candidates.
-
-    Returns:
-        For each [MASK], in order, the likeliest candidates.
+        text: the answer, with "[MASK]" for a masked token; a space before it is part of that token.
     """
-    fragments = text.split(HOLE)
+    fragments = text.split(MASK_TEXT)
     if len(fragments) < 2:
-        raise InvalidInput(f"no {HOLE} in {text!r}: expected at least one")
+        raise InvalidInput(f"no {MASK_TEXT} in {text!r}: expected at least one")
     ids: list[int] = []
-    for number, fragment in enumerate(fragments):
-        if number < len(fragments) - 1:
-            fragment = fragment.removesuffix(" ")
+    for fragment in fragments[:-1]:
+        fragment = fragment.removesuffix(" ")
         ids += denoiser.tokenizer(fragment, add_special_tokens=False)["input_ids"]
-        ids.append(denoiser.mask_token_id if number < len(fragments) - 1 else denoiser.eos_token_id)
-    answer = torch.tensor(ids, device=denoiser.device)
+        ids.append(denoiser.mask_token_id)
+    ids += denoiser.tokenizer(fragments[-1], add_special_tokens=False)["input_ids"]
+    answer = torch.tensor([*ids, denoiser.eos_token_id], device=denoiser.device)
     logits = denoiser.logits(denoiser.encode(prompt)[None], answer[None])[0]  # (a, v)
     best = logits[answer == denoiser.mask_token_id].float().softmax(dim=-1).topk(top)
     return [

@@ -1,0 +1,164 @@
+"""Measured numbers with 95 % intervals.
+
+Every number is an `Estimate`: a value, its interval, and how many independent things it was
+measured on. Those things are answers, not tokens: tokens of one answer share its topic and its
+mistakes, so an interval over tokens would be too narrow. Shares of answers get Wilson's interval;
+what sums over the tokens of an answer gets a percentile bootstrap over whole answers.
+
+The bootstrap is numpy's random indices and a quantile: `scipy.stats.bootstrap` refuses a single
+answer and interpolates between quantiles, which gives NaN where a perplexity is infinite.
+
+Sources: Wilson (1927), through statsmodels; Efron (1979) for the bootstrap.
+
+Shapes: n = answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lad.utils import InvalidInput
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number.
+
+    Attributes:
+        value: NaN when there was nothing to measure it on.
+        low, high: ends of its 95 % interval, low <= value <= high unless NaN.
+        n: independent things behind it: answers.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON, which has neither NaN nor infinity: they become None."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        finite = {key: x if math.isfinite(x) else None for key, x in numbers.items()}
+        return finite | {"n": self.n}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> Estimate:
+        """The estimate that `to_dict` wrote; None is infinite where something was measured."""
+        missing = math.inf if values["n"] else math.nan
+        value, low, high = (
+            missing if values[key] is None else values[key] for key in ("value", "low", "high")
+        )
+        return cls(value, low, high, values["n"])
+
+    def text(self, factor: float = 1, digits: int = 1) -> str:
+        """Value and interval, such as "78.1 (75.0–81.2)"; a dash where nothing was measured.
+
+        A single measurement without an interval is written as its value alone.
+
+        Args:
+            factor: 100 for a share in percent.
+            digits: behind the point; numbers of four digits before it have none.
+        """
+
+        def number(x: float) -> str:
+            if math.isinf(x):
+                return "∞"
+            return f"{factor * x:.{digits if abs(factor * x) < 1000 else 0}f}"
+
+        if math.isnan(self.value):
+            return "–"
+        if self.n == 1 and self.low == self.high:
+            return number(self.value)
+        return f"{number(self.value)} ({number(self.low)}–{number(self.high)})"
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+def wilson(hits: int, n: int) -> Estimate:
+    """The share of n independent things that are hits, with Wilson's interval.
+
+    Raises:
+        InvalidInput: hits outside 0 to n.
+    """
+    if not 0 <= hits <= n:
+        raise InvalidInput(f"{hits} of {n}: expected a count from 0 to the number of things")
+    if n == 0:
+        return NOTHING
+    # statsmodels takes a second to import; `lad refine` and the figures do without it.
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(hits, n, alpha=1 - LEVEL, method="wilson")
+    value = hits / n
+    # At 0 and at n the formula's rounding may end a hair on the wrong side.
+    return Estimate(value, min(float(low), value), max(float(high), value), n)
+
+
+def pooled_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
+    """Sum over answers divided by sum over answers, with an interval over answers.
+
+    An answer that adds nothing to either sum is not counted in n.
+
+    Args:
+        numerators, denominators: `(n,)`, at least 0, what each answer adds to either sum.
+
+    Raises:
+        InvalidInput: unequal lengths.
+    """
+    above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if above.shape != below.shape:
+        raise InvalidInput(
+            f"{len(above)} numerators and {len(below)} denominators: expected one of each an answer"
+        )
+    counted = (above > 0) | (below > 0)
+    above, below = above[counted], below[counted]
+
+    def ratio(index: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.divide(above[index].sum(axis=-1), below[index].sum(axis=-1))
+
+    return _bootstrap(len(above), ratio)
+
+
+def pooled_share(hits: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """`pooled_ratio` for tokens that were counted, of which some are hits.
+
+    Where no token is a hit, or all are, resampled answers show no spread at all. Then the interval
+    is Wilson's with an answer as the unit, which is conservative.
+    """
+    estimate = pooled_ratio(hits, counts)
+    if estimate.value in (0, 1):
+        bound = wilson(round(estimate.value * estimate.n), estimate.n)
+        return Estimate(estimate.value, bound.low, bound.high, estimate.n)
+    return estimate
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """Mean over answers, with an interval over answers."""
+    array = np.asarray(values, dtype=float)
+    return _bootstrap(len(array), lambda index: array[index].mean(axis=-1))
+
+
+def median(values: Sequence[float]) -> Estimate:
+    """Median over answers, with an interval over answers; values may be infinite."""
+    array = np.asarray(values, dtype=float)
+    return _bootstrap(len(array), lambda index: np.median(array[index], axis=-1))
+
+
+def _bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    """A statistic of n answers, given their indices `(..., n)`, and its percentile interval."""
+    if n == 0:
+        return NOTHING
+    value = float(statistic(np.arange(n)))
+    drawn = statistic(np.random.default_rng(0).integers(n, size=(RESAMPLES, n)))
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    # A quantile that was drawn, not one between two draws: one of them may be infinite.
+    low, high = np.quantile(drawn, tails, method="inverted_cdf")
+    return Estimate(value, min(float(low), value), max(float(high), value), n)
