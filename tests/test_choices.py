@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from lad.evaluation import benchmark_data as data
-from lad.evaluation.benchmark import TASKS, Item, load_items
+from lad.evaluation import tasks as data
+from lad.evaluation.tasks import TASKS, Item, load_items
 from lad.training import Pair
 from lad.training.contamination import Passages, normalised
 from lad.training.multiple_choice import (

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lad.__main__ import main
-from lad.evaluation.benchmark import TASKS, Item
+from lad.evaluation.tasks import TASKS, Item
 from lad.models.chat import encode_prompt
 from lad.models.registry import load_backbone
 from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
@@ -254,7 +254,7 @@ def benchmarks(monkeypatch):
         return [*rows, tested] if task == "openbookqa" else rows
 
     monkeypatch.setattr("lad.training.multiple_choice.load_items", load)
-    monkeypatch.setattr("lad.evaluation.benchmark.fetch_benchmarks", lambda: fetched.append(1))
+    monkeypatch.setattr("lad.evaluation.tasks.fetch_benchmarks", lambda: fetched.append(1))
     return fetched
 
 

@@ -52,7 +52,7 @@ def distil(
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from lad.evaluation.benchmark import TASKS, fetch_benchmarks
+    from lad.evaluation.tasks import TASKS, fetch_benchmarks
     from lad.models.registry import load_backbone
     from lad.training.contamination import Passages
     from lad.training.distillation import DistilConfig, collect, write_pairs

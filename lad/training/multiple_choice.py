@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from lad.evaluation.benchmark import TASKS, Item, format_choices, load_items
+from lad.evaluation.tasks import TASKS, Item, format_choices, load_items
 from lad.models.chat import encode_prompts
 from lad.models.registry import LoadedBackbone
 from lad.training.contamination import Passages
