@@ -144,13 +144,9 @@ def test_an_answer_ends_at_the_first_stop_text():
         [Request("x", {"until": ["."]}), Request("y", {"max_gen_toks": 4}), Request("z", {})]
     )
     assert answers == ["B: Water", "B: W", "B: Water. Yes."]
-
-
-def test_drawing_is_asked_for_by_the_task(denoiser):
-    model = LADLM(denoiser, preset_name=QUIET)
-    assert model._config({}).greedy and model._config({"temperature": 1.0}).greedy
-    drawn = model._config({"do_sample": True, "temperature": 0.5, "top_p": 0.9})
-    assert (drawn.temperature, drawn.top_p) == (0.5, 0.9)
+    hot = {"temperature": 5.0}  # without do_sample it is greedy all the same
+    greedy, drawn = said.generate_until([Request("x", hot), Request("x", hot | {"do_sample": 1})])
+    assert greedy == answers[2] != drawn
 
 
 def test_what_is_refused(denoiser):

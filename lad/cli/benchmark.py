@@ -159,18 +159,7 @@ def curve(
     if as_json:
         print_json(result)
     else:
-        lines = [
-            {
-                "task": one["task"],
-                "preset": one["preset"],
-                "iterations": one["iterations"],
-                "accuracy, %": written(one["accuracy"]),
-                "parsable, %": percent(one["parsable"]),
-                "passes": written(one["forwards"], 1),
-            }
-            for one in result["points"]
-        ]
-        show_table(lines, ["task", "preset", "iterations"])
+        show_curve(result["points"])
 
 
 @app.command()
@@ -248,78 +237,61 @@ def score(model, runs: list, origin: dict, out: Path | None, show_progress, labe
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def percent(share: float) -> str:
-    """A share as text."""
-    return f"{100 * share:.1f}"
-
-
-def show_table(lines: list[dict], index: list[str]) -> None:
-    """Lines as a table on stdout; the columns of `index` first, to the left."""
-    import pandas as pd
-
-    typer.echo(pd.DataFrame(lines).set_index(index).to_string())
-
-
 def show(summaries: list[dict]) -> None:
     """Runs as tables on stdout."""
+    from lad.evaluation.tables import percent, table, with_interval
+
     origin = summaries[0]["origin"]
     digest = (origin["adapter_sha256"] or "none")[:12]
     where = f"{origin['device']} ({origin['processor']}), {origin['dtype']}"
     typer.echo(f"{origin['model']}, adapter {digest}, {where}")
     lines, notes = [], []
     for one in summaries:
-        shares = {"accuracy": "–", "accuracy_normalised": "–"}
-        for key, interval in zip(shares, ("interval", "interval_normalised"), strict=True):
-            if key in one:
-                low, high = one[interval]
-                shares[key] = f"{percent(one[key])} ({percent(low)}–{percent(high)})"
-        target = f", {one['target']}" if one["scoring"] == "likelihood" else ""
-        lines.append(
-            {
-                "task": one["task"],
-                "scoring": one["scoring"] + target,
-                "n": f"{one['n']:,}",
-                "accuracy, %": shares["accuracy"],
-                "by characters, %": shares["accuracy_normalised"],
-                "parsable, %": percent(one["parsable"]),
-                "chance, %": percent(one["chance"]),
-                "majority, %": percent(one["majority"]),
-                "passes": written(one["forwards"], 1) if "forwards" in one else "–",
-                "s": f"{one['seconds']:.0f}",
-            }
-        )
-        letters = ", ".join(
+        line = {"task": one["task"], "scoring": one["scoring"], "n": f"{one['n']:,}"}
+        if one["scoring"] == "likelihood":
+            line["scoring"] += f", {one['target']}"
+        line["accuracy, %"] = with_interval(one)
+        line["by characters, %"] = with_interval(one, "_normalised")
+        line |= {f"{key}, %": percent(one[key]) for key in ("parsable", "chance", "majority")}
+        line["passes"] = written(one["forwards"], 1) if "forwards" in one else "–"
+        lines.append(line | {"s": f"{one['seconds']:.0f}"})
+        letters = [
             f"{name} {percent(x['chosen'])} (right {percent(x['right'])})"
             for name, x in one["letters"].items()
-        )
-        steady = ""
+        ]
+        notes.append(f"{one['task']}, % chosen: {', '.join(letters)}")
         if "steady" in one:
-            steady = f"; the same option wherever it stood: {written(one['steady'])} %"
-        notes.append(f"{one['task']}, % chosen: {letters}{steady}")
-    show_table(lines, ["task", "scoring"])
+            notes[-1] += f"; the same option wherever it stood: {written(one['steady'])} %"
+    typer.echo(table(lines, ["task", "scoring"]))
     typer.echo("\n".join(notes))
 
 
 def show_comparisons(comparisons: list[dict]) -> None:
     """Comparisons as a table on stdout."""
+    from lad.evaluation.tables import percent, points, table
+
     lines = []
     for one in comparisons:
-        value, low, high = (100 * one["difference"][key] for key in ("value", "low", "high"))
-        lines.append(
-            {
-                "task": one["task"],
-                "scoring": " and ".join(dict.fromkeys((one["a"]["how"], one["b"]["how"]))),
-                "n": f"{one['n']:,}",
-                "A, %": written(one["a"]["accuracy"]),
-                "B, %": written(one["b"]["accuracy"]),
-                "B - A, points": f"{value:+.1f} ({low:+.1f} to {high:+.1f})",
-                "only A": one["only_a"],
-                "only B": one["only_b"],
-                "p": f"{one['p']:.2g}",
-                "same choice, %": percent(one["same"]),
-            }
-        )
-    for name in ("a", "b"):
-        models = ", ".join(dict.fromkeys(one[name]["who"] for one in comparisons))
-        typer.echo(f"{name.upper()}: {models}")
-    show_table(lines, ["task", "scoring"])
+        scorings = dict.fromkeys((one["a"]["how"], one["b"]["how"]))
+        line = {"task": one["task"], "scoring": " and ".join(scorings), "n": f"{one['n']:,}"}
+        line |= {f"{key.upper()}, %": written(one[key]["accuracy"]) for key in ("a", "b")}
+        line |= {"B - A, points": points(one["difference"])}
+        line |= {"only A": one["only_a"], "only B": one["only_b"], "p": f"{one['p']:.2g}"}
+        lines.append(line | {"same choice, %": percent(one["same"])})
+    for key in ("a", "b"):
+        models = ", ".join(dict.fromkeys(one[key]["who"] for one in comparisons))
+        typer.echo(f"{key.upper()}: {models}")
+    typer.echo(table(lines, ["task", "scoring"]))
+
+
+def show_curve(points: list[dict]) -> None:
+    """The points of a curve as a table on stdout."""
+    from lad.evaluation.tables import percent, table
+
+    index = ["task", "preset", "iterations"]
+    lines = []
+    for one in points:
+        line = {key: one[key] for key in index} | {"accuracy, %": written(one["accuracy"])}
+        line |= {"parsable, %": percent(one["parsable"]), "passes": written(one["forwards"], 1)}
+        lines.append(line)
+    typer.echo(table(lines, index))

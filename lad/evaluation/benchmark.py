@@ -372,12 +372,10 @@ def _score(
     model: ScoredModel, questions: Sequence[Question], config: BenchmarkConfig
 ) -> Iterator[dict]:
     """A row a question, as the scores arrive."""
-    by_likelihood = config.scoring == "likelihood"
-    found = (
-        model.loglikelihood(questions, config.target)
-        if by_likelihood
-        else model.generate(questions)
-    )
+    if config.scoring == "likelihood":
+        found = model.loglikelihood(questions, config.target)
+    else:
+        found = model.generate(questions)
     before = time.perf_counter()
     for index, *result in found:
         question = questions[index]
@@ -389,8 +387,8 @@ def _score(
             "options": len(question.lines),
             "gold": question.gold,
         }
-        if by_likelihood:
-            row |= _row_of_scores(question, *result, config)
+        if config.scoring == "likelihood":
+            row |= _row_of_scores(question, *result, config.seed)
         else:
             row |= _row_of_answer(question, *result)
         now = time.perf_counter()
@@ -410,22 +408,23 @@ def _row_of_answer(question: Question, text: str, forwards: int) -> dict:
     }
 
 
-def _row_of_scores(question: Question, scores: Sequence[Score], config: BenchmarkConfig) -> dict:
+def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> dict:
     """By the sum over tokens (`acc`), and by that sum by the number of characters (`acc_norm`)."""
+    answers = question.answers  # without letters, two options of the same text are one answer
     sums = [score.log_likelihood for score in scores]
-    lengths = [max(len(answer), 1) for answer in question.answers]
+    lengths = [max(len(answer), 1) for answer in answers]
     by_length = [x / length for x, length in zip(sums, lengths, strict=True)]
-    choice, normalised = (_largest(x, f"{config.seed}/{question.key}") for x in (sums, by_length))
+    choice, normalised = (_largest(x, f"{seed}/{question.key}") for x in (sums, by_length))
     # How clearly the best is better than the second, from samples that are paired.
     second = max((n for n in range(len(sums)) if n != choice), key=sums.__getitem__)
     differences = scores[choice].samples - scores[second].samples
     error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
     return {
         "choice": choice,
-        "correct": _is_right(question, choice, config.target),
+        "correct": answers[choice] == answers[question.gold],
         "parsable": True,
         "choice_normalised": normalised,
-        "correct_normalised": _is_right(question, normalised, config.target),
+        "correct_normalised": answers[normalised] == answers[question.gold],
         "log_likelihoods": [round(x, 4) for x in sums],
         "standard_errors": [round(score.standard_error, 4) for score in scores],
         "margin": round(float(differences.mean()), 4),
@@ -440,13 +439,6 @@ def _largest(values: Sequence[float], key: str) -> int:
     """
     best = np.flatnonzero(np.array(values) == max(values)).tolist()
     return best[0] if len(best) == 1 else random.Random(key).choice(best)
-
-
-def _is_right(question: Question, choice: int, target: str) -> bool:
-    """Without letters, two options of the same text are one answer."""
-    if target == "text":
-        return question.answers[choice] == question.answers[question.gold]
-    return choice == question.gold
 
 
 # -- a run in numbers ------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def authors_text() -> str:
         share = wilson(round(percent / 100 * AUTHORS_N), AUTHORS_N)
         interval = f"{100 * share.low:.1f} to {100 * share.high:.1f}"
         lines.append({"task": title_of(task), "accuracy, %": percent, "95 % interval": interval})
-    return _table(lines, ["task"])
+    return table(lines, ["task"])
 
 
 def results_text(data: Mapping) -> str:
@@ -97,7 +97,7 @@ def results_text(data: Mapping) -> str:
         run = next(iter(runs.values()))
         task = title_of(run["task"]) + ", every order" * run["asked"]["rotate"]
         tasks[task] = {"task": task, "questions": f"{run['n']:,}"}
-        tasks[task] |= {"chance": _percent(run["chance"]), "majority": _percent(run["majority"])}
+        tasks[task] |= {"chance": percent(run["chance"]), "majority": percent(run["majority"])}
         likelihood = run["scoring"] == "likelihood"
         for suffix in ("", "_normalised") if likelihood else ("",):
             name = run["target"] if likelihood else run["scoring"]
@@ -106,17 +106,15 @@ def results_text(data: Mapping) -> str:
                 {
                     "percent right": task,
                     "scoring": name + ", by characters" * bool(suffix),
-                    "backbone": _with_interval(runs.get("backbone"), suffix),
-                    "denoiser": _with_interval(runs.get("denoiser"), suffix),
-                    "difference, points": _points(difference),
+                    "backbone": with_interval(runs.get("backbone"), suffix),
+                    "denoiser": with_interval(runs.get("denoiser"), suffix),
+                    "difference, points": points(difference),
                 }
             )
     lines.sort(
         key=lambda line: (list(tasks).index(line["percent right"]), line["scoring"] == "generation")
     )
-    return (
-        _table(lines, ["percent right", "scoring"]) + "\n\n" + _table([*tasks.values()], ["task"])
-    )
+    return table(lines, ["percent right", "scoring"]) + "\n\n" + table([*tasks.values()], ["task"])
 
 
 def bias_text(data: Mapping) -> str:
@@ -132,7 +130,7 @@ def bias_text(data: Mapping) -> str:
         }
         none = f"{100 * letters['none']['chosen']:.0f}" if "none" in letters else "0"
         lines.append(_names(run, "percent chosen/right") | shares | {"none": none})
-    return _table(lines, ["percent chosen/right", "by", "scoring"])
+    return table(lines, ["percent chosen/right", "by", "scoring"])
 
 
 def places_text(data: Mapping, scoring: str = "generation") -> str:
@@ -154,32 +152,35 @@ def places_text(data: Mapping, scoring: str = "generation") -> str:
             shares = [f"{100 * sum(hits) / n:.0f}" if n else "–" for n in (len(hits), golds)]
             line[letter] = "/".join(shares)
         lines.append(line)
-    return _table(lines, ["percent right/found", "by", "scoring"])
+    return table(lines, ["percent right/found", "by", "scoring"])
 
 
 def _names(run: Mapping, heading: str) -> dict[str, str]:
     return {heading: title_of(run["task"]), "by": run["by"], "scoring": scoring_label(run)}
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as text, in percent."""
     return f"{100 * share:.1f}"
 
 
-def _with_interval(run: Mapping | None, suffix: str) -> str:
-    if run is None:
+def with_interval(run: Mapping | None, suffix: str = "") -> str:
+    """A run's accuracy with its interval, or a dash; `suffix` is "_normalised" by characters."""
+    if run is None or f"accuracy{suffix}" not in run:
         return "–"
     low, high = run[f"interval{suffix}"]
-    return f"{_percent(run[f'accuracy{suffix}'])} ({_percent(low)}–{_percent(high)})"
+    return f"{percent(run[f'accuracy{suffix}'])} ({percent(low)}–{percent(high)})"
 
 
-def _points(estimate: Mapping | None) -> str:
-    if estimate is None:
+def points(difference: Mapping | None) -> str:
+    """A difference with its interval in points, or a dash."""
+    if difference is None:
         return "–"
     # Adding 0 makes -0.0 of a small loss 0.0.
-    value, low, high = (round(100 * estimate[key], 1) + 0.0 for key in ("value", "low", "high"))
+    value, low, high = (round(100 * difference[key], 1) + 0.0 for key in ("value", "low", "high"))
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _table(lines: Sequence[Mapping], index: list[str]) -> str:
+def table(lines: Sequence[Mapping], index: list[str]) -> str:
     """Lines in columns; those of `index` come first, to the left, and a task is written once."""
     return pd.DataFrame(lines).set_index(index).to_string()
