@@ -105,6 +105,7 @@ class LADLM(TemplateLM):
         if self.batch_size < 1:
             raise InvalidInput(f"batch_size = {batch_size}: expected at least 1, or auto")
         self._templated: set[str] = set()  # contexts that have the chat template already
+        self._last: tuple[str | None, list[int]] = (None, [])  # a context and its token ids
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -191,6 +192,7 @@ class LADLM(TemplateLM):
             continue_final_message=not add_generation_prompt,
         )
         self._templated.add(text)
+        self._last = (None, [])
         return text
 
     def _encode_context(self, text: str) -> list[int]:
@@ -202,7 +204,9 @@ class LADLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not self.chat:
             return super()._encode_pair(context, continuation)
-        return self._encode_context(context), self.tok_encode(continuation.lstrip())
+        if self._last[0] != context:  # continuations of a context follow each other: encode it once
+            self._last = (context, self._encode_context(context))
+        return self._last[1], self.tok_encode(continuation.lstrip())
 
     # -- generation --------------------------------------------------------------------------------
 
