@@ -31,16 +31,18 @@ import torch
 
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import preset
-from lad.evaluation.curve import read_letters
-from lad.evaluation.examples import live_items
-from lad.evaluation.generation import refine_traces
-from lad.evaluation.likelihood import ask
-from lad.evaluation.metrics import wilson
-from lad.evaluation.questions import put
-from lad.evaluation.respondents import Backbone, Denoising
-from lad.evaluation.results import compare, how, title_of
-from lad.evaluation.run import Asked, run
-from lad.evaluation.tables import authors_text, bias_text, places_text, results_text
+from lad.evaluation.benchmark import BenchmarkConfig, ScoredModel, compare, refine_traces, run
+from lad.evaluation.likelihood import encode_questions
+from lad.evaluation.statistics import wilson
+from lad.evaluation.tables import (
+    authors_text,
+    bias_text,
+    places_text,
+    read_letters,
+    results_text,
+    scoring_label,
+)
+from lad.evaluation.tasks import format_question, live_items, title_of
 from lad.models.registry import load_backbone
 from lad.utils import profile
 from lad.viz.gallery import read_numbers, show_recorded
@@ -60,7 +62,7 @@ print("Live:", where_from)
 # its letter. The answer repeats the line of the right option.
 
 # %%
-question = put(items[0])
+question = format_question(items[0])
 print(question.prompt, "\n\nRight:", question.lines[question.gold])
 
 # %% [markdown]
@@ -77,10 +79,10 @@ print(question.prompt, "\n\nRight:", question.lines[question.gold])
 # $$\mathbb{E}_{l \sim U\{1, \ldots, L\}}\; \frac{L}{l} \sum_{i\ \mathrm{masked}} \log p_i ,$$
 #
 # estimated from a few masks for each option, as LLaDA does. All options of a question are masked by
-# the same random numbers, so that luck hits them alike, and every estimate has its standard error.
+# the same random numbers, so that noise affects them alike; every estimate has a standard error.
 #
-# Every accuracy below carries a 95 % interval (Wilson's). It is to be held against **chance**, and
-# against the **majority** share: what always answering the commonest right letter would get.
+# Every accuracy below has a 95 % interval (Wilson's). Compare it with **chance**, and with the
+# **majority** share: the accuracy of always answering the commonest right letter.
 
 # %% [markdown]
 # ## What do the authors report?
@@ -138,10 +140,9 @@ MOST_LOST = 3
 for one in results["comparisons"]:
     points, low, high = (100 * one["difference"][key] for key in ("value", "low", "high"))
     mark = "within the mark" if points >= -MOST_LOST else "BELOW the mark"
-    sure = "surely" if low > -MOST_LOST or high < -MOST_LOST else "the interval holds -3"
-    way = one["scoring"] + f" of the {one['target']}" * (one["scoring"] == "likelihood")
-    told = f"{points:+5.1f} ({low:+.1f} to {high:+.1f})"
-    print(f"{way:23} {title_of(one['task']):14} {told:22} {mark}, {sure}")
+    clear = "clearly" if low > -MOST_LOST or high < -MOST_LOST else "the interval includes -3"
+    numbers = f"{points:+5.1f} ({low:+.1f} to {high:+.1f})"
+    print(f"{scoring_label(one):23} {title_of(one['task']):14} {numbers:22} {mark}, {clear}")
 
 # %%
 # What the next paragraphs say is checked here: other numbers would stop this cell.
@@ -164,8 +165,8 @@ assert all(r["interval"][0] < r["chance"] for r in answers)
 #   backbone is used as it is.
 # - **By the text, the adapter falls short** on all four tasks, on three by more than the 3 points.
 #   There the backbone does know something: about half of ARC-Easy, a third of HellaSwag.
-# - **By generation nobody knows anything**: no accuracy is above chance. The denoiser's answers are
-#   all parsable, which shows that the format was learnt, and only that.
+# - **By generation neither model is above chance.** The denoiser's answers are all parsable, which
+#   shows that the format was learnt, and only that.
 #
 # Why is everything so near chance? Because of the backbone. It knows more than it can say with
 # letters: compare its ARC-Easy by the text and by the line. Tying an option to its letter is a
@@ -185,8 +186,8 @@ for one in likelihoods:
         for name in ("difference", "difference_clear"):
             points, low, high = (100 * one[name][key] for key in ("value", "low", "high"))
             part = "all" if name == "difference" else "clear"
-            told = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
-            print(f"{title_of(one['task']):14} {part:6} n = {one[name]['n']:6,}  {told}")
+            numbers = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+            print(f"{title_of(one['task']):14} {part:6} n = {one[name]['n']:6,}  {numbers}")
 clear = {one["task"]: one["difference_clear"] for one in likelihoods if one["target"] == "text"}
 assert all(clear[task]["value"] > text[task]["value"] for task in text)
 assert clear["hellaswag"]["high"] < 0
@@ -206,16 +207,16 @@ print("Recorded by:", left["commands"][1])
 for one in left["comparisons"]:
     points, low, high = (100 * one["difference"][key] for key in ("value", "low", "high"))
     before = 100 * text[one["task"]]["value"]
-    told = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
-    print(f"{title_of(one['task']):14} {told}, with masks {before:+.1f}")
+    numbers = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+    print(f"{title_of(one['task']):14} {numbers}, with masks {before:+.1f}")
     assert text[one["task"]]["value"] < one["difference"]["value"] < 0
     assert one["difference"]["high"] < 0
 
 # %% [markdown]
 # So luck costs a point or two at most, and the rest is lost: about four points on ARC-Easy and
 # HellaSwag. The adapter learnt to answer as a chat does, in sentences. A bare text is less likely
-# to it, right or wrong (`docs/benchmarks.md` has the numbers), and what is told apart by a few nats
-# among so many is easily turned over.
+# to it, right or wrong (`docs/benchmarks.md` has the numbers), and a difference of a few nats among
+# so many is easily reversed.
 
 # %% [markdown]
 # ## Which letters?
@@ -228,18 +229,18 @@ print(bias_text(results))
 
 # %% [markdown]
 # And the other way round: how often was a letter right when it was chosen, and how much of what was
-# right was found? Who knows nothing is right with every letter about as often as that letter is
-# right at all, and finds a letter exactly as often as it is chosen.
+# right was found? A model that knows nothing is right with every letter about as often as that
+# letter is right at all, and finds a letter exactly as often as it chooses it.
 
 # %%
 print(places_text(results))
 for one in answers:
     letters = read_letters(one["choices"])
-    own = [right for place, right in letters if place == 0]
-    share = wilson(sum(own), len(own))
+    chose_a = [right for place, right in letters if place == 0]
+    share = wilson(sum(chose_a), len(chose_a))
     ends = f"{share.low:.1%} to {share.high:.1%}"
     print(
-        f"{one['by']}, {title_of(one['task'])}: A chosen {len(own) / len(letters):.0%}, right "
+        f"{one['by']}, {title_of(one['task'])}: A chosen {len(chose_a) / len(letters):.0%}, right "
         f"{share.value:.1%} of those ({ends}); A is right in {one['letters']['A']['right']:.1%}"
     )
 
@@ -252,23 +253,23 @@ for one in answers:
 # With the live questions below, the same logits in float32 and rounded:
 
 # %%
-asks = ask(
+encoded = encode_questions(
     denoiser.tokenizer,
-    [put(item) for item in items],
+    [format_question(item) for item in items],
     "letter",
     denoiser.mask_token_id,
     denoiser.eos_token_id,
 )
 ties = 0
-for one in asks:
-    hidden = torch.full((1, 1 + len(one.behind)), denoiser.mask_token_id)
+for one in encoded:
+    masked = torch.full((1, 1 + len(one.suffix)), denoiser.mask_token_id)
     with torch.inference_mode():
-        logits = denoiser.logits(torch.tensor([one.prompt]), hidden)[0, 0]
+        logits = denoiser.logits(torch.tensor([one.prompt]), masked)[0, 0]
     letters = logits[[ids[0] for ids in one.options]].float()
     rounded = letters.bfloat16().float()
     ties += int((rounded == rounded.max()).sum()) > 1
     print("float32", [f"{x:.2f}" for x in letters], "  rounded", [f"{x:.2f}" for x in rounded])
-print(f"live: the largest is shared after rounding in {ties} of {len(asks)} questions")
+print(f"live: the largest is shared after rounding in {ties} of {len(encoded)} questions")
 
 # %% [markdown]
 # The runs above are in bfloat16, a GPU's default. The same questions in float32, recorded:
@@ -276,10 +277,10 @@ print(f"live: the largest is shared after rounding in {ties} of {len(asks)} ques
 # %%
 exact = read_numbers("benchmarks_float32")
 for task in ("arc-easy", "arc-challenge"):
-    for name, told in (("bfloat16", results), ("float32", exact)):
+    for name, recorded in (("bfloat16", results), ("float32", exact)):
         one = next(
             r
-            for r in told["runs"]
+            for r in recorded["runs"]
             if (r["by"], r["task"], r["scoring"]) == ("denoiser", task, "generation")
             and not r["asked"]["rotate"]
         )
@@ -295,15 +296,16 @@ for task in ("arc-easy", "arc-challenge"):
 # So most of that favourite was rounding, and accuracy is at chance either way: there is nothing in
 # the letters to be lost. To measure letters on a GPU, ask for `--dtype float32`.
 #
-# **Places.** `--rotate` asks every question with the options in every place. Who knows the answer
-# chooses the same option throughout; who has a favourite place never does.
+# **Places.** `--rotate` asks every question with the options in every place. A model that knows the
+# answer chooses the same option throughout; one with a favourite place never does.
 
 # %%
 for one in (r for r in exact["runs"] if r["asked"]["rotate"]):
     steady, accuracy = (one["steady"], one["accuracy"])
     print(
-        f"{one['by']} by {how(one)}, {one['asked']['n']} questions of {title_of(one['task'])} in "
-        f"every order: right {accuracy:.0%}; the same option throughout {steady['value']:.0%} "
+        f"{one['by']} by {scoring_label(one)}, {one['asked']['n']} questions of "
+        f"{title_of(one['task'])} in every order: right {accuracy:.0%}; "
+        f"the same option throughout {steady['value']:.0%} "
         f"({steady['low']:.0%} to {steady['high']:.0%})"
     )
     assert (steady["value"] < 0.05) == (one["scoring"] == "generation")
@@ -316,7 +318,7 @@ for one in (r for r in exact["runs"] if r["asked"]["rotate"]):
 # ## Do two ways of asking agree?
 #
 # Every letter is recorded, question by question. If line and text named the same option more often
-# than two strangers would, and were right more often then, they would be two views of one
+# than two independent choices would, and were right more often then, they would be two views of one
 # knowledge:
 
 # %%
@@ -338,7 +340,7 @@ for by in ("backbone", "denoiser"):
             for place in range(5)
         )
         print(
-            f"{by}, {title_of(task)}: the same option {len(same) / len(pairs):.0%} (strangers "
+            f"{by}, {title_of(task)}: the same option {len(same) / len(pairs):.0%} (independent "
             f"{by_chance / len(pairs) ** 2:.0%}); the text's is right {sum(same) / len(same):.0%} "
             f"of those, {sum(other) / len(other):.0%} of the others"
         )
@@ -346,7 +348,7 @@ for by in ("backbone", "denoiser"):
 # %% [markdown]
 # On ARC-Easy the denoiser's text is right clearly more often where its line agrees: there the line
 # carries a part of what the text knows, which the backbone's line does not. On HellaSwag the two
-# agree more often than strangers, and are right no more often: a shared taste, not knowledge.
+# agree more often than chance, and are right no more often: a shared preference, not knowledge.
 
 # %% [markdown]
 # ## A few questions, live
@@ -357,22 +359,25 @@ for by in ("backbone", "denoiser"):
 # %%
 config = preset("noiseless")
 live = {}
-for name, who in (("backbone", Backbone(backbone)), ("denoiser", Denoising(denoiser, config))):
+for name, model in (
+    ("backbone", ScoredModel(backbone)),
+    ("denoiser", ScoredModel(denoiser, config)),
+):
     for scoring, target in (("generation", "line"), ("likelihood", "letter")):
-        asked = Asked(items[0].task, "live", scoring=scoring, target=target)
-        live[name, scoring] = run(who, items, asked, {"adapter_sha256": None})
-for (name, scoring), told in live.items():
-    low, high = told.summary["interval"]
+        chosen = BenchmarkConfig(items[0].task, "live", scoring=scoring, target=target)
+        live[name, scoring] = run(model, items, chosen, {"adapter_sha256": None})
+for (name, scoring), result in live.items():
+    low, high = result.summary["interval"]
     print(
-        f"live, n = {told.summary['n']}: {name} by {scoring}: {told.summary['accuracy']:.0%} "
-        f"({low:.0%} to {high:.0%}), parsable {told.summary['parsable']:.0%}"
+        f"live, n = {result.summary['n']}: {name} by {scoring}: {result.summary['accuracy']:.0%} "
+        f"({low:.0%} to {high:.0%}), parsable {result.summary['parsable']:.0%}"
     )
 
 # %%
-told = compare(live["backbone", "generation"], live["denoiser", "generation"])
+paired = compare(live["backbone", "generation"], live["denoiser", "generation"])
 print(
-    f"live, in pairs: both right {told['both']}, backbone alone {told['only_a']}, "
-    f"denoiser alone {told['only_b']}, neither {told['neither']}; McNemar p = {told['p']:.2f}"
+    f"live, in pairs: both right {paired['both']}, backbone alone {paired['only_a']}, "
+    f"denoiser alone {paired['only_b']}, neither {paired['neither']}; McNemar p = {paired['p']:.2f}"
 )
 
 # %% [markdown]
@@ -383,7 +388,7 @@ print(
 # or does the text disagree with its letter?
 
 # %%
-questions = [put(item) for item in items]
+questions = [format_question(item) for item in items]
 traces = dict(refine_traces(denoiser, questions, config, batch_size=8))
 answered = [Answered(question, traces[n]) for n, question in enumerate(questions)]
 print("live outcomes:", dict(Counter(one.outcome for one in answered)))
@@ -419,7 +424,7 @@ for one in results["runs"]:
     ends = [f"{name} {share['value']:.0%}" for name, share in (*ranked[:3], *ranked[-3:])]
     above = sum(share["low"] > 0.25 for share in one["subjects"].values())
     below = sum(share["high"] < 0.25 for share in one["subjects"].values())
-    print(f"{one['by']} by {how(one)}: {above} above, {below} below")
+    print(f"{one['by']} by {scoring_label(one)}: {above} above, {below} below")
     print("   least", ", ".join(ends[:3]))
     print("   most ", ", ".join(ends[3:]))
 
@@ -483,9 +488,9 @@ for points in ends.values():
 
 # %%
 for by in ("denoiser", "backbone"):
-    own = [one for one in results["runs"] if one["by"] == by and one["target"] == "line"]
+    runs = [one for one in results["runs"] if one["by"] == by and one["target"] == "line"]
     parts = [
-        f"{scoring} {sum(run['seconds'] for run in own if run['scoring'] == scoring) / 60:.1f}"
+        f"{scoring} {sum(one['seconds'] for one in runs if one['scoring'] == scoring) / 60:.1f}"
         for scoring in ("likelihood", "generation")
     ]
     print(f"measured at 135 M on {where['processor']}, four tasks, {by}, minutes:", *parts)
@@ -497,9 +502,9 @@ for by in ("denoiser", "backbone"):
 # runs/8b/adapter`. That needs a GPU with more than 16 GB and has not been done here: no accuracy of
 # an 8B model on this page is ours.
 #
-# What it would cost can be told from iterations that were measured with random weights of the true
-# shape. An upper end: every answer takes all 64 iterations, every likelihood 16 masks for each of
-# four options, and every pass reads 256 positions.
+# Iterations measured with random weights of the true shape give the cost. An upper end: every
+# answer takes all 64 iterations, every likelihood 16 masks for each of four options, and every pass
+# reads 256 positions.
 
 # %%
 shape = next(r for r in read_numbers("llama-3.1-8b")["runs"] if r["kind"] == "iteration")
@@ -508,13 +513,13 @@ cells = {cell["batch"]: cell["sampler"]["iteration_seconds"] for cell in shape["
 batch, iteration = max(cells.items())
 print(f"8 B on {gpu}, {shape['bits']} bit: {1000 * cells[1]:.1f} ms an iteration of one prompt,")
 print(f"{1000 * iteration:.0f} ms of {batch} at once")
-asked_of = {r["task"]: r["n"] for r in results["runs"]}
-for name, questions in (("the authors' 4 x 200", 800), ("all four sets", sum(asked_of.values()))):
+sizes = {r["task"]: r["n"] for r in results["runs"]}
+for name, questions in (("the authors' 4 x 200", 800), ("all four sets", sum(sizes.values()))):
     hours = questions * 64 * iteration / batch / 3600
     print(f"{name}: at most {hours:.1f} hours by generation, and {hours:.1f} by likelihood")
 
 # %% [markdown]
-# **Conclusion.** What a benchmark says about a denoiser hangs on how it is asked. At 135 M,
+# **Conclusion.** A denoiser's score depends on how the question is asked and scored. At 135 M,
 # generated letters say nothing about either model. By the line the adapter costs nothing, in a form
 # that it was trained on and its backbone fails at. By the text it costs one to four points of what
 # the backbone knew, and up to two more when the likelihood is estimated from a few masks. The

@@ -6,7 +6,7 @@ import torch
 
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.benchmark import Item
+from lad.evaluation.tasks import Item
 from lad.models.registry import load_backbone
 
 SURE = 12.0  # logit of what is said; everything else has 0
@@ -16,7 +16,7 @@ def scripted(say: Callable[[str], str | None], attention: str = "prompt-causal")
     """A denoiser that answers `say(prompt)` wherever it is asked; None: it knows nothing at all."""
     made = Denoiser.create(load_backbone("tiny"), DenoiserConfig(attention=attention, rank=4))
 
-    def logits(prompt, answer, cache=None, padding=None, answer_lengths=None):
+    def logits(prompt, answer, cache=None, padding=None, width=None):
         out = torch.zeros((*answer.shape, made.vocabulary_size))
         for row in range(len(prompt)):
             ids = prompt[row, 0 if padding is None else int(padding[row]) :].tolist()

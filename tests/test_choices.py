@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from lad.evaluation import benchmark
-from lad.evaluation.benchmark import TASKS, Item, fetch_benchmarks, load_items
+from lad.evaluation import tasks
+from lad.evaluation.tasks import TASKS, Item, fetch_benchmarks, load_items
 from lad.training.contamination import Passages, normalised
 from lad.training.multiple_choice import (
     TRAINED_ON,
@@ -34,20 +34,20 @@ def test_the_right_letter_is_uniform_and_the_right_text_stays():
 
 def test_the_order_is_that_of_the_seed():
     items = [Item("mmlu", "same-0", f"Which is wet, {n}?", OPTIONS, 1) for n in range(50)]
-    first = [choice_pair(benchmark, item).answer for item in items]
-    assert first == [choice_pair(benchmark, item).answer for item in items]
-    assert first != [choice_pair(benchmark, item, seed=1).answer for item in items]
+    first = [choice_pair(tasks, item).answer for item in items]
+    assert first == [choice_pair(tasks, item).answer for item in items]
+    assert first != [choice_pair(tasks, item, seed=1).answer for item in items]
     assert len(set(first)) == 4  # equal ids, as in two splits of MMLU, are no equal order
 
 
 @pytest.mark.parametrize("odd", ["All of the above", "Both A and C", "Neither B nor D", "A, or B"])
 def test_options_that_speak_of_others_stay_where_they_are(odd):
     items = [Item("mmlu", "", f"Why {n}?", ("one", "two", "three", odd), 3) for n in range(20)]
-    assert {choice_pair(benchmark, item).answer for item in items} == {f"D: {odd}"}
+    assert {choice_pair(tasks, item).answer for item in items} == {f"D: {odd}"}
     free = [
         Item("mmlu", "", f"Why {n}?", ("one", "two", "three", "Above it"), 3) for n in range(20)
     ]
-    assert len({choice_pair(benchmark, item).answer for item in free}) == 4
+    assert len({choice_pair(tasks, item).answer for item in free}) == 4
 
 
 def test_what_overlaps_with_a_test():
@@ -61,7 +61,7 @@ def test_what_overlaps_with_a_test():
 
 
 def passages():
-    return Passages(benchmark_passages(benchmark, progress=False))
+    return Passages(benchmark_passages(tasks, progress=False))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def small(monkeypatch):
 
 
 def test_questions_that_are_tested_are_left_out_and_counted(small):
-    items, left_out = choice_items(benchmark, passages(), hellaswag=100)
+    items, left_out = choice_items(tasks, passages(), hellaswag=100)
     assert small not in items
     assert Counter(item.task for item in items) == {
         "arc-easy": 5,
@@ -96,7 +96,7 @@ def test_hellaswag_is_capped_and_the_seed_chooses(small):
     taken = [
         {
             item.id
-            for item in choice_items(benchmark, passages(), seed, hellaswag=8)[0]
+            for item in choice_items(tasks, passages(), seed, hellaswag=8)[0]
             if item.task == "hellaswag"
         }
         for seed in (0, 0, 1)
@@ -114,8 +114,8 @@ def real_pairs():
         fetch_benchmarks(progress=False)
     except AssetUnavailable as error:
         pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
-    items, left_out = choice_items(benchmark, passages())
-    return [choice_pair(benchmark, item) for item in items], left_out
+    items, left_out = choice_items(tasks, passages())
+    return [choice_pair(tasks, item) for item in items], left_out
 
 
 def test_real_pairs_are_many_and_clean(real_pairs):

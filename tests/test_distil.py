@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lad.__main__ import main
-from lad.evaluation.benchmark import TASKS, Item
+from lad.evaluation.tasks import TASKS, Item
 from lad.models.chat import encode_prompt
 from lad.models.registry import load_backbone
 from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
@@ -234,7 +234,7 @@ def benchmarks(monkeypatch):
         return [*rows, tested] if task == "openbookqa" else rows
 
     monkeypatch.setattr("lad.evaluation.benchmark.load_items", load)
-    monkeypatch.setattr("lad.evaluation.benchmark.fetch_benchmarks", lambda: fetched.append(1))
+    monkeypatch.setattr("lad.evaluation.tasks.fetch_benchmarks", lambda: fetched.append(1))
     return fetched
 
 

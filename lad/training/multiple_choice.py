@@ -6,7 +6,7 @@ split of any benchmark are left out: some recur word for word in a train split o
 
 Options are shuffled, each question by its own seed: the right letter is uniform, and there is no
 order to be learnt. Evaluation imports training, so the benchmarks are an argument here: the module
-`lad.evaluation.benchmark`, of which `TASKS`, `load_items` and `format_choices` are used.
+`lad.evaluation.tasks`, of which `TASKS`, `load_items` and `format_choices` are used.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ HELLASWAG = 8000  # most of its questions; it alone has more than all others tog
 REFERS = re.compile(r"\b(?:[A-E],? (?:and|or|nor) [A-E]|of the (?:above|below|preceding))\b")
 
 
-def benchmark_passages(benchmark: ModuleType, progress: bool = True) -> Iterator[str]:
+def benchmark_passages(tasks: ModuleType, progress: bool = True) -> Iterator[str]:
     """What no pair may share text with: every test question, alone and followed by its answer."""
-    for task in benchmark.TASKS.values():
-        for item in benchmark.load_items(task.name, task.tested_on, progress):
+    for task in tasks.TASKS.values():
+        for item in tasks.load_items(task.name, task.tested_on, progress):
             yield item.question
             yield f"{item.question} {item.options[item.gold]}"
 
 
 def choice_items(
-    benchmark: ModuleType,
+    tasks: ModuleType,
     away: Passages,
     seed: int = 0,
     hellaswag: int = HELLASWAG,
@@ -63,7 +63,7 @@ def choice_items(
     """
     kept, left_out, seen = [], Counter(), set()
     for task, splits in TRAINED_ON.items():
-        items = [item for split in splits for item in benchmark.load_items(task, split, progress)]
+        items = [item for split in splits for item in tasks.load_items(task, split, progress)]
         random.Random(f"{seed}-{task}").shuffle(items)
         clean = []
         for item in items:
@@ -87,17 +87,17 @@ def overlaps(item, away: Passages) -> bool:
     )
 
 
-def choice_pair(benchmark: ModuleType, item, seed: int = 0) -> Pair:
+def choice_pair(tasks: ModuleType, item, seed: int = 0) -> Pair:
     """A question in LAD's format, its options shuffled unless they speak of each other."""
     order = list(range(len(item.options)))
     if not any(REFERS.search(option) for option in item.options):
         # The question is part of the seed, since MMLU's splits use the same ids.
         random.Random(f"{seed}-{item.task}-{item.id}-{item.question}").shuffle(order)
-    return Pair(*benchmark.format_choices(item, order))
+    return Pair(*tasks.format_choices(item, order))
 
 
 def choices_for(
-    benchmark: ModuleType,
+    tasks: ModuleType,
     backbone: LoadedBackbone,
     others: int,
     share: float,
@@ -114,8 +114,8 @@ def choices_for(
         away, seed: as in `choice_items`.
     """
     # Half of HellaSwag does not fit 256 tokens: more is read, so that as much is left.
-    items, left_out = choice_items(benchmark, away, seed, hellaswag=5 * HELLASWAG // 2)
-    pairs = [choice_pair(benchmark, item, seed) for item in items]
+    items, left_out = choice_items(tasks, away, seed, hellaswag=5 * HELLASWAG // 2)
+    pairs = [choice_pair(tasks, item, seed) for item in items]
     prompts = encode_prompts(backbone.tokenizer, [pair.prompt for pair in pairs])
     answers = backbone.tokenizer([p.answer for p in pairs], add_special_tokens=False)["input_ids"]
     fits = [len(p) + len(a) < context for p, a in zip(prompts, answers, strict=True)]
@@ -132,8 +132,8 @@ def choices_for(
             task: {
                 "pairs": numbers[task],
                 "splits": list(splits),
-                "licence": benchmark.TASKS[task].licence,
-                "source": benchmark.TASKS[task].attribution,
+                "licence": tasks.TASKS[task].licence,
+                "source": tasks.TASKS[task].attribution,
             }
             for task, splits in TRAINED_ON.items()
         },

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lad.evaluation.metrics import wilson
-from lad.evaluation.results import how, title_of
-from lad.evaluation.tasks import TASKS
+from lad.evaluation.statistics import wilson
+from lad.evaluation.tables import scoring_label
+from lad.evaluation.tasks import TASKS, title_of
 from lad.utils import DamagedFile
 from lad.viz.numbers import numbers_of
 from lad.viz.style import COLORS, label, log2_axis, new_figure, series, set_title, styled
@@ -137,7 +137,7 @@ def _apart(differences: list[Mapping]) -> str:
 
 
 def _short(way: tuple[str, str]) -> str:
-    return how({"scoring": way[0], "target": way[1]})
+    return scoring_label({"scoring": way[0], "target": way[1]})
 
 
 def _ways(data: Mapping) -> dict[tuple[str, str], list[Mapping]]:

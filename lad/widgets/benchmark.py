@@ -1,7 +1,7 @@
-"""Browse through questions, their options, and how each answer came about.
+"""Browse questions, their options, and how each answer came about.
 
-Nothing runs here: the answers are recorded traces, and the player steps through them. What a
-question or an answer says reaches the page escaped.
+No model runs: the answers are recorded traces, and the player steps through them. The text of
+questions and answers is escaped.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from dataclasses import dataclass
 import ipywidgets as widgets
 
 from lad.diffusion.trace import Trace
-from lad.evaluation.generation import parse_letter
-from lad.evaluation.questions import LETTERS, Question
+from lad.evaluation.tasks import LETTERS, Question, parse_letter
 from lad.utils import InvalidInput
 from lad.viz.html import escape
 from lad.widgets.fields import ROW
 from lad.widgets.player import TracePlayer
 
-__all__ = ["Answered", "ItemBrowser", "answered_html"]
-
-SHOWN = ("all", "right", "wrong", "unparsable")
-_ROW = ROW | {"grid_gap": "0 12px"}
+OUTCOMES = ("right", "wrong", "unparsable")
 
 
 @dataclass(frozen=True)
@@ -39,28 +35,23 @@ class Answered:
 
     @property
     def outcome(self) -> str:
-        """One of `SHOWN`, but "all"."""
+        """One of `OUTCOMES`."""
         if self.choice is None:
             return "unparsable"
         return "right" if self.choice == self.question.gold else "wrong"
 
 
 def answered_html(one: Answered) -> str:
-    """Question, options with what is right and what was chosen in words, and the answer."""
+    """Question, options with the right and the chosen one marked in words, and the answer."""
     question = one.question
-    rows = []
+    lines = []
     for place, line in enumerate(question.lines):
-        marks = []
+        text, marks = escape(line), []
         if place == question.gold:
-            marks.append("right answer")
+            text, marks = f"<strong>{text}</strong>", ["right answer"]
         if place == one.choice:
-            marks.append("chosen")
-        text = escape(line)
-        text = f"<strong>{text}</strong>" if place == question.gold else text
-        text = f"<u>{text}</u>" if place == one.choice else text
-        told = f" ({', '.join(marks)})" if marks else ""
-        rows.append(f"<li>{text}{told}</li>")
-    said = escape(one.trace.answer) or "<em>(empty)</em>"
+            text, marks = f"<u>{text}</u>", [*marks, "chosen"]
+        lines.append(f"<li>{text} ({', '.join(marks)})</li>" if marks else f"<li>{text}</li>")
     verdict = {
         "right": "The leading letter is right.",
         "wrong": f"The leading letter is wrong: {LETTERS[question.gold]} is right.",
@@ -68,8 +59,8 @@ def answered_html(one: Answered) -> str:
     }[one.outcome]
     return (
         f"<div dir='auto'><p>{escape(question.item.question)}</p>"
-        f"<ul style='list-style:none;padding-left:1em'>{''.join(rows)}</ul>"
-        f"<p>Answer: “{said}” {verdict}</p></div>"
+        f"<ul style='list-style:none;padding-left:1em'>{''.join(lines)}</ul>"
+        f"<p>Answer: “{escape(one.trace.answer) or '<em>(empty)</em>'}” {verdict}</p></div>"
     )
 
 
@@ -78,37 +69,29 @@ class ItemBrowser:
 
     Attributes:
         widget: what a notebook cell shows.
-        shown: which outcomes to go through.
-        slider, back, forth: where to go.
-        caption, page: what is shown of the question.
-        player: the player of its answer.
+        shown, slider, back, forth: which outcomes to go through, and where to go.
+        caption, page, player: the question, and the player of its answer.
     """
 
     def __init__(self, answered: Sequence[Answered]) -> None:
         """At least one answered question, or InvalidInput."""
         if not answered:
             raise InvalidInput("no answered question: expected at least one to look at")
-        self._all = list(answered)
-        self._listed = list(self._all)
-        counts = {kind: sum(x.outcome == kind for x in self._all) for kind in SHOWN[1:]}
-        labels = [("all", "all")] + [(f"{k} ({n})", k) for k, n in counts.items() if n]
+        self._all = self._listed = list(answered)
+        counts = {kind: sum(x.outcome == kind for x in answered) for kind in OUTCOMES}
+        labels = [("all", "all")] + [(f"{kind} ({n})", kind) for kind, n in counts.items() if n]
         self.shown = widgets.Dropdown(options=labels, value="all", description="Show")
-        self.slider = widgets.IntSlider(
-            value=1, min=1, max=len(self._all), description="Question",
-            layout={"width": "22em"},
-        )  # fmt: skip
+        self.slider = widgets.IntSlider(value=1, min=1, max=len(answered), description="Question")
+        self.slider.layout.width = "22em"
         self.back = widgets.Button(description="Previous", tooltip="The question before this one")
         self.forth = widgets.Button(description="Next", tooltip="The question after this one")
-        self.caption = widgets.HTML()
-        self.page = widgets.HTML()
-        self.player = TracePlayer()
+        self.caption, self.page, self.player = widgets.HTML(), widgets.HTML(), TracePlayer()
         self.back.on_click(lambda _: self._go(-1))
         self.forth.on_click(lambda _: self._go(1))
         self.slider.observe(lambda _: self._draw(), "value")
         self.shown.observe(lambda _: self._filter(), "value")
-        bar = widgets.HBox(
-            [self.shown, self.back, self.slider, self.forth], layout=widgets.Layout(**_ROW)
-        )
+        bar = widgets.HBox([self.shown, self.back, self.slider, self.forth])
+        bar.layout = widgets.Layout(**ROW | {"grid_gap": "0 12px"})
         self.widget = widgets.VBox([bar, self.caption, self.page, self.player.widget])
         self._draw()
 
@@ -116,18 +99,15 @@ class ItemBrowser:
         self.slider.value = min(max(self.slider.value + step, 1), self.slider.max)
 
     def _filter(self) -> None:
-        kind = self.shown.value
-        self._listed = [x for x in self._all if kind in ("all", x.outcome)]
+        self._listed = [x for x in self._all if self.shown.value in ("all", x.outcome)]
         self.slider.value = 1
         self.slider.max = len(self._listed)
         self._draw()
 
     def _draw(self) -> None:
         one = self._listed[self.slider.value - 1]
-        self.caption.value = (
-            f"<strong>Question {self.slider.value} of {len(self._listed)}</strong>, "
-            f"{escape(one.question.item.task)} {escape(one.question.item.id)}: {one.outcome}, "
-            f"{one.trace.nfe} iterations"
-        )
+        where = f"<strong>Question {self.slider.value} of {len(self._listed)}</strong>"
+        name = escape(f"{one.question.item.task} {one.question.item.id}")
+        self.caption.value = f"{where}, {name}: {one.outcome}, {one.trace.nfe} iterations"
         self.page.value = answered_html(one)
         self.player.load(one.trace)
