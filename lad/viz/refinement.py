@@ -7,8 +7,7 @@
     confidence_curve     mean confidence of the draft, against iteration
 
 Iterations count from 0, as in the trace. Heatmaps leave out positions that were EOS in every draft.
-Confidence has one colour scale everywhere (`lad.viz.tokens`): its lightness rises evenly from dark red
-to pale green, so a grey print and colour-blind eyes read the same order.
+Confidence has the colour scale of `lad.viz.tokens` everywhere.
 
 The filmstrip follows the figure on the authors' project page (LAD, EMNLP 2025 demo).
 """
@@ -16,7 +15,6 @@ The filmstrip follows the figure on the authors' project page (LAD, EMNLP 2025 d
 from __future__ import annotations
 
 import functools
-import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,33 +33,27 @@ from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz.style import (
     COLORS,
-    FONT_SIZE,
     HATCHES,
     MONOSPACE,
+    TITLE_LENGTH,
     WIDTH,
     label,
     new_figure,
     series,
     set_title,
+    styled,
 )
 from lad.viz.tokens import (
     CONFIDENCE_STOPS,
-    Cell,
-    choose_rows,
+    TokenSpan,
+    choose_steps,
     confidence_color,
-    draft_cells,
+    count,
     half_settled,
+    remasking_words,
+    token_spans,
     visible,
 )
-
-__all__ = [
-    "CONFIDENCE_MAP",
-    "confidence_curve",
-    "confidence_heatmap",
-    "filmstrip_figure",
-    "settled_curve",
-    "settling_heatmap",
-]
 
 CONFIDENCE_MAP = LinearSegmentedColormap.from_list(
     "confidence", [(stop, [c / 255 for c in color]) for stop, color in CONFIDENCE_STOPS]
@@ -74,88 +66,89 @@ LINE = 1.5 * TOKEN_SIZE * POINT  # inches a line
 MASK_WIDTH = 3  # characters
 ROW_LABEL = 0.75  # inches
 GAP = 0.25  # inches, between the columns and around everything
+HEAD = 0.75  # inches: title and column names
 
 
 # -- filmstrip -----------------------------------------------------------------------------------
 
 
+@styled
 def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> Figure:
     """The draft at chosen iterations, every token on the colour of its confidence.
 
-    A run with re-noising has two columns, what the denoiser saw and what it drew; a noiseless one
+    A run with re-masking has two columns, what the denoiser saw and what it drew; a noiseless one
     needs only the second. MASK is black.
 
     Args:
-        iterations: see `lad.viz.tokens.choose_rows`; by default 0, 4, 8, 16, ... and the last.
+        iterations: see `lad.viz.tokens.choose_steps`; by default 0, 4, 8, 16, ... and the last.
     """
-    rows = choose_rows(trace, iterations)
-    phases = ("input", "denoised") if trace.remask.any() else ("denoised",)
-    width = (WIDTH - ROW_LABEL - GAP * len(phases)) / len(phases)  # inches a column
+    steps = choose_steps(trace, iterations)
+    columns = {"input": "what the denoiser saw", "denoised": "the draft it drew"}
+    if not trace.remask.any():
+        del columns["input"]
+    width = (WIDTH - ROW_LABEL - GAP * len(columns)) / len(columns)  # inches a column
     strips = [
-        [_wrap(_cells(trace, row, phase), int(width / ADVANCE)) for phase in phases] for row in rows
+        [_wrap(_spans(trace, step, phase), int(width / ADVANCE)) for phase in columns]
+        for step in steps
     ]
-    heights = [max(len(lines) for lines in strip) * LINE + 0.16 for strip in strips]
-    figure = new_figure(rows=0)
-    title = textwrap.fill(_filmstrip_title(trace), 78, break_on_hyphens=False)
-    head = 0.55 + 0.2 * len(title.splitlines())  # inches: title and column names
-    height = head + sum(heights) + 0.45  # and the colour scale
-    figure.set_layout_engine("none")  # everything is placed by hand, in inches from the top left
-    figure.set_figheight(height)
-    at = {"x": GAP / 2 / WIDTH, "y": 1 - 0.1 / height, "ha": "left", "va": "top"}
-    figure.suptitle(title, **at, size=FONT_SIZE + 1.5, weight="bold", color=COLORS["text"])
+    heights = [max(map(len, strip)) * LINE + 0.16 for strip in strips]
+    height = HEAD + sum(heights) + 0.45  # and the colour scale
+    # Everything is placed by hand, in inches from the top left.
+    figure = new_figure(rows=0, height=height, layout=None)
+    set_title(figure, _filmstrip_title(trace), y=1 - 0.1 / height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
 
-    names = {"input": "what the denoiser saw", "denoised": "the draft it drew"}
-    left = [ROW_LABEL + column * (width + GAP) for column in range(len(phases))]
-    axes.text(GAP / 2, head - 0.14, "iteration", color=COLORS["muted"], size=9)
-    for x, phase in zip(left, phases, strict=True):
-        axes.text(x, head - 0.14, names[phase], color=COLORS["muted"], size=9)
-    y = head
-    for row, strip, tall in zip(rows, strips, heights, strict=True):
-        axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], color=COLORS["grid"], linewidth=0.8)
-        axes.text(GAP / 2, y + 0.08 + LINE / 2, str(trace.steps[row].iteration), va="center")
+    left = [ROW_LABEL + column * (width + GAP) for column in range(len(columns))]
+    for x, name in zip([GAP / 2, *left], ["iteration", *columns.values()], strict=True):
+        axes.text(x, HEAD - 0.14, name, color=COLORS["muted"], size=9)
+    rule = {"color": COLORS["grid"], "linewidth": 0.8}
+    y = HEAD
+    for step, strip, tall in zip(steps, strips, heights, strict=True):
+        axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], **rule)
+        axes.text(GAP / 2, y + 0.08 + LINE / 2, str(trace.steps[step].iteration), va="center")
         for x, lines in zip(left, strip, strict=True):
             _draw_lines(axes, lines, x, y + 0.08)
         y += tall
-    axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], color=COLORS["grid"], linewidth=0.8)
-    _filmstrip_key(figure, axes, y + 0.22, len(phases) == 2)
+    axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], **rule)
+    _filmstrip_key(figure, axes, y + 0.22, len(columns) == 2)
     return figure
 
 
 def _filmstrip_title(trace: Trace) -> str:
-    tokens, ran = _count(trace.tokens, "output token"), _count(trace.nfe, "iteration")
+    tokens, ran = count(trace.tokens, "token"), count(trace.nfe, "iteration")
+    cost = f"”: {tokens} in {ran} {remasking_words(trace)}"
     prompt = " ".join(trace.prompt.split())
-    prompt = prompt if len(prompt) <= 60 else prompt[:59] + "…"
-    stopped = ", stopped early" if trace.stopped_early else ""
-    return f"“{_plain(prompt)}”: {tokens} in {ran} {_manner(trace)}{stopped}"
+    most = TITLE_LENGTH - len(cost) - 1
+    prompt = prompt if len(prompt) <= most else prompt[: most - 1] + "…"
+    return f"“{_drawable(prompt)}{cost}"
 
 
-def _cells(trace: Trace, row: int, phase: str) -> list[Cell]:
-    """The cells, but neighbouring EOS in one, since this figure does not tell their states."""
-    cells: list[Cell] = []
-    for cell in draft_cells(trace, row, phase):
-        if cells and cells[-1].kind == cell.kind == "end":
-            cell = replace(cell, positions=cells.pop().positions + cell.positions)
-        cells.append(cell)
-    return cells
+def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
+    """The spans, but neighbouring EOS in one, since this figure does not tell their states."""
+    spans: list[TokenSpan] = []
+    for span in token_spans(trace, step, phase):
+        if spans and spans[-1].kind == span.kind == "eos":
+            span = replace(span, positions=spans.pop().positions + span.positions)
+        spans.append(span)
+    return spans
 
 
-def _wrap(cells: list[Cell], columns: int) -> list[list[tuple[str, Cell]]]:
-    """Break cells into lines of at most `columns` characters; a newline ends a line, too."""
-    lines: list[list[tuple[str, Cell]]] = [[]]
+def _wrap(spans: list[TokenSpan], columns: int) -> list[list[tuple[str, TokenSpan]]]:
+    """Break spans into lines of at most `columns` characters; a newline ends a line, too."""
+    lines: list[list[tuple[str, TokenSpan]]] = [[]]
     used = 0
-    for cell in cells:
-        for piece in _pieces(cell):
+    for span in spans:
+        for piece in _pieces(span):
             text = piece.rstrip("\n")
             while text:
-                room = columns - used
-                if _width(text) > room and used and (_width(text) <= columns or room < 8):
+                space = columns - used
+                if _width(text) > space and used and (_width(text) <= columns or space < 8):
                     lines.append([])
-                    used, room = 0, columns
-                taken = _take(text, room)
-                lines[-1].append((text[:taken], cell))
+                    used, space = 0, columns
+                taken = _take(text, space)
+                lines[-1].append((text[:taken], span))
                 used += _width(text[:taken])
                 text = text[taken:]
             if piece.endswith("\n"):
@@ -164,20 +157,20 @@ def _wrap(cells: list[Cell], columns: int) -> list[list[tuple[str, Cell]]]:
     return lines if lines[-1] or len(lines) == 1 else lines[:-1]
 
 
-def _pieces(cell: Cell) -> list[str]:
-    if cell.kind == "mask" and cell.count == 1:
+def _pieces(span: TokenSpan) -> list[str]:
+    if span.kind == "mask" and span.count == 1:
         return ["\0" * MASK_WIDTH]
-    if cell.kind in ("mask", "end"):
-        return [f" {cell.text} × {cell.count} " if cell.count > 1 else f" {cell.text} "]
-    return _drawable(visible(cell.text)).splitlines(keepends=True) or [""]
+    if span.kind in ("mask", "eos"):
+        return [f" {span.text} × {span.count} " if span.count > 1 else f" {span.text} "]
+    return _drawable(visible(span.text)).splitlines(keepends=True) or [""]
 
 
-def _take(text: str, room: int) -> int:
-    """How many characters of `text` fit into `room`, at least one."""
+def _take(text: str, space: int) -> int:
+    """How many characters of `text` fit into `space`, at least one."""
     width = 0
     for number, character in enumerate(text):
         width += _width(character)
-        if width > room:
+        if width > space:
             return max(number, 1)
     return len(text)
 
@@ -187,39 +180,36 @@ def _width(text: str) -> int:
 
 
 @functools.cache
-def _known_characters() -> frozenset[int]:
+def _font_characters() -> frozenset[int]:
     font = font_manager.findfont(MONOSPACE)
     return frozenset(FT2Font(font).get_charmap())
 
 
-def _plain(text: str) -> str:
-    """Text for a title or a label: no missing characters, no formulas."""
-    return _drawable(text).replace("$", r"\$")
-
-
 def _drawable(text: str) -> str:
     """A box for every character the font lacks: matplotlib would warn and draw its own."""
-    known = _known_characters()
-    return "".join(c if c == "\n" or ord(c) in known else "□" for c in text)
+    there = _font_characters()
+    return "".join(c if c == "\n" or ord(c) in there else "□" for c in text)
 
 
-def _draw_lines(axes: Axes, lines: list[list[tuple[str, Cell]]], left: float, top: float) -> None:
+def _draw_lines(
+    axes: Axes, lines: list[list[tuple[str, TokenSpan]]], left: float, top: float
+) -> None:
     for number, line in enumerate(lines):
         x, y = left, top + number * LINE
-        for text, cell in line:
+        for text, span in line:
             width = _width(text) * ADVANCE
-            unknown = cell.kind == "mask"
-            box = Rectangle((x, y + 0.01), width - 0.012 * unknown, LINE - 0.02, linewidth=0)
-            box.set_facecolor("black" if unknown else confidence_color(cell.confidence))
-            if cell.kind == "end":
+            masked = span.kind == "mask"
+            box = Rectangle((x, y + 0.01), width - 0.012 * masked, LINE - 0.02, linewidth=0)
+            box.set_facecolor("black" if masked else confidence_color(span.confidence))
+            if span.kind == "eos":
                 box.set(facecolor="#EEEEEE")
             axes.add_patch(box)
             if text.strip("\0"):
                 axes.text(
                     x, y + LINE / 2, text, parse_math=False, va="center_baseline",
                     family="monospace", size=TOKEN_SIZE,
-                    color="white" if unknown else COLORS["text"],
-                    style="italic" if cell.beyond else "normal",
+                    color="white" if masked else COLORS["text"],
+                    style="italic" if span.after_eos else "normal",
                 )  # fmt: skip
             x += width
 
@@ -246,6 +236,7 @@ def _filmstrip_key(figure: Figure, axes: Axes, y: float, masks: bool) -> None:
 # -- heatmaps ------------------------------------------------------------------------------------
 
 
+@styled
 def confidence_heatmap(trace: Trace) -> Figure:
     """Confidence of the token drawn, by position (across) and iteration (downwards)."""
     used = _used_positions(trace)
@@ -257,11 +248,12 @@ def confidence_heatmap(trace: Trace) -> Figure:
     figure.colorbar(image, ax=axes, label="confidence (probability)", fraction=0.04, pad=0.02)
     _mark_end(axes, trace, used)
     means = _mean_confidence(trace)
-    ran = _count(len(trace.steps), "iteration")
-    set_title(figure, f"{_moved('Mean confidence', means)} in {ran} {_manner(trace)}")
+    ran = f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
+    set_title(figure, f"Mean confidence goes from {means[0]:.2f} to {means[-1]:.2f} in {ran}")
     return figure
 
 
+@styled
 def settling_heatmap(trace: Trace) -> Figure:
     """What happened to each position (across) in each iteration (downwards).
 
@@ -294,8 +286,8 @@ def settling_heatmap(trace: Trace) -> Figure:
     figure.legend(handles=keys, loc="outside lower left", ncols=4)
     final = trace.settled_at[: max(trace.tokens, 1)]
     late = int(np.sum(final > (len(trace.steps) - 1) / 2))
-    ran = f"{_count(len(trace.steps), 'iteration')} {_manner(trace)}"
-    share = f"{late} of {_count(len(final), 'answer token')}"
+    ran = f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
+    share = f"{late} of {count(len(final), 'answer token')}"
     set_title(figure, f"{share} settle in the second half of {ran}")
     return figure
 
@@ -334,29 +326,29 @@ def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
 # -- curves --------------------------------------------------------------------------------------
 
 
+@styled
 def settled_curve(traces: Mapping[str, Trace]) -> Figure:
     """Share of each final answer's tokens that have their final value, against iteration."""
-    lines = {name: trace.settled_share for name, trace in _check_traces(traces).items()}
-    half = "; ".join(
-        f"{_plain(name)}, {half_settled(trace)} of {len(trace.steps)}"
-        for name, trace in traces.items()
-    )
-    figure = _curves(lines, "settled answer tokens (%)")
+    figure = _curves(traces, {n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    set_title(figure, f"Half of the answer is final after this many iterations: {half}")
+    half = [f"{half_settled(trace)} ({_drawable(name)})" for name, trace in traces.items()]
+    set_title(figure, f"Half of the answer is final after iteration {', '.join(half)}")
     return figure
 
 
+@styled
 def confidence_curve(traces: Mapping[str, Trace]) -> Figure:
     """Mean confidence of each draft's tokens before EOS, against iteration."""
-    lines = {name: _mean_confidence(trace) for name, trace in _check_traces(traces).items()}
-    figure = _curves(lines, "mean confidence (probability)")
-    ends = "; ".join(f"{_plain(n)}, {v[0]:.2f} to {v[-1]:.2f}" for n, v in lines.items())
-    set_title(figure, f"Mean confidence from the first draft to the last: {ends}")
+    means = {name: _mean_confidence(trace) for name, trace in traces.items()}
+    figure = _curves(traces, means, "mean confidence (probability)")
+    ends = [f"{m[0]:.2f} to {m[-1]:.2f} ({_drawable(name)})" for name, m in means.items()]
+    set_title(figure, f"Mean confidence goes from {', '.join(ends)}")
     return figure
 
 
-def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
+def _curves(traces: Mapping[str, Trace], lines: Mapping[str, np.ndarray], y: str) -> Figure:
+    if not traces:
+        raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
     figure = new_figure(height=3.6)
     axes = figure.axes[0]
     for number, (name, values) in enumerate(lines.items()):
@@ -369,27 +361,12 @@ def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
     return figure
 
 
-def _check_traces(traces: Mapping[str, Trace]) -> Mapping[str, Trace]:
-    if not traces:
-        raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
-    return traces
+def _plain(text: str) -> str:
+    """Text for a title or a label: no missing characters, no formulas."""
+    return _drawable(text).replace("$", r"\$")
 
 
 def _mean_confidence(trace: Trace) -> np.ndarray:
-    """`(i,)`: over the tokens before EOS; an empty draft is as sure as its EOS."""
-    lengths = [max(trace.answer_length(row), 1) for row in range(len(trace.steps))]
-    return np.array([trace.confidence[row, :n].mean() for row, n in enumerate(lengths)])
-
-
-def _moved(what: str, values: np.ndarray) -> str:
-    first, last = f"{values[0]:.2f}", f"{values[-1]:.2f}"
-    verb = "stays at" if first == last else "rises from" if last > first else "falls from"
-    return f"{what} {verb} {first}" + (f" to {last}" if first != last else "")
-
-
-def _manner(trace: Trace) -> str:
-    return "with re-noising" if trace.remask.any() else "without re-noising"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + "s" * (number != 1)
+    """`(i,)`: over the tokens before EOS; for an empty draft the confidence of its EOS."""
+    lengths = [max(trace.answer_length(step), 1) for step in range(len(trace.steps))]
+    return np.array([trace.confidence[step, :n].mean() for step, n in enumerate(lengths)])
