@@ -11,7 +11,7 @@ from lad.diffusion.corruption import CorruptionConfig
 from lad.evaluation.probes import Candidate, Update, visible
 from lad.utils import CacheError, DamagedFile, InvalidInput
 from lad.viz import attention, noise, style, throughput, training
-from lad.viz.style import new_figure, save, show, text_color, to_png, to_svg
+from lad.viz.style import new_figure, save, show, to_png, to_svg
 from lad.viz.word_corruption import (
     Rate,
     Sentence,
@@ -156,11 +156,6 @@ def test_a_failed_save_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch)
     with pytest.raises(CacheError, match="LAD_FIGURES"):
         save(new_figure(), "taken")
     assert [p.name for p in tmp_path.iterdir()] == ["taken.png"]
-
-
-@pytest.mark.parametrize("background, text", [("#FFFFFF", "#000000"), ("#000000", "#FFFFFF")])
-def test_text_on_a_colour_contrasts(background, text):
-    assert text_color(background) == text
 
 
 def test_hatches_and_colours_come_in_pairs():

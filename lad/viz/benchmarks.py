@@ -44,13 +44,7 @@ PRESET_NAMES = {"noiseless": "without re-masking", "default": "with re-masking"}
 def accuracies(data: Mapping) -> Figure:
     """Accuracy by task, of backbone and denoiser, with chance; one panel for each scoring.
 
-    Rotated runs are left out.
-
-    Args:
-        data: what `lad benchmark collect` wrote.
-
-    Raises:
-        DamagedFile: no runs.
+    `data` is what `lad benchmark collect` wrote; rotated runs are left out.
     """
     runs = [run for run in data["runs"] if not run["asked"]["rotate"]]
     if not runs:
@@ -126,11 +120,7 @@ def compute_curve(data: Mapping) -> Figure:
     """Accuracy by generation, and the share of answers that repeat one of the lines word for word,
     against iterations: a row a task, a panel each, and a line a preset.
 
-    Args:
-        data: what `lad benchmark curve` wrote.
-
-    Raises:
-        DamagedFile: no points.
+    `data` is what `lad benchmark curve` wrote.
     """
     lines = _lines(data)
     tasks = list(dict.fromkeys(task for task, _ in lines))

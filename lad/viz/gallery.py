@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -59,9 +60,6 @@ def save_trace(trace: Trace, name: str, command: str = "make report") -> Path:
     """Record a run as `figures/data/NAME.jsonl`, with the command and profile that made it.
 
     Wall times are left out, so that a rerun on the same kind of machine gives the same file.
-
-    Raises:
-        CacheError: the folder cannot be written.
     """
     made_by = {"command": command, "profile": profile()}
     path = figures_folder() / "data" / f"{name}.jsonl"
@@ -70,11 +68,7 @@ def save_trace(trace: Trace, name: str, command: str = "make report") -> Path:
 
 
 def save_numbers(name: str, numbers: Mapping, command: str = "make report") -> Path:
-    """Record plain values as `figures/data/NAME.json`, with the command that made them.
-
-    Raises:
-        CacheError: the folder cannot be written.
-    """
+    """Record plain values as `figures/data/NAME.json`, with the command that made them."""
     path = figures_folder() / "data" / f"{name}.json"
     with disk_errors(path, "set LAD_FIGURES to another folder"):
         path.parent.mkdir(exist_ok=True)
@@ -92,12 +86,7 @@ def _find(file: str) -> Path | None:
 
 
 def read_numbers(name: str) -> dict:
-    """What a command wrote to `figures/data/NAME.json`.
-
-    Raises:
-        InvalidInput: no such file.
-        DamagedFile: one that is not JSON.
-    """
+    """What a command wrote to `figures/data/NAME.json`; InvalidInput if there is no such file."""
     path = _find(f"{name}.json")
     if path is None:
         raise InvalidInput(
@@ -113,11 +102,7 @@ def read_numbers(name: str) -> dict:
 
 
 def gallery() -> dict[str, Trace]:
-    """The recorded runs that there are, by what they show.
-
-    Raises:
-        DamagedFile: one that cannot be read.
-    """
+    """The recorded runs that there are, by what they show."""
     found = {}
     for name, words in GALLERY.items():
         path = _find(f"{name}.jsonl")
@@ -130,8 +115,7 @@ def gallery() -> dict[str, Trace]:
 # -- the figures -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """How a figure is drawn again.
 
     Attributes:
@@ -155,13 +139,10 @@ def _attention_masks(data: Mapping) -> Figure:
     return attention.attention_masks(masks, data["prompt_length"], data["masked"])
 
 
-STUDY = {
-    "quality_against_iterations": convergence.quality_curve,
-    "convergence": convergence.convergence,
-    "calibration": convergence.calibration_curve,
-    "settled_share": convergence.settled_shares,
-    "settling_order": convergence.settling_order,
-}
+def _study(draw: Callable[[Mapping], Figure]) -> Drawing:
+    return Drawing("study.json", draw, "lad study")
+
+
 DRAWN: dict[str, Drawing] = {
     **{
         name: Drawing(f"{trace}.jsonl", partial(refinement.filmstrip_figure, iterations=iterations))
@@ -169,7 +150,11 @@ DRAWN: dict[str, Drawing] = {
     },
     "settling_renoised": Drawing("amsterdam_renoised.jsonl", refinement.settling_heatmap),
     "settling_noiseless": Drawing("amsterdam_noiseless.jsonl", refinement.settling_heatmap),
-    **{name: Drawing("study.json", draw, "lad study") for name, draw in STUDY.items()},
+    "quality_against_iterations": _study(convergence.quality_curve),
+    "convergence": _study(convergence.convergence),
+    "calibration": _study(convergence.calibration_curve),
+    "settled_share": _study(convergence.settled_shares),
+    "settling_order": _study(convergence.settling_order),
     "speed": Drawing("bench.json", throughput.speed, "lad bench"),
     "true_shape": Drawing("llama-3.1-8b.json", throughput.true_shape, "lad bench-shape --record"),
     "ablation": Drawing("ablation.json", ablation, "lad ablate"),
@@ -227,14 +212,7 @@ def show_recorded(name: str, alt: str) -> Picture | None:
 
 
 def redraw(names: Sequence[str] = ()) -> list[Path]:
-    """Draw figures from `figures/data/`; by default all whose data is there.
-
-    Returns:
-        The files written.
-
-    Raises:
-        InvalidInput, DamagedFile: see `draw`.
-    """
+    """Draw figures from `figures/data/`, by default all whose data is there; the files written."""
     _check(names)
     missing = unrecorded()
     chosen = names or [name for name in DRAWN if name not in missing]

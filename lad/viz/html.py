@@ -37,7 +37,6 @@ from lad.utils import InvalidInput
 from lad.viz.tokens import (
     TokenSpan,
     choose_steps,
-    complete,
     confidence_color,
     count,
     frames,
@@ -120,7 +119,7 @@ def _span(span: TokenSpan, coloring: str) -> dict:
 
 
 def _describe(span: TokenSpan) -> str:
-    """What a span's tooltip tells: position, state, confidence."""
+    """A span's tooltip: position, state, confidence."""
     first, last = span.positions[0], span.positions[-1]
     words = [
         f"position {first}" if span.count == 1 else f"{span.count} positions, {first} to {last}"
@@ -167,7 +166,9 @@ def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str
         words = f"{masked} of its positions masked" if masked else "nothing of it masked"
         return str(_views().caption("Before", f"What the run starts from, {words}."))
     head = {"denoised": "After denoising", "remasked": "After re-masking"}[phase]
-    return str(_views().caption(head, sentence(trace, step, complete(trace) and not live)))
+    # Which tokens are final is not certain in a run that was cut off either.
+    complete = trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
+    return str(_views().caption(head, sentence(trace, step, complete and not live)))
 
 
 def answer_html(trace: Trace) -> str:
@@ -221,10 +222,8 @@ def filmstrip_text(trace: Trace, iterations: Sequence[int] | None = None, width:
 
     Args:
         iterations: see `lad.viz.tokens.choose_steps`.
-        width: of a line, in characters, at least 40.
+        width: of a line, in characters.
     """
-    if width < 40:
-        raise InvalidInput(f"width = {width}: expected at least 40 characters")
     remasked = bool(trace.remask.any())
     prompt = " ".join(trace.prompt.split())
     cost = f"{count(trace.tokens, 'token')} in {count(trace.nfe, 'iteration')}"
@@ -258,9 +257,7 @@ def costs_text(traces: Mapping[str, Trace]) -> str:
 def costs_html(traces: Mapping[str, Trace]) -> str:
     """The same table as HTML, with each run's answer below."""
     rows = [[visible(row[0]), *row[1:]] for row in _costs(traces)]
-    answers = [
-        _views().named(visible(name), answer_html(trace)) for name, trace in traces.items()
-    ]
+    answers = [_views().named(visible(name), answer_html(trace)) for name, trace in traces.items()]
     return "".join([_views().costs(COSTS, rows), *answers])
 
 

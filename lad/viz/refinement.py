@@ -23,9 +23,10 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -217,20 +218,18 @@ def _draw_lines(
 def _filmstrip_key(figure: Figure, axes: Axes, y: float, masks: bool) -> None:
     height = figure.get_figheight()
     box = (ROW_LABEL / WIDTH + 0.115, 1 - (y + 0.1) / height, 0.2, 0.13 / height)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=CONFIDENCE_MAP), cax=figure.add_axes(box), orientation="horizontal"
-    )
+    scale = ScalarMappable(cmap=CONFIDENCE_MAP)
+    bar = figure.colorbar(scale, cax=figure.add_axes(box), orientation="horizontal")
     bar.set_ticks([])
     bar.outline.set_linewidth(0.5)
-    start = ROW_LABEL
-    axes.text(start, y + 0.035, "confidence 0", va="center", size=9)
-    after = start + (0.115 + 0.2) * WIDTH + 0.06
-    axes.text(after, y + 0.035, "1", va="center", size=9)
+    after = ROW_LABEL + (0.115 + 0.2) * WIDTH + 0.06
+    words = {ROW_LABEL: "confidence 0", after: "1"}
     if masks:
-        axes.add_patch(Rectangle((after + 0.45, y - 0.03), MASK_WIDTH * ADVANCE, 0.13, color="k"))
-        axes.text(
-            after + 0.45 + MASK_WIDTH * ADVANCE + 0.08, y + 0.035, "MASK", va="center", size=9
-        )
+        mask = after + 0.45
+        axes.add_patch(Rectangle((mask, y - 0.03), MASK_WIDTH * ADVANCE, 0.13, color="k"))
+        words[mask + MASK_WIDTH * ADVANCE + 0.08] = "MASK"
+    for x, text in words.items():
+        axes.text(x, y + 0.035, text, va="center", size=9)
 
 
 # -- heatmaps ------------------------------------------------------------------------------------
@@ -239,14 +238,9 @@ def _filmstrip_key(figure: Figure, axes: Axes, y: float, masks: bool) -> None:
 @styled
 def confidence_heatmap(trace: Trace) -> Figure:
     """Confidence of the token drawn, by position (across) and iteration (downwards)."""
-    used = _used_positions(trace)
-    values = trace.confidence[:, :used]
-    figure, axes = _heatmap_axes(trace, used)
-    image = axes.imshow(
-        values, cmap=CONFIDENCE_MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-    )
-    figure.colorbar(image, ax=axes, label="confidence (probability)", fraction=0.04, pad=0.02)
-    _mark_end(axes, trace, used)
+    figure, image = _heatmap(trace, trace.confidence, CONFIDENCE_MAP, 1)
+    words = {"label": "confidence (probability)"}
+    figure.colorbar(image, ax=figure.axes[0], fraction=0.04, pad=0.02, **words)
     means = _mean_confidence(trace)
     ran = f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
     set_title(figure, f"Mean confidence goes from {means[0]:.2f} to {means[-1]:.2f} in {ran}")
@@ -260,28 +254,23 @@ def settling_heatmap(trace: Trace) -> Figure:
     Three fills, dark to light: changed, unchanged for now, settled (its final token, kept to the
     end). A hatch lies over the positions that were MASK in that iteration's input.
     """
-    used = _used_positions(trace)
     rows = np.arange(len(trace.steps))[:, None]
     state = np.where(trace.changed, 0, 1)
     state[rows >= trace.settled_at[None, :]] = 2  # the change that brings the final token settles
-    figure, axes = _heatmap_axes(trace, used)
     fills = (COLORS["changed"], "#C4C4C4", "#E8F3FB")
-    axes.imshow(
-        state[:, :used], cmap=ListedColormap(fills), vmin=0, vmax=2, aspect="auto",
-        interpolation="nearest",
-    )  # fmt: skip
+    figure, image = _heatmap(trace, state, ListedColormap(fills), 2)
     hatch = {"hatch": HATCHES["masked"] * 2, "facecolor": "none", "linewidth": 0}
-    for row, masked in enumerate(trace.masked[:, :used]):
-        for start, stop in _runs(masked):
-            axes.add_patch(
-                Rectangle((start - 0.5, row - 0.5), stop - start, 1, edgecolor="#8A3D00", **hatch)
-            )
-    _mark_end(axes, trace, used)
+    hatch["edgecolor"] = "#8A3D00"
+    for row, masked in enumerate(trace.masked[:, : image.get_array().shape[1]]):
+        edges = np.flatnonzero(np.diff(masked.astype(np.int8), prepend=0, append=0))
+        for start, stop in edges.reshape(-1, 2):
+            box = Rectangle((start - 0.5, row - 0.5), stop - start, 1, **hatch)
+            figure.axes[0].add_patch(box)
     keys = [
         Patch(facecolor=fills[0], label="changed, not final"),
         Patch(facecolor=fills[1], label="unchanged, not final"),
         Patch(facecolor=fills[2], edgecolor=COLORS["muted"], linewidth=0.5, label="settled"),
-        Patch(edgecolor="#8A3D00", label="was MASK in the input", **hatch),
+        Patch(label="was MASK in the input", **hatch),
     ]
     figure.legend(handles=keys, loc="outside lower left", ncols=4)
     final = trace.settled_at[: max(trace.tokens, 1)]
@@ -292,35 +281,25 @@ def settling_heatmap(trace: Trace) -> Figure:
     return figure
 
 
-def _heatmap_axes(trace: Trace, used: int) -> tuple[Figure, Axes]:
-    height = float(np.clip(1.7 + 0.09 * len(trace.steps), 2.4, 5.0))
-    figure = new_figure(height=height)
+def _heatmap(
+    trace: Trace, values: np.ndarray, colors: Colormap, high: int
+) -> tuple[Figure, AxesImage]:
+    """`(i, a)` values as a picture, up to the last position that held text in some draft."""
+    text = np.flatnonzero((trace.drafts != trace.eos_token_id).any(axis=0))
+    used = int(text[-1]) + 1 if len(text) else 1
+    figure = new_figure(height=float(np.clip(1.7 + 0.09 * len(trace.steps), 2.4, 5.0)))
     axes = figure.axes[0]
     axes.grid(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    shown = {"vmin": 0, "vmax": high, "aspect": "auto", "interpolation": "nearest"}
+    image = axes.imshow(values[:, :used], cmap=colors, **shown)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     label(axes, "position in the answer region (tokens)", "iteration")
-    return figure, axes
-
-
-def _used_positions(trace: Trace) -> int:
-    """Positions up to the last one that held anything but EOS in some draft."""
-    text = (trace.drafts != trace.eos_token_id).any(axis=0)
-    return int(np.flatnonzero(text)[-1]) + 1 if text.any() else 1
-
-
-def _mark_end(axes: Axes, trace: Trace, used: int) -> None:
-    """A dashed line behind the final answer's last token."""
     if 0 < trace.tokens < used:
         axes.axvline(trace.tokens - 0.5, color="black", linestyle="--", linewidth=1.2)
-        axes.annotate("final EOS", (trace.tokens - 0.4, 1), xycoords=("data", "axes fraction"),
-                      va="bottom", size=8)  # fmt: skip
-
-
-def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """(start, stop) of every run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        end = {"xycoords": ("data", "axes fraction"), "va": "bottom", "size": 8}
+        axes.annotate("final EOS", (trace.tokens - 0.4, 1), **end)
+    return figure, image
 
 
 # -- curves --------------------------------------------------------------------------------------

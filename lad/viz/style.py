@@ -29,7 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from lad.utils import CacheError, InvalidInput, figures_folder, write_whole
+from lad.utils import InvalidInput, disk_errors, figures_folder, write_whole
 
 ASSETS = Path(__file__).parents[1] / "assets"
 WIDTH = 8.6  # inches; at 110 dots an inch a little under a notebook's column of about 960 pixels
@@ -193,16 +193,6 @@ def change(first: Mapping, last: Mapping) -> str:
     return ("rises" if b > a else "falls") if outside else ""
 
 
-def text_color(background) -> str:
-    """Black or white, whichever contrasts more with a background (WCAG relative luminance)."""
-    linear = [
-        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
-        for channel in to_rgb(background)
-    ]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if luminance > 0.179 else "#FFFFFF"
-
-
 def tint(color: str, share: float = 0.3) -> tuple[float, float, float]:
     """A colour thinned with white, light enough for black text."""
     return tuple(1 - share * (1 - channel) for channel in to_rgb(color))
@@ -245,17 +235,13 @@ class Picture:
     @property
     def html(self) -> str:
         """An `<img>` that holds the picture itself."""
-        return (
-            f'<img src="data:image/png;base64,{self._encoded}" alt="{html.escape(self.alt)}" '
-            'style="max-width: 100%; background: white">'
-        )
-
-    @property
-    def _encoded(self) -> str:
-        return base64.b64encode(self.png).decode("ascii")
+        source = f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+        look = "max-width: 100%; background: white"
+        return f'<img src="{source}" alt="{html.escape(self.alt)}" style="{look}">'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/html": self.html, "image/png": self._encoded, "text/plain": self.alt}
+        encoded = base64.b64encode(self.png).decode()
+        return {"text/html": self.html, "image/png": encoded, "text/plain": self.alt}
 
 
 def show(figure: Figure, alt: str, name: str | None = None) -> Picture:
@@ -283,11 +269,7 @@ def save(figure: Figure, name: str, svg: bool = False) -> Path:
         name: letters, digits, dot, dash and underscore; no folder.
 
     Returns:
-        The PNG's path.
-
-    Raises:
-        InvalidInput: a name that is more than a file name.
-        CacheError: the folder cannot be written.
+        The PNG's path; InvalidInput for another name, CacheError for a folder that is read-only.
     """
     if svg:
         _write(name, ".svg", to_svg(figure))
@@ -298,11 +280,6 @@ def _write(name: str, suffix: str, data: bytes) -> Path:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InvalidInput(f"figure name {name!r}: expected letters, digits, '.', '-' or '_'")
     path = figures_folder() / (name + suffix)
-    try:
+    with disk_errors(path, "set LAD_FIGURES to another folder"):
         write_whole(path, data)
-    except OSError as error:
-        raise CacheError(
-            f"cannot write {path} ({error.strerror}): expected a folder that can be written and "
-            "has room; set LAD_FIGURES to another one"
-        ) from error
     return path

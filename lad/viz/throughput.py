@@ -37,11 +37,7 @@ DOTTED = {"color": COLORS["muted"], "linestyle": ":", "linewidth": 1.2}
 def speed(data: Mapping) -> Figure:
     """Seconds of an answer by window; an iteration by window and batch; an answer as it goes on.
 
-    Args:
-        data: what `lad bench` wrote.
-
-    Raises:
-        DamagedFile: nothing was measured.
+    `data` is what `lad bench` wrote.
     """
     batches: dict[int, list[Mapping]] = {}
     for cell in sorted(data["cells"], key=lambda cell: (cell["batch"], cell["window"])):
@@ -111,13 +107,8 @@ def _prompts(batch: int) -> str:
 def true_shape(data: Mapping) -> Figure:
     """An iteration's time by its roofline, against the batch; training's rate, against GPUs.
 
+    `data` is what `lad bench-shape --record` and `lad train --dry-run --record` added to one file.
     A rate on one number of GPUs is no curve: beside iterations it stands in the details alone.
-
-    Args:
-        data: what `lad bench-shape --record` and `lad train --dry-run --record` added to one file.
-
-    Raises:
-        DamagedFile: no runs of either kind.
     """
     iterations = [run for run in data["runs"] if run["kind"] == "iteration"]
     training = [run for run in data["runs"] if run["kind"] == "training"]

@@ -19,6 +19,7 @@ Colours: Okabe and Ito (2008), "Color universal design", https://jfly.uni-koeln.
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -144,14 +145,14 @@ def _groups(trace: Trace, tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]
             kind = "special"
         else:
             kind = "text"
-            expected = _missing_bytes(trace.vocabulary[token])
-            while expected and group[-1] + 1 < len(tokens):
+            data = trace.vocabulary[token]
+            while _ends_early(data) and group[-1] + 1 < len(tokens):
                 following = int(tokens[group[-1] + 1])
                 piece = b"" if following in trace.special_ids else trace.vocabulary[following]
                 if not piece or not 0x80 <= piece[0] < 0xC0:  # the character is never finished
                     break
                 group.append(group[-1] + 1)
-                expected = _missing_bytes(b"".join(trace.vocabulary[int(tokens[p])] for p in group))
+                data += piece
         yield kind, group
         position = group[-1] + 1
     # What follows the text: EOS, and MASK where EOS was masked again.
@@ -161,16 +162,11 @@ def _groups(trace: Trace, tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]
             yield kind, positions
 
 
-def _missing_bytes(data: bytes) -> int:
-    """How many bytes the last character of a UTF-8 string lacks; 0 when it is whole or no UTF-8."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte < 0x80:
-            return 0
-        if byte >= 0xC0:  # the first byte says how many there are
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 0
-            return max(length - back, 0)
-    return 0
+def _ends_early(data: bytes) -> bool:
+    """Whether the last character of a UTF-8 string lacks bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return bool(decoder.getstate()[0])
 
 
 def visible(text: str, newline: str = "↵\n") -> str:
@@ -224,11 +220,6 @@ def frames(trace: Trace) -> list[tuple[int, str]]:
         if trace.remask[step].any():
             found.append((step, "remasked"))
     return found
-
-
-def complete(trace: Trace) -> bool:
-    """Whether the run was not cut off: only then is it certain which tokens are final."""
-    return trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
 
 
 # -- in words -------------------------------------------------------------------------------------

@@ -28,10 +28,8 @@ def running_median(values: np.ndarray, width: int) -> np.ndarray:
 def loss_curve(log: Sequence[dict]) -> Figure:
     """The training loss: every logged row as a dot, and their running median.
 
-    The upper axis shows the time that had passed at the steps below it.
-
-    Raises:
-        InvalidInput: fewer than two rows with a loss.
+    The upper axis shows the time that had passed at the steps below it. At least two rows have a
+    loss, or InvalidInput.
     """
     log = [row for row in log if "loss" in row]
     if len(log) < 2:
@@ -95,9 +93,7 @@ def validation_curves(log: Sequence[dict]) -> Figure:
 
     Accuracy has 95 % Wilson intervals where the row gives the number of tokens `n`. They treat
     tokens as independent; tokens of one answer are not quite, so they are a little too narrow.
-
-    Raises:
-        InvalidInput: no row with a validation.
+    At least one row has a validation, or InvalidInput.
     """
     from lad.evaluation.metrics import wilson
 
