@@ -26,7 +26,7 @@ SENTENCE = Sentence.of("The river flows past the old town.", ends=2)
 BLIND = {kind: visible(kind, 3, 7, masked=[4, 6]) for kind in ("prompt-causal", "mask-blind")}
 MASKS = {kind: visible(kind, 3, 7) for kind in ("causal", "bidirectional", "prompt-causal")}
 MOVES = {"causal": np.array([0, 0, 0.5]), "bidirectional": np.array([0.02, 0.1, 0.6])}
-ROWS = [{"step": s, "loss": 5 - s / 20, "seconds": s / 2, "drafts": s > 40} for s in range(1, 61)]
+ROWS = [{"step": s, "loss": 5 - s / 20, "seconds": s / 2} for s in range(1, 61)]
 SCORES = {"0.25": {"ce": 1.0, "accuracy": 0.8, "n": 500}, "0.5": {"ce": 1.6, "accuracy": 0.64}}
 UPDATES = [Update(layer, name, 0.1 + layer / 10) for layer in range(2) for name in ("q", "v")]
 GUESSES = {

@@ -170,12 +170,7 @@ DRAWN: dict[str, Drawing] = {
 
 
 def draw(name: str) -> Figure:
-    """A figure of `DRAWN` from its recorded data.
-
-    Raises:
-        InvalidInput: an unknown name, or its data is not recorded.
-        DamagedFile: the data is something else than the figure shows.
-    """
+    """A figure of `DRAWN` from its recorded data (DamagedFile if that holds something else)."""
     _check([name])
     file = DRAWN[name].data
     if file is None:

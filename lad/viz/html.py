@@ -5,18 +5,16 @@ style sheet they need:
 
     page_html(legend_html(trace), draft_html(trace, 3), answer_html(trace))
 
-`replay_html` is a whole player for a page without a kernel: every frame is drawn beforehand, and a
-few lines of script choose which one is visible. Nothing is loaded. Where scripts do not run, as in
-a mail or on GitHub, the last frame and the answer remain. Nothing moves before Play is pressed;
-each part is a button, a slider, a list or a box, so Tab reaches it, and arrows move the slider.
+`replay_html` is a player for a page without a kernel: all frames are in the page, a script selects
+the visible one, and nothing is loaded. Without scripts, as on GitHub, the last frame and the answer
+remain. Nothing moves before Play is pressed; Tab reaches each part, arrows move the slider.
 
-The markup is in `lad/assets/view.html`, a Jinja2 template that escapes all it is given. Text is
-data: control characters and newlines are shown as signs, and each span is isolated (`<bdi>`), so
-right-to-left text stays in its span and spans stand in the order of their positions.
+The markup is in `lad/assets/view.html`, a Jinja2 template that escapes all text. Control characters
+and newlines are shown as signs, and each span is isolated (`<bdi>`), so right-to-left text stays in
+its span and spans stand in the order of their positions.
 
-No meaning hangs on colour alone: what changed is `<ins>` (green, underlined), what was masked is
-`<del>` (vermillion, hatched, struck), and both survive where style sheets are stripped. Coloured
-spans carry black text, which reads on a light page and on a dark one.
+No meaning depends on colour alone: what changed is `<ins>` (green, underlined), what was masked is
+`<del>` (vermillion, hatched, struck). Coloured spans have black text, on light and dark pages.
 
 The idea of views as pure functions of tokens and values: CircuitsVis, `colored_tokens`.
 """
@@ -89,9 +87,6 @@ def colored_tokens(spans: Sequence[TokenSpan], label: str, coloring: str = "stat
         coloring: "state" (green = changed, red = masked) or "confidence" (by probability; the
             underline of what changed and the hatch of what is masked stay); with "either" it is
             by state, and by confidence inside an element of class `lad-by-confidence`.
-
-    Raises:
-        InvalidInput: no such colouring.
     """
     _check_coloring(coloring)
     return str(_views().draft([_span(span, coloring) for span in spans], label))
@@ -140,9 +135,6 @@ def draft_html(trace: Trace, step: int, phase: str = "denoised", coloring: str =
         step: index into `trace.steps`; negative counts from the end.
         phase: one of `lad.viz.tokens.PHASES`.
         coloring: see `colored_tokens`.
-
-    Raises:
-        InvalidInput: no such step, phase or colouring.
     """
     spans = token_spans(trace, step, phase)
     name = {"input": "Input of", "denoised": "Draft after", "remasked": "Draft re-masked after"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -72,8 +72,7 @@ class Corrupted:
         )
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """How often a kind acted at one severity, with a 95 % interval over the answers drawn."""
 
     kind: str
@@ -291,7 +290,7 @@ def corruption_rates(rates: Sequence[Rate], config: CorruptionConfig | None = No
         axes.plot(p, lines, color=COLORS["black"], linestyle="--", linewidth=1.2)
         errorbars(
             axes, [r.severity for r in of_kind],
-            [{"value": r.mean, "low": r.low, "high": r.high} for r in of_kind], factor=100,
+            [r._asdict() | {"value": r.mean} for r in of_kind], factor=100,
             fmt="o", color=COLORS[kind], markeredgecolor=COLORS["black"], markeredgewidth=0.5,
             capsize=3,
         )  # fmt: skip

@@ -69,9 +69,6 @@ def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenS
     Args:
         step: index into `trace.steps`; negative counts from the end.
         phase: one of `PHASES`.
-
-    Raises:
-        InvalidInput: no such step or phase.
     """
     step = _check_step(trace, step)
     if phase not in PHASES:
@@ -191,9 +188,6 @@ def choose_steps(trace: Trace, iterations: Sequence[int] | None = None) -> list[
     """Steps of a filmstrip: those of the given iterations, or 0, 4, 8, 16, 32, ... and the last.
 
     A run may end sooner than expected, so an iteration beyond the last one means the last one.
-
-    Raises:
-        InvalidInput: no iteration, or one that is not a whole number from 0.
     """
     last = len(trace.steps) - 1
     if iterations is None:

@@ -39,15 +39,7 @@ def loss_curve(log: Sequence[dict]) -> Figure:
     smooth = running_median(losses, max(len(log) // 10, 3))
     figure = new_figure(height=3.4)
     axes = figure.axes[0]
-    drafts = np.array([bool(row.get("drafts")) for row in log])  # in logs of an earlier recipe
-    axes.plot(
-        steps[~drafts], losses[~drafts], "o", color=COLORS["shift"], markersize=3, label="a log row"
-    )
-    if drafts.any():
-        axes.plot(
-            steps[drafts], losses[drafts], "x", color=COLORS["duplicate"], markersize=4,
-            label="a log row that ends on the model's drafts",
-        )  # fmt: skip
+    axes.plot(steps, losses, "o", color=COLORS["shift"], markersize=3, label="a log row")
     axes.plot(steps, smooth, color=COLORS["swap"], linewidth=2.2, label="running median")
     axes.legend(loc="upper right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

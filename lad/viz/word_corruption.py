@@ -120,9 +120,6 @@ def corrupt_text(text: str, kind: str, seed: int = 0) -> str:
         kind: "swap" exchanges two neighbours, "duplicate" writes a word over its neighbour,
             "replace" puts an everyday word in a word's place, "shift" copies one to three words to
             somewhere near, over what stood there, and "mask" hides a word behind ___.
-
-    Raises:
-        InvalidInput: not one of `ALL_KINDS`, or too few words for it.
     """
     _check_kind(kind)
     words = text.split()
