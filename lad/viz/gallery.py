@@ -79,7 +79,7 @@ def save_numbers(name: str, numbers: Mapping, command: str = "make report") -> P
 def _find(file: str) -> Path | None:
     """A file of `figures/data/`: in the figures folder, or else in the checkout's.
 
-    A notebook may be told to write its figures elsewhere (`LAD_FIGURES`).
+    `LAD_FIGURES` may name a folder that holds figures only.
     """
     folders = (figures_folder() / "data", CHECKOUT / "figures" / "data")
     return next((folder / file for folder in folders if (folder / file).is_file()), None)
