@@ -1,7 +1,7 @@
 """Executed notebooks as self-contained HTML: pure functions, nothing is run or written here.
 
 A page made here loads nothing from elsewhere: images and styles are inside, formulas are MathML.
-A recorded run has the player of `lad.viz.replay`, which works in the page; any other widget is shown as
+A recorded run has the player of `lad.viz.html`, which works in the page; any other widget is shown as
 it stood when its notebook ended, its controls named but not movable. That is what a reader without
 a kernel (and without a network) can be given honestly. Pages are light or dark as the reader's
 system is, and light on paper.

@@ -15,28 +15,31 @@
 # # 1. Noise: what the model learns to undo
 #
 # LAD writes a whole answer at once and then improves it, draft after draft. To learn that, it is
-# shown answers that were damaged on purpose and asked for the originals. This notebook is about
-# the damage: what it does to a sentence, how much of it there is, and how it fades while an answer
-# is being refined. No model is needed yet.
+# trained on corrupted answers with the originals as the target. This notebook shows the
+# corruption: what it does to a sentence, how much of it there is, and how it fades while an answer
+# is refined. No model is needed yet.
 #
-# Some words, used from here on:
+# Words used from here on:
 #
 # - A **token** is a piece of text with a number, usually a word or part of one. A model reads and
 #   writes tokens. Here whole words stand in for tokens, so that you can read them.
-# - The **prompt** is what you ask, the **answer** what comes back. Noise falls on the answer only.
-# - **MASK** is a token that means "something is hidden here". **END** (the model's own name for it
-#   is EOS, end of sequence) follows the answer and fills up the room that is left.
+# - The **prompt** is the question, the **answer** the reply. Noise falls on the answer only.
+# - **MASK** is a token that means "something is hidden here". **END** (EOS, end of sequence, for
+#   the model) follows the answer and fills the rest of the answer region.
 # - A **draft** is a whole answer, good or bad. An **iteration** turns one draft into the next.
-# - **Noise** or **corruption** is damage done on purpose, and a **denoiser** is a model trained to
-#   repair it.
+# - **Noise** or **corruption** is error added on purpose, and a **denoiser** is a model trained to
+#   remove it.
 #
 # LAD stands for *LoRA-Adapted Diffusion* (Kuiper et al., EMNLP 2025 System Demonstrations).
-# *Diffusion* is the name for this kind of model: damage by small steps, learn the way back. *LoRA*
-# is the small add-on that is trained; [notebook 2](02_model_setup.ipynb) is about it.
+# *Diffusion* models learn to undo corruption step by step. *LoRA* is the small set of weights that
+# is trained; see [notebook 2](02_model_setup.ipynb).
 
 # %%
+from dataclasses import asdict
+
 import lad
 from lad.viz import noise
+from lad.viz.gallery import save_numbers
 from lad.viz.style import show
 from lad.viz.word_corruption import Sentence, drawn_rates, masked_shares, one_of_each
 from lad.widgets.accessibility import name_controls
@@ -49,28 +52,28 @@ name_controls()  # so that a screen reader can tell the sliders below apart
 # ## What can go wrong with a sentence?
 #
 # Most models of this family hide tokens behind MASK and learn to fill the gaps. LAD does that too,
-# and adds **structural noise**: damage of the kinds that a hasty draft shows, such as words in the
-# wrong order or said twice. There are four kinds of it, and the figure shows one sentence under
-# each.
+# and adds **structural noise**: errors as in a first draft, such as words in the wrong order or
+# repeated. There are four kinds; the figure shows one sentence under each.
 
 # %%
 sentence = Sentence.of("The river flows past the old town and ends in the sea.", ends=3)
 examples = one_of_each(sentence, severity=0.8)
+recorded = {kind: asdict(example) for kind, example in examples.items()}
+save_numbers("kinds_of_noise", {"severity": 0.8, "examples": recorded})  # for `lad figures`
 show(
     noise.kinds_of_noise(examples, severity=0.8),
     "A table: the sentence as it was, then under mask, swap, duplicate, replace, shift and all of "
-    "them; touched tokens are coloured and hatched.",
+    "them; corrupted tokens are coloured and hatched.",
     name="kinds_of_noise",
 )
 
 # %% [markdown]
-# **What follows.** A mask says where the problem is. Structural noise does not: every token is
-# visible and some are wrong. A denoiser that has learnt to repair this can improve a draft in
-# which nothing is hidden. That is what sets LAD apart, and it is called *noiseless* refinement: no
-# token is masked again between iterations.
+# **Conclusion.** A mask marks the position of the error. Structural noise does not: every token is
+# visible and some are wrong. A denoiser trained on it can improve a draft in which nothing is
+# masked. This is *noiseless* refinement: no token is masked again between iterations.
 
 # %% [markdown]
-# ## How much is damaged?
+# ## How much is corrupted?
 #
 # Each training answer draws its own **severity** $p$, a number between 0 and 1, all values equally
 # likely. Then, independently of one another:
@@ -83,8 +86,8 @@ show(
 # | replace | each position | with probability $p/4$ |
 # | shift | one run of 1-3 tokens in the answer | with probability $p/4$ |
 #
-# And one answer in ten is masked whole, since that is where every refinement begins. These are the
-# paper's amounts; other amounts are a setting. First the masks: how much of an answer is hidden?
+# One answer in ten is masked whole, since every refinement starts from MASK alone. These are the
+# paper's amounts; other amounts are a setting. First the masks: how much of an answer is masked?
 
 # %%
 rows = 4000 if lad.profile() == "full" else 1000
@@ -96,32 +99,31 @@ show(
 )
 
 # %% [markdown]
-# **What follows.** Nearly half of the training answers hide nothing, so for those the denoiser has
-# to find out for itself which tokens are wrong. Only answers masked whole are hidden by more than
-# half.
+# **Conclusion.** Nearly half of the training answers have no MASK: there the denoiser must find
+# the wrong tokens itself. Only answers masked whole are masked by more than half.
 #
-# And the other kinds? If the code does what the table says, the damage that is *drawn* must agree
-# with the damage that is *expected* at each severity. A swap touches two tokens, so it is expected
-# to touch the share $1-(1-p/4)^2$; for duplicate, replace and shift it is $p/4$; and for masks
-# half of one quarter, 12.5 %, at any $p$.
+# Do the other kinds occur as often as the table says? The rates *drawn* must agree with the rates
+# *expected* at each severity. A swap changes two tokens, so the expected share is $1-(1-p/4)^2$;
+# for duplicate, replace and shift it is $p/4$; for masks it is half of one quarter, 12.5 %, at any
+# $p$.
 
 # %%
 severities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 rows = 400 if lad.profile() == "full" else 100
 show(
-    noise.damage_rates(drawn_rates(severities, rows=rows)),
-    "Five panels, one a kind of noise: the share of tokens touched against severity, drawn points "
-    "with intervals around a dashed expected line.",
+    noise.corruption_rates(drawn_rates(severities, rows=rows)),
+    "Five panels, one a kind of noise: the share of tokens corrupted against severity, drawn "
+    "points with intervals around a dashed expected line.",
     name="damage_expected_and_drawn",
 )
 
 # %% [markdown]
-# **What follows.** The points lie on the dashed lines, up to chance: of 50 intervals that should
-# each hold the true value 95 times in 100, two or three are expected to miss it. At full severity
-# two tokens in five have changed places, and any text is hard to read.
+# **Conclusion.** The points lie on the dashed lines, up to chance: of 50 intervals at 95 %, two or
+# three are expected to miss the true value. At full severity two tokens in five have changed
+# places.
 #
-# Now damage a sentence of your own. The table compares what is expected with this one draw and
-# with the mean of many. (Without a running kernel the figure above stands for it.)
+# Corrupt a sentence of your own. The table compares what is expected with this one draw and with
+# the mean of many. (Without a running kernel see the figure above.)
 
 # %%
 CorruptionExplorer().widget
@@ -129,9 +131,10 @@ CorruptionExplorer().widget
 # %% [markdown]
 # ## How does the noise fade while an answer is refined?
 #
-# So much for training. When LAD *writes*, it starts from an answer that is all MASK, draws every
-# token, and may then mask some of them again, to draw those anew in the light of the others. This
-# is called **re-noising**. After iteration $i$ of $N$ (counted from 0) it masks
+# When LAD *writes*, it starts from an answer that is all MASK, draws every token, and may then
+# mask some of them again, so that they are drawn anew, given the others. This is **re-masking**
+# (the paper's demo calls it *intermediate noising*). After iteration $i$ of $N$ (counted from 0)
+# it masks
 #
 # $$n_i = \lfloor \theta_i \cdot \text{answer length} \cdot \text{noise start} \rfloor$$
 #
@@ -139,22 +142,22 @@ CorruptionExplorer().widget
 #
 # $$\theta_i = \frac{e^{-s x} - e^{-s}}{1 - e^{-s}} \quad\text{with}\quad x = \frac{i}{N}$$
 #
-# is the **threshold**: the share of the starting noise that is left, which falls from 1 towards 0.
-# The **sharpness** $s$ says how fast it falls, the **noise start** how much noise there is after
-# the first iteration. Together they are the **noising schedule**.
+# is the **noise level**: the share of the starting noise that is left, which falls from 1 towards
+# 0. The **sharpness** $s$ sets how fast it falls, the **noise start** the share masked after the
+# first iteration. Together they are the **noising schedule**.
 
 # %%
 show(
     noise.schedule_by_sharpness(),
-    "Two panels against the iteration: the threshold, and the tokens masked again, one line for "
+    "Two panels against the iteration: the noise level, and the tokens masked again, one line for "
     "each of five sharpnesses. All fall; a sharper one falls faster.",
     name="schedule_by_sharpness",
 )
 
 # %% [markdown]
-# **What follows.** A low sharpness keeps shaking the draft almost to the end; a high one does its
-# masking in the first iterations and leaves the rest to noiseless refinement. After the last
-# iteration nothing is ever masked, or the answer would have holes.
+# **Conclusion.** With a low sharpness tokens are masked again almost to the end; with a high one
+# only in the first iterations, and the rest is noiseless refinement. After the last iteration
+# nothing is masked, or the answer would contain MASK.
 
 # %%
 show(
@@ -165,12 +168,11 @@ show(
 )
 
 # %% [markdown]
-# **What follows.** The noise start scales the whole curve: twice the noise start, about twice the
-# masks (the rounding down costs small numbers more). With a noise start of 0 nothing is masked
-# again at all, and refinement is noiseless.
+# **Conclusion.** The noise start scales the whole curve: twice the noise start, about twice the
+# masks (rounding down costs small numbers more). With a noise start of 0 refinement is noiseless.
 #
 # Move the four controls and watch the curve and the numbers below it. (Without a running kernel
-# the two figures above stand for it.)
+# see the two figures above.)
 
 # %%
 ScheduleExplorer().widget
@@ -179,8 +181,8 @@ ScheduleExplorer().widget
 # ## Try it
 #
 # 1. In the first explorer, tick *shift* alone and set the severity to 1. How often do you have to
-#    draw before anything happens, and what does the table say you should expect?
-# 2. Tick *swap* alone at severity 1. Some words travel far from where they stood. Why, if only
+#    draw before anything changes, and what does the table expect?
+# 2. Tick *swap* alone at severity 1. Some words move far. Why, if only
 #    neighbours change places? (Pairs are taken from left to right.)
 # 3. In the second explorer, find settings with which each token is masked about once in the whole
 #    run. Is there more than one way?

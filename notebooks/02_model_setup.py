@@ -52,7 +52,7 @@ from lad.evaluation.probes import (
 from lad.training import self_distil
 from lad.viz import attention, training
 from lad.viz.ablation import ablation
-from lad.viz.gallery import read_numbers
+from lad.viz.gallery import read_numbers, save_numbers
 from lad.viz.style import show
 from lad.widgets.accessibility import name_controls
 from lad.widgets.attention import AttentionExplorer
@@ -116,6 +116,8 @@ print("target   ", settings.target)
 # %%
 hidden = [6, 8]
 masks = {kind: visible(kind, 4, 9, masked=hidden) for kind in KINDS_OF_ATTENTION}
+recorded = {kind: mask.astype(int).tolist() for kind, mask in masks.items()}
+save_numbers("attention_masks", {"prompt_length": 4, "masked": hidden, "masks": recorded})
 show(
     attention.attention_masks(masks, prompt_length=4, masked=hidden),
     "Four square grids. Causal is a lower triangle; bidirectional is full; prompt-causal is a "

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
 from lad.pages import page as make_page
-from lad.viz.replay import replays_html
+from lad.viz.html import replays_html
 
 SCREENS = Path(__file__).resolve().parent.parent / "build" / "screenshots"
 PATIENCE = 90
@@ -67,7 +67,7 @@ def test_the_player_of_a_page_plays_steps_and_scrubs(replay):
     assert replay.evaluate(VISIBLE) == 2  # the answer first
     replay.click("Back")
     assert replay.evaluate(VISIBLE) == 1
-    assert "After noising" in replay.evaluate(
+    assert "After re-masking" in replay.evaluate(
         "document.querySelector('[data-part=slider]').getAttribute('aria-valuetext')"
     )
     replay.evaluate("document.querySelector('[data-part=slider]').focus()")
@@ -88,11 +88,11 @@ def test_the_player_of_a_page_plays_steps_and_scrubs(replay):
 
 def test_colour_by_confidence_is_a_box_away(replay):
     colour = (
-        "getComputedStyle(document.querySelector('[data-frame]:not([hidden]) .lad-cell'))"
+        "getComputedStyle(document.querySelector('[data-frame]:not([hidden]) .lad-token'))"
         ".backgroundColor"
     )
     before = replay.evaluate(colour)
-    replay.evaluate("document.querySelector('[data-part=sure]').click()")
+    replay.evaluate("document.querySelector('[data-part=confidence]').click()")
     assert replay.evaluate(colour) != before
     assert replay.evaluate(
         "getComputedStyle(document.querySelector('.lad-key-state')).display"

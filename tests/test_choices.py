@@ -23,7 +23,7 @@ def test_the_right_letter_is_uniform_and_the_right_text_stays():
     letters = Counter()
     for number in range(2000):
         pair = choice_pair(
-            benchmark, Item("arc-easy", str(number), f"Which is wet, {number}?", OPTIONS, 1)
+            tasks, Item("arc-easy", str(number), f"Which is wet, {number}?", OPTIONS, 1)
         )
         letters[pair.answer[0]] += 1
         assert pair.answer.endswith(": water") and f"\n{pair.answer}\n" in pair.prompt + "\n"

@@ -1,15 +1,13 @@
-"""The ablation's figure: verdicts, title, and that what is said of the committed numbers is so."""
+"""The ablation's figure: verdicts, title, and what notebook 2 says of the committed numbers."""
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
 
 import lad
-from lad.utils import DamagedFile
 from lad.viz.ablation import MEASURES, ablation, seed_spread, verdict
-from lad.viz.style import to_png, to_svg
+from lad.viz.style import to_png
 
 COMMITTED = Path(lad.__file__).parents[1] / "figures" / "data" / "ablation.json"
 BASE = {"ce": 2.0, "restored": 0.6, "kept": 0.9, "repeats": 0.5}
@@ -29,7 +27,7 @@ def data(*variants: dict) -> dict:
 
 
 def title(values: dict) -> str:
-    return " ".join(ablation(values).get_suptitle().split())
+    return ablation(values).get_suptitle()
 
 
 BETTER = {"ce": 1.5, "restored": 0.8, "kept": 0.95, "repeats": 0.2}
@@ -54,23 +52,20 @@ def test_a_difference_within_an_interval_or_a_seed_is_none():
     assert seed_spread(other, "ce") == 0  # it changes more than the seed
 
 
-def test_the_title_names_who_wins_everywhere_and_who_pays():
+def test_the_title_names_what_wins_everywhere():
     paid = variant("masks", ce=1.5, restored=0.3)
     assert title(data(paid, variant("good", **BETTER))) == (
-        "After 1,500 steps, “good” beats the base on all four counts; “masks” fills in better "
-        "(cross-entropy 1.50 against 2.00) but repairs worse (30 % restored against 60 %)"
+        "After 1,500 steps “good” beats the base on all four measures"
     )
     several = [variant(name, **BETTER) for name in "abc"]
-    assert "“a”, “b” and “c” beat the base on all four counts" in title(data(*several))
-    assert title(data(paid | {"measures": variant("masks")["measures"]})) == (
-        "After 1,500 steps, no choice beats the base on all four counts"
-    )
+    assert "steps 3 changes beat the base" in title(data(*several))
+    assert "steps no changes beat the base" in title(data(paid))
 
 
 def test_the_figure_is_the_same_bytes_twice_and_names_its_axes():
     rows = data(variant("good", **BETTER), variant("again", {"training.seed": 1}, ce=2.2))
     figure = ablation(rows)
-    assert to_png(figure) == to_png(ablation(rows)) and to_svg(figure) == to_svg(ablation(rows))
+    assert to_png(figure) == to_png(ablation(rows))
     assert [axes.get_xlabel() != "" for axes in figure.axes] == [True] * 4
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert names == ["plain (base)", "good", "again"]
@@ -78,16 +73,6 @@ def test_the_figure_is_the_same_bytes_twice_and_names_its_axes():
     assert words[-1] == "what another seed changes"
     unseeded = ablation(data(variant("good", **BETTER))).legends[0].get_texts()
     assert [text.get_text() for text in unseeded][-1] == "the base"
-
-
-@pytest.mark.parametrize("broken", [{}, [], {"steps": 3, "base": "x", "variants": []}])
-def test_other_data_is_refused_by_name(broken):
-    with pytest.raises(DamagedFile, match="not the numbers of an ablation"):
-        ablation(broken)
-    lacking = copy.deepcopy(data(variant("good")))
-    del lacking["variants"][1]["measures"]["kept"]
-    with pytest.raises(DamagedFile, match="kept"):
-        ablation(lacking)
 
 
 # -- the committed numbers -------------------------------------------------------------------------
@@ -115,17 +100,17 @@ def test_what_notebook_2_says_of_the_ablation_is_in_the_numbers(committed):
         name: {key: m["value"] for key, m in row["measures"].items()} for name, row in rows.items()
     }
 
-    def told(name: str, measure: str) -> str:
+    def found(name: str, measure: str) -> str:
         return verdict(committed, rows[name], measure)
 
     # Masks alone: better at filling in, the worst of all at repairing.
-    assert told("masks only", "ce") == "better"
+    assert found("masks only", "ce") == "better"
     for measure in ("restored", "kept"):
         assert min(value, key=lambda name: value[name][measure]) == "masks only"
     # Drafts, this early: leaving them out is better on every count.
-    assert {told("no drafts", measure) for measure in MEASURES} == {"better"}
+    assert {found("no drafts", measure) for measure in MEASURES} == {"better"}
     # Rank: the wider the better at filling in and at repairing.
-    assert told("rank 16", "ce") == told("rank 16", "restored") == "worse"
-    assert told("rank 256", "ce") == told("rank 256", "restored") == "better"
+    assert found("rank 16", "ce") == found("rank 16", "restored") == "worse"
+    assert found("rank 256", "ce") == found("rank 256", "restored") == "better"
     # The target of the backbone's pretraining is worth keeping.
-    assert told("target same", "ce") == told("target same", "restored") == "worse"
+    assert found("target same", "ce") == found("target same", "restored") == "worse"

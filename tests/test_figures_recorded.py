@@ -1,104 +1,121 @@
-"""Committed figures: drawn from recorded runs, twice the same, and traceable to what made them."""
+"""Committed figures: drawn from recorded data, twice the same, and traceable to what made them."""
 
 import json
 import shutil
 
 import matplotlib
+import numpy as np
 import pytest
 from conftest import run
 from traces import EOS, make_trace
 
+from lad.diffusion.adapter import read_card, shipped_adapter
 from lad.diffusion.trace import Trace
-from lad.utils import DamagedFile, InvalidInput, figures_folder
+from lad.evaluation.probes import KINDS_OF_ATTENTION, visible
+from lad.utils import CacheError, DamagedFile, InvalidInput
 from lad.viz import gallery as recorded
 from lad.viz.gallery import (
     CHECKOUT,
     DRAWN,
     FIGURES,
+    draw,
     gallery,
     read_numbers,
     redraw,
+    save_numbers,
     save_trace,
     show_recorded,
     unrecorded,
 )
 
+COMMITTED = CHECKOUT / "figures" / "data"
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LAD_FIGURES", str(tmp_path))
+    (tmp_path / "data").mkdir()
     return tmp_path
 
 
-def test_a_recorded_run_names_what_made_it(folder, monkeypatch):
+@pytest.fixture
+def alone(folder, monkeypatch):
+    """The figures folder, and no checkout to fall back on."""
+    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
+    return folder
+
+
+def test_recorded_data_names_what_made_it(folder, monkeypatch):
     monkeypatch.setenv("LAD_PROFILE", "fast")
     path = save_trace(make_trace([b"a", EOS]), "run")
     assert path == folder / "data" / "run.jsonl"
     assert Trace.load(path).provenance == {"command": "make report", "profile": "fast"}
+    assert save_numbers("numbers", {"a": 1}, "lad x") == folder / "data" / "numbers.json"
+    assert read_numbers("numbers") == {"command": "lad x", "a": 1}
+    (folder / "data" / "taken.json").mkdir()
+    with pytest.raises(CacheError, match="LAD_FIGURES"):
+        save_numbers("taken", {})
 
 
-def test_drawing_twice_gives_the_same_files(folder):
+def test_every_figure_is_drawn_and_drawn_the_same_again(folder):
     for trace, _ in FIGURES.values():
         save_trace(make_trace([b"a", b" b", EOS], [b"a", b" c", EOS], remask=[[1], []]), trace)
-    first = {path: path.read_bytes() for path in redraw()}
-    svg = {path: path.with_suffix(".svg").read_bytes() for path in first}
+    paths = redraw()
     assert unrecorded() == {}
-    assert [path.stem for path in first] == list(DRAWN)
-    assert {path: path.read_bytes() for path in redraw()} == first
-    assert {path: path.with_suffix(".svg").read_bytes() for path in first} == svg
-
-
-def test_unknown_figures_and_missing_runs_are_named(folder):
-    with pytest.raises(InvalidInput, match="'nonsense'"):
-        redraw(["nonsense"])
-    with pytest.raises(InvalidInput, match="no trace at"):
-        redraw(["filmstrip_renoised"])
-    assert list(folder.glob("*.png")) == []
-
-
-def test_numbers_are_the_folder_s_own_or_else_the_checkout_s(folder, monkeypatch):
-    committed = read_numbers("ablation")
-    assert committed["variants"]
-    (folder / "data").mkdir()
-    (folder / "data" / "ablation.json").write_text('{"own": 1}')
-    assert read_numbers("ablation") == {"own": 1}
-    (folder / "data" / "ablation.json").write_text('{"own": ')
-    with pytest.raises(DamagedFile, match=r"ablation\.json cannot be read"):
-        read_numbers("ablation")
-    with pytest.raises(InvalidInput, match=r"no numbers at .*nonsense\.json"):
-        read_numbers("nonsense")
-    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
-    (folder / "data" / "ablation.json").unlink()
-    with pytest.raises(InvalidInput, match="no numbers at"):
-        redraw(["ablation"])
+    assert [path.stem for path in paths] == list(DRAWN)
+    for path in paths[:4]:
+        first = path.read_bytes(), path.with_suffix(".svg").read_bytes()
+        redraw([path.stem])
+        assert (path.read_bytes(), path.with_suffix(".svg").read_bytes()) == first
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_every_drawing_s_data_is_committed_and_names_what_made_it(name):
-    drawing = DRAWN[name]
-    if drawing.data is None:
-        return
-    path = CHECKOUT / "figures" / "data" / drawing.data
-    first = path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text()
-    assert drawing.by.split()[-1] in json.dumps(json.loads(first))
+def test_the_committed_data_names_what_made_it_and_the_title_is_one_line(name):
+    title = draw(name).get_suptitle()
+    assert 20 <= len(title) <= 90 and not title.endswith("…") and "\n" not in title
+    if DRAWN[name].data is not None:
+        path = COMMITTED / DRAWN[name].data
+        first = path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text()
+        assert DRAWN[name].by.split()[-1] in json.dumps(json.loads(first))
 
 
-def test_a_figure_without_its_data_is_left_out_and_told(folder, monkeypatch, capsys):
-    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
-    drawn = {path.stem for path in redraw()}
-    assert drawn == {"schedule_by_sharpness", "schedule_by_noise_start", "kinds_of_noise",
-                     "attention_masks"}  # fmt: skip
+def test_unknown_figures_and_missing_data_are_named(alone):
+    with pytest.raises(InvalidInput, match="'nonsense'"):
+        redraw(["ablation", "nonsense"])
+    with pytest.raises(InvalidInput, match="no trace at"):
+        redraw(["filmstrip_renoised"])
+    with pytest.raises(InvalidInput, match=r"no numbers at .*ablation\.json"):
+        redraw(["ablation"])
+    assert list(alone.glob("*.png")) == []
+
+
+def test_data_is_the_folder_s_or_else_the_checkout_s(folder):
+    assert read_numbers("ablation")["variants"]
+    save_numbers("ablation", {"mine": 1})
+    assert read_numbers("ablation")["mine"] == 1
+    (folder / "data" / "ablation.json").write_text('{"mine": ')
+    with pytest.raises(DamagedFile, match=r"ablation\.json cannot be read"):
+        read_numbers("ablation")
+
+
+@pytest.mark.parametrize("name", [n for n, one in DRAWN.items() if str(one.data).endswith("json")])
+@pytest.mark.parametrize("broken", [{}, [], {"runs": 3, "points": 3, "cells": 3, "examples": 3}])
+def test_other_numbers_are_refused_with_the_command_to_run(folder, name, broken):
+    (folder / "data" / DRAWN[name].data).write_text(json.dumps(broken))
+    with pytest.raises(DamagedFile, match=f"{DRAWN[name].data}.*{DRAWN[name].by}"):
+        draw(name)
+
+
+def test_a_figure_without_its_data_is_left_out_and_named(alone, capsys):
+    status, _, said = run(capsys, "figures")
+    drawn = {path.stem for path in alone.glob("*.png")}
+    assert drawn == {"schedule_by_sharpness", "schedule_by_noise_start"}
     assert set(unrecorded()) == set(DRAWN) - drawn
-    status, _, told = run(capsys, "figures")
     assert status == 0
-    assert "calibration: not drawn, its data comes with `lad study`" in told
-    with pytest.raises(InvalidInput, match=r"no numbers at .*study\.json"):
-        redraw(["calibration"])
+    assert "calibration: not drawn, its data comes with `lad study`" in said
 
 
-def test_a_cell_shows_recorded_numbers_or_says_which_command_records_them(
-    folder, monkeypatch, capsys
-):
+def test_a_cell_shows_recorded_numbers_or_the_command_to_run(folder, monkeypatch, capsys):
     assert show_recorded("ablation", "Dots with intervals.").alt.endswith("Dots with intervals.")
     assert (folder / "ablation.png").is_file()
     monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
@@ -106,38 +123,41 @@ def test_a_cell_shows_recorded_numbers_or_says_which_command_records_them(
     assert "its numbers come with `lad ablate`" in capsys.readouterr().out
 
 
-def test_the_gallery_holds_the_runs_that_are_recorded(folder, monkeypatch):
-    monkeypatch.setattr(recorded, "CHECKOUT", folder / "elsewhere")
+def test_the_gallery_holds_the_runs_that_are_recorded(alone):
     assert gallery() == {}
     save_trace(make_trace([b"a", EOS], prompt="Why?\nNow."), "paris_noiseless")
     ((name, trace),) = gallery().items()
-    assert name == "Why? Now. (a short answer, without re-noising)"
+    assert name == "Why? Now. (a short answer, without re-masking)"
     assert trace.answer == "a"
-    (folder / "data" / "capitals_infill.jsonl").write_text("{}")
+    (alone / "data" / "capitals_infill.jsonl").write_text("{}")
     with pytest.raises(DamagedFile, match="capitals_infill"):
         gallery()
 
 
+def test_the_committed_masks_are_those_of_the_denoiser():
+    data = read_numbers("attention_masks")
+    assert list(data["masks"]) == list(KINDS_OF_ATTENTION)
+    for kind, mask in data["masks"].items():
+        expected = visible(kind, data["prompt_length"], len(mask), masked=data["masked"])
+        assert np.array_equal(np.array(mask, dtype=bool), expected)
+
+
 def test_the_committed_ablation_is_drawn_from_the_committed_numbers(folder):
-    committed = CHECKOUT / "figures" / "ablation.svg"
-    (folder / "data").mkdir()
-    shutil.copy(CHECKOUT / "figures" / "data" / "ablation.json", folder / "data")
+    shutil.copy(COMMITTED / "ablation.json", folder / "data")
     redraw(["ablation"])
     lock = (CHECKOUT / "requirements.lock").read_text()
     if f"matplotlib=={matplotlib.__version__}\n" not in lock:
         pytest.skip(f"matplotlib {matplotlib.__version__} is not the lock's: its bytes may differ")
+    committed = CHECKOUT / "figures" / "ablation.svg"
     assert (folder / "ablation.svg").read_bytes() == committed.read_bytes()
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_committed_figures_come_from_the_shipped_adapter(name, monkeypatch):
-    from lad.diffusion.adapter import read_card, shipped_adapter
-
-    monkeypatch.delenv("LAD_FIGURES", raising=False)
-    trace = Trace.load(figures_folder() / "data" / f"{FIGURES[name][0]}.jsonl")
+def test_the_committed_figures_come_from_the_shipped_adapter(name):
+    trace = Trace.load(COMMITTED / f"{FIGURES[name][0]}.jsonl")
     _, card = read_card(shipped_adapter("smollm2-135m"))
     assert trace.provenance["adapter_sha256"] == card["adapter_sha256"]
     assert trace.provenance["profile"] == "full"
     assert {"command", "model", "device", "dtype", "torch"} <= set(trace.provenance)
     assert isinstance(trace.config["seed"], int)
-    assert (figures_folder() / f"{name}.png").is_file()
+    assert (CHECKOUT / "figures" / f"{name}.png").is_file()

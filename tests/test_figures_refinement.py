@@ -20,7 +20,7 @@ from lad.viz.refinement import (
     settled_curve,
     settling_heatmap,
 )
-from lad.viz.style import WIDTH, to_png, to_svg
+from lad.viz.style import WIDTH, to_png
 from lad.viz.tokens import confidence_color
 
 NOISY = make_trace(
@@ -50,24 +50,21 @@ def test_the_colour_scale_is_the_one_of_the_page():
         assert np.allclose(np.array(CONFIDENCE_MAP(value)[:3]) * 255, theirs, atol=1.5)
 
 
-def test_filmstrip_with_renoising_has_both_columns_and_black_masks():
+def test_filmstrip_with_remasking_has_both_columns_and_black_masks():
     figure = filmstrip_figure(NOISY)
     assert "what the denoiser saw" in texts(figure)
-    assert (
-        figure.get_suptitle()
-        == "“Why \\$is\\$ that?”: 3 output tokens in 4 iterations with re-noising"
-    )
+    assert figure.get_suptitle() == "“Why $is$ that?”: 3 tokens in 4 iterations with re-masking"
     # 6 of the first input, 2 and 1 masked again, and one in the key
     assert len(black_boxes(figure)) == 6 + 2 + 1 + 1
     assert [text for text in texts(figure) if text.isdigit()][:4] == ["0", "1", "2", "3"]
 
 
-def test_filmstrip_without_renoising_has_one_column_and_no_mask():
+def test_filmstrip_without_remasking_has_one_column_and_no_mask():
     figure = filmstrip_figure(QUIET, [0, 2])
     assert "what the denoiser saw" not in texts(figure)
     assert not black_boxes(figure)
     assert " EOS × 2 " in texts(figure)
-    assert figure.get_suptitle().endswith("1 output token in 3 iterations without re-noising")
+    assert figure.get_suptitle().endswith("1 token in 3 iterations without re-masking")
     assert " way" not in texts(figure)  # iteration 1 was not asked for
 
 
@@ -118,11 +115,8 @@ def test_heatmaps_show_the_positions_that_ever_held_text():
 
 def test_confidence_heatmap_says_where_the_mean_went():
     assert confidence_heatmap(NOISY).get_suptitle() == (
-        "Mean confidence rises from 0.20 to 0.90 in 4 iterations with re-noising"
+        "Mean confidence goes from 0.20 to 0.90 in 4 iterations with re-masking"
     )
-    falling = make_trace([b"a"], [b"a"], confidence=[[0.9], [0.1]])
-    assert "falls from 0.90 to 0.10" in confidence_heatmap(falling).get_suptitle()
-    assert "stays at 0.50" in confidence_heatmap(QUIET).get_suptitle()
 
 
 def test_settling_heatmap_tells_changed_unchanged_and_settled():
@@ -142,16 +136,15 @@ def test_settling_heatmap_tells_changed_unchanged_and_settled():
 
 def test_curves_name_each_run():
     figure = settled_curve({"noisy": NOISY, "quiet": QUIET})
-    assert figure.get_suptitle().replace("\n", " ") == (
-        "Half of the answer is final after this many iterations: noisy, 2 of 4; quiet, 1 of 3"
-    )
+    half = "Half of the answer is final after iteration 2 (noisy), 1 (quiet)"
+    assert figure.get_suptitle() == half
     lines = figure.axes[0].lines
     assert [line.get_label() for line in lines] == ["noisy", "quiet"]
     assert np.allclose(lines[0].get_ydata(), [1 / 3, 2 / 3, 1, 1])
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
     figure = confidence_curve({"noisy": NOISY})
     assert np.allclose(figure.axes[0].lines[0].get_ydata(), [0.2, 0.4, 0.6, 0.9])
-    assert "noisy, 0.20 to 0.90" in figure.get_suptitle()
+    assert "0.20 to 0.90 (noisy)" in figure.get_suptitle()
     with pytest.raises(InvalidInput, match="no traces"):
         settled_curve({})
 
@@ -166,5 +159,4 @@ def test_an_answer_that_is_empty_or_one_iteration_long_can_be_drawn():
 def test_the_same_trace_gives_the_same_bytes():
     for draw in (filmstrip_figure, confidence_heatmap, settling_heatmap):
         assert to_png(draw(NOISY)) == to_png(draw(NOISY))
-        assert to_svg(draw(NOISY)) == to_svg(draw(NOISY))
     assert not re.search(rb"tIME|Creation|Software", to_png(filmstrip_figure(NOISY)))

@@ -7,7 +7,7 @@ from conftest import tiny_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.drafts import INFILL_PROMPT, REPAIR_PROMPT, gapped, visible_text
 from lad.diffusion.sampler import record
-from lad.viz.word_corruption import DAMAGES
+from lad.viz.word_corruption import ALL_KINDS
 from lad.widgets import InfillExplorer, Limits, RepairExplorer
 
 PATIENCE = 60
@@ -29,7 +29,7 @@ def infill(denoiser):
     explorer.close()
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_each_button_damages_the_text_and_undo_brings_it_back(repair, kind):
     for _ in range(5):
         before = repair.text.value

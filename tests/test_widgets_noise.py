@@ -9,7 +9,7 @@ from lad.diffusion.config import CorruptionConfig
 from lad.diffusion.schedule import mask_counts
 from lad.viz.noise import schedule_curve, schedule_sentence
 from lad.viz.style import show
-from lad.viz.word_corruption import DAMAGES
+from lad.viz.word_corruption import ALL_KINDS
 from lad.widgets.noise import (
     CorruptionExplorer,
     ScheduleExplorer,
@@ -99,7 +99,7 @@ def test_draw_again_takes_the_next_seed_and_a_seed_gives_one_draw():
     assert explorer.screen.value == first
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_an_unticked_kind_never_strikes(kind):
     explorer = CorruptionExplorer(severity=1.0)
     explorer.kinds[kind].value = False

@@ -18,7 +18,7 @@ TRACE = make_trace(
 
 
 def test_the_player_steps_through_two_phases_where_tokens_were_masked():
-    assert frames(TRACE) == [(0, "denoised"), (0, "remask"), (1, "denoised"), (2, "denoised")]
+    assert frames(TRACE) == [(0, "denoised"), (0, "remasked"), (1, "denoised"), (2, "denoised")]
     player = TracePlayer(TRACE)
     assert (player.slider.max, player.play.max) == (3, 3)
     assert player.slider.value == 3  # the answer first
@@ -28,16 +28,16 @@ def test_the_player_steps_through_two_phases_where_tokens_were_masked():
     assert player.screen.value.count("<ins") == 4 + 1  # tokens and tail; the key
     assert player.screen.value.count("<del") == 1  # the key
     player.slider.value = 1
-    assert "After noising" in player.caption.value
+    assert "After re-masking" in player.caption.value
     assert player.screen.value.count("<del") == 2 + 1
     assert "Stopped early after 3 of 8 iterations" in player.answer.value
 
 
 def test_the_player_colours_by_confidence_on_request():
     player = TracePlayer(TRACE)
-    assert "lad-sure" not in player.screen.value.split("</style>")[1]
+    assert "lad-confidence" not in player.screen.value.split("</style>")[1]
     player.by_confidence.value = True
-    assert "lad-sure" in player.screen.value.split("</style>")[1]
+    assert "lad-confidence" in player.screen.value.split("</style>")[1]
 
 
 def test_the_player_takes_a_shorter_trace_after_a_longer_one():
@@ -134,7 +134,7 @@ def test_two_runs_step_together_and_the_shorter_one_waits_at_its_answer():
     assert "&lt;s&gt;b&lt;/s&gt;" in comparison.heads[1].value
     assert comparison.costs.value.count("<tr>") == 3  # names of the columns, and two runs
     comparison.by_confidence.value = True
-    assert "lad-sure" in comparison.screens[0].value.split("</style>")[1]
+    assert "lad-confidence" in comparison.screens[0].value.split("</style>")[1]
 
 
 def test_a_comparison_is_hidden_until_there_are_two():

@@ -1,14 +1,13 @@
-"""One pure function a figure: data in, matplotlib Figure out. No model runs in here.
+"""Traces and results as figures, HTML and text. No model runs in here.
 
-    style        size, colours, second cues, PNG and SVG; every other module starts from it
-    numbers      recorded numbers that turn out to be something else
-    noise        the schedule, the kinds of noise, expected against drawn damage
-    attention    the masks, what the answer's last token reaches, the size of the adapter's update
-    training     loss over steps, validation by share masked
-    ablation     what each choice in training does, measured one change at a time
-    study        quality, convergence, calibration and settling, over many answers
-    refinement   filmstrip, heatmaps of confidence and of settling, settled share
-    recorded     which of these are drawn again from runs and numbers in figures/data/
+    style            size, colours, second cues, titles, PNG and SVG
+    tokens           a draft as token spans, each in one state; sentences about a trace
+    html, terminal   token spans as HTML and plain text, the player of a page, the live view
+    word_corruption  the forward process on a sentence of words
+    gallery          the figures and runs that are drawn from figures/data/
+    noise, attention, training, refinement, convergence, benchmarks, ablation, throughput
+                     one pure function a figure: data in, matplotlib Figure out
 
-A title states what the data show and is computed from them, so other data give another title.
+To add a figure, write a function in one of the last modules; `gallery.DRAWN` lists those that
+`lad figures` draws from recorded data. The title of a figure is its finding, on one line.
 """

@@ -1,93 +1,72 @@
 """Traces as HTML and as plain text: pure functions, no widgets, no state.
 
-Every function returns a string. The HTML ones return fragments, and `page_html` puts fragments
-under one root element with the style sheet they need:
+The HTML functions return fragments, and `page_html` puts fragments under one root element with the
+style sheet they need:
 
-    page_html(legend_html(trace), draft_html(trace, 3), filmstrip_html(trace))
+    page_html(legend_html(trace), draft_html(trace, 3), answer_html(trace))
 
-Text is data. Whatever a prompt or a token holds is escaped, control characters and newlines are
-shown as signs, and each cell is isolated (`<bdi>`), so right-to-left text stays in its own cell and
-cells always stand in the order of their positions.
+`replay_html` is a player for a page without a kernel: all frames are in the page, a script selects
+the visible one, and nothing is loaded. Without scripts, as on GitHub, the last frame and the answer
+remain. Nothing moves before Play is pressed; Tab reaches each part, arrows move the slider.
 
-No meaning hangs on colour alone: what changed is `<ins>` (green, underlined), what was masked is
-`<del>` (vermillion, hatched, struck), and both survive where style sheets are stripped. Coloured
-cells carry black text, which reads on a light page and on a dark one.
+The markup is in `lad/assets/view.html`, a Jinja2 template that escapes all text. Control characters
+and newlines are shown as signs, and each span is isolated (`<bdi>`), so right-to-left text stays in
+its span and spans stand in the order of their positions.
+
+No meaning depends on colour alone: what changed is `<ins>` (green, underlined), what was masked is
+`<del>` (vermillion, hatched, struck). Coloured spans have black text, on light and dark pages.
+
+The idea of views as pure functions of tokens and values: CircuitsVis, `colored_tokens`.
 """
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz.tokens import (
-    CHANGED,
-    CONFIDENCE_STOPS,
-    MASKED,
-    Cell,
-    choose_rows,
-    complete,
+    TokenSpan,
+    choose_steps,
     confidence_color,
-    draft_cells,
+    count,
+    frames,
     half_settled,
+    remasking_words,
     repeated_share,
     sentence,
     summary,
+    token_spans,
     visible,
 )
 
-__all__ = [
-    "COLORINGS",
-    "answer_html",
-    "caption_html",
-    "costs_html",
-    "costs_text",
-    "draft_html",
-    "draft_text",
-    "escape",
-    "filmstrip_html",
-    "filmstrip_text",
-    "legend_html",
-    "page_html",
-]
-
+ASSETS = Path(__file__).parents[1] / "assets"
 COLORINGS = ("state", "confidence", "either")
+PACES = {"slow": 2.0, "normal": 0.7, "fast": 0.2}  # seconds between two frames
+COSTS = ("run", "tokens", "NFE", "TPF", "seconds", "half settled after", "repeats")
 
-_GRADIENT = ", ".join(confidence_color(stop) for stop, _ in CONFIDENCE_STOPS)
 
-STYLE = f"""
-.lad-view {{ line-height: 1.9; }}
-.lad-view .lad-draft {{ margin: 0.3em 0; overflow-wrap: anywhere; }}
-.lad-view .lad-cell {{ white-space: pre-wrap; text-decoration: none; color: inherit;
-  border-radius: 2px; padding: 1px 0; -webkit-print-color-adjust: exact;
-  print-color-adjust: exact; }}
-.lad-view ins.lad-cell {{ background: {CHANGED}; color: #000; text-decoration: underline 2px; }}
-.lad-view del.lad-cell {{ color: #000; text-decoration: line-through;
-  background: repeating-linear-gradient(45deg, transparent 0 3px, rgba(255,255,255,.4) 3px 5px)
-  {MASKED}; }}
-.lad-view del.lad-mask {{ display: inline-block; font-size: 0.7em; line-height: 1.3; margin: 0 1px;
-  padding: 0 2px; text-decoration: none; white-space: nowrap; }}
-.lad-view .lad-sure {{ color: #000; }}
-.lad-view .lad-by-confidence .lad-either {{ color: #000; background: var(--lad-sure); }}
-.lad-view .lad-end, .lad-view .lad-special {{ font-size: 0.8em; border: 1px solid #8a8a8a;
-  padding: 0 3px; margin-left: 3px; }}
-.lad-view .lad-beyond {{ font-style: italic; border-bottom: 1px dotted currentColor; }}
-.lad-view table {{ border-collapse: collapse; width: 100%; table-layout: fixed; }}
-.lad-view caption {{ text-align: left; font-weight: bold; padding: 0.3em 0; }}
-.lad-view th, .lad-view td {{ text-align: left; vertical-align: top; padding: 0.2em 0.8em 0.2em 0;
-  border-top: 1px solid #8a8a8a; background: none; }}
-.lad-view th[scope=row], .lad-view th.lad-corner {{ width: 4.5em; }}
-.lad-view table.lad-costs {{ table-layout: auto; width: auto; }}
-.lad-view .lad-costs th[scope=row] {{ width: auto; white-space: nowrap; }}
-.lad-view .lad-legend > span {{ margin-right: 1.2em; white-space: nowrap; }}
-.lad-view .lad-ramp {{ display: inline-block; width: 8em; height: 0.9em; vertical-align: middle;
-  border: 1px solid #8a8a8a; background: linear-gradient(to right, {_GRADIENT}); }}
-.lad-view .lad-answer {{ white-space: pre-wrap; border-left: 4px solid {CHANGED};
-  padding-left: 0.8em; margin: 0.3em 0; overflow-wrap: anywhere; }}
-"""
+@functools.cache
+def _views():
+    """The macros of `view.html`."""
+    loader = FileSystemLoader(ASSETS)
+    return (
+        Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+        .get_template("view.html")
+        .module
+    )
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def escape(text: str) -> str:
@@ -96,202 +75,182 @@ def escape(text: str) -> str:
 
 
 def page_html(*fragments: str) -> str:
-    """Fragments under one root element, with the style sheet that is scoped to it."""
-    return f'<div class="lad-view"><style>{STYLE}</style>{"".join(fragments)}</div>'
+    """Fragments of HTML under one root element, with the style sheet that is scoped to it."""
+    return str(_views().page(_asset("view.css"), fragments))
 
 
-def draft_html(trace: Trace, row: int, phase: str = "denoised", coloring: str = "state") -> str:
-    """One row of a trace in one phase, as a line of cells.
+def colored_tokens(spans: Sequence[TokenSpan], label: str, coloring: str = "state") -> str:
+    """Token spans as one line of HTML.
 
     Args:
-        row: index into `trace.steps`; negative counts from the end.
-        phase: one of `lad.viz.tokens.PHASES`.
+        label: what the line is, for a screen reader.
         coloring: "state" (green = changed, red = masked) or "confidence" (by probability; the
             underline of what changed and the hatch of what is masked stay); with "either" it is
             by state, and by confidence inside an element of class `lad-by-confidence`.
-
-    Raises:
-        InvalidInput: no such row, phase or colouring.
     """
     _check_coloring(coloring)
-    cells = "".join(_cell_html(cell, coloring) for cell in draft_cells(trace, row, phase))
-    name = {"input": "Input of", "denoised": "Draft after", "remask": "Draft after noising in"}
-    label = f"{name[phase]} iteration {trace.steps[row].iteration}"
-    return f'<div class="lad-draft" role="group" aria-label="{label}">{cells}</div>'
+    return str(_views().draft([_span(span, coloring) for span in spans], label))
 
 
-def _cell_html(cell: Cell, coloring: str) -> str:
-    tag = {"plain": "span", "changed": "ins", "masked": "del"}[cell.state]
-    classes = ["lad-cell"] + [f"lad-{cell.kind}"] * (cell.kind != "text")
+def _span(span: TokenSpan, coloring: str) -> dict:
+    """What the template fills in for one span."""
+    classes = ["lad-token"] + [f"lad-{span.kind}"] * (span.kind != "text")
     style = ""
-    if coloring != "state" and cell.state != "masked" and not math.isnan(cell.confidence):
-        by_state = coloring == "either"
-        classes.append("lad-either" if by_state else "lad-sure")
-        name = "--lad-sure" if by_state else "background"
-        style = f' style="{name}:{confidence_color(cell.confidence)}"'
-    if cell.beyond:
-        classes.append("lad-beyond")
-    text = escape(_label(cell)).replace("\n", "<br>")
-    return (
-        f'<{tag} class="{" ".join(classes)}"{style} title="{_describe(cell)}">'
-        f"<bdi>{text}</bdi></{tag}>"
-    )
+    if coloring != "state" and span.state != "masked" and not math.isnan(span.confidence):
+        classes.append("lad-either" if coloring == "either" else "lad-confidence")
+        name = "--lad-confidence" if coloring == "either" else "background"
+        style = f"{name}:{confidence_color(span.confidence)}"
+    if span.after_eos:
+        classes.append("lad-after-eos")
+    several = span.kind in ("eos", "mask") and span.count > 1
+    text = f"{span.text} × {span.count}" if several else span.text
+    return {
+        "tag": {"plain": "span", "changed": "ins", "masked": "del"}[span.state],
+        "classes": " ".join(classes),
+        "style": style,
+        "title": _describe(span),
+        "lines": visible(text).split("\n"),
+    }
 
 
-def _label(cell: Cell) -> str:
-    several = cell.kind in ("end", "mask") and cell.count > 1
-    return f"{cell.text} × {cell.count}" if several else cell.text
-
-
-def _describe(cell: Cell) -> str:
-    """What hovering over a cell tells: position, state, confidence."""
-    first, last = cell.positions[0], cell.positions[-1]
-    where = f"position {first}" if cell.count == 1 else f"{cell.count} positions, {first} to {last}"
-    words = [where]
-    if cell.state != "plain":
-        words.append("masked" if cell.state == "masked" else "changed")
-    if not math.isnan(cell.confidence):
-        words.append(f"confidence {cell.confidence:.2f}")
-    if cell.beyond:
+def _describe(span: TokenSpan) -> str:
+    """A span's tooltip: position, state, confidence."""
+    first, last = span.positions[0], span.positions[-1]
+    words = [
+        f"position {first}" if span.count == 1 else f"{span.count} positions, {first} to {last}"
+    ]
+    if span.state != "plain":
+        words.append(span.state)
+    if not math.isnan(span.confidence):
+        words.append(f"confidence {span.confidence:.2f}")
+    if span.after_eos:
         words.append("after the end of the answer")
     return ", ".join(words)
 
 
-def legend_html(trace: Trace, coloring: str = "state") -> str:
-    """The key to the cells, showing only what can occur in this trace."""
-    _check_coloring(coloring)
-    parts = []
-    if coloring == "confidence":
-        parts.append('confidence 0 <span class="lad-ramp" role="img" aria-label="colour scale">'
-                     "</span> 1, <u>underlined</u>: changed")  # fmt: skip
-    else:
-        parts.append('<ins class="lad-cell">changed</ins> in this iteration')
-    if trace.remask.any():
-        parts.append('<del class="lad-cell">masked</del> again after it')
-    parts.append('<span class="lad-cell lad-end">EOS × n</span> unused end of the answer region')
-    parts.append("↵ newline")
-    return '<div class="lad-legend">' + "".join(f"<span>{part}</span>" for part in parts) + "</div>"
-
-
-def caption_html(trace: Trace, row: int, phase: str, live: bool = False) -> str:
-    """One plain sentence on what a frame shows; see `lad.viz.tokens.frames`.
+def draft_html(trace: Trace, step: int, phase: str = "denoised", coloring: str = "state") -> str:
+    """One step of a trace in one phase, as a line of `colored_tokens`.
 
     Args:
-        live: the run is still going on, so nobody can know what has settled.
+        step: index into `trace.steps`; negative counts from the end.
+        phase: one of `lad.viz.tokens.PHASES`.
+        coloring: see `colored_tokens`.
+    """
+    spans = token_spans(trace, step, phase)
+    name = {"input": "Input of", "denoised": "Draft after", "remasked": "Draft re-masked after"}
+    return colored_tokens(spans, f"{name[phase]} iteration {trace.steps[step].iteration}", coloring)
+
+
+def legend_html(trace: Trace, coloring: str = "state") -> str:
+    """The key to the spans, with only what can occur in this trace."""
+    _check_coloring(coloring)
+    return str(_views().legend(coloring == "confidence", bool(trace.remask.any())))
+
+
+def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str:
+    """One sentence on a frame of `lad.viz.tokens.frames`.
+
+    Args:
+        live: the run goes on, so which tokens have settled is not certain yet.
     """
     if phase == "input":
-        given = int((trace.inputs[row] == trace.mask_token_id).sum())
-        hidden = f"{given} of its positions masked" if given else "nothing of it masked"
-        return f"<div><b>Before.</b> What the run starts from, {hidden}.</div>"
-    after = {"denoised": "After denoising", "remask": "After noising"}[phase]
-    words = escape(sentence(trace, row, complete(trace) and not live))
-    return f"<div><b>{after}.</b> {words}</div>"
+        masked = int((trace.inputs[step] == trace.mask_token_id).sum())
+        words = f"{masked} of its positions masked" if masked else "nothing of it masked"
+        return str(_views().caption("Before", f"What the run starts from, {words}."))
+    head = {"denoised": "After denoising", "remasked": "After re-masking"}[phase]
+    # Which tokens are final is not certain in a run that was cut off either.
+    complete = trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
+    return str(_views().caption(head, sentence(trace, step, complete and not live)))
 
 
 def answer_html(trace: Trace) -> str:
     """The final answer and how the run ended."""
-    answer = html.escape(visible(trace.answer, newline="\n")) or "<em>(empty)</em>"
-    return f'<div class="lad-answer" dir="auto">{answer}</div><div>{escape(summary(trace))}</div>'
+    return str(_views().answer(visible(trace.answer, newline="\n"), summary(trace)))
 
 
-def filmstrip_html(
-    trace: Trace, iterations: Sequence[int] | None = None, coloring: str = "state"
-) -> str:
-    """Chosen iterations as a table, first to last; with re-noising the input stands beside it.
-
-    Args:
-        iterations: see `lad.viz.tokens.choose_rows`.
-        coloring: see `draft_html`.
-    """
-    noisy = bool(trace.remask.any())
-    head = "<th scope='col'>input</th>" * noisy + "<th scope='col'>draft</th>"
-    body = []
-    for row in choose_rows(trace, iterations):
-        drafts = [draft_html(trace, row, phase, coloring) for phase in _columns(noisy)]
-        columns = "".join(f"<td>{draft}</td>" for draft in drafts)
-        body.append(f"<tr><th scope='row'>{trace.steps[row].iteration}</th>{columns}</tr>")
-    return (
-        f"<table><caption>{escape(_caption(trace))}</caption><thead><tr>"
-        f"<th scope='col' class='lad-corner'>iteration</th>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table>"
-    )
+def replay_html(trace: Trace) -> str:
+    """A trace as a player that works in a page: play, step, scrub, pace, colour by confidence."""
+    drawn = [
+        caption_html(trace, step, phase) + draft_html(trace, step, phase, "either")
+        for step, phase in frames(trace)
+    ]
+    legends = [legend_html(trace, coloring) for coloring in ("state", "confidence")]
+    answer = answer_html(trace)
+    prompt = visible(trace.prompt)
+    return page_html(_views().replay(prompt, drawn, legends, answer, PACES, _asset("replay.js")))
 
 
-def draft_text(trace: Trace, row: int, phase: str = "denoised") -> str:
-    """One row of a trace on one line of plain text: `[changed]`, `░` masked, `↵` newline."""
+def replays_html(traces: Mapping[str, Trace]) -> str:
+    """Several runs by name, each folded away behind its name; the first is open."""
+    players = [(visible(name), replay_html(trace)) for name, trace in traces.items()]
+    return str(_views().replays(players))
+
+
+# -- plain text -----------------------------------------------------------------------------------
+
+
+def draft_text(trace: Trace, step: int, phase: str = "denoised") -> str:
+    """One step of a trace on one line of plain text: `[changed]`, `░` masked, `↵` newline."""
     pieces, changing = [], False
-    for cell in draft_cells(trace, row, phase):
-        changed = cell.state == "changed"
+    for span in token_spans(trace, step, phase):
+        changed = span.state == "changed"
         if changed != changing:
             pieces.append("[" if changed else "]")
         changing = changed
-        text = visible(cell.text).replace("\n", "")
-        if cell.kind == "end":
-            text = f" <EOS × {cell.count}>" if cell.count > 1 else " <EOS>"
-            text = text.replace("EOS", "masked EOS") if cell.state == "masked" else text
-        elif cell.kind == "mask":
-            text = "░" if cell.count == 1 else f" <MASK × {cell.count}>"
-        elif cell.state == "masked":
+        text = visible(span.text).replace("\n", "")
+        if span.kind == "eos":
+            text = f" <EOS × {span.count}>" if span.count > 1 else " <EOS>"
+            text = text.replace("EOS", "masked EOS") if span.state == "masked" else text
+        elif span.kind == "mask":
+            text = "░" if span.count == 1 else f" <MASK × {span.count}>"
+        elif span.state == "masked":
             text = "".join(c if c.isspace() else "░" for c in text)
         pieces.append(text)
     return "".join(pieces) + "]" * changing
 
 
 def filmstrip_text(trace: Trace, iterations: Sequence[int] | None = None, width: int = 96) -> str:
-    """The filmstrip for whoever has no browser: a block of lines for each chosen iteration.
+    """The drafts of chosen iterations as plain text; with re-masking the inputs as well.
 
     Args:
-        iterations: see `lad.viz.tokens.choose_rows`.
-        width: of a line, in characters, at least 40.
+        iterations: see `lad.viz.tokens.choose_steps`.
+        width: of a line, in characters.
     """
-    if width < 40:
-        raise InvalidInput(f"width = {width}: expected at least 40 characters")
-    noisy = bool(trace.remask.any())
-    lines = [_caption(trace), "[changed]" + "  ░ masked" * noisy]
-    for row in choose_rows(trace, iterations):
-        lines += ["", *textwrap.wrap(sentence(trace, row), width)]
-        for phase in _columns(noisy):
-            margin = f"  {'input' if phase == 'input' else 'draft'}  " if noisy else "  "
-            text = draft_text(trace, row, phase)
+    remasked = bool(trace.remask.any())
+    prompt = " ".join(trace.prompt.split())
+    cost = f"{count(trace.tokens, 'token')} in {count(trace.nfe, 'iteration')}"
+    lines = [f"{prompt} ({cost}, {remasking_words(trace)})", "[changed]" + "  ░ masked" * remasked]
+    for step in choose_steps(trace, iterations):
+        lines += ["", *textwrap.wrap(sentence(trace, step), width)]
+        for phase in ("input", "denoised") if remasked else ("denoised",):
+            margin = f"  {'input' if phase == 'input' else 'draft'}  " if remasked else "  "
+            text = draft_text(trace, step, phase)
             lines += textwrap.wrap(
                 text, width, initial_indent=margin, subsequent_indent=" " * len(margin)
             )
     return "\n".join([*lines, "", *textwrap.wrap(summary(trace), width)])
 
 
-COSTS = ("run", "tokens", "NFE", "TPF", "seconds", "half settled after", "repeats")
+# -- costs ----------------------------------------------------------------------------------------
 
 
 def costs_text(traces: Mapping[str, Trace]) -> str:
     """A table of runs: label, answer tokens, forward passes, tokens a pass, seconds, and how it
     went: iterations until half of the answer stood, and share of tokens equal to the one before.
     """
-    rows = [COSTS, *_costs(traces)]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    table = [COSTS, *_costs(traces)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
-        "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
-        for cells in rows
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "* stopped early"])
 
 
 def costs_html(traces: Mapping[str, Trace]) -> str:
     """The same table as HTML, with each run's answer below."""
-    head = "".join(f"<th scope='col'>{name}</th>" for name in COSTS)
-    body = "".join(
-        f"<tr><th scope='row'>{escape(first)}</th>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in _costs(traces)
-    )
-    answers = "".join(
-        f"<div><strong>{escape(name)}</strong></div>{answer_html(trace)}"
-        for name, trace in traces.items()
-    )
-    return (
-        f'<table class="lad-costs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f"<div>* stopped early</div>{answers}"
-    )
+    rows = [[visible(row[0]), *row[1:]] for row in _costs(traces)]
+    answers = [_views().named(visible(name), answer_html(trace)) for name, trace in traces.items()]
+    return "".join([_views().costs(COSTS, rows), *answers])
 
 
 def _costs(traces: Mapping[str, Trace]) -> list[tuple[str, ...]]:
@@ -307,18 +266,6 @@ def _costs(traces: Mapping[str, Trace]) -> list[tuple[str, ...]]:
         )
         for name, trace in traces.items()
     ]
-
-
-def _columns(noisy: bool) -> tuple[str, ...]:
-    return ("input", "denoised") if noisy else ("denoised",)
-
-
-def _caption(trace: Trace) -> str:
-    kind = "with" if trace.remask.any() else "without"
-    tokens = f"{trace.tokens} token" + "s" * (trace.tokens != 1)
-    ran = f"{trace.nfe} iteration" + "s" * (trace.nfe != 1)
-    prompt = " ".join(trace.prompt.split())
-    return f"{prompt} ({tokens} in {ran}, {kind} re-noising)"
 
 
 def _check_coloring(coloring: str) -> None:

@@ -7,8 +7,7 @@
     confidence_curve     mean confidence of the draft, against iteration
 
 Iterations count from 0, as in the trace. Heatmaps leave out positions that were EOS in every draft.
-Confidence has one colour scale everywhere (`lad.viz.tokens`): its lightness rises evenly from dark red
-to pale green, so a grey print and colour-blind eyes read the same order.
+Confidence has the colour scale of `lad.viz.tokens` everywhere.
 
 The filmstrip follows the figure on the authors' project page (LAD, EMNLP 2025 demo).
 """
@@ -16,7 +15,6 @@ The filmstrip follows the figure on the authors' project page (LAD, EMNLP 2025 d
 from __future__ import annotations
 
 import functools
-import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,9 +23,10 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -35,33 +34,27 @@ from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz.style import (
     COLORS,
-    FONT_SIZE,
     HATCHES,
     MONOSPACE,
+    TITLE_LENGTH,
     WIDTH,
     label,
     new_figure,
     series,
     set_title,
+    styled,
 )
 from lad.viz.tokens import (
     CONFIDENCE_STOPS,
-    Cell,
-    choose_rows,
+    TokenSpan,
+    choose_steps,
     confidence_color,
-    draft_cells,
+    count,
     half_settled,
+    remasking_words,
+    token_spans,
     visible,
 )
-
-__all__ = [
-    "CONFIDENCE_MAP",
-    "confidence_curve",
-    "confidence_heatmap",
-    "filmstrip_figure",
-    "settled_curve",
-    "settling_heatmap",
-]
 
 CONFIDENCE_MAP = LinearSegmentedColormap.from_list(
     "confidence", [(stop, [c / 255 for c in color]) for stop, color in CONFIDENCE_STOPS]
@@ -74,88 +67,89 @@ LINE = 1.5 * TOKEN_SIZE * POINT  # inches a line
 MASK_WIDTH = 3  # characters
 ROW_LABEL = 0.75  # inches
 GAP = 0.25  # inches, between the columns and around everything
+HEAD = 0.75  # inches: title and column names
 
 
 # -- filmstrip -----------------------------------------------------------------------------------
 
 
+@styled
 def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> Figure:
     """The draft at chosen iterations, every token on the colour of its confidence.
 
-    A run with re-noising has two columns, what the denoiser saw and what it drew; a noiseless one
+    A run with re-masking has two columns, what the denoiser saw and what it drew; a noiseless one
     needs only the second. MASK is black.
 
     Args:
-        iterations: see `lad.viz.tokens.choose_rows`; by default 0, 4, 8, 16, ... and the last.
+        iterations: see `lad.viz.tokens.choose_steps`; by default 0, 4, 8, 16, ... and the last.
     """
-    rows = choose_rows(trace, iterations)
-    phases = ("input", "denoised") if trace.remask.any() else ("denoised",)
-    width = (WIDTH - ROW_LABEL - GAP * len(phases)) / len(phases)  # inches a column
+    steps = choose_steps(trace, iterations)
+    columns = {"input": "what the denoiser saw", "denoised": "the draft it drew"}
+    if not trace.remask.any():
+        del columns["input"]
+    width = (WIDTH - ROW_LABEL - GAP * len(columns)) / len(columns)  # inches a column
     strips = [
-        [_wrap(_cells(trace, row, phase), int(width / ADVANCE)) for phase in phases] for row in rows
+        [_wrap(_spans(trace, step, phase), int(width / ADVANCE)) for phase in columns]
+        for step in steps
     ]
-    heights = [max(len(lines) for lines in strip) * LINE + 0.16 for strip in strips]
-    figure = new_figure(rows=0)
-    title = textwrap.fill(_filmstrip_title(trace), 78, break_on_hyphens=False)
-    head = 0.55 + 0.2 * len(title.splitlines())  # inches: title and column names
-    height = head + sum(heights) + 0.45  # and the colour scale
-    figure.set_layout_engine("none")  # everything is placed by hand, in inches from the top left
-    figure.set_figheight(height)
-    at = {"x": GAP / 2 / WIDTH, "y": 1 - 0.1 / height, "ha": "left", "va": "top"}
-    figure.suptitle(title, **at, size=FONT_SIZE + 1.5, weight="bold", color=COLORS["text"])
+    heights = [max(map(len, strip)) * LINE + 0.16 for strip in strips]
+    height = HEAD + sum(heights) + 0.45  # and the colour scale
+    # Everything is placed by hand, in inches from the top left.
+    figure = new_figure(rows=0, height=height, layout=None)
+    set_title(figure, _filmstrip_title(trace), y=1 - 0.1 / height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
 
-    names = {"input": "what the denoiser saw", "denoised": "the draft it drew"}
-    left = [ROW_LABEL + column * (width + GAP) for column in range(len(phases))]
-    axes.text(GAP / 2, head - 0.14, "iteration", color=COLORS["muted"], size=9)
-    for x, phase in zip(left, phases, strict=True):
-        axes.text(x, head - 0.14, names[phase], color=COLORS["muted"], size=9)
-    y = head
-    for row, strip, tall in zip(rows, strips, heights, strict=True):
-        axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], color=COLORS["grid"], linewidth=0.8)
-        axes.text(GAP / 2, y + 0.08 + LINE / 2, str(trace.steps[row].iteration), va="center")
+    left = [ROW_LABEL + column * (width + GAP) for column in range(len(columns))]
+    for x, name in zip([GAP / 2, *left], ["iteration", *columns.values()], strict=True):
+        axes.text(x, HEAD - 0.14, name, color=COLORS["muted"], size=9)
+    rule = {"color": COLORS["grid"], "linewidth": 0.8}
+    y = HEAD
+    for step, strip, tall in zip(steps, strips, heights, strict=True):
+        axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], **rule)
+        axes.text(GAP / 2, y + 0.08 + LINE / 2, str(trace.steps[step].iteration), va="center")
         for x, lines in zip(left, strip, strict=True):
             _draw_lines(axes, lines, x, y + 0.08)
         y += tall
-    axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], color=COLORS["grid"], linewidth=0.8)
-    _filmstrip_key(figure, axes, y + 0.22, len(phases) == 2)
+    axes.plot([GAP / 2, WIDTH - GAP / 2], [y, y], **rule)
+    _filmstrip_key(figure, axes, y + 0.22, len(columns) == 2)
     return figure
 
 
 def _filmstrip_title(trace: Trace) -> str:
-    tokens, ran = _count(trace.tokens, "output token"), _count(trace.nfe, "iteration")
+    tokens, ran = count(trace.tokens, "token"), count(trace.nfe, "iteration")
+    cost = f"”: {tokens} in {ran} {remasking_words(trace)}"
     prompt = " ".join(trace.prompt.split())
-    prompt = prompt if len(prompt) <= 60 else prompt[:59] + "…"
-    stopped = ", stopped early" if trace.stopped_early else ""
-    return f"“{_plain(prompt)}”: {tokens} in {ran} {_manner(trace)}{stopped}"
+    most = TITLE_LENGTH - len(cost) - 1
+    prompt = prompt if len(prompt) <= most else prompt[: most - 1] + "…"
+    return f"“{_drawable(prompt)}{cost}"
 
 
-def _cells(trace: Trace, row: int, phase: str) -> list[Cell]:
-    """The cells, but neighbouring EOS in one, since this figure does not tell their states."""
-    cells: list[Cell] = []
-    for cell in draft_cells(trace, row, phase):
-        if cells and cells[-1].kind == cell.kind == "end":
-            cell = replace(cell, positions=cells.pop().positions + cell.positions)
-        cells.append(cell)
-    return cells
+def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
+    """The spans, but neighbouring EOS in one, since this figure does not tell their states."""
+    spans: list[TokenSpan] = []
+    for span in token_spans(trace, step, phase):
+        if spans and spans[-1].kind == span.kind == "eos":
+            span = replace(span, positions=spans.pop().positions + span.positions)
+        spans.append(span)
+    return spans
 
 
-def _wrap(cells: list[Cell], columns: int) -> list[list[tuple[str, Cell]]]:
-    """Break cells into lines of at most `columns` characters; a newline ends a line, too."""
-    lines: list[list[tuple[str, Cell]]] = [[]]
+def _wrap(spans: list[TokenSpan], columns: int) -> list[list[tuple[str, TokenSpan]]]:
+    """Break spans into lines of at most `columns` characters; a newline ends a line, too."""
+    lines: list[list[tuple[str, TokenSpan]]] = [[]]
     used = 0
-    for cell in cells:
-        for piece in _pieces(cell):
+    for span in spans:
+        for piece in _pieces(span):
             text = piece.rstrip("\n")
             while text:
-                room = columns - used
-                if _width(text) > room and used and (_width(text) <= columns or room < 8):
+                space = columns - used
+                if _width(text) > space and used and (_width(text) <= columns or space < 8):
                     lines.append([])
-                    used, room = 0, columns
-                taken = _take(text, room)
-                lines[-1].append((text[:taken], cell))
+                    used, space = 0, columns
+                taken = _take(text, space)
+                lines[-1].append((text[:taken], span))
                 used += _width(text[:taken])
                 text = text[taken:]
             if piece.endswith("\n"):
@@ -164,20 +158,20 @@ def _wrap(cells: list[Cell], columns: int) -> list[list[tuple[str, Cell]]]:
     return lines if lines[-1] or len(lines) == 1 else lines[:-1]
 
 
-def _pieces(cell: Cell) -> list[str]:
-    if cell.kind == "mask" and cell.count == 1:
+def _pieces(span: TokenSpan) -> list[str]:
+    if span.kind == "mask" and span.count == 1:
         return ["\0" * MASK_WIDTH]
-    if cell.kind in ("mask", "end"):
-        return [f" {cell.text} × {cell.count} " if cell.count > 1 else f" {cell.text} "]
-    return _drawable(visible(cell.text)).splitlines(keepends=True) or [""]
+    if span.kind in ("mask", "eos"):
+        return [f" {span.text} × {span.count} " if span.count > 1 else f" {span.text} "]
+    return _drawable(visible(span.text)).splitlines(keepends=True) or [""]
 
 
-def _take(text: str, room: int) -> int:
-    """How many characters of `text` fit into `room`, at least one."""
+def _take(text: str, space: int) -> int:
+    """How many characters of `text` fit into `space`, at least one."""
     width = 0
     for number, character in enumerate(text):
         width += _width(character)
-        if width > room:
+        if width > space:
             return max(number, 1)
     return len(text)
 
@@ -187,39 +181,36 @@ def _width(text: str) -> int:
 
 
 @functools.cache
-def _known_characters() -> frozenset[int]:
+def _font_characters() -> frozenset[int]:
     font = font_manager.findfont(MONOSPACE)
     return frozenset(FT2Font(font).get_charmap())
 
 
-def _plain(text: str) -> str:
-    """Text for a title or a label: no missing characters, no formulas."""
-    return _drawable(text).replace("$", r"\$")
-
-
 def _drawable(text: str) -> str:
     """A box for every character the font lacks: matplotlib would warn and draw its own."""
-    known = _known_characters()
-    return "".join(c if c == "\n" or ord(c) in known else "□" for c in text)
+    there = _font_characters()
+    return "".join(c if c == "\n" or ord(c) in there else "□" for c in text)
 
 
-def _draw_lines(axes: Axes, lines: list[list[tuple[str, Cell]]], left: float, top: float) -> None:
+def _draw_lines(
+    axes: Axes, lines: list[list[tuple[str, TokenSpan]]], left: float, top: float
+) -> None:
     for number, line in enumerate(lines):
         x, y = left, top + number * LINE
-        for text, cell in line:
+        for text, span in line:
             width = _width(text) * ADVANCE
-            unknown = cell.kind == "mask"
-            box = Rectangle((x, y + 0.01), width - 0.012 * unknown, LINE - 0.02, linewidth=0)
-            box.set_facecolor("black" if unknown else confidence_color(cell.confidence))
-            if cell.kind == "end":
+            masked = span.kind == "mask"
+            box = Rectangle((x, y + 0.01), width - 0.012 * masked, LINE - 0.02, linewidth=0)
+            box.set_facecolor("black" if masked else confidence_color(span.confidence))
+            if span.kind == "eos":
                 box.set(facecolor="#EEEEEE")
             axes.add_patch(box)
             if text.strip("\0"):
                 axes.text(
                     x, y + LINE / 2, text, parse_math=False, va="center_baseline",
                     family="monospace", size=TOKEN_SIZE,
-                    color="white" if unknown else COLORS["text"],
-                    style="italic" if cell.beyond else "normal",
+                    color="white" if masked else COLORS["text"],
+                    style="italic" if span.after_eos else "normal",
                 )  # fmt: skip
             x += width
 
@@ -227,136 +218,116 @@ def _draw_lines(axes: Axes, lines: list[list[tuple[str, Cell]]], left: float, to
 def _filmstrip_key(figure: Figure, axes: Axes, y: float, masks: bool) -> None:
     height = figure.get_figheight()
     box = (ROW_LABEL / WIDTH + 0.115, 1 - (y + 0.1) / height, 0.2, 0.13 / height)
-    bar = figure.colorbar(
-        ScalarMappable(cmap=CONFIDENCE_MAP), cax=figure.add_axes(box), orientation="horizontal"
-    )
+    scale = ScalarMappable(cmap=CONFIDENCE_MAP)
+    bar = figure.colorbar(scale, cax=figure.add_axes(box), orientation="horizontal")
     bar.set_ticks([])
     bar.outline.set_linewidth(0.5)
-    start = ROW_LABEL
-    axes.text(start, y + 0.035, "confidence 0", va="center", size=9)
-    after = start + (0.115 + 0.2) * WIDTH + 0.06
-    axes.text(after, y + 0.035, "1", va="center", size=9)
+    after = ROW_LABEL + (0.115 + 0.2) * WIDTH + 0.06
+    words = {ROW_LABEL: "confidence 0", after: "1"}
     if masks:
-        axes.add_patch(Rectangle((after + 0.45, y - 0.03), MASK_WIDTH * ADVANCE, 0.13, color="k"))
-        axes.text(
-            after + 0.45 + MASK_WIDTH * ADVANCE + 0.08, y + 0.035, "MASK", va="center", size=9
-        )
+        mask = after + 0.45
+        axes.add_patch(Rectangle((mask, y - 0.03), MASK_WIDTH * ADVANCE, 0.13, color="k"))
+        words[mask + MASK_WIDTH * ADVANCE + 0.08] = "MASK"
+    for x, text in words.items():
+        axes.text(x, y + 0.035, text, va="center", size=9)
 
 
 # -- heatmaps ------------------------------------------------------------------------------------
 
 
+@styled
 def confidence_heatmap(trace: Trace) -> Figure:
     """Confidence of the token drawn, by position (across) and iteration (downwards)."""
-    used = _used_positions(trace)
-    values = trace.confidence[:, :used]
-    figure, axes = _heatmap_axes(trace, used)
-    image = axes.imshow(
-        values, cmap=CONFIDENCE_MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-    )
-    figure.colorbar(image, ax=axes, label="confidence (probability)", fraction=0.04, pad=0.02)
-    _mark_end(axes, trace, used)
+    figure, image = _heatmap(trace, trace.confidence, CONFIDENCE_MAP, 1)
+    words = {"label": "confidence (probability)"}
+    figure.colorbar(image, ax=figure.axes[0], fraction=0.04, pad=0.02, **words)
     means = _mean_confidence(trace)
-    ran = _count(len(trace.steps), "iteration")
-    set_title(figure, f"{_moved('Mean confidence', means)} in {ran} {_manner(trace)}")
+    ran = f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
+    set_title(figure, f"Mean confidence goes from {means[0]:.2f} to {means[-1]:.2f} in {ran}")
     return figure
 
 
+@styled
 def settling_heatmap(trace: Trace) -> Figure:
     """What happened to each position (across) in each iteration (downwards).
 
     Three fills, dark to light: changed, unchanged for now, settled (its final token, kept to the
     end). A hatch lies over the positions that were MASK in that iteration's input.
     """
-    used = _used_positions(trace)
     rows = np.arange(len(trace.steps))[:, None]
     state = np.where(trace.changed, 0, 1)
     state[rows >= trace.settled_at[None, :]] = 2  # the change that brings the final token settles
-    figure, axes = _heatmap_axes(trace, used)
     fills = (COLORS["changed"], "#C4C4C4", "#E8F3FB")
-    axes.imshow(
-        state[:, :used], cmap=ListedColormap(fills), vmin=0, vmax=2, aspect="auto",
-        interpolation="nearest",
-    )  # fmt: skip
+    figure, image = _heatmap(trace, state, ListedColormap(fills), 2)
     hatch = {"hatch": HATCHES["masked"] * 2, "facecolor": "none", "linewidth": 0}
-    for row, masked in enumerate(trace.is_masked[:, :used]):
-        for start, stop in _runs(masked):
-            axes.add_patch(
-                Rectangle((start - 0.5, row - 0.5), stop - start, 1, edgecolor="#8A3D00", **hatch)
-            )
-    _mark_end(axes, trace, used)
+    hatch["edgecolor"] = "#8A3D00"
+    for row, masked in enumerate(trace.is_masked[:, : image.get_array().shape[1]]):
+        edges = np.flatnonzero(np.diff(masked.astype(np.int8), prepend=0, append=0))
+        for start, stop in edges.reshape(-1, 2):
+            box = Rectangle((start - 0.5, row - 0.5), stop - start, 1, **hatch)
+            figure.axes[0].add_patch(box)
     keys = [
         Patch(facecolor=fills[0], label="changed, not final"),
         Patch(facecolor=fills[1], label="unchanged, not final"),
         Patch(facecolor=fills[2], edgecolor=COLORS["muted"], linewidth=0.5, label="settled"),
-        Patch(edgecolor="#8A3D00", label="was MASK in the input", **hatch),
+        Patch(label="was MASK in the input", **hatch),
     ]
     figure.legend(handles=keys, loc="outside lower left", ncols=4)
     final = trace.settled_at[: max(trace.tokens, 1)]
     late = int(np.sum(final > (len(trace.steps) - 1) / 2))
-    ran = f"{_count(len(trace.steps), 'iteration')} {_manner(trace)}"
-    share = f"{late} of {_count(len(final), 'answer token')}"
+    ran = f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
+    share = f"{late} of {count(len(final), 'answer token')}"
     set_title(figure, f"{share} settle in the second half of {ran}")
     return figure
 
 
-def _heatmap_axes(trace: Trace, used: int) -> tuple[Figure, Axes]:
-    height = float(np.clip(1.7 + 0.09 * len(trace.steps), 2.4, 5.0))
-    figure = new_figure(height=height)
+def _heatmap(
+    trace: Trace, values: np.ndarray, colors: Colormap, high: int
+) -> tuple[Figure, AxesImage]:
+    """`(i, a)` values as a picture, up to the last position that held text in some draft."""
+    text = np.flatnonzero((trace.drafts != trace.eos_token_id).any(axis=0))
+    used = int(text[-1]) + 1 if len(text) else 1
+    figure = new_figure(height=float(np.clip(1.7 + 0.09 * len(trace.steps), 2.4, 5.0)))
     axes = figure.axes[0]
     axes.grid(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    shown = {"vmin": 0, "vmax": high, "aspect": "auto", "interpolation": "nearest"}
+    image = axes.imshow(values[:, :used], cmap=colors, **shown)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     label(axes, "position in the answer region (tokens)", "iteration")
-    return figure, axes
-
-
-def _used_positions(trace: Trace) -> int:
-    """Positions up to the last one that held anything but EOS in some draft."""
-    text = (trace.drafts != trace.eos_token_id).any(axis=0)
-    return int(np.flatnonzero(text)[-1]) + 1 if text.any() else 1
-
-
-def _mark_end(axes: Axes, trace: Trace, used: int) -> None:
-    """A dashed line behind the final answer's last token."""
     if 0 < trace.tokens < used:
         axes.axvline(trace.tokens - 0.5, color="black", linestyle="--", linewidth=1.2)
-        axes.annotate("final EOS", (trace.tokens - 0.4, 1), xycoords=("data", "axes fraction"),
-                      va="bottom", size=8)  # fmt: skip
-
-
-def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """(start, stop) of every run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        end = {"xycoords": ("data", "axes fraction"), "va": "bottom", "size": 8}
+        axes.annotate("final EOS", (trace.tokens - 0.4, 1), **end)
+    return figure, image
 
 
 # -- curves --------------------------------------------------------------------------------------
 
 
+@styled
 def settled_curve(traces: Mapping[str, Trace]) -> Figure:
     """Share of each final answer's tokens that have their final value, against iteration."""
-    lines = {name: trace.settled_share for name, trace in _check_traces(traces).items()}
-    half = "; ".join(
-        f"{_plain(name)}, {half_settled(trace)} of {len(trace.steps)}"
-        for name, trace in traces.items()
-    )
-    figure = _curves(lines, "settled answer tokens (%)")
+    figure = _curves(traces, {n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    set_title(figure, f"Half of the answer is final after this many iterations: {half}")
+    half = [f"{half_settled(trace)} ({_drawable(name)})" for name, trace in traces.items()]
+    set_title(figure, f"Half of the answer is final after iteration {', '.join(half)}")
     return figure
 
 
+@styled
 def confidence_curve(traces: Mapping[str, Trace]) -> Figure:
     """Mean confidence of each draft's tokens before EOS, against iteration."""
-    lines = {name: _mean_confidence(trace) for name, trace in _check_traces(traces).items()}
-    figure = _curves(lines, "mean confidence (probability)")
-    ends = "; ".join(f"{_plain(n)}, {v[0]:.2f} to {v[-1]:.2f}" for n, v in lines.items())
-    set_title(figure, f"Mean confidence from the first draft to the last: {ends}")
+    means = {name: _mean_confidence(trace) for name, trace in traces.items()}
+    figure = _curves(traces, means, "mean confidence (probability)")
+    ends = [f"{m[0]:.2f} to {m[-1]:.2f} ({_drawable(name)})" for name, m in means.items()]
+    set_title(figure, f"Mean confidence goes from {', '.join(ends)}")
     return figure
 
 
-def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
+def _curves(traces: Mapping[str, Trace], lines: Mapping[str, np.ndarray], y: str) -> Figure:
+    if not traces:
+        raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
     figure = new_figure(height=3.6)
     axes = figure.axes[0]
     for number, (name, values) in enumerate(lines.items()):
@@ -369,27 +340,12 @@ def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
     return figure
 
 
-def _check_traces(traces: Mapping[str, Trace]) -> Mapping[str, Trace]:
-    if not traces:
-        raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
-    return traces
+def _plain(text: str) -> str:
+    """Text for a title or a label: no missing characters, no formulas."""
+    return _drawable(text).replace("$", r"\$")
 
 
 def _mean_confidence(trace: Trace) -> np.ndarray:
-    """`(i,)`: over the tokens before EOS; an empty draft is as sure as its EOS."""
-    lengths = [max(trace.answer_length(row), 1) for row in range(len(trace.steps))]
-    return np.array([trace.confidence[row, :n].mean() for row, n in enumerate(lengths)])
-
-
-def _moved(what: str, values: np.ndarray) -> str:
-    first, last = f"{values[0]:.2f}", f"{values[-1]:.2f}"
-    verb = "stays at" if first == last else "rises from" if last > first else "falls from"
-    return f"{what} {verb} {first}" + (f" to {last}" if first != last else "")
-
-
-def _manner(trace: Trace) -> str:
-    return "with re-noising" if trace.remask.any() else "without re-noising"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + "s" * (number != 1)
+    """`(i,)`: over the tokens before EOS; for an empty draft the confidence of its EOS."""
+    lengths = [max(trace.answer_length(step), 1) for step in range(len(trace.steps))]
+    return np.array([trace.confidence[step, :n].mean() for step, n in enumerate(lengths)])

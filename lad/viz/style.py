@@ -1,10 +1,10 @@
-"""How figures look, in one place: size, colours, a second cue beside each colour, PNG and SVG.
+"""How figures look: size, colours, a second cue beside each colour, titles, PNG and SVG.
 
-`pyplot` is never used. It keeps a global list of figures and expects the main thread, and widget
-callbacks run elsewhere; a plain `Figure` with an Agg canvas has neither limit.
+`pyplot` is never used: it keeps a global list of figures and expects the main thread, and widget
+callbacks run elsewhere. A plain `Figure` with an Agg canvas has neither limit.
 
-Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart. A reader of
-a grey print has the second cue: a hatch, a line style, a marker, an underline.
+Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart. In grey
+print the second cue remains: a hatch, a line style, a marker, an underline.
 
 Reference: Okabe and Ito (2008), "Color universal design", https://jfly.uni-koeln.de/color/
 """
@@ -16,46 +16,24 @@ import functools
 import html
 import io
 import re
-import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from lad.utils import CacheError, InvalidInput, figures_folder, write_whole
+from lad.utils import InvalidInput, disk_errors, figures_folder, write_whole
 
-__all__ = [
-    "COLORS",
-    "DPI",
-    "FONT_SIZE",
-    "HATCHES",
-    "MONOSPACE",
-    "SEQUENTIAL",
-    "WIDTH",
-    "Picture",
-    "label",
-    "log2_axis",
-    "new_figure",
-    "save",
-    "series",
-    "set_title",
-    "show",
-    "styled",
-    "text_color",
-    "tint",
-    "to_png",
-    "to_svg",
-]
-
-WIDTH = 8.6  # inches; with DPI, a little under a notebook's column of about 960 pixels
-DPI = 110
+ASSETS = Path(__file__).parents[1] / "assets"
+WIDTH = 8.6  # inches; at 110 dots an inch a little under a notebook's column of about 960 pixels
+TITLE_LENGTH = 90  # characters: one line of that width
 FONT_SIZE = 10
 MONOSPACE = "DejaVu Sans Mono"
 SEQUENTIAL = "cividis"  # its lightness rises evenly, so it reads the same in grey
@@ -67,18 +45,17 @@ COLORS = {
     "duplicate": "#E69F00",
     "replace": "#CC79A7",
     "shift": "#56B4E9",
-    "yellow": "#F0E442",
     "black": "#000000",
     "text": "#111111",
     "muted": "#595959",  # 7:1 on white
     "grid": "#D9D9D9",
-    "plain": "#FFFFFF",
 }
+COLORS["mask"] = COLORS["masked"]
 
 # One hatch for one thing, wherever that thing is drawn as an area.
 HATCHES = {
     "masked": "///",
-    "changed": "...",
+    "mask": "///",
     "swap": "xx",
     "duplicate": "||",
     "replace": "oo",
@@ -95,38 +72,7 @@ _SERIES = (
     ("#000000", (0, (1, 1)), "X"),
 )
 
-_RC = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": COLORS["muted"],
-    "axes.grid": True,
-    "axes.labelcolor": COLORS["text"],
-    "axes.labelsize": FONT_SIZE,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": FONT_SIZE,
-    "axes.titleweight": "normal",
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same glyphs everywhere
-    "font.monospace": [MONOSPACE],
-    "font.size": FONT_SIZE,
-    "grid.color": COLORS["grid"],
-    "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.8,
-    "legend.fontsize": FONT_SIZE - 1,
-    "legend.frameon": False,
-    "legend.handlelength": 3.2,  # long enough to tell one dash pattern from another
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "lad",  # ids inside an SVG come from this instead of from chance
-    "xtick.color": COLORS["muted"],
-    "xtick.labelcolor": COLORS["text"],
-    "xtick.labelsize": FONT_SIZE - 1,
-    "ytick.color": COLORS["muted"],
-    "ytick.labelcolor": COLORS["text"],
-    "ytick.labelsize": FONT_SIZE - 1,
-}
+_RC = matplotlib.rc_params_from_file(ASSETS / "lad.mplstyle", use_default_template=False)
 
 # matplotlib's settings and caches are shared by all threads, and widgets draw from several.
 _LOCK = threading.RLock()
@@ -135,7 +81,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Decorator of a figure function: all that it draws is in the common style, one at a time."""
+    """Decorator of a figure function: what it draws is in the common style, one at a time."""
 
     @functools.wraps(draw)
     def in_style(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
@@ -154,7 +100,7 @@ def new_figure(
     layout: str | None = "constrained",
     **subplots,
 ) -> Figure:
-    """A figure of `rows` x `columns` panels in the common style; they are its `axes`.
+    """An empty figure of `rows` x `columns` panels in the common style; they are its `axes`.
 
     Args:
         rows, columns: numbers of panels; 0 rows for a bare figure.
@@ -162,24 +108,23 @@ def new_figure(
         layout: None for panels placed by `subplots_adjust`, which saves half the drawing time.
         subplots: further arguments of `Figure.subplots`, such as `sharey` or `width_ratios`.
     """
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     if rows:
         figure.subplots(rows, columns, **subplots)
     return figure
 
 
-def set_title(figure: Figure, text: str) -> None:
-    """Put the finding above the whole figure, left-aligned and wrapped to its width."""
-    characters = int(figure.get_figwidth() * 10.4)
-    figure.suptitle(
-        textwrap.fill(text, characters),
-        x=0.008,
-        ha="left",
-        fontsize=FONT_SIZE + 1.5,
-        fontweight="bold",
-        color=COLORS["text"],
-    )
+# -- words ----------------------------------------------------------------------------------------
+
+
+def set_title(figure: Figure, finding: str, details: str = "", **place) -> None:
+    """Set the finding above the whole figure, on one line, and perhaps details in small below."""
+    if len(finding) > TITLE_LENGTH:
+        finding = finding[: TITLE_LENGTH - 1].rstrip() + "…"
+    figure.suptitle(finding, x=0.008, ha="left", color=COLORS["text"], parse_math=False, **place)
+    if details:
+        figure.supxlabel(details, x=0.008, ha="left", color=COLORS["muted"], fontsize=8)
 
 
 def label(axes: Axes, x: str, y: str, title: str | None = None) -> None:
@@ -188,6 +133,22 @@ def label(axes: Axes, x: str, y: str, title: str | None = None) -> None:
     axes.set_ylabel(y)
     if title is not None:
         axes.set_title(title, loc="left")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a phrase: "a", "a and b", "a, b and c"; "none" if there are none."""
+    if not names:
+        return "none"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def span(values: Sequence[float], digits: int = 1) -> str:
+    """The range of some numbers: "1.2 to 1.4", or "1.2" where both ends read alike."""
+    ends = [f"{end:.{digits}f}" for end in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(ends))
+
+
+# -- lines and colours ----------------------------------------------------------------------------
 
 
 def log2_axis(axes: Axes, ticks: Sequence[int]) -> None:
@@ -203,14 +164,33 @@ def series(number: int) -> dict:
     return {"color": color, "linestyle": linestyle, "marker": marker}
 
 
-def text_color(background) -> str:
-    """Black or white, whichever contrasts more with a background (WCAG relative luminance)."""
-    linear = [
-        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
-        for channel in to_rgb(background)
-    ]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if luminance > 0.179 else "#FFFFFF"
+def errorbars(
+    axes: Axes,
+    places: Sequence[float],
+    estimates: Sequence[Mapping],
+    factor: float = 1,
+    horizontal: bool = False,
+    **line,
+) -> None:
+    """Draw estimates (`value`, `low`, `high`) as points with intervals, times `factor`.
+
+    An end that is None, for infinity, leaves the panel.
+    """
+    values = factor * np.array([e["value"] for e in estimates], dtype=float)
+    low = factor * np.array([e["low"] for e in estimates], dtype=float)
+    high = factor * np.array(
+        [10 * e["value"] if e["high"] is None else e["high"] for e in estimates], dtype=float
+    )
+    ends = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
+    points = (values, places) if horizontal else (places, values)
+    axes.errorbar(*points, **{"xerr" if horizontal else "yerr": ends}, **line)
+
+
+def change(first: Mapping, last: Mapping) -> str:
+    """ "rises", "falls", or "" where either value lies within the other's 95 % interval."""
+    a, b = first["value"], last["value"]
+    outside = not (first["low"] <= b <= first["high"] or last["low"] <= a <= last["high"])
+    return ("rises" if b > a else "falls") if outside else ""
 
 
 def tint(color: str, share: float = 0.3) -> tuple[float, float, float]:
@@ -218,35 +198,33 @@ def tint(color: str, share: float = 0.3) -> tuple[float, float, float]:
     return tuple(1 - share * (1 - channel) for channel in to_rgb(color))
 
 
+# -- files ----------------------------------------------------------------------------------------
+
+
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG, the same bytes every time."""
-    buffer = io.BytesIO()
-    with _LOCK, matplotlib.rc_context(_RC):
-        _settle(figure)
-        # Without `Software`, which would name matplotlib's version.
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return _print(figure, "png", Software=None)  # which would name matplotlib's version
 
 
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes every time; letters are outlines, so no font is needed."""
+    return _print(figure, "svg", Date=None, Creator=None)
+
+
+def _print(figure: Figure, kind: str, **metadata) -> bytes:
     buffer = io.BytesIO()
     with _LOCK, matplotlib.rc_context(_RC):
-        _settle(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        if figure.get_layout_engine() is not None:
+            # Laid out once only: a second layout would start from the first's result.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
-
-
-def _settle(figure: Figure) -> None:
-    """Lay the figure out once and for all: a second layout would start from the first's result."""
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What a notebook cell shows: the PNG, and words for whoever does not see it.
+    """What a notebook cell shows: the PNG, and the same in words.
 
     JupyterLab drops the `alt` of a bare PNG output, so the picture also goes as HTML that has it.
     """
@@ -257,37 +235,31 @@ class Picture:
     @property
     def html(self) -> str:
         """An `<img>` that holds the picture itself."""
-        return (
-            f'<img src="data:image/png;base64,{self._encoded}" alt="{html.escape(self.alt)}" '
-            'style="max-width: 100%; background: white">'
-        )
-
-    @property
-    def _encoded(self) -> str:
-        return base64.b64encode(self.png).decode("ascii")
+        source = f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+        look = "max-width: 100%; background: white"
+        return f'<img src="{source}" alt="{html.escape(self.alt)}" style="{look}">'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        return {"text/html": self.html, "image/png": self._encoded, "text/plain": self.alt}
+        encoded = base64.b64encode(self.png).decode()
+        return {"text/html": self.html, "image/png": encoded, "text/plain": self.alt}
 
 
 def show(figure: Figure, alt: str, name: str | None = None) -> Picture:
-    """The last line of a notebook cell: the figure, and what it shows in words.
+    """The figure as the last line of a notebook cell, with what it shows in words.
 
     Args:
         figure: its title, if it has one, becomes the beginning of those words.
-        alt: what is drawn, for a reader who does not see it.
+        alt: what is drawn, for a reader who does not see it; InvalidInput if empty.
         name: also write it to the figures folder, see `save`.
-
-    Raises:
-        InvalidInput: no words.
     """
     if not alt.strip():
         raise InvalidInput("alt is empty: expected a sentence that says what the figure shows")
+    png = to_png(figure)
     if name is not None:
-        save(figure, name)
+        _write(name, ".png", png)
     title = figure.get_suptitle()
     words = f"{title}. {alt}" if title else alt
-    return Picture(to_png(figure), " ".join(words.split()))
+    return Picture(png, " ".join(words.split()))
 
 
 def save(figure: Figure, name: str, svg: bool = False) -> Path:
@@ -297,26 +269,17 @@ def save(figure: Figure, name: str, svg: bool = False) -> Path:
         name: letters, digits, dot, dash and underscore; no folder.
 
     Returns:
-        The PNG's path.
-
-    Raises:
-        InvalidInput: a name that is more than a file name.
-        CacheError: the folder cannot be written.
+        The PNG's path; InvalidInput for another name, CacheError for a folder that is read-only.
     """
+    if svg:
+        _write(name, ".svg", to_svg(figure))
+    return _write(name, ".png", to_png(figure))
+
+
+def _write(name: str, suffix: str, data: bytes) -> Path:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InvalidInput(f"figure name {name!r}: expected letters, digits, '.', '-' or '_'")
-    folder = figures_folder()
-    if svg:
-        _write(folder / f"{name}.svg", to_svg(figure))
-    return _write(folder / f"{name}.png", to_png(figure))
-
-
-def _write(path: Path, data: bytes) -> Path:
-    try:
+    path = figures_folder() / (name + suffix)
+    with disk_errors(path, "set LAD_FIGURES to another folder"):
         write_whole(path, data)
-    except OSError as error:
-        raise CacheError(
-            f"cannot write {path} ({error.strerror}): expected a folder that can be written and "
-            "has room; set LAD_FIGURES to another one"
-        ) from error
     return path

@@ -15,9 +15,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record
 from lad.diffusion.trace import Step, Trace, make_trace
 from lad.models.chat import Prompt
-from lad.viz.tokens import draft_cells
-
-__all__ = ["watch"]
+from lad.viz.tokens import token_spans
 
 
 def watch(
@@ -36,34 +34,25 @@ def watch(
     prompt_ids = denoiser.encode(prompt)
     steps: list[Step] = []
 
-    def view(step: Step) -> Group:
+    def update(step: Step) -> None:
         steps.append(step)
-        so_far = make_trace(denoiser, prompt, prompt_ids, config, steps)
+        trace = make_trace(denoiser, prompt, prompt_ids, config, steps)
         line = Text()
-        for cell in draft_cells(so_far, -1):
-            masked = any(step.remask[position] for position in cell.positions)
-            style = "red strike" if masked else "green underline" if cell.state == "changed" else ""
-            if cell.kind != "end" and not cell.beyond:
-                line.append(cell.text, style=style)
+        for span in token_spans(trace, -1):
+            masked = step.remask[list(span.positions)].any()
+            style = "red strike" if masked else "green underline" if span.state == "changed" else ""
+            if span.kind != "eos" and not span.after_eos:
+                line.append(span.text, style=style)
         done = f"iteration {step.iteration + 1} of at most {config.iterations}"
-        return Group(line, Text(done, style="dim"))
+        live.update(Group(line, Text(done, style="dim")), refresh=True)
 
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        run = record(
-            denoiser,
-            prompt,
-            config,
-            on_step=lambda step: live.update(view(step), refresh=True),
-            draft=draft,
-            fixed=fixed,
-        )
-    console.print(Text(run.answer))
-    stopped = ", stopped early" if run.stopped_early else ""
-    console.print(
-        Text(
-            f"{run.tokens} tokens in {run.nfe} iterations{stopped}, {run.seconds:.1f} s "
-            f"({run.tpf:.2f} tokens per forward pass)",
-            style="dim",
-        )
+        trace = record(denoiser, prompt, config, on_step=update, draft=draft, fixed=fixed)
+    console.print(Text(trace.answer))
+    stopped = ", stopped early" if trace.stopped_early else ""
+    cost = (
+        f"{trace.tokens} tokens in {trace.nfe} iterations{stopped}, {trace.seconds:.1f} s "
+        f"({trace.tpf:.2f} tokens per forward pass)"
     )
-    return run
+    console.print(Text(cost, style="dim"))
+    return trace

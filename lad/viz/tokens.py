@@ -1,24 +1,25 @@
-"""What a viewer sees of a draft, as plain data: cells of text, each in one state, with a colour.
+"""A draft as token spans, plain data: pieces of text, each in one state, with a confidence.
 
-A page, a terminal and a figure must show the same thing, so what to show is decided here and how to
-draw it in `lad/viz/html.py` (HTML and plain text) and `lad/viz/refinement.py` (matplotlib).
+A page, a terminal and a figure show the same spans: `lad/viz/html.py` draws them as HTML and plain
+text, `lad/viz/refinement.py` with matplotlib.
 
-A row of a trace can be looked at in three phases, in the order in which they happen:
+A step of a trace has three phases, in the order in which they happen:
 
     input      what the denoiser saw: MASK, and the tokens kept from the draft before
     denoised   the draft it drew; a token that differs from the draft before is "changed", and in
-               the first row one that differs from what the run started from, MASK or a text
-    remask   the same draft after noising; a token that was masked again is "masked"
+               the first step one that differs from what the run started from, MASK or a text
+    remasked   the same draft after re-masking; a token that was masked again is "masked"
 
-Tokens are bytes, not characters. A character split over several tokens becomes one cell, since its
-halves mean nothing alone, and the EOS tokens that fill the region after the answer become one cell
-with a count, since nobody wants to read fifty of them.
+A token is bytes, not characters. A character split over several tokens is one span, since its
+halves mean nothing alone. The EOS tokens that fill the region after the answer are one span with a
+count.
 
 Colours: Okabe and Ito (2008), "Color universal design", https://jfly.uni-koeln.de/color/
 """
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,28 +29,7 @@ import numpy as np
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 
-__all__ = [
-    "CHANGED",
-    "MASKED",
-    "PHASES",
-    "Cell",
-    "changed",
-    "choose_rows",
-    "complete",
-    "confidence_color",
-    "draft_cells",
-    "frames",
-    "half_settled",
-    "repeated_share",
-    "sentence",
-    "summary",
-    "visible",
-]
-
-PHASES = ("input", "denoised", "remask")
-
-MASKED = "#D55E00"  # vermillion; drawn with a hatch and a strike
-CHANGED = "#009E73"  # bluish green; drawn with an underline
+PHASES = ("input", "denoised", "remasked")
 
 # Confidence from 0 to 1: dark red, olive, pale green, as in the authors' figure, except that the
 # lightness rises evenly (CIELAB 51, 70, 90). So it reads the same in grey and for colour-blind
@@ -58,16 +38,16 @@ CONFIDENCE_STOPS = ((0.0, (200, 86, 64)), (0.5, (190, 170, 62)), (1.0, (199, 238
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One piece of a draft that is drawn as a unit.
+class TokenSpan:
+    """A piece of a draft that is drawn as a unit.
 
     Attributes:
         positions: positions of the answer region it covers, at least one.
         text: its characters as decoded, not escaped; "EOS" and "MASK" by name.
-        kind: "text", "special" (a markup token by name), "mask" (unknown) or "end" (EOS).
+        kind: "text", "special" (a markup token by name), "mask" or "eos".
         state: "plain", "changed" or "masked".
         confidence: mean probability of its tokens when they were drawn; NaN if never drawn.
-        beyond: True for a token that stands after the draft's first EOS and so is no answer.
+        after_eos: True for a token after the draft's first EOS, which is no part of the answer.
     """
 
     positions: tuple[int, ...]
@@ -75,7 +55,7 @@ class Cell:
     kind: str
     state: str
     confidence: float
-    beyond: bool
+    after_eos: bool
 
     @property
     def count(self) -> int:
@@ -83,66 +63,61 @@ class Cell:
         return len(self.positions)
 
 
-def draft_cells(trace: Trace, row: int, phase: str = "denoised") -> list[Cell]:
-    """The cells of one row of a trace, left to right; every position is in exactly one.
+def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenSpan]:
+    """The spans of one step of a trace, left to right; every position is in exactly one.
 
     Args:
-        row: index into `trace.steps`; negative counts from the end.
+        step: index into `trace.steps`; negative counts from the end.
         phase: one of `PHASES`.
-
-    Raises:
-        InvalidInput: no such row or phase.
     """
-    row = _check_row(trace, row)
+    step = _check_step(trace, step)
     if phase not in PHASES:
         raise InvalidInput(f"phase = {phase!r}: expected one of {', '.join(PHASES)}")
-    tokens, confidence = trace.drafts[row], trace.confidence[row]
+    tokens, confidence = trace.drafts[step], trace.confidence[step]
     states = np.full(len(tokens), "plain", dtype=object)
     if phase == "input":
-        # A token that was kept is as sure as it was when it was drawn, one iteration ago.
-        tokens = trace.inputs[row]
-        confidence = trace.confidence[row - 1] if row else np.full(len(tokens), np.nan)
+        # The confidence of a kept token is that of its draw, one iteration ago.
+        tokens = trace.inputs[step]
+        confidence = trace.confidence[step - 1] if step else np.full(len(tokens), np.nan)
         states[tokens == trace.mask_token_id] = "masked"
     elif phase == "denoised":
-        states[changed(trace, row)] = "changed"
+        states[changed(trace, step)] = "changed"
     else:
-        states[trace.remask[row]] = "masked"
-    ends = np.flatnonzero(tokens == trace.eos_token_id)
-    end = int(ends[0]) if len(ends) else len(tokens)
+        states[trace.remask[step]] = "masked"
+    eos = np.flatnonzero(tokens == trace.eos_token_id)
+    end = int(eos[0]) if len(eos) else len(tokens)
 
-    cells = []
-    for kind, group in _groups(trace, tokens):
-        group_states = states[group]
-        if kind == "end":  # one cell a state: what changed or was masked must not be lost
-            parts = [(s, [p for p in group if states[p] == s]) for s in dict.fromkeys(group_states)]
-        else:  # a character of which one token was masked is no longer known
-            marked = [s for s in group_states if s != "plain"]
-            parts = [(marked[0] if marked else "plain", group)]
-        for state, positions in parts:
-            unknown = tokens[positions[0]] == trace.mask_token_id
-            sure = confidence[positions]
-            cells.append(
-                Cell(
-                    positions=tuple(positions),
-                    text=_name(trace, tokens[positions], kind, unknown),
-                    kind="mask" if unknown else kind,
-                    state=state,
-                    confidence=float("nan") if unknown else float(sure.mean()),
-                    beyond=kind != "end" and positions[0] > end,
-                )
+    spans = []
+    for kind, positions in _by_state(_groups(trace, tokens), states):
+        marked = [states[p] for p in positions if states[p] != "plain"]
+        spans.append(
+            TokenSpan(
+                positions=tuple(positions),
+                text={"mask": "MASK", "eos": "EOS"}.get(kind) or trace.decode(tokens[positions]),
+                kind=kind,
+                state=marked[0] if marked else "plain",
+                confidence=math.nan if kind == "mask" else float(confidence[positions].mean()),
+                after_eos=kind not in ("eos", "mask") and positions[0] > end,
             )
-    return cells
+        )
+    return spans
 
 
-def changed(trace: Trace, row: int) -> np.ndarray:
+def changed(trace: Trace, step: int) -> np.ndarray:
     """`(a,)` bool: tokens that differ from the draft before, or from what the run started from."""
-    return trace.changed[row] if row else trace.drafts[0] != trace.inputs[0]
+    return trace.changed[step] if step else trace.drafts[0] != trace.inputs[0]
 
 
-def _name(trace: Trace, tokens: np.ndarray, kind: str, unknown: bool) -> str:
-    if unknown:
-        return "MASK"
-    return "EOS" if kind == "end" else trace.decode(tokens)
+def _by_state(
+    groups: Iterator[tuple[str, list[int]]], states: np.ndarray
+) -> Iterator[tuple[str, list[int]]]:
+    """Split a group of EOS by state, so that what changed or was masked is not lost in it."""
+    for kind, group in groups:
+        if kind == "eos":
+            for state in dict.fromkeys(states[group]):
+                yield kind, [p for p in group if states[p] == state]
+        else:
+            yield kind, group
 
 
 def _groups(trace: Trace, tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]:
@@ -160,37 +135,35 @@ def _groups(trace: Trace, tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]
         if token == trace.mask_token_id:
             kind = "mask"
         elif token == trace.eos_token_id:
-            kind = "end"
+            kind = "eos"
             while tokens[group[-1] + 1] == token:  # text follows, or it would be the tail
                 group.append(group[-1] + 1)
         elif token in trace.special_ids:
             kind = "special"
         else:
             kind = "text"
-            expected = _missing_bytes(trace.vocabulary[token])
-            while expected and group[-1] + 1 < len(tokens):
+            data = trace.vocabulary[token]
+            while _ends_early(data) and group[-1] + 1 < len(tokens):
                 following = int(tokens[group[-1] + 1])
                 piece = b"" if following in trace.special_ids else trace.vocabulary[following]
                 if not piece or not 0x80 <= piece[0] < 0xC0:  # the character is never finished
                     break
                 group.append(group[-1] + 1)
-                expected = _missing_bytes(b"".join(trace.vocabulary[int(tokens[p])] for p in group))
+                data += piece
         yield kind, group
         position = group[-1] + 1
-    if tail_start < len(tokens):
-        yield "end", list(range(tail_start, len(tokens)))
+    # What follows the text: EOS, and MASK where EOS was masked again.
+    for kind, token in (("eos", trace.eos_token_id), ("mask", trace.mask_token_id)):
+        positions = (tail_start + np.flatnonzero(tokens[tail_start:] == token)).tolist()
+        if positions:
+            yield kind, positions
 
 
-def _missing_bytes(data: bytes) -> int:
-    """How many bytes the last character of a UTF-8 string lacks; 0 when it is whole or no UTF-8."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte < 0x80:
-            return 0
-        if byte >= 0xC0:  # the first byte says how many there are
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4 if byte < 0xF8 else 0
-            return max(length - back, 0)
-    return 0
+def _ends_early(data: bytes) -> bool:
+    """Whether the last character of a UTF-8 string lacks bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return bool(decoder.getstate()[0])
 
 
 def visible(text: str, newline: str = "↵\n") -> str:
@@ -208,13 +181,13 @@ def confidence_color(confidence: float) -> str:
     return "#" + "".join(f"{round(float(np.interp(confidence, at, c))):02x}" for c in channels)
 
 
-def choose_rows(trace: Trace, iterations: Sequence[int] | None = None) -> list[int]:
-    """Rows of a filmstrip: the ones asked for, or 0, 4, 8, 16, 32, ... and the last.
+# -- which steps to show --------------------------------------------------------------------------
+
+
+def choose_steps(trace: Trace, iterations: Sequence[int] | None = None) -> list[int]:
+    """Steps of a filmstrip: those of the given iterations, or 0, 4, 8, 16, 32, ... and the last.
 
     A run may end sooner than expected, so an iteration beyond the last one means the last one.
-
-    Raises:
-        InvalidInput: none asked for, or one that is not a whole number from 0.
     """
     last = len(trace.steps) - 1
     if iterations is None:
@@ -223,56 +196,55 @@ def choose_rows(trace: Trace, iterations: Sequence[int] | None = None) -> list[i
     for number in iterations:
         if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
             raise InvalidInput(f"iteration {number!r}: expected a whole number from 0")
-    rows = sorted({min(int(number), last) for number in iterations})
-    if not rows:
+    steps = sorted({min(int(number), last) for number in iterations})
+    if not steps:
         raise InvalidInput("no iterations to show: expected at least one")
-    return rows
+    return steps
 
 
 def frames(trace: Trace) -> list[tuple[int, str]]:
-    """What a player steps through: (row, phase); two phases where tokens were masked again.
+    """What a player steps through: (step, phase); two phases where tokens were masked again.
 
     A run that started from a text, and not from MASK alone, begins with that text.
     """
     started = trace.inputs[0] != trace.mask_token_id
-    shown = [(0, "input")] if started.any() else []
-    for row in range(len(trace.steps)):
-        shown.append((row, "denoised"))
-        if trace.remask[row].any():
-            shown.append((row, "remask"))
-    return shown
+    found = [(0, "input")] if started.any() else []
+    for step in range(len(trace.steps)):
+        found.append((step, "denoised"))
+        if trace.remask[step].any():
+            found.append((step, "remasked"))
+    return found
 
 
-def complete(trace: Trace) -> bool:
-    """Whether the run came to its own end; of one that was cut off nobody knows what would stay."""
-    return trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
+# -- in words -------------------------------------------------------------------------------------
 
 
-def sentence(trace: Trace, row: int, settled: bool = True) -> str:
+def sentence(trace: Trace, step: int, settled: bool = True) -> str:
     """What happened in one iteration, in words; the numbers concern the tokens before EOS.
 
     Args:
-        row: index into `trace.steps`.
-        settled: say which share of the final answer stands already. Only a finished run knows.
+        step: index into `trace.steps`.
+        settled: add which share of the final answer stands already; for a finished run.
     """
-    row = _check_row(trace, row)
-    length = trace.answer_length(row)
-    iteration = trace.steps[row].iteration
-    again, tail = (int(part.sum()) for part in np.split(trace.remask[row], [length]))
+    step = _check_step(trace, step)
+    length = trace.answer_length(step)
+    again, tail = (int(part.sum()) for part in np.split(trace.remask[step], [length]))
     parts = []
     if length == 0:
         parts.append("the draft is empty")
-    elif row == 0 and changed(trace, 0)[:length].all():
+    elif step == 0 and changed(trace, 0)[:length].all():
         parts.append(f"all {length} tokens are new" if length > 1 else "the one token is new")
     else:
-        parts.append(f"{int(changed(trace, row)[:length].sum())} of {_tokens(length)} changed")
+        parts.append(
+            f"{int(changed(trace, step)[:length].sum())} of {count(length, 'token')} changed"
+        )
     if again or tail:
         beside = f" (and {tail} EOS after the end)" if tail else ""
         parts.append(f"{again} masked again{beside}")
     if length:
-        parts.append(f"mean confidence {trace.confidence[row][:length].mean():.2f}")
-    text = f"Iteration {iteration}: " + ", ".join(parts)
-    return text + (f"; settled {100 * trace.settled_share[row]:.0f} %." if settled else ".")
+        parts.append(f"mean confidence {trace.confidence[step][:length].mean():.2f}")
+    text = f"Iteration {trace.steps[step].iteration}: " + ", ".join(parts)
+    return text + (f"; settled {100 * trace.settled_share[step]:.0f} %." if settled else ".")
 
 
 def summary(trace: Trace) -> str:
@@ -286,12 +258,23 @@ def summary(trace: Trace) -> str:
         end = f"Cut off after {ran} of {planned} iterations."
     else:
         end = f"Ran all {ran} iterations." if ran > 1 else "Ran its one iteration."
-    cost = f"{_tokens(trace.tokens)} from {_count(trace.nfe, 'forward pass')}"
+    cost = f"{count(trace.tokens, 'token')} from {count(trace.nfe, 'forward pass')}"
     took = ""  # a recorded run may come without its wall times
     if trace.seconds:
         rate = trace.nfe / trace.seconds
         took = f" in {trace.seconds:.1f} s, {rate:.1f} iterations a second"
     return f"{end} {cost} ({trace.tpf:.2f} tokens a pass){took}."
+
+
+def count(number: int, thing: str) -> str:
+    """A number with its noun: "1 token", "3 tokens", "2 forward passes"."""
+    ending = "" if number == 1 else "es" if thing.endswith("ss") else "s"
+    return f"{number} {thing}{ending}"
+
+
+def remasking_words(trace: Trace) -> str:
+    """ "with re-masking" or "without re-masking"."""
+    return f"with{'' if trace.remask.any() else 'out'} re-masking"
 
 
 def half_settled(trace: Trace) -> int:
@@ -305,17 +288,8 @@ def repeated_share(trace: Trace) -> float:
     return float((answer[1:] == answer[:-1]).mean()) if len(answer) > 1 else 0.0
 
 
-def _tokens(number: int) -> str:
-    return _count(number, "token")
-
-
-def _count(number: int, thing: str) -> str:
-    ending = "" if number == 1 else "es" if thing.endswith("ss") else "s"
-    return f"{number} {thing}{ending}"
-
-
-def _check_row(trace: Trace, row: int) -> int:
-    rows = len(trace.steps)
-    if not -rows <= row < rows:
-        raise InvalidInput(f"row {row}: the trace has {rows}, expected 0 to {rows - 1}")
-    return row % rows
+def _check_step(trace: Trace, step: int) -> int:
+    steps = len(trace.steps)
+    if not -steps <= step < steps:
+        raise InvalidInput(f"step {step}: the trace has {steps}, expected 0 to {steps - 1}")
+    return step % steps

@@ -20,7 +20,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import GAP, INFILL_PROMPT, REPAIR_PROMPT, Draft, gapped, visible_text
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput, LADError
-from lad.viz.word_corruption import DAMAGES, damage_text
+from lad.viz.word_corruption import ALL_KINDS, corrupt_text
 from lad.widgets.controls import ITERATIONS, Limits
 from lad.widgets.fields import ROW, WIDE
 from lad.widgets.runner import Explorer, Job, Loader, Runner
@@ -126,7 +126,7 @@ class RepairExplorer(_TextExplorer):
             kind: widgets.Button(
                 description=kind, tooltip=EXPLANATIONS[kind], layout={"width": "7em"}
             )
-            for kind in DAMAGES
+            for kind in ALL_KINDS
         }
         for kind, button in self.buttons.items():
             button.on_click(lambda _button, kind=kind: self._damage(kind))
@@ -152,7 +152,7 @@ class RepairExplorer(_TextExplorer):
         if text != self._done_to:  # somebody typed, so this is what to come back to
             self._before = text
         try:
-            damaged = damage_text(self._limits.check(text), kind, self._seed)
+            damaged = corrupt_text(self._limits.check(text), kind, self._seed)
         except LADError as error:
             self.runner.say(str(error))
             return

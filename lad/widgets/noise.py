@@ -17,7 +17,7 @@ from lad.utils import LADError
 from lad.viz.html import escape
 from lad.viz.noise import EXPLANATIONS, schedule_curve, schedule_sentence
 from lad.viz.style import COLORS, show, tint
-from lad.viz.word_corruption import DAMAGES, Damage, Rate, Sentence, damage, drawn_rates
+from lad.viz.word_corruption import ALL_KINDS, Corrupted, Rate, Sentence, corrupt, drawn_rates
 from lad.widgets.fields import FIELD, FULL, MEDIUM, ROW, error_html
 
 __all__ = ["CorruptionExplorer", "ScheduleExplorer", "counts_html", "damage_html", "rates_html"]
@@ -105,7 +105,7 @@ class CorruptionExplorer:
         severity: float = 0.6,
         seed: int = 0,
     ) -> None:
-        self.damage: Damage | None = None
+        self.damage: Corrupted | None = None
         self.sentence = widgets.Text(
             value=sentence, description="Your sentence", style=MEDIUM, layout=FULL
         )
@@ -118,7 +118,7 @@ class CorruptionExplorer:
                 value=True, description=kind, tooltip=EXPLANATIONS[kind], indent=False,
                 layout={"width": "8em"},
             )
-            for kind in DAMAGES
+            for kind in ALL_KINDS
         }  # fmt: skip
         self.seed = widgets.BoundedIntText(
             value=seed, min=0, max=2**31 - 1, description="Seed", style=MEDIUM,
@@ -161,7 +161,7 @@ class CorruptionExplorer:
         p, config = self.severity.value, self.config
         try:
             sentence = Sentence.of(self.sentence.value, ENDS)
-            self.damage = damage(sentence, p, config, self.seed.value)
+            self.damage = corrupt(sentence, p, config, self.seed.value)
             rates = drawn_rates([p], config, len(sentence.pieces), DRAWS, self.seed.value)
         except LADError as error:
             self.damage = None
@@ -198,14 +198,14 @@ def _kind_style(kind: str) -> str:
     )
 
 
-_STYLE += "".join(map(_kind_style, DAMAGES))
+_STYLE += "".join(map(_kind_style, ALL_KINDS))
 
 
 def _page(*fragments: str) -> str:
     return f'<div class="lad-noise"><style>{_STYLE}</style>{"".join(fragments)}</div>'
 
 
-def damage_html(damage: Damage) -> str:
+def damage_html(damage: Corrupted) -> str:
     """Both rows of a damaged sentence; under each touched token the kind of noise that shows."""
 
     def tokens(pieces: tuple[str, ...], kinds: tuple[str, ...], name: str) -> str:
@@ -230,7 +230,7 @@ def damage_html(damage: Damage) -> str:
     )
 
 
-def rates_html(damage: Damage, rates: list[Rate], config: CorruptionConfig) -> str:
+def rates_html(damage: Corrupted, rates: list[Rate], config: CorruptionConfig) -> str:
     """A table: how much each kind of noise is expected to touch, touched now, and on average."""
     if not rates:
         return ""

@@ -9,7 +9,7 @@ player never starts an inference. Nothing moves before Play is pressed. All text
 through `lad.viz.html`, which escapes it.
 
 As the last line of a notebook cell a `TracePlayer` or a `Gallery` shows itself, and a page that is
-made from that notebook gets the player of `lad.viz.replay`, which works without a kernel.
+made from that notebook gets the player of `lad.viz.html`, which works without a kernel.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from lad.viz.html import (
     escape,
     legend_html,
     page_html,
+    replay_html,
+    replays_html,
 )
-from lad.viz.replay import replay_html, replays_html
 from lad.viz.tokens import frames
 from lad.widgets.fields import ROW, SHORT, WIDE
 

@@ -220,7 +220,7 @@ class Runner:
         seconds = sum(step.seconds for step in steps)
         rate = f", {len(steps) / seconds:.1f} iterations a second" if seconds else ""
         self.status.value = f"{name}iteration {len(steps)} of {config.iterations}{rate}"
-        phases = ("denoised", "remask") if steps[-1].remask.any() else ("denoised",)
+        phases = ("denoised", "remasked") if steps[-1].remask.any() else ("denoised",)
         for phase in phases:
             self.player.show_live(recent, phase)
             if cancel.wait(self.player.pause.value):

@@ -1,0 +1,188 @@
+"""How fast answers are made: the figures of `lad bench` and `lad bench-shape`.
+
+    speed        seconds of an answer, milliseconds of an iteration, an answer as it goes on
+    true_shape   a large model's iteration against its roofline, and its training on several GPUs
+
+Recorded numbers call the roofline, the time that memory and arithmetic allow at best, `floor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lad.utils import DamagedFile
+from lad.viz.style import (
+    COLORS,
+    label,
+    log2_axis,
+    new_figure,
+    series,
+    set_title,
+    span,
+    styled,
+)
+
+ENGINES = {"reference": "plain loops", "generate": "left to right", "sampler": "refinement"}
+DOTTED = {"color": COLORS["muted"], "linestyle": ":", "linewidth": 1.2}
+
+
+# -- the default model -----------------------------------------------------------------------------
+
+
+@styled
+def speed(data: Mapping) -> Figure:
+    """Seconds of an answer by window; an iteration by window and batch; an answer as it goes on.
+
+    `data` is what `lad bench` wrote.
+    """
+    batches: dict[int, list[Mapping]] = {}
+    for cell in sorted(data["cells"], key=lambda cell: (cell["batch"], cell["window"])):
+        batches.setdefault(cell["batch"], []).append(cell)
+    if not batches:
+        raise DamagedFile("no timings among these: expected some; run `lad bench` again")
+    smallest = min(batches)
+    figure = new_figure(1, 3, height=3.6)
+    answers, iterations, progress = figure.axes
+
+    for number, (engine, words) in enumerate(ENGINES.items()):
+        timed = [cell for cell in batches[smallest] if cell[engine] is not None]
+        seconds = [cell[engine]["seconds_per_answer"] for cell in timed]
+        if timed:
+            x = [cell["window"] for cell in timed]
+            answers.plot(x, seconds, **series(number), label=words)
+    _log_panel(answers, [cell["window"] for cell in batches[smallest]])
+    label(answers, "window (positions)", "seconds an answer", _prompts(smallest))
+
+    for number, (batch, cells) in enumerate(batches.items()):
+        x = [cell["window"] for cell in cells]
+        y = [1000 * cell["sampler"]["iteration_seconds"] for cell in cells]
+        iterations.plot(x, y, **series(number), label=_prompts(batch))
+        iterations.plot(x, [1000 * cell["floor"]["seconds"] for cell in cells], **DOTTED)
+    _log_panel(iterations, sorted({cell["window"] for cell in data["cells"]}))
+    label(iterations, "window (dotted: roofline)", "milliseconds an iteration", "one iteration")
+
+    for number, cell in enumerate(batches[smallest]):
+        elapsed = 1000 * np.cumsum(cell["sampler"]["step_seconds"])
+        line = series(number) | {"marker": "none", "label": f"window {cell['window']}"}
+        progress.plot(range(1, len(elapsed) + 1), elapsed, **line)
+    progress.set_ylim(bottom=0)
+    label(progress, "iterations", "milliseconds elapsed", _prompts(smallest))
+    progress.legend()
+
+    parts = []
+    for batch in dict.fromkeys((smallest, max(batches))):
+        ratios = [cell["speedup_vs_generate"]["value"] for cell in batches[batch]]
+        parts.append(f"{span(ratios)} at batch {batch}")
+    nearest = min(cell["sampler"]["iteration_by_floor"] for cell in data["cells"])
+    set_title(
+        figure,
+        f"Times as fast as left to right: {', '.join(parts)}",
+        f"{data['provenance']['model']} on {data['provenance']['processor']}; an iteration takes "
+        f"{nearest:.1f} times its roofline at best",
+    )
+    return figure
+
+
+def _log_panel(axes: Axes, ticks: list[int]) -> None:
+    """Logarithmic axes, with a third of the height left to a legend above all lines."""
+    log2_axis(axes, ticks)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.5)
+    axes.legend(loc="upper left")
+
+
+def _prompts(batch: int) -> str:
+    return f"{batch} prompt{'s' if batch > 1 else ''} at once"
+
+
+# -- a large model at its true shape ---------------------------------------------------------------
+
+
+@styled
+def true_shape(data: Mapping) -> Figure:
+    """An iteration's time by its roofline, against the batch; training's rate, against GPUs.
+
+    `data` is what `lad bench-shape --record` and `lad train --dry-run --record` added to one file.
+    A rate on one number of GPUs is no curve: beside iterations it stands in the details alone.
+    """
+    iterations = [run for run in data["runs"] if run["kind"] == "iteration"]
+    training = [run for run in data["runs"] if run["kind"] == "training"]
+    panels = [(_iteration_panel, iterations)] if iterations else []
+    if training and (not iterations or len({run["processes"] for run in training}) > 1):
+        panels.append((_training_panel, training))
+    if not panels:
+        raise DamagedFile("no runs among these: run `lad bench-shape --record` again")
+    figure = new_figure(1, len(panels), height=3.8, squeeze=False)
+    for axes, (draw, runs) in zip(figure.axes, panels, strict=True):
+        draw(axes, runs)
+
+    by_bits: dict[int, list[float]] = {}
+    for run in iterations:
+        ratios = [cell["sampler"]["iteration_by_floor"] for cell in run["cells"]]
+        by_bits.setdefault(run["bits"], []).extend(ratios)
+    parts = [f"{span(ratios)} ({bits} bit)" for bits, ratios in by_bits.items()]
+    details = []
+    for runs in _by_settings(training)[:1]:
+        first, last = runs[0], runs[-1]
+        tokens = f"{first['aim_tokens'] / 1e6:.0f} million tokens"
+        details.append(f"{tokens} take {first['hours']:.1f} h on {_gpus(first['processes'])}")
+        if len(runs) > 1:
+            gain = last["tokens_per_second"] / first["tokens_per_second"]
+            details.append(f"{_gpus(last['processes'])} are {gain:.1f} times as fast")
+    model = data["runs"][0]["provenance"]["model"].split(":")[0]
+    finding = (
+        f"An iteration takes {', '.join(parts)} times its roofline"
+        if parts
+        else f"Training: {details[0]}"
+    )
+    set_title(figure, finding, f"{model}: " + "; ".join(details) if details else model)
+    return figure
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU{'s' if number > 1 else ''}"
+
+
+def _iteration_panel(axes: Axes, runs: list[Mapping]) -> None:
+    for number, run in enumerate(runs):
+        cells = sorted(run["cells"], key=lambda cell: cell["batch"])
+        y = [cell["sampler"]["iteration_by_floor"] for cell in cells]
+        x = [cell["batch"] for cell in cells]
+        axes.plot(x, y, **series(number), label=f"{run['bits']} bit")
+    axes.axhline(1, color=COLORS["text"], linestyle=":", linewidth=1.2, label="roofline")
+    log2_axis(axes, sorted({cell["batch"] for run in runs for cell in run["cells"]}))
+    axes.set_ylim(bottom=0)
+    label(axes, "prompts at once", "time of an iteration\nby its roofline (ratio)", "refining")
+    axes.legend()
+
+
+def _training_panel(axes: Axes, runs: list[Mapping]) -> None:
+    for number, group in enumerate(_by_settings(runs)):
+        x = [run["processes"] for run in group]
+        y = [run["tokens_per_second"] / 1000 for run in group]
+        axes.plot(x, y, **series(number), label=_settings(group[0]))
+        if x[0] == 1 and len(x) > 1:
+            axes.plot(x, [y[0] * n for n in x], **DOTTED)
+    ticks = sorted({run["processes"] for run in runs})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_ylim(bottom=0)
+    label(axes, "GPUs (dotted: in proportion)", "thousand tokens a second", "training")
+    axes.legend()
+
+
+def _settings(run: Mapping) -> str:
+    settings = run["denoiser"]
+    return f"{run['bits']} bit, rank {settings['rank']} on {len(settings['layers'])} layers"
+
+
+def _by_settings(runs: list[Mapping]) -> list[list[Mapping]]:
+    """Runs that differ in the number of GPUs alone; of two alike the later."""
+    groups: dict[str, dict[int, Mapping]] = {}
+    for run in runs:
+        groups.setdefault(_settings(run), {})[run["processes"]] = run
+    return [[group[n] for n in sorted(group)] for group in groups.values()]
