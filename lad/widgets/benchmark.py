@@ -16,7 +16,7 @@ from lad.evaluation.generation import parse_letter
 from lad.evaluation.questions import LETTERS, Question
 from lad.utils import InvalidInput
 from lad.viz.html import escape
-from lad.widgets.fields import ROW
+from lad.widgets.controls import ROW
 from lad.widgets.player import TracePlayer
 
 __all__ = ["Answered", "ItemBrowser", "answered_html"]
