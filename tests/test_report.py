@@ -14,8 +14,15 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lad import report
-from lad.pages import page, widget_snapshot
-from lad.report import NotebookFailed, build_report, execute, main, widget_errors
+from lad.report import (
+    NotebookFailed,
+    build_report,
+    execute,
+    main,
+    page,
+    widget_errors,
+    widget_snapshot,
+)
 from lad.utils import InvalidInput
 
 TESTS = str(Path(__file__).parent)
