@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import ipywidgets as widgets
 import psutil
 import pytest
+from traitlets.config import Config
 
 from lad.models.registry import get_backbone
 from lad.utils import InvalidInput

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -111,8 +112,16 @@ def demo(
 ) -> None:
     """Serve the explorers with Voila, no code shown; Ctrl-C ends it."""
     from lad.diffusion.adapter import shipped_adapter
-    from lad.widgets.demo import serve
 
+    try:
+        import voila  # noqa: F401
+
+        from lad.widgets.demo import serve
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"no {error.name} in {sys.executable}: expected the notebooks extra; "
+            "install it with `pip install lad[notebooks]`, or use `make demo`"
+        ) from error
     if adapter is None:
         shipped_adapter(model)  # a missing adapter is an error here, not on the page
     serve(model, adapter, choose_device(device), host, port, idle, sessions)

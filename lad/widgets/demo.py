@@ -12,7 +12,6 @@ Reference: Voila, https://voila.readthedocs.io (configuration, kernel culling).
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -24,6 +23,7 @@ from ipywidgets import Tab, Widget
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 from traitlets import Int
+from traitlets.config import Config
 
 from lad.diffusion.denoiser import load_denoiser
 from lad.models.registry import Backbone, get_backbone
@@ -165,21 +165,15 @@ def serve(
         sessions: most at once; `default_sessions` by default.
 
     Raises:
-        InvalidInput: Voila is not installed, an unknown model, or a number out of range.
+        InvalidInput: an unknown model, or a number out of range.
     """
     sessions = default_sessions(get_backbone(model)) if sessions is None else sessions
     if not 1 <= port <= 65535:
         raise InvalidInput(f"port = {port}: expected a whole number from 1 to 65535")
     if sessions < 1:
         raise InvalidInput(f"sessions = {sessions}: expected a whole number from 1 up")
-    try:
-        from traitlets.config import Config
-        from voila.app import Voila
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"no Voila in {sys.executable}: expected the notebooks extra; "
-            "install it with `pip install lad[notebooks]`, or use `make demo`"
-        ) from error
+    from voila.app import Voila  # here, because a page's kernel does not need it
+
     with tempfile.TemporaryDirectory(prefix="lad-demo-") as folder:
         notebook = write_notebook(Path(folder), model, adapter, device)
         print(f"The demo page will be at http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
