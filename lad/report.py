@@ -394,14 +394,6 @@ def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:
     return output / "index.html"
 
 
-def check(paths: Sequence[Path]) -> None:
-    """Raise NotebookFailed if an executed notebook holds an error although its cells passed."""
-    found = [f"{p.name}: {e}" for p in paths for e in widget_errors(nbformat.read(p, as_version=4))]
-    if found:
-        raise NotebookFailed("swallowed errors: " + "; ".join(found))
-    print(f"{len(paths)} executed notebook(s): no swallowed error in widgets or outputs")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Status 0; 1 a notebook failed; 2 bad input; 130 stopped by Ctrl-C."""
     checkout = Path(__file__).resolve().parent.parent
@@ -413,7 +405,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.check:
-            check(options.check)
+            books = [(path.name, nbformat.read(path, as_version=4)) for path in options.check]
+            found = [f"{name}: {e}" for name, book in books for e in widget_errors(book)]
+            if found:
+                raise NotebookFailed("swallowed errors: " + "; ".join(found))
+            print(f"{len(books)} executed notebook(s): no swallowed error in widgets or outputs")
         else:
             index = build_report(options.notebooks, options.output, options.timeout)
             print(f"The report is ready. Open {index}")
