@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -114,8 +115,7 @@ def demo(
     from lad.diffusion.adapter import shipped_adapter
 
     try:
-        import voila  # noqa: F401
-
+        import_module("voila")
         from lad.widgets.demo import serve
     except ModuleNotFoundError as error:
         raise InvalidInput(
