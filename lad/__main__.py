@@ -1,60 +1,62 @@
-"""The command line. Exit status 0 is success; 2 is bad input or something missing, told in one line
-on stderr. With `--json` stdout holds one JSON object and nothing else.
+"""The command line. Exit status 0 is success; 2 is bad input or something missing, in one line on
+stderr. With `--json` stdout holds one JSON object and nothing else.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import typer
 
-from lad.cli.ablate import ablate
-from lad.cli.assets import fetch, figures, info
-from lad.cli.bench import bench
-from lad.cli.benchmark import app as benchmark
-from lad.cli.demo import demo
-from lad.cli.distil import distil
-from lad.cli.evaluate import evaluate
-from lad.cli.generate import refine
-from lad.cli.import_checkpoint import import_checkpoint
-from lad.cli.repair import infill, repair
-from lad.cli.study import study
-from lad.cli.train import train
 from lad.utils import LADError
+
+# Command -> the module of `lad.cli` that holds it; only the module of the command is imported.
+COMMANDS = {
+    "refine": "generate",
+    "repair": "generate",
+    "infill": "generate",
+    "distil": "distil",
+    "train": "train",
+    "ablate": "ablate",
+    "evaluate": "evaluate",
+    "bench": "bench",
+    "benchmark": "benchmark",
+    "study": "study",
+    "demo": "assets",
+    "fetch": "assets",
+    "figures": "assets",
+    "info": "assets",
+    "import-checkpoint": "assets",
+}
 
 # typer carries a click of its own, so its errors are reached through the one it exports.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    help="LAD: a LLaMA that refines a whole answer at once, draft after draft.",
-)
-for command in (
-    refine,
-    repair,
-    infill,
-    distil,
-    train,
-    ablate,
-    evaluate,
-    bench,
-    study,
-    demo,
-    fetch,
-    figures,
-    info,
-):
-    app.command()(command)
-app.command("import-checkpoint")(import_checkpoint)
-app.add_typer(benchmark, name="benchmark")
+
+def make_app(*names: str) -> typer.Typer:
+    """The application with these commands; with all of them when none is named."""
+    app = typer.Typer(
+        add_completion=False,
+        help="LAD: a causal LLaMA that refines a whole answer at once, draft after draft.",
+    )
+    app.callback()(lambda: None)  # one command alone would otherwise take the place of the group
+    for name in names or COMMANDS:
+        module = import_module(f"lad.cli.{COMMANDS[name]}")
+        command = getattr(module, "app", None) or getattr(module, name.replace("-", "_"))
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; every error that is ours or the user's becomes one line and status 2."""
+    """Run a command; an error of this package or of the user becomes one line and status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        app = make_app(*(name for name in arguments[:1] if name in COMMANDS))
         status = app(arguments or ["--help"], prog_name="lad", standalone_mode=False)
     except LADError as error:
         fail(str(error))
@@ -70,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(message: str) -> None:
-    """One line on stderr, whatever the message holds, and exit status 2."""
+    """Print one line on stderr, whatever the message holds, and exit with status 2."""
     print(f"lad: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2) from None
 

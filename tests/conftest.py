@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import Browser
 
 from lad.__main__ import main
 from lad.diffusion.adapter import load_denoiser
@@ -118,6 +119,13 @@ def denoiser() -> Denoiser:
 def adapter(tmp_path_factory) -> str:
     """The folder of an adapter such as `tiny_denoiser` has."""
     return str(new_denoiser().save(tmp_path_factory.mktemp("adapters") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One browser for all tests; without one they are skipped."""
+    with Browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

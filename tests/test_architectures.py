@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from lad.accel.cuda_graphs import Passes
+from lad.accel import capture
 from lad.diffusion import reference
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import DenoiserConfig, RefineConfig
@@ -243,9 +243,10 @@ def test_a_captured_pass_is_the_plain_one(folder):
     own.merge()
     prompt, answer = own.encode("hello there")[None], torch.full((1, 6), own.mask_token_id)
     with torch.inference_mode():
-        expected = Passes(own, prompt, None).logits(answer)
-        got = Passes(own.capture(), prompt, None).logits(answer)
-    assert own.graphs.layers is not None
+        expected = own.prepare(prompt)(answer)
+        forward = capture(own).prepare(prompt)
+        got = forward(answer)
+    assert forward.graphs.layers is not None
     assert torch.allclose(got, expected, atol=1e-4)
 
 

@@ -7,57 +7,59 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import run, run_in_terminal
 
+from lad.__main__ import make_app
+from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.trace import Trace
+from lad.utils import describe
 
 
 def refused(capsys, *arguments: str) -> str:
-    """The one line a refused command says; checks everything else about a refusal."""
+    """The one line of a refused command; checks everything else about a refusal."""
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("lad: ") and err.count("\n") == 1 and err.endswith("\n")
     return err
 
 
-def test_refine_says_the_answer_and_nothing_else(capsys, adapter):
+@pytest.fixture
+def refine(capsys, adapter):
+    """Runs `lad refine hello` on the tiny model; returns the JSON object."""
+
+    def refined(*arguments: str) -> dict:
+        few = ("--iterations=3", "--answer-length=8", "--context=64", "--json")
+        tiny = ("--model=tiny", f"--adapter={adapter}", *few)
+        status, out, err = run(capsys, "refine", "hello", *tiny, *arguments)
+        assert (status, err) == (0, "")
+        return json.loads(out)
+
+    return refined
+
+
+FEW = {"iterations": 3, "answer_length": 8, "context": 64}
+
+# -- lad refine ------------------------------------------------------------------------------------
+
+
+def test_refine_prints_the_answer_and_nothing_else(capsys, adapter):
     arguments = ("refine", "hello", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
-    status, out, err = run(capsys, *arguments, "--answer-length=8")
+    status, out, err = run(capsys, *arguments)
     assert (status, err) == (0, "")
-    _, as_json, _ = run(capsys, *arguments, "--answer-length=8", "--json")
-    answer = json.loads(as_json)["answer"]
+    answer = json.loads(run(capsys, *arguments, "--json")[1])["answer"]
     assert answer and out == answer + "\n"
 
 
 def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):
-    status, out, err = run(
-        capsys,
-        "refine",
-        "héllo <b>",
-        "--model=tiny",
-        f"--adapter={adapter}",
-        "--iterations=4",
-        "--answer-length=12",
-        "--noiseless",
-        "--seed=7",
-        f"--trace={tmp_path / 'run.jsonl'}",
-        "--json",
-    )
+    own = ("--model=tiny", f"--adapter={adapter}", "--iterations=4", "--answer-length=12")
+    trace = f"--trace={tmp_path / 'run.jsonl'}"
+    arguments = ("refine", "héllo <b>", *own, "--noiseless", "--seed=7", trace, "--json")
+    status, out, err = run(capsys, *arguments)
     assert (status, err) == (0, "")
     values = json.loads(out)
-    assert list(values) == [
-        "answer",
-        "tokens",
-        "iterations",
-        "stopped_early",
-        "nfe",
-        "seconds",
-        "model",
-        "adapter_sha256",
-        "seed",
-        "preset",
-        "config",
-    ]
+    keys = "answer tokens iterations stopped_early nfe seconds model adapter_sha256 seed preset"
+    assert list(values) == [*keys.split(), "config"]
     assert values["model"] == "tiny" and values["seed"] == 7
     assert values["nfe"] == values["iterations"] <= 4
     trace = Trace.load(tmp_path / "run.jsonl")
@@ -66,14 +68,58 @@ def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):
     assert trace.prompt == "héllo <b>"
 
 
-def test_one_seed_gives_one_answer_and_another_seed_another(capsys, adapter):
-    def answer(seed: int) -> str:
-        arguments = ("--temperature=1.5", "--top-k=100", "--iterations=2", f"--seed={seed}")
-        return run(
-            capsys, "refine", "hello", "--model=tiny", f"--adapter={adapter}", *arguments, "--json"
-        )[1].partition('"seconds"')[0]
+def test_one_seed_gives_one_answer_and_another_seed_another(refine):
+    drawn = [refine("--temperature=1.5", "--top-k=100", f"--seed={seed}") for seed in (1, 1, 2)]
+    assert drawn[0]["answer"] == drawn[1]["answer"] != drawn[2]["answer"]
 
-    assert answer(1) == answer(1) != answer(2)
+
+@pytest.mark.parametrize("name", ["refine", "infill", "repair"])
+def test_every_setting_is_an_option_with_its_range_help_and_group(name):
+    command = typer.main.get_command(make_app("refine", "infill", "repair")).commands[name]
+    options = {option.name: option for option in command.params}
+    fields = describe(RefineConfig)
+    if name == "repair":  # which is noiseless
+        fields = {n: f for n, f in fields.items() if "used_by" not in f and n != "remasking"}
+    assert [option for option in options if option in describe(RefineConfig)] == list(fields)
+    for setting, field in fields.items():
+        option = options[setting]
+        assert option.help.lower().startswith(field["help"].lower())
+        assert option.rich_help_panel == field["group"]
+        assert option.default is None  # the preset decides
+        if field["choices"]:
+            assert option.metavar == "|".join(field["choices"])
+        elif field["low"] is not None:
+            assert option.metavar == f"{field['low']} to {field['high']}"
+
+
+def test_every_option_reaches_its_setting(refine):
+    values = {
+        "iterations": 3, "remasking": "threshold", "noise_start": 0.25, "sharpness": 2.0,
+        "noise_clipping": 0.5, "clustering": 0.75, "confidence_threshold": 0.125, "window": 5,
+        "isolated_threshold": 0.75, "repeats": "remask", "permanent": True, "temperature": 0.5,
+        "top_k": 7, "top_p": 0.5, "seed": 11, "answer_length": 9, "context": 64, "eos_bias": -1.0,
+        "added_tokens": 4, "patience": 2,
+    }  # fmt: skip
+    assert set(values) == set(describe(RefineConfig))
+    options = [f"--{n.replace('_', '-')}={v}" for n, v in values.items() if n != "permanent"]
+    assert refine(*options, "--permanent")["config"] == values
+    assert refine("--preset=quality", "--no-permanent")["config"]["permanent"] is False
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_where_the_options_start_from(refine, name):
+    assert refine(f"--preset={name}")["config"] == PRESETS[name].to_dict() | FEW
+
+
+def test_noiseless_masks_nothing_again_whatever_the_preset(refine):
+    for name in ("default", "quality"):
+        expected = PRESETS[name].to_dict() | FEW | {"remasking": "none", "repeats": "replace"}
+        assert refine("--noiseless", f"--preset={name}")["config"] == expected
+    assert refine("--noiseless", "--repeats=allow")["config"]["repeats"] == "allow"
+
+
+def test_a_length_is_kept_to(refine):
+    assert refine("--length=4")["tokens"] <= 4 < refine()["tokens"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
@@ -94,6 +140,14 @@ def test_a_terminal_shows_drafts_and_then_the_answer(adapter):
         (["refine", "hi", "--iterations=many"], "--iterations"),
         (["refine", "hi", "--temperature=nan"], "temperature = nan"),
         (["refine", "hi", "--remasking=some"], "none, random, guided"),
+        (["refine", "hi", "--preset=best"], "unknown preset 'best': expected one of default, g"),
+        (["refine", "hi", "--length=99"], "length = 99: expected a whole number from 1 to 64"),
+        (["repair", "hi", "--iterations=513"], "iterations = 513: expected a whole number from"),
+        (["repair", "hi", "--noise-start=1"], "--noise-start"),
+        (["infill", "a ___", "--top-p=0"], "top_p = 0.0: expected a number from 0.01 to 1"),
+        (["infill", "a ___", "--preset=best"], "unknown preset 'best': expected one of default, g"),
+        (["repair"], "text"),
+        (["demo", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=gpt-5"], "unknown model 'gpt-5'"),
         (["refine", "hi", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny", "--adapter=/nowhere"], "/nowhere is no adapter"),
@@ -137,15 +191,8 @@ def test_train_then_refine(capsys, tmp_path):
         "denoiser: {rank: 2, alpha: 4}\ntraining: {widths: [96], batch_tokens: 384, log_every: 2}\n"
     )
     out = tmp_path / "out"
-    status, stdout, err = run(
-        capsys,
-        "train",
-        "--model=tiny",
-        f"--pairs={pairs}",
-        f"--config={config}",
-        f"--out={out}",
-        "--steps=4",
-    )
+    files = (f"--pairs={pairs}", f"--config={config}", f"--out={out}")
+    status, stdout, err = run(capsys, "train", "--model=tiny", *files, "--steps=4")
     assert (status, stdout) == (0, "")
     assert "held out, 25 % masked: CE" in err and f"wrote {out / 'adapter'}" in err
     status, stdout, _ = run(
@@ -175,8 +222,9 @@ def test_info_lists_backbones_adapters_licences_and_digests(capsys):
     assert status == 0 and "Apache-2.0" in out and shipped["sha256"][:12] in out
 
 
-def test_the_package_is_light_to_import():
-    code = "import lad, sys; lad.LADError; sys.exit('torch' in sys.modules)"
+def test_commands_that_need_no_model_do_not_import_torch():
+    code = "import sys; from lad.__main__ import make_app; make_app('info', 'figures', 'demo')"
+    code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

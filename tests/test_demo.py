@@ -1,4 +1,4 @@
-"""The demo page: a real Voila, real visitors, and what one of them may ask for."""
+"""The demo page: a real Voila, real sessions, and what one of them may use."""
 
 import contextlib
 import json
@@ -16,12 +16,19 @@ from types import SimpleNamespace
 import ipywidgets as widgets
 import psutil
 import pytest
-from browser import Browser
-from conftest import run
+from traitlets.config import Config
 
 from lad.models.registry import get_backbone
 from lad.utils import InvalidInput
-from lad.widgets.demo import LIMITS, configuration, make_page, serve, usual_visitors, write_notebook
+from lad.widgets.demo import (
+    LIMITS,
+    SessionManager,
+    configuration,
+    default_sessions,
+    make_page,
+    serve,
+    write_notebook,
+)
 
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
 
@@ -71,13 +78,6 @@ class Server:
         with urllib.request.urlopen(self.url, timeout=PATIENCE) as answer:
             return answer.read().decode()
 
-    def has_room(self):
-        try:
-            return bool(self.get())
-        except urllib.error.HTTPError as error:
-            assert error.code == 503
-            return False
-
     def close(self):
         self.process.terminate()
         try:
@@ -89,15 +89,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(adapter, tmp_path_factory):
-    server = Server(adapter, tmp_path_factory.mktemp("log") / "demo.log", "--visitors", "3")
+    server = Server(adapter, tmp_path_factory.mktemp("log") / "demo.log", "--sessions", "2")
     yield server
     server.close()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with Browser() as browser:
-        yield browser
 
 
 def only_outside_hosts(page):
@@ -107,7 +101,7 @@ def only_outside_hosts(page):
 SENTENCE = "document.body.textContent.match(/After \\w+\\.\\s*Iteration \\d+/g)"
 
 
-def test_a_visitor_runs_stops_scrubs_and_compares(server, chromium):
+def test_a_session_runs_stops_scrubs_and_compares(server, chromium):
     page = chromium.open(server.url, height=1500)
     page.wait(READY)
     assert not page.evaluate("/make_page|import |lad\\.demo/.test(document.body.textContent)")
@@ -164,35 +158,24 @@ def test_every_control_can_be_named_and_reached(server, chromium):
     page.close()
 
 
-def test_two_visitors_do_not_disturb_one_another_and_leaving_ends_the_run(server, chromium):
-    server.until(lambda: server.kernels() == 0, "an earlier visitor's kernel is still there")
+def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server, chromium):
+    server.until(lambda: server.kernels() == 0, "an earlier session's kernel is still there")
     first, second = (chromium.open(server.url) for _ in range(2))
     for page in (first, second):
         page.wait(READY)
     assert server.kernels() == 2
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.get()  # by a third
+    assert refused.value.code == 503
     first.click("Run")
     first.wait("/iteration \\d+ of 32/.test(document.body.textContent)")
     assert not second.evaluate("/iteration \\d+ of 32/.test(document.body.textContent)")
     second.click("Run")
     first.close()  # in the middle of its run
-    server.until(lambda: server.kernels() == 1, "a visitor has left, the kernel has not", 30)
+    server.until(lambda: server.kernels() == 1, "a session has ended, the kernel has not", 30)
     second.wait("/Ran all 32 iterations/.test(document.body.textContent)")
     second.close()
     server.until(lambda: server.kernels() == 0, "the last kernel is still there", 30)
-
-
-def test_a_page_without_room_and_one_that_is_forgotten(adapter, tmp_path):
-    server = Server(adapter, tmp_path / "demo.log", "--visitors", "1", "--idle", "5")
-    try:
-        page = server.get()  # a visitor whose browser says nothing more
-        assert "make_page" not in page and "import" not in page.split("</head>")[-1]
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            server.get()
-        assert refused.value.code == 503
-        server.until(lambda: server.kernels() == 0, "a forgotten kernel is still there")
-        server.until(lambda: server.has_room(), "there is no room again")
-    finally:
-        server.close()
 
 
 # -- without a server ------------------------------------------------------------------------------
@@ -209,16 +192,20 @@ def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
     assert config["VoilaConfiguration"]["strip_sources"] is True
     assert config["VoilaConfiguration"]["show_tracebacks"] is False
     assert not Path(seen["argv"][0]).exists()  # the notebook goes with the server
-    assert configuration("0.0.0.0", 80)["Voila"]["ip"] == "0.0.0.0"
+    other = Config(configuration("0.0.0.0", 80, idle=5, sessions=3))
+    assert other.Voila.ip == "0.0.0.0"
+    manager = SessionManager(config=other)  # an unused page is ended, a run is not
+    assert (manager.most, manager.cull_idle_timeout, manager.cull_busy) == (3, 5, False)
+    assert manager.cull_connected
 
 
-@pytest.mark.parametrize(("name", "value"), [("port", 0), ("port", 70000), ("visitors", 0)])
+@pytest.mark.parametrize(("name", "value"), [("port", 0), ("port", 70000), ("sessions", 0)])
 def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(InvalidInput, match=f"{name} = {value}"):
         serve("tiny", **{name: value})
 
 
-def test_what_a_visitor_may_ask_for_is_bounded(adapter):
+def test_what_a_session_may_use_is_bounded(adapter):
     page = make_page("tiny", str(adapter))
     assert isinstance(page, widgets.Tab) and len(page.children) == 3
 
@@ -228,29 +215,24 @@ def test_what_a_visitor_may_ask_for_is_bounded(adapter):
             yield from walk(child)
 
     sliders = [w for w in walk(page) if getattr(w, "description", "") == "Iterations"]
-    assert [max(slider.options) for slider in sliders] == [LIMITS.iterations] * 2
+    assert [slider.options[-1][1] for slider in sliders] == [LIMITS.iterations] * 2
     (length,) = (w for w in walk(page) if getattr(w, "description", "") == "Answer length")
     assert length.max == LIMITS.answer_length
     assert LIMITS.seconds is not None and LIMITS.seconds <= 120
 
 
-def test_an_adapter_that_is_not_there_is_told_before_anything_is_served(capsys):
-    status, _, err = run(capsys, "demo", "--model", "tiny")
-    assert status == 2 and "no adapter is shipped for 'tiny'" in err
-
-
 @pytest.mark.parametrize(
-    ("name", "words", "visitors"),
+    ("name", "words", "sessions"),
     [
         ("smollm2-135m", "smollm2-135m, of 134.5 million parameters. That is small", 8),
         ("llama-3.1-8b:4bit", "llama-3.1-8b, of 8 billion parameters. Its mistakes", 1),
         ("someone/model", "someone/model. Its mistakes", 1),
     ],
 )
-def test_visitors_are_told_which_model_it_is_and_have_room(tmp_path, name, words, visitors):
+def test_the_page_names_the_model_and_its_size_bounds_the_sessions(tmp_path, name, words, sessions):
     path = write_notebook(tmp_path, name, None, "cpu")
     assert words in "".join(json.loads(path.read_text())["cells"][0]["source"])
-    assert usual_visitors(get_backbone(name)) == visitors
+    assert default_sessions(get_backbone(name)) == sessions
 
 
 def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):

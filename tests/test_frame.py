@@ -189,16 +189,16 @@ def test_every_import_is_declared():
     notebooks = {canonicalize_name(Requirement(r).name) for r in extras["notebooks"]}
     notebooks |= runtime | {"ipython"}  # comes with ipykernel and ipywidgets
     notebooks |= {"jupyter-server", "tornado", "traitlets"}  # what voila is made of
-    needs_extra = {"report.py", "pages.py", "widgets.py", "widgets", "demo.py", "visitors.py"}
+    needs_extra = {"report.py", "widgets"}
     evaluation = runtime | {canonicalize_name(Requirement(r).name) for r in extras["eval"]}
-    asked_by_others = {"harness.py", "benchmarks/sources.py"}
+    asked_by_others = {"evaluation/harness.py", "evaluation/sources.py"}
     quantized = runtime | {canonicalize_name(Requirement(r).name) for r in extras["quantized"]}
     undeclared = []
     for path in sorted((ROOT / "lad").rglob("*.py")):
         within = path.relative_to(ROOT / "lad")
         allowed = notebooks if within.parts[0] in needs_extra else runtime
         allowed = evaluation if within.as_posix() in asked_by_others else allowed
-        allowed = quantized if within.as_posix() == "shapes.py" else allowed
+        allowed = quantized if within.as_posix() == "models/random_weights.py" else allowed
         for module in sorted(imported(path)):
             if canonicalize_name(MODULES.get(module, module)) not in allowed:
                 undeclared.append(f"lad/{within} imports {module}")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def ids(denoiser, text: str) -> list[int]:
 # -- drafts ----------------------------------------------------------------------------------------
 
 
-def test_a_damaged_text_is_the_draft_and_eos_follows(denoiser):
+def test_a_corrupted_text_is_the_draft_and_eos_follows(denoiser):
     draft = visible_text(denoiser, " a  cat\n")
     assert draft.fixed is None
     assert draft.tokens.tolist() == ids(denoiser, "a  cat") + [denoiser.eos_token_id] * SPARE
@@ -50,12 +51,8 @@ def test_gaps_are_masks_of_the_size_they_say_and_words_stay(denoiser):
 
 def test_gaps_at_the_edges_and_nothing_but_a_gap(denoiser):
     mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
-    assert gapped(denoiser, "_____a[2]").tokens.tolist()[:4] == [
-        mask,
-        *ids(denoiser, "a"),
-        mask,
-        mask,
-    ]
+    expected = [mask, *ids(denoiser, "a"), mask, mask]
+    assert gapped(denoiser, "_____a[2]").tokens.tolist()[:4] == expected
     assert gapped(denoiser, "[4]", answer_length=6).tokens.tolist() == [mask] * 4 + [eos] * 2
 
 
@@ -67,7 +64,7 @@ def test_the_end_can_be_given_from_the_start(denoiser):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda d: visible_text(d, " \n"), "the text is empty"),
         (lambda d: visible_text(d, "abcd", 4), "a text of 4 tokens in an answer region of 4"),
@@ -81,10 +78,10 @@ def test_the_end_can_be_given_from_the_start(denoiser):
         (lambda d: limited(d, 9, 8), "length = 9"),
     ],
 )
-def test_what_cannot_be_a_draft_is_said(denoiser, make, said):
+def test_what_cannot_be_a_draft_is_refused(denoiser, make, message):
     with pytest.raises(InvalidInput, match="expected") as caught:
         make(denoiser)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @settings(max_examples=20, deadline=None)
@@ -96,14 +93,8 @@ def test_what_cannot_be_a_draft_is_said(denoiser, make, said):
 def test_filled_gaps_leave_every_word_where_it_was(words, gap, name):
     denoiser = tiny_denoiser()
     draft = gapped(denoiser, " ___ ".join([*words, "end"]), gap)
-    values = PRESETS[name].to_dict() | {"answer_length": len(draft.tokens), "iterations": 6}
-    trace = record(
-        denoiser,
-        "hi",
-        RefineConfig.from_dict(values),
-        draft=draft.tokens,
-        fixed=draft.fixed,
-    )
+    config = replace(PRESETS[name], answer_length=len(draft.tokens), iterations=6)
+    trace = record(denoiser, "hi", config, draft=draft.tokens, fixed=draft.fixed)
     last = torch.tensor(trace.drafts[-1])
     assert last[draft.fixed].tolist() == draft.tokens[draft.fixed].tolist()
     assert denoiser.mask_token_id not in last
@@ -114,7 +105,7 @@ def test_filled_gaps_leave_every_word_where_it_was(words, gap, name):
 # -- commands --------------------------------------------------------------------------------------
 
 
-def test_repair_says_what_noiseless_refinement_of_the_text_gives(capsys, adapter, tmp_path):
+def test_repair_prints_what_noiseless_refinement_of_the_text_gives(capsys, adapter, tmp_path):
     keep = tmp_path / "run.jsonl"
     arguments = ("repair", "teh cat", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
     status, out, err = run(capsys, *arguments, f"--trace={keep}", "--json", "--prompt=hi")
@@ -144,15 +135,8 @@ def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):
     assert run(capsys, *arguments, "--preset=noiseless", "--json")[0] == 0
 
 
-def test_a_length_is_kept_to(capsys, adapter):
-    arguments = ("refine", "hello", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
-    free = json.loads(run(capsys, *arguments, "--answer-length=12", "--json")[1])
-    held = json.loads(run(capsys, *arguments, "--answer-length=12", "--length=4", "--json")[1])
-    assert held["tokens"] <= 4 < free["tokens"]
-
-
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["repair", " "], "the text is empty"),
         (["repair", "hi", "--prompt= "], "the prompt is empty"),
@@ -161,19 +145,16 @@ def test_a_length_is_kept_to(capsys, adapter):
         (["repair", "x" * 300, "--prompt=hi"], "the context window"),
         (["infill", "no gap"], "no gap in 'no gap'"),
         (["infill", "a ___", "--gap=0"], "a gap of 0 tokens"),
-        (["infill", "a ___", "--preset=best"], "unknown preset 'best'"),
-        (["refine", "hi", "--length=99"], "length = 99: expected a whole number from 1 to 64"),
-        (["repair"], "text"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, said):
+def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, message):
     status, out, err = run(capsys, *arguments, "--model=tiny", f"--adapter={adapter}")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert said.lower() in err.lower()
+    assert message.lower() in err.lower()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_in_a_terminal_the_text_is_mended_before_your_eyes(adapter):
+def test_in_a_terminal_the_text_is_repaired_step_by_step(adapter):
     own = ("--model=tiny", f"--adapter={adapter}", "--iterations=2")
     shown = run_in_terminal("repair", "[b]teh[/b]", *own)
     assert b"iteration 1 of at most 2" in shown and b"tokens per forward pass" in shown
@@ -182,8 +163,6 @@ def test_in_a_terminal_the_text_is_mended_before_your_eyes(adapter):
 @pytest.mark.real
 def test_the_default_model_fills_a_gap_from_both_sides(real):
     draft = gapped(real, "The capital of ___ is Paris.")
-    config = RefineConfig.from_dict(
-        PRESETS["quality"].to_dict() | {"answer_length": len(draft.tokens)}
-    )
+    config = replace(PRESETS["quality"], answer_length=len(draft.tokens))
     trace = record(real, "Write a sentence.", config, draft=draft.tokens, fixed=draft.fixed)
     assert trace.answer == "The capital of France is Paris."

@@ -3,13 +3,10 @@
 import re
 import time
 
-import pytest
-
 from lad.diffusion.config import CorruptionConfig
 from lad.diffusion.schedule import mask_counts
 from lad.viz.noise import schedule_curve, schedule_sentence
 from lad.viz.style import show
-from lad.viz.word_corruption import ALL_KINDS
 from lad.widgets.noise import (
     CorruptionExplorer,
     ScheduleExplorer,
@@ -29,27 +26,18 @@ def plain(html: str) -> str:
 # -- the schedule ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "control, value",
-    [("sharpness", 12.0), ("noise_start", 0.9), ("iterations", 31), ("answer_length", 200)],
-)
-def test_every_control_of_the_schedule_redraws_curve_and_numbers(control, value):
+def test_every_control_of_the_schedule_redraws_curve_and_numbers():
     explorer = ScheduleExplorer()
-    before = explorer.image.value, explorer.text.value
-    getattr(explorer, control).value = value
-    assert explorer.image.value != before[0]
-    assert explorer.text.value != before[1]
     settings = {"iterations": 16, "answer_length": 64, "sharpness": 5.0, "noise_start": 0.5}
-    settings[control] = value
-    words = schedule_sentence(**settings)
-    assert explorer.image.value == show(schedule_curve(**settings), words).html
-    assert f'alt="{words}"' in explorer.image.value and words in explorer.text.value
-    assert counts_html(mask_counts(**settings)) in explorer.text.value
-
-
-def test_the_ends_of_all_sliders_are_drawn():
-    explorer = ScheduleExplorer()
-    for name in ("sharpness", "noise_start", "iterations", "answer_length"):
+    changes = {"sharpness": 12.0, "noise_start": 0.9, "iterations": 31, "answer_length": 200}
+    for name, value in changes.items():
+        getattr(explorer, name).value = value
+        settings[name] = value
+        words = schedule_sentence(**settings)
+        assert explorer.image.value == show(schedule_curve(**settings), words).html
+        assert f'alt="{words}"' in explorer.image.value and words in explorer.text.value
+        assert counts_html(mask_counts(**settings)) in explorer.text.value
+    for name in changes:  # the ends of all sliders are drawn
         control = getattr(explorer, name)
         for value in (control.min, control.max):
             control.value = value
@@ -99,13 +87,14 @@ def test_draw_again_takes_the_next_seed_and_a_seed_gives_one_draw():
     assert explorer.screen.value == first
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_an_unticked_kind_never_strikes(kind):
+def test_an_unticked_kind_never_strikes():
     explorer = CorruptionExplorer(severity=1.0)
-    explorer.kinds[kind].value = False
-    for seed in range(20):
-        explorer.seed.value = seed
-        assert kind not in {cause for causes in explorer.damage.causes for cause in causes}
+    for kind, box in explorer.kinds.items():
+        box.value = False
+        for seed in range(10):
+            explorer.seed.value = seed
+            assert kind not in {cause for causes in explorer.damage.causes for cause in causes}
+        box.value = True
 
 
 def test_nothing_ticked_leaves_the_sentence_alone():
@@ -144,20 +133,20 @@ def test_hostile_text_is_shown_and_never_markup():
     for box in explorer.kinds.values():
         box.value = False
     screen = explorer.screen.value
-    assert "&lt;" in screen and "&gt;" in screen and "&quot;" in screen
+    assert "&lt;" in screen and "&gt;" in screen and "&#34;" in screen
     assert not re.search(r"<(?!/?(div|span|bdi|small|style)\b)", screen)
     assert "\U0001f600" in screen and "\u05e9\u05dc\u05d5\u05dd" in screen
 
 
-@pytest.mark.parametrize("text", ["", "   ", "word " * 300])
-def test_a_text_that_cannot_be_shown_is_answered_in_the_widget(text):
+def test_a_text_that_cannot_be_shown_is_an_error_in_the_widget():
     explorer = CorruptionExplorer()
-    explorer.sentence.value = text
-    assert 'role="alert"' in explorer.message.value
-    assert "expected a text of 1 to 200" in explorer.message.value
-    assert explorer.screen.value == explorer.table.value == "" and explorer.damage is None
-    explorer.sentence.value = "Better."
-    assert explorer.message.value == "" and "Better" in explorer.screen.value
+    for text in ("", "   ", "word " * 300):
+        explorer.sentence.value = text
+        assert 'role="alert"' in explorer.message.value
+        assert "expected a text of 1 to 200" in explorer.message.value
+        assert explorer.screen.value == explorer.table.value == "" and explorer.damage is None
+        explorer.sentence.value = "Better."
+        assert explorer.message.value == "" and "Better" in explorer.screen.value
 
 
 def test_the_views_are_pure():

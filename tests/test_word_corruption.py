@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.diffusion.config import CorruptionConfig
-from lad.diffusion.corruption import draw_plan, expected_rates
+from lad.diffusion.corruption import draw_plan
 from lad.utils import InvalidInput
 from lad.viz.word_corruption import (
     ALL_KINDS,
@@ -101,7 +101,7 @@ def test_drawn_rates_agree_with_the_expected_ones_and_notice_a_wrong_expectation
     rates = drawn_rates([0.25, 0.5, 0.75, 1.0], rows=400, seed=3)
 
     def share_inside(config):
-        inside = [r.low <= expected_rates(r.severity, config)[r.kind] <= r.high for r in rates]
+        inside = [r.low <= config.expected_rates(r.severity)[r.kind] <= r.high for r in rates]
         return sum(inside) / len(inside)
 
     assert share_inside(CorruptionConfig()) >= 0.85

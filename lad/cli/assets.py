@@ -1,16 +1,21 @@
-"""`lad fetch`, `lad figures`, `lad info`: what is here, and getting the rest."""
+"""`lad fetch`, `figures`, `info`, `demo`, `import-checkpoint`: what is here, and getting more."""
 
 from __future__ import annotations
 
 import json
+import platform
 import sys
 import time
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lad.cli.common import AsJson, print_json
+from lad import __version__
+from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json
+from lad.utils import InvalidInput, sha256_file
 
 
 def fetch(
@@ -41,58 +46,127 @@ def figures(
 
 def info(as_json: AsJson = False) -> None:
     """What is here: versions, cache, backbones with licence and digest, shipped adapters."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from lad import __version__
     from lad.models.download import cache_folder
     from lad.models.registry import BACKBONES, describe
-    from lad.utils import sha256_file
 
-    versions = {}
-    for package in ("torch", "transformers", "peft", "safetensors", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    adapters = {}
-    for card in sorted((Path(__file__).parents[1] / "assets" / "adapters").glob("*/denoiser.json")):
-        values = json.loads(card.read_text(encoding="utf-8"))
-        weights = card.parent / "adapter_model.safetensors"
-        found = sha256_file(weights) if weights.is_file() else None
-        adapters[card.parent.name] = {
-            "folder": str(card.parent),
-            "sha256": values["adapter_sha256"],
-            "intact": found == values["adapter_sha256"],
-            "attention": values["attention"],
-            "target": values["target"],
-            "rank": values["rank"],
-            "licence": "Apache-2.0",
-        }
-    everything = {
+    packages = ("torch", "transformers", "peft", "safetensors", "numpy")
+    values = {
         "lad": __version__,
-        "python": sys.version.split()[0],
-        "versions": versions,
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
         "cache": str(cache_folder()),
         "backbones": {name: describe(name) for name in BACKBONES},
-        "adapters": adapters,
+        "adapters": _adapters(),
     }
     if as_json:
-        print_json(everything)
+        print_json(values)
+        return
+    versions = [f"{name} {number}" for name, number in values["versions"].items()]
+    typer.echo(f"lad {values['lad']}, Python {values['python']}, {', '.join(versions)}")
+    typer.echo(f"cache: {values['cache']}")
+    for name, row in values["backbones"].items():
+        state = f"cached, {row['bytes'] / 1e6:,.0f} MB" if row["cached"] else "not fetched"
+        if row["folder"] is None and row["cached"]:
+            state = "made in memory"
+        digest = f", digest {row['digest'][:12]}" if row["digest"] else ""
+        typer.echo(f"backbone {name}: {row['licence']}, {row['source']}{digest} ({state})")
+    for name, row in values["adapters"].items():
+        state = "intact" if row["intact"] else "DAMAGED: restore its files"
+        typer.echo(
+            f"adapter {name}: {row['attention']}, target {row['target']}, rank {row['rank']}, "
+            f"{row['licence']}, sha256 {row['sha256'][:12]} ({state})"
+        )
+
+
+def _adapters() -> dict[str, dict]:
+    """The shipped adapters by name; `intact` is False when the weights' digest is another."""
+    found = {}
+    for path in sorted((Path(__file__).parents[1] / "assets" / "adapters").glob("*/denoiser.json")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        weights = path.parent / "adapter_model.safetensors"
+        intact = weights.is_file() and sha256_file(weights) == card["adapter_sha256"]
+        found[path.parent.name] = {
+            "folder": str(path.parent),
+            "sha256": card["adapter_sha256"],
+            "intact": intact,
+            "attention": card["attention"],
+            "target": card["target"],
+            "rank": card["rank"],
+            "licence": "Apache-2.0",
+        }
+    return found
+
+
+def demo(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; the next free one if it is taken.")] = 8866,
+    idle: Annotated[float, typer.Option(help="Seconds until an unused page is ended.")] = 600,
+    sessions: Annotated[
+        int | None,
+        typer.Option(help="Most at once, each with a model in memory: 8 of a small one, else 1."),
+    ] = None,
+    model: Model = "smollm2-135m",
+    adapter: Adapter = None,
+    device: Device = "auto",
+) -> None:
+    """Serve the explorers with Voila, no code shown; Ctrl-C ends it."""
+    from lad.diffusion.adapter import shipped_adapter
+
+    try:
+        import_module("voila")
+        from lad.widgets.demo import serve
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"no {error.name} in {sys.executable}: expected the notebooks extra; "
+            "install it with `pip install lad[notebooks]`, or use `make demo`"
+        ) from error
+    if adapter is None:
+        shipped_adapter(model)  # a missing adapter is an error here, not on the page
+    serve(model, adapter, choose_device(device), host, port, idle, sessions)
+
+
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="What torch.save wrote, such as model.pth.")],
+    out: Annotated[Path, typer.Option(help="New folder for backbone and adapter.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="Whose tokenizer: a backbone's name, or a folder.")
+    ] = "llama-3.1-8b",
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="Where the pickled class is from; admitted as inert stubs. Repeatable."),
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Chat template, in Jinja; the authors' by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a pickled checkpoint to safetensors: only its tensors are read, none of its code."""
+    from tqdm import tqdm
+
+    from lad.models import lad_checkpoint
+
+    layout = lad_checkpoint.LAYOUT
+    if template is not None:
+        try:
+            layout = template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"template {template} cannot be read ({error})") from error
+    with tqdm(desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        made = lad_checkpoint.import_checkpoint(
+            file, out, tokenizer, module or (), layout, progress
+        )
+    if as_json:
+        print_json(made)
         return
     typer.echo(
-        f"lad {__version__}, Python {everything['python']}, "
-        + ", ".join(f"{package} {number or 'missing'}" for package, number in versions.items())
+        f"{made['parameters']:,} weights and LoRA of rank {made['rank']} on "
+        f"{', '.join(made['layers'])}: lad refine --model {made['backbone']} "
+        f"--adapter {made['adapter']}"
     )
-    typer.echo(f"cache: {everything['cache']}")
-    for name, values in everything["backbones"].items():
-        state = f"cached, {values['bytes'] / 1e6:,.0f} MB" if values["cached"] else "not fetched"
-        if values["folder"] is None and values["cached"]:
-            state = "made in memory"
-        digest = f", digest {values['digest'][:12]}" if values["digest"] else ""
-        typer.echo(f"backbone {name}: {values['licence']}, {values['source']}{digest} ({state})")
-    for name, values in adapters.items():
-        state = "intact" if values["intact"] else "DAMAGED: restore its files"
-        typer.echo(
-            f"adapter {name}: {values['attention']}, target {values['target']}, rank "
-            f"{values['rank']}, {values['licence']}, sha256 {values['sha256'][:12]} ({state})"
-        )

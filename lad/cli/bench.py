@@ -93,7 +93,9 @@ def bench(
     denoiser = load(model, adapter, where, config)
     captured = graphs and denoiser.device.type == "cuda"
     if captured:
-        denoiser.capture()
+        from lad.accel import capture
+
+        capture(denoiser)
 
     def keep(result: dict) -> None:
         """Into the file after every cell, so that minutes of timing outlive a stop."""

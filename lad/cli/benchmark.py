@@ -270,9 +270,8 @@ def show(summaries: list[dict]) -> None:
         ]
         notes.append(f"{one['task']}, % chosen: {', '.join(letters)}")
         if "steady" in one:
-            notes[-1] += (
-                f"; the same option wherever it stood: {Estimate.from_dict(one['steady']).text(100)} %"
-            )
+            steady = Estimate.from_dict(one["steady"]).text(100)
+            notes[-1] += f"; the same option wherever it stood: {steady} %"
     typer.echo(table(lines, ["task", "scoring"]))
     typer.echo("\n".join(notes))
 

@@ -1,11 +1,12 @@
-"""What the commands share: their common options, and how they speak."""
+"""What the commands share: common options, options made from settings, JSON output."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,6 @@ from lad.utils import InvalidInput
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
     from lad.diffusion.denoiser import Denoiser
-    from lad.diffusion.drafts import Draft
     from lad.models.registry import LoadedBackbone
 
 Model = Annotated[
@@ -33,7 +33,7 @@ Adapter = Annotated[
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
 ]
-KeepTrace = Annotated[Path | None, typer.Option(help="Keep the whole run in this file.")]
+KeepTrace = Annotated[Path | None, typer.Option(help="Save the whole run in this file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
@@ -58,50 +58,29 @@ def print_json(values: dict) -> None:
     typer.echo(json.dumps(values, ensure_ascii=True, indent=2))
 
 
-def answer(
-    denoiser: Denoiser,
-    prompt: str,
-    config: RefineConfig,
-    draft: Draft | None = None,
-    *,
-    trace: Path | None,
-    as_json: bool,
-    told: dict,
-) -> None:
-    """Refine, keep the run if a file is named, and say the answer: alone, watched, or as JSON.
+def setting_options(fields: Mapping[str, dict]) -> list[inspect.Parameter]:
+    """An option for each setting, with its range, values, help and group; None when not given.
 
-    `told` is what a command adds to the JSON object.
+    A value outside the range is refused by the settings themselves, which say more than typer does.
+
+    Args:
+        fields: settings by name, from `lad.utils.describe`.
     """
-    from lad.diffusion.sampler import record
-
-    start = {} if draft is None else {"draft": draft.tokens, "fixed": draft.fixed}
-    watched = sys.stdout.isatty() and not as_json
-    if watched:
-        from lad.viz.terminal import watch
-
-        run = watch(denoiser, prompt, config, **start)
-    else:
-        run = record(denoiser, prompt, config, **start)
-    if trace is not None:
-        run.save(trace)
-    if as_json:
-        print_json(
-            {
-                "answer": run.answer,
-                "tokens": run.tokens,
-                "iterations": len(run.steps),
-                "stopped_early": run.stopped_early,
-                "nfe": run.nfe,
-                "seconds": round(run.seconds, 3),
-                "model": denoiser.backbone.spec.name,
-                "adapter_sha256": denoiser.adapter_sha256,
-                "seed": config.seed,
-            }
-            | told
-            | {"config": config.to_dict()}
-        )
-    elif not watched:
-        typer.echo(run.answer)
+    options = []
+    for name, field in fields.items():
+        text = field["help"][0].upper() + field["help"][1:]
+        if "used_by" in field:
+            text += f"; with --remasking {' or '.join(field['used_by'])}"
+        kind, values = field["type"], None
+        if field["choices"]:
+            kind, values = str, "|".join(field["choices"])
+        elif field["low"] is not None:
+            values = f"{field['low']} to {field['high']}"
+        option = typer.Option(help=f"{text}.", metavar=values, rich_help_panel=field["group"])
+        annotation = Annotated[kind | None, option]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
+    return options
 
 
 # -- what is measured, and on what -----------------------------------------------------------------

@@ -1,96 +1,177 @@
-"""`lad refine`: one answer by refinement."""
+"""`lad refine`, `lad repair` and `lad infill`: one answer by refinement.
+
+Every setting of `RefineConfig` is an option, made from the table in `lad.diffusion.config`: a new
+field there needs no line here.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from lad.cli.common import Adapter, AsJson, Device, KeepTrace, Model, answer, choose_device
+from lad.cli.common import (
+    Adapter,
+    AsJson,
+    Device,
+    KeepTrace,
+    Model,
+    choose_device,
+    print_json,
+    setting_options,
+)
+from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.config import preset as settings_of
+from lad.utils import describe
+
+SETTINGS = describe(RefineConfig)
+# What only a run that masks again needs.
+REMASKING = [name for name, field in SETTINGS.items() if name == "remasking" or "used_by" in field]
+
+Preset = Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
+Prompt = Annotated[str | None, typer.Option(help="The question that the text answers, if any.")]
 
 
-def refine(
-    prompt: Annotated[str, typer.Argument(help="What to answer.")],
-    preset: Annotated[
-        str, typer.Option(help="Start from default, guided, demo, quality or noiseless.")
-    ] = "default",
-    iterations: Annotated[int | None, typer.Option(help="Most refinement steps.")] = None,
-    noiseless: Annotated[bool, typer.Option("--noiseless", help="Never mask again.")] = False,
-    remasking: Annotated[
-        str | None, typer.Option(help="none, random, guided or threshold.")
-    ] = None,
-    noise_start: Annotated[float | None, typer.Option(help="Share masked at first.")] = None,
-    sharpness: Annotated[float | None, typer.Option(help="How fast that share falls.")] = None,
-    noise_clipping: Annotated[float | None, typer.Option(help="Least doubt of a token.")] = None,
-    clustering: Annotated[float | None, typer.Option(help="1 masks one run of tokens.")] = None,
-    confidence_threshold: Annotated[
-        float | None, typer.Option(help="Confidence that is enough.")
-    ] = None,
-    isolated_threshold: Annotated[
-        float | None, typer.Option(help="With threshold, the same beside an unknown left token.")
-    ] = None,
-    window: Annotated[int | None, typer.Option(help="Positions at work, with threshold.")] = None,
-    permanent: Annotated[
-        bool | None, typer.Option(help="A position once shown is never masked again.")
-    ] = None,
-    added_tokens: Annotated[int | None, typer.Option(help="Growth an iteration.")] = None,
-    repeats: Annotated[
-        str | None,
-        typer.Option(
-            help="Of equal neighbours: allow, remask one, or replace it (with --noiseless)."
-        ),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw within this probability.")] = None,
-    eos_bias: Annotated[float | None, typer.Option(help="Negative: longer answers.")] = None,
-    answer_length: Annotated[int | None, typer.Option(help="Positions to refine.")] = None,
-    length: Annotated[
-        int | None, typer.Option(help="Most tokens of the answer; its end is given from the start.")
-    ] = None,
-    context: Annotated[int | None, typer.Option(help="Most tokens, prompt and answer.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Equal drafts to stop at; 0: never.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of this run.")] = None,
-    model: Model = "smollm2-135m",
-    adapter: Adapter = None,
-    device: Device = "auto",
-    trace: KeepTrace = None,
-    as_json: AsJson = False,
-) -> None:
-    """Answer PROMPT by refinement; in a terminal, watch the draft change."""
+def generates(*skipped: str) -> Callable:
+    """Decorator: a function that says what to refine becomes a command that does it.
+
+    The function returns prompt, settings, a function from the denoiser to the first draft (or
+    None), and what the JSON object adds. The command has the function's parameters, an option for
+    each setting that is not `skipped` (those that were given reach the function as `given`), and
+    the options of model and output.
+    """
+    settings = {name: field for name, field in SETTINGS.items() if name not in skipped}
+
+    def decorate(function: Callable[..., tuple]) -> Callable[..., None]:
+        def command(
+            *,
+            model: Model = "smollm2-135m",
+            adapter: Adapter = None,
+            device: Device = "auto",
+            trace: KeepTrace = None,
+            as_json: AsJson = False,
+            **values: object,
+        ) -> None:
+            given = {name: values.pop(name) for name in settings}
+            given = {name: value for name, value in given.items() if value is not None}
+            prompt, config, draft, extra = function(**values, given=given)
+            _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra)
+
+        first = list(inspect.signature(function, eval_str=True).parameters.values())
+        last = list(inspect.signature(command, eval_str=True).parameters.values())
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in first if p.name != "given"]
+        parameters += setting_options(settings) + last[:-1]
+        command.__doc__ = function.__doc__
+        command.__signature__ = inspect.Signature(parameters)
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra) -> None:
+    """Refine, save the trace if a file is named, print the answer: watched, alone or as JSON."""
     from lad.diffusion.adapter import load_denoiser
-    from lad.diffusion.config import RefineConfig
-    from lad.diffusion.config import preset as settings_of
-    from lad.diffusion.drafts import limited
+    from lad.diffusion.sampler import record
     from lad.models.chat import check_prompt
 
-    if noiseless and repeats is None:
-        repeats = "replace"  # nothing is masked again, so a stutter would stay
-    given = {
-        "iterations": iterations,
-        "remasking": "none" if noiseless else remasking,
-        "noise_start": noise_start,
-        "sharpness": sharpness,
-        "noise_clipping": noise_clipping,
-        "clustering": clustering,
-        "confidence_threshold": confidence_threshold,
-        "isolated_threshold": isolated_threshold,
-        "window": window,
-        "permanent": permanent,
-        "added_tokens": added_tokens,
-        "repeats": repeats,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "eos_bias": eos_bias,
-        "answer_length": answer_length,
-        "context": context,
-        "patience": patience,
-        "seed": seed,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    config = RefineConfig.from_dict(settings_of(preset).to_dict() | given)
     check_prompt(prompt)
     denoiser = load_denoiser(model, adapter, choose_device(device))
-    draft = None if length is None else limited(denoiser, length, config.answer_length)
-    answer(denoiser, prompt, config, draft, trace=trace, as_json=as_json, told={"preset": preset})
+    start = {}
+    if draft is not None:
+        first = draft(denoiser)
+        config = replace(config, answer_length=len(first.tokens))
+        start = {"draft": first.tokens, "fixed": first.fixed}
+    watched = sys.stdout.isatty() and not as_json
+    if watched:
+        from lad.viz.terminal import watch as record
+    run = record(denoiser, prompt, config, **start)
+    if trace is not None:
+        run.save(trace)
+    if as_json:
+        values = {
+            "answer": run.answer,
+            "tokens": run.tokens,
+            "iterations": len(run.steps),
+            "stopped_early": run.stopped_early,
+            "nfe": run.nfe,
+            "seconds": round(run.seconds, 3),
+            "model": denoiser.backbone.spec.name,
+            "adapter_sha256": denoiser.adapter_sha256,
+            "seed": config.seed,
+        }
+        print_json(values | extra | {"config": config.to_dict()})
+    elif not watched:
+        typer.echo(run.answer)
+
+
+@generates()
+def refine(
+    prompt: Annotated[str, typer.Argument(help="What to answer.")],
+    given: dict,
+    preset: Preset = "default",
+    noiseless: Annotated[
+        bool, typer.Option("--noiseless", help="Never mask again; repeated tokens are replaced.")
+    ] = False,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of the answer at most; EOS is fixed behind them.")
+    ] = None,
+) -> tuple:
+    """Answer PROMPT by refinement; in a terminal, watch the draft change."""
+    from lad.diffusion.drafts import limited
+
+    if noiseless:  # nothing is masked again, so a repeated token would stay
+        given = {"repeats": "replace"} | given | {"remasking": "none"}
+    config = replace(settings_of(preset), **given)
+    draft = None
+    if length is not None:
+
+        def draft(denoiser):
+            return limited(denoiser, length, config.answer_length)
+
+    return prompt, config, draft, {"preset": preset}
+
+
+@generates(*REMASKING)
+def repair(
+    text: Annotated[str, typer.Argument(help="The corrupted text.")],
+    given: dict,
+    prompt: Prompt = None,
+) -> tuple:
+    """Repair TEXT by noiseless refinement: nothing is masked; in a terminal, watch words change.
+
+    Swapped, doubled, displaced or replaced words are what the adapter was trained to undo. The
+    answer region is the text and a few more positions, unless --answer-length says otherwise.
+    """
+    from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
+
+    prompt = REPAIR_PROMPT.replace("{text}", text) if prompt is None else prompt
+    config = RefineConfig(**{"iterations": 16, "remasking": "none"} | given)
+    length = given.get("answer_length")
+    extra = {"text": text, "prompt": prompt}
+    return prompt, config, lambda denoiser: visible_text(denoiser, text, length), extra
+
+
+@generates()
+def infill(
+    text: Annotated[str, typer.Argument(help="The text; ___ or, for three tokens, [3] is a gap.")],
+    given: dict,
+    gap: Annotated[int, typer.Option(help="Tokens of a gap written ___.")] = 1,
+    prompt: Prompt = None,
+    preset: Preset = "quality",
+) -> tuple:
+    """Fill the gaps of TEXT; the words around them are fixed, those to the right are seen too.
+
+    The answer region is the text and a few more positions, unless --answer-length says otherwise.
+    """
+    from lad.diffusion.drafts import INFILL_PROMPT, gapped
+
+    prompt = INFILL_PROMPT if prompt is None else prompt
+    config = replace(settings_of(preset), **given)
+    length = given.get("answer_length")
+    extra = {"preset": preset, "text": text, "prompt": prompt}
+    return prompt, config, lambda denoiser: gapped(denoiser, text, gap, length), extra

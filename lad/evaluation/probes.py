@@ -82,7 +82,7 @@ def visible(
     if kind == "causal":
         return np.tril(np.ones((total, total), dtype=bool))
     lengths = torch.tensor([prompt_length])
-    return attention_mask(lengths, total, kind, target, masked=is_masked)[0, 0].numpy()
+    return attention_mask(lengths, total, kind, target, is_masked=is_masked)[0, 0].numpy()
 
 
 @torch.no_grad()

@@ -156,7 +156,9 @@ DRAWN: dict[str, Drawing] = {
     "settled_share": _study(convergence.settled_shares),
     "settling_order": _study(convergence.settling_order),
     "speed": Drawing("bench.json", throughput.speed, "lad bench"),
-    "true_shape": Drawing("llama-3.1-8b.json", throughput.true_shape, "lad bench-shape --record"),
+    "true_shape": Drawing(
+        "llama-3.1-8b.json", throughput.true_shape, "lad bench --model llama-3.1-8b:random --record"
+    ),
     "ablation": Drawing("ablation.json", ablation, "lad ablate"),
     "benchmarks": Drawing("benchmarks.json", benchmarks.accuracies, "lad benchmark collect"),
     "benchmark_curve": Drawing(

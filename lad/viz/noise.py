@@ -278,12 +278,11 @@ def masked_share(shares: np.ndarray) -> Figure:
 @styled
 def corruption_rates(rates: Sequence[Rate], config: CorruptionConfig | None = None) -> Figure:
     """Expected corruption (lines) against drawn (points with 95 % intervals), over p."""
-    from lad.diffusion.corruption import expected_rates
 
     kinds = list(dict.fromkeys(rate.kind for rate in rates))
     figure = new_figure(1, len(kinds), height=3.2, sharey=True)
     p = np.linspace(0, 1, 51)
-    expected = [expected_rates(float(x), config) for x in p]
+    expected = [config.expected_rates(float(x)) for x in p]
     for axes, kind in zip(figure.axes, kinds, strict=True):
         of_kind = sorted((r for r in rates if r.kind == kind), key=lambda r: r.severity)
         lines = [100 * one[kind] for one in expected]
@@ -298,7 +297,7 @@ def corruption_rates(rates: Sequence[Rate], config: CorruptionConfig | None = No
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     figure.axes[0].set_ylabel("tokens corrupted (%)")
     figure.axes[0].set_ylim(bottom=0)
-    inside = sum(r.low <= expected_rates(r.severity, config)[r.kind] <= r.high for r in rates)
+    inside = sum(r.low <= config.expected_rates(r.severity)[r.kind] <= r.high for r in rates)
     # 19 of 20 intervals should hold it; below 17 of 20 something else than chance is at work.
     verb = "agree with" if inside >= 0.85 * len(rates) else "depart from"
     set_title(

@@ -1,4 +1,4 @@
-"""How fast answers are made: the figures of `lad bench` and `lad bench-shape`.
+"""How fast answers are made: the figures of `lad bench`.
 
     speed        seconds of an answer, milliseconds of an iteration, an answer as it goes on
     true_shape   a large model's iteration against its roofline, and its training on several GPUs
@@ -107,7 +107,8 @@ def _prompts(batch: int) -> str:
 def true_shape(data: Mapping) -> Figure:
     """An iteration's time by its roofline, against the batch; training's rate, against GPUs.
 
-    `data` is what `lad bench-shape --record` and `lad train --dry-run --record` added to one file.
+    `data` is what `lad bench --model llama-3.1-8b:random --record FILE` and `lad train --dry-run
+    --record FILE` added to one file.
     A rate on one number of GPUs is no curve: beside iterations it stands in the details alone.
     """
     iterations = [run for run in data["runs"] if run["kind"] == "iteration"]
@@ -116,7 +117,9 @@ def true_shape(data: Mapping) -> Figure:
     if training and (not iterations or len({run["processes"] for run in training}) > 1):
         panels.append((_training_panel, training))
     if not panels:
-        raise DamagedFile("no runs among these: run `lad bench-shape --record` again")
+        raise DamagedFile(
+            "no runs among these: run `lad bench --model llama-3.1-8b:random --record` again"
+        )
     figure = new_figure(1, len(panels), height=3.8, squeeze=False)
     for axes, (draw, runs) in zip(figure.axes, panels, strict=True):
         draw(axes, runs)

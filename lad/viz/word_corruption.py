@@ -177,8 +177,8 @@ def drawn_rates(
     """How often each kind acts, counted on `rows` answers of `length` tokens at each severity.
 
     Answers that are masked whole are left out: the other kinds act on none of them. A rate is the
-    share of positions, but for "shift" the share of answers, as in `corruption.expected_rates`.
-    The interval is mean ± 1.96 standard errors over the answers, which are independent of one
+    share of positions, but for "shift" the share of answers, as in
+    `CorruptionConfig.expected_rates`. The interval is mean ± 1.96 standard errors over the answers, which are independent of one
     another (neighbouring positions are not).
     """
     config = replace(config or CorruptionConfig(), all_masked=0.0)

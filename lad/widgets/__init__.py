@@ -1,20 +1,22 @@
-"""Explorers for notebooks: controls, a thread, and the pure views and figures beneath them.
+"""Explorers for notebooks: controls, a thread, and the views and figures of `lad.viz` beneath them.
 
-    panel        every control of a refinement, with presets and limits
-    player       a recorded trace, a gallery of them, two side by side: no model, no thread
-    runner       a run in a thread, to watch and to stop
-    refinement   refine an answer live, play its trace, compare it with another
-    mending      a damaged text mended, gaps filled
-    noise        the schedule and the corruption under their controls
-    attention    the masks and what they do to the states
-    benchmark    questions, their options, and how each answer came about
+    controls       a control for every setting, presets, limits
+    player         a recorded trace, a gallery of them, two side by side: no model, no thread
+    runner         a run in a thread, to watch and to stop
+    refinement     refine an answer live, play its trace, compare it with another
+    editing        a corrupted text repaired, gaps filled
+    noise          the schedule and the corruption under their controls
+    attention      the masks and what they do to the states
+    benchmark      questions, their options, and the run behind each answer
+    accessibility  names of controls for screen readers
+    demo           the explorers as a web page
 
 Each explorer has a `.widget`, which a notebook cell shows as its last line.
 """
 
 from importlib import import_module
 
-_ROOMS = {
+_MODULES = {
     "Answered": "benchmark",
     "AttentionExplorer": "attention",
     "Comparison": "player",
@@ -29,11 +31,11 @@ _ROOMS = {
     "TracePlayer": "player",
 }
 
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str):
-    """Import a room when one of its names is first asked for."""
-    if name not in _ROOMS:
+    """Import a module when one of its names is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -21,9 +21,7 @@ from lad.utils import InvalidInput, LADError
 from lad.viz.attention import attention_explorer, effect_sentence
 from lad.viz.html import escape
 from lad.viz.style import show
-from lad.widgets.fields import FIELD, FULL, MEDIUM, ROW, error_html
-
-__all__ = ["AttentionExplorer"]
+from lad.widgets.controls import FIELD, FULL, MEDIUM, ROW, error_html
 
 INDIFFERENT = ("causal", "bidirectional")  # to where the prompt ends, and to the target
 MOST_TOKENS = 24  # more squares than this cannot be told apart
@@ -46,13 +44,13 @@ class AttentionExplorer:
     def __init__(
         self, denoiser: Denoiser | None = None, text: str | None = None, prompt_length: int = 4
     ) -> None:
-        """Measures two masks before it returns: the backbone's own and the one shown first.
+        """Measures two masks before it returns: causal and the denoiser's.
 
         Args:
             denoiser: whose states to measure; by default a random model of two layers, in which
                 masks act as in any other. While a mask is being measured nothing else may switch
                 its adapter off.
-            text: of 3 to 24 tokens, read as it is, without a chat template.
+            text: of 3 to 24 tokens, without a chat template.
             prompt_length: how many of its tokens count as the prompt at first.
         """
         self._denoiser = denoiser or Denoiser.create(load_backbone("tiny"))
@@ -66,7 +64,7 @@ class AttentionExplorer:
         self.tokens = [tokenizer.decode([i]) for i in ids]
         self._measured: dict[tuple, np.ndarray] = {}
         self._lock = threading.Lock()
-        self._wanted: tuple | None = None  # what the thread should measure next
+        self._wanted: tuple | None = None  # what the thread measures next
         self._busy = False
         self._thread: threading.Thread | None = None
         self._build(min(prompt_length, len(ids) - 1))
@@ -75,71 +73,59 @@ class AttentionExplorer:
         self._draw()
 
     def _build(self, prompt_length: int) -> None:
-        t = len(self.tokens)
-        own = self._denoiser.config
+        last = len(self.tokens) - 1
+        config = self._denoiser.config
         self.kind = widgets.ToggleButtons(
-            options=KINDS_OF_ATTENTION, value=own.attention, description="Attention",
+            options=KINDS_OF_ATTENTION, value=config.attention, description="Attention",
             style={**MEDIUM, "button_width": "9em"},
         )  # fmt: skip
         self.target = widgets.Dropdown(
-            options=[(TARGET_WORDS[target], target) for target in TARGETS],
-            value=own.target, description="Target", style=MEDIUM, layout={"width": "34em"},
+            options=[(TARGET_WORDS[target], target) for target in TARGETS], value=config.target,
+            description="Target", style=MEDIUM, layout={"width": "34em"},
         )  # fmt: skip
-        # These start a measurement: only when the slider is let go.
+        # This starts a measurement: only when the slider is let go.
         self.prompt_length = widgets.IntSlider(
-            value=prompt_length, min=1, max=t - 1, description="Prompt (tokens)",
+            value=prompt_length, min=1, max=last, description="Prompt (tokens)",
             continuous_update=False, style=MEDIUM, layout=FIELD,
         )  # fmt: skip
         self.hidden = widgets.IntSlider(
-            value=t - 1, min=0, max=t - 1, description="Hide token", style=MEDIUM,
-            layout=FIELD,
-        )  # fmt: skip
-        self.image = widgets.HTML(layout=FULL)  # an Image widget would have no room for words
+            value=last, min=0, max=last, description="Hide token", style=MEDIUM, layout=FIELD
+        )
+        self.image = widgets.HTML(layout=FULL)  # an Image widget has no alternative text
         self.caption = widgets.HTML(layout=FULL)
         self.message = widgets.HTML(layout=FULL)
         self.progress = widgets.IntProgress(
-            value=t, min=0, max=t, description="Measured", style=MEDIUM
+            value=last + 1, min=0, max=last + 1, description="Measured", style=MEDIUM
         )
         for control in (self.kind, self.target, self.prompt_length):
             control.observe(self._choose, "value")
         self.hidden.observe(self._draw, "value")
+        first = widgets.HBox([self.target, self.prompt_length], layout=ROW)
+        second = widgets.HBox([self.hidden, self.progress], layout=ROW)
         self.widget = widgets.VBox(
-            [
-                self.kind,
-                widgets.HBox([self.target, self.prompt_length], layout=ROW),
-                widgets.HBox([self.hidden, self.progress], layout=ROW),
-                self.message,
-                self.image,
-                self.caption,
-            ],
-            layout=FULL,
+            [self.kind, first, second, self.message, self.image, self.caption], layout=FULL
         )
-        self._grey_out()
-
-    # -- measuring ---------------------------------------------------------------------------------
+        self.target.disabled = self.kind.value in INDIFFERENT
 
     def _key(self, kind: str | None = None) -> tuple:
-        """What the effect depends on; some masks do not ask where the prompt ends."""
+        """What the effect depends on: mask, and for some the prompt length and the target."""
         kind = kind or self.kind.value
         if kind in INDIFFERENT:
-            return (kind,)
+            return (kind, 1, "next")
         return (kind, self.prompt_length.value, self.target.value)
 
     def _measure(self, key: tuple) -> None:
-        kind, prompt_length, target = key if len(key) == 3 else (key[0], 1, "next")
-
         def progress(done: int) -> None:
             self.progress.value = done
             if self._wanted not in (None, key):
                 raise _Outdated
 
-        moves = effects(self._denoiser, self._ids, kind, prompt_length, target, progress=progress)
-        self._measured[key] = moves
+        self._measured[key] = effects(self._denoiser, self._ids, *key, progress=progress)
         self.progress.value = self.progress.max
 
     def _choose(self, _change: object = None) -> None:
-        """Another mask was picked: show it, or have it measured first."""
-        self._grey_out()
+        """Show the mask that was picked, or start to measure it."""
+        self.target.disabled = self.kind.value in INDIFFERENT
         self.message.value = ""
         with self._lock:
             self._wanted = key = self._key()
@@ -150,13 +136,13 @@ class AttentionExplorer:
         self._draw()
 
     def _work(self) -> None:
-        """Measure what is wanted until it is there; a change of mind gives up what was begun."""
+        """Measure what is wanted until it is there; another choice ends what was begun."""
         try:
             while (key := self._next()) is not None:
                 with contextlib.suppress(_Outdated):
                     self._measure(key)
             self._draw()
-        except Exception as error:  # a thread's traceback would be seen by nobody
+        except Exception as error:  # a traceback of a thread would not reach the page
             self._busy = False
             name = "" if isinstance(error, LADError) else f"{type(error).__name__}: "
             self.caption.value = ""
@@ -170,15 +156,10 @@ class AttentionExplorer:
             return self._wanted
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until what was asked for is measured; False if not within `timeout` seconds."""
+        """Wait until the chosen mask is measured; False if not within `timeout` seconds."""
         if self._thread is not None:
             self._thread.join(timeout)
         return not self._busy
-
-    # -- showing -----------------------------------------------------------------------------------
-
-    def _grey_out(self) -> None:
-        self.target.disabled = self.kind.value in INDIFFERENT
 
     def _draw(self, _change: object = None) -> None:
         moves = self._measured.get(self._key())

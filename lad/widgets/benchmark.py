@@ -15,7 +15,7 @@ from lad.diffusion.trace import Trace
 from lad.evaluation.tasks import LETTERS, Question, parse_letter
 from lad.utils import InvalidInput
 from lad.viz.html import escape
-from lad.widgets.fields import ROW
+from lad.widgets.controls import ROW
 from lad.widgets.player import TracePlayer
 
 OUTCOMES = ("right", "wrong", "unparsable")

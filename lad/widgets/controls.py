@@ -1,74 +1,55 @@
-"""Every control of a refinement, in plain groups, with presets and with limits.
+"""A control for every setting of a refinement, made from its description; presets and limits.
 
-The three of the authors' demo come first: iterations, disable intermediate noising, and (with the
-player) the pause. All the others are folded away under "All controls". A preset sets them all;
-moving one afterwards says "custom".
+`make_control` turns one row of `lad.utils.describe` into a widget: label, range, step, choices and
+help. `Controls` holds one for each field of `RefineConfig`. The three controls of the authors' demo
+come first: iterations, disable intermediate noising, and (with the player) the pause. The others
+are folded away under "All controls". A preset sets them all; moving one afterwards shows "custom".
+
+Layouts, styles and the error message that the explorers share are here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import ipywidgets as widgets
 
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig
-from lad.utils import InvalidInput
-from lad.widgets.fields import LONG, WIDE, choice, number, slider
+from lad.utils import InvalidInput, describe
+from lad.viz.html import escape
 
-__all__ = ["CUSTOM", "ControlPanel", "Limits"]
-
-CUSTOM = "custom"
-
-# Steps of the iterations slider: even ones would crowd the useful numbers at its left end.
-ITERATIONS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-SIZES = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-ADDED = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-CONTEXTS = (16, 32, 64, 128, 256, 512, 1024, 2048)
-STRATEGIES = (
-    ("confidence-guided", "guided"),
-    ("random", "random"),
-    ("below a threshold", "threshold"),
-)
-GROUPS = {
-    "Noise between iterations": (
-        "remasking",
-        "noise_start",
-        "sharpness",
-        "noise_clipping",
-        "clustering",
-        "confidence_threshold",
-        "isolated_threshold",
-        "window",
-        "repeats",
-        "permanent",
-    ),
-    "Drawing a token": ("temperature", "top_k", "top_p", "seed"),
-    "Length and end": ("answer_length", "context", "eos_bias", "added_tokens", "patience"),
-}
-# Controls that only some strategies look at.
-USED_BY = {
-    "noise_start": ("random", "guided"),
-    "sharpness": ("random", "guided"),
-    "clustering": ("random", "guided"),
-    "noise_clipping": ("guided",),
-    "confidence_threshold": ("threshold",),
-    "isolated_threshold": ("threshold",),
-    "window": ("threshold",),
-    "permanent": ("random", "guided", "threshold"),
-    "repeats": ("none", "random", "guided", "threshold"),
-}
-
-_SHORT = {"description_width": "5em"}
-_COLUMNS = {
+# Layouts
+WIDE = {"width": "auto"}
+FULL = {"width": "100%"}
+FIELD = {"width": "26em"}
+ROW = {"flex_flow": "row wrap", "align_items": "center"}
+SPACED = ROW | {"grid_gap": "0 16px"}
+COLUMNS = {
     "grid_template_columns": "repeat(auto-fit, minmax(min(22em, 100%), 1fr))",
     "grid_gap": "2px 24px",
 }
+# Styles: the width of a control's label
+SHORT = {"description_width": "6em"}
+MEDIUM = {"description_width": "9em"}
+LONG = {"description_width": "11em"}
+
+CUSTOM = "custom"
+SETTINGS = describe(RefineConfig)
+# Whole numbers that a list or a slider offers: 1, 2, 3, 4, 6, 8, 12, ...; all would be too many.
+SIZES = sorted({n << k for n in (1, 2, 3) for k in range(11)} | {2048})
+
+
+def error_html(text: str) -> str:
+    """An error as an explorer shows it; `lad.report` searches for this mark."""
+    return f'<div role="alert"><b>Error:</b> {escape(text)}</div>'
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one run may take, where strangers press Run.
+    """How much one run may take, for pages that strangers visit.
 
     Attributes:
         iterations, answer_length, context: most of each; at most the ranges of `RefineConfig`.
@@ -93,11 +74,7 @@ class Limits:
         )
 
     def check(self, text: str) -> str:
-        """The text, if it is short enough.
-
-        Raises:
-            InvalidInput: it is not.
-        """
+        """The text, if it is short enough; raises InvalidInput if not."""
         if len(text) > self.characters:
             raise InvalidInput(
                 f"a text of {len(text):,} characters: expected at most {self.characters:,}; "
@@ -106,166 +83,151 @@ class Limits:
         return text
 
 
-class ControlPanel:
+def make_control(
+    field: Mapping, value: object, most: int | None = None, **traits: object
+) -> widgets.ValueWidget:
+    """The widget of one setting, as `lad.utils.describe` describes it.
+
+    Args:
+        field: the description. The group "Basics" has a slider over a few numbers, an optional
+            number a list that begins with "none", a Literal a list of its values.
+        value: what it shows at first.
+        most: upper limit, where it is lower than that of the setting.
+        traits: of the widget, such as `layout`.
+    """
+    words = {"description": field["label"], "tooltip": field["help"]}
+    traits = words | {"layout": WIDE, "style": LONG} | traits
+    kinds = (field["type"], *get_args(field["type"]))
+    low, high = field["low"], field["high"]
+    if high is not None:
+        high = min(high, most or 2**31 - 1)
+    if bool in kinds:
+        return widgets.Checkbox(value=value, indent=False, **traits)
+    if float in kinds:
+        step = field["step"]
+        low = step * math.ceil(low / step)  # steps are counted from here
+        return widgets.FloatSlider(value=value, min=low, max=high, step=step, **traits)
+    if field["choices"]:
+        options = [(choice, choice) for choice in field["choices"]]
+    elif type(None) in kinds or field["group"] == "Basics":
+        options = [("none", None)] * (type(None) in kinds)
+        options += [(str(n), n) for n in sorted({*SIZES, high}) if low <= n <= high]
+    else:
+        return widgets.BoundedIntText(value=value, min=low, max=high, **traits)
+    kind = widgets.SelectionSlider if field["group"] == "Basics" else widgets.Dropdown
+    control = kind(options=options, **traits)
+    set_value(control, value)
+    return control
+
+
+def set_value(control: widgets.ValueWidget, value: object) -> None:
+    """Move a control to a value; a number that a list lacks is added in its place."""
+    if not isinstance(control, widgets.Dropdown | widgets.SelectionSlider):
+        control.value = value
+        return
+    if value not in [option for _, option in control.options]:
+        more = [*control.options, (str(value), value)]
+        control.options = sorted(more, key=lambda pair: -1 if pair[1] is None else pair[1])
+    # By index: ipywidgets takes the value None for "nothing chosen" and would show a blank.
+    control.index = [option for _, option in control.options].index(value)
+
+
+class Controls:
     """The controls of `RefineConfig`.
 
     Attributes:
+        controls: name of a `RefineConfig` field -> its widget.
         preset: name of the preset that the controls stand at, or "custom".
-        noiseless: the box "disable intermediate noising".
-        controls: name of a `RefineConfig` field -> its widget; `remasking` is "none" while
-            `noiseless` is ticked and else what the dropdown says.
-        every: the folded part, with all but `preset`, `noiseless` and the iterations.
+        noiseless: the box "disable intermediate noising"; ticked while `remasking` is "none".
+        folded: all but `preset`, `noiseless` and the group "Basics", under "All controls".
     """
 
     def __init__(self, config: RefineConfig | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._loading = False
-        self._build(self.limits.apply(config or RefineConfig()))
-
-    def _build(self, config: RefineConfig) -> None:
-        most = self.limits
+        config = self.limits.apply(config or RefineConfig())
+        values = config.to_dict()
+        self.controls = {
+            name: make_control(field, values[name], getattr(self.limits, name, None))
+            for name, field in SETTINGS.items()
+        }
+        for name, field in SETTINGS.items():
+            if field["group"] == "Basics":  # these stand in a row with the preset
+                self.controls[name].style, self.controls[name].layout = SHORT, {"width": "20em"}
         self.preset = widgets.Dropdown(
-            options=[*PRESETS, CUSTOM], value=CUSTOM, description="Preset", style=_SHORT,
+            options=[*PRESETS, CUSTOM], value=CUSTOM, description="Preset", style=SHORT,
             layout={"width": "16em"},
         )  # fmt: skip
         self.noiseless = widgets.Checkbox(
-            value=config.remasking == "none", description="disable intermediate noising",
-            indent=False, layout={"width": "17em"},
+            description="disable intermediate noising", indent=False, layout={"width": "17em"},
+            tooltip=SETTINGS["remasking"]["help"],
         )  # fmt: skip
-        steps = {*ITERATIONS, config.iterations, most.iterations}
-        steps |= {preset.iterations for preset in PRESETS.values()}
-        self.controls = {
-            "iterations": widgets.SelectionSlider(
-                options=sorted(n for n in steps if n <= most.iterations),
-                value=config.iterations, description="Iterations", style=_SHORT,
-                layout={"width": "20em"},
-            ),
-            "remasking": widgets.Dropdown(
-                options=STRATEGIES,
-                value="guided" if config.remasking == "none" else config.remasking,
-                description="Positions to mask", style=LONG, layout=WIDE,
-            ),
-            "noise_start": slider(config, "noise_start", "Noise start", 0.05),
-            "sharpness": slider(config, "sharpness", "Sharpness", 0.1, low=0.1),
-            "noise_clipping": slider(config, "noise_clipping", "Noise clipping", 0.01),
-            "clustering": slider(config, "clustering", "Clustering", 0.05),
-            "confidence_threshold": slider(config, "confidence_threshold", "Threshold", 0.01),
-            "isolated_threshold": slider(config, "isolated_threshold", "Beside an unknown", 0.01),
-            "window": choice(config, "window", "Window", SIZES),
-            "repeats": widgets.Dropdown(
-                options=[("leave them", "allow"), ("mask one again", "remask"),
-                         ("put another there", "replace")],
-                value=config.repeats, description="Repeated tokens", style=LONG, layout=WIDE,
-            ),
-            "permanent": _box("permanent unmasking", config.permanent),
-            "temperature": slider(config, "temperature", "Temperature", 0.05),
-            "top_k": number(config, "top_k", "Top-k"),
-            "top_p": slider(config, "top_p", "Top-p", 0.01),
-            "seed": number(config, "seed", "Seed"),
-            "answer_length": number(config, "answer_length", "Answer length", most.answer_length),
-            "context": choice(
-                config, "context", "Context window",
-                tuple(n for n in CONTEXTS if n <= most.context), "the adapter's own",
-            ),
-            "eos_bias": slider(config, "eos_bias", "EOS bias", 0.1),
-            "added_tokens": choice(config, "added_tokens", "Added tokens", ADDED),
-            "patience": number(config, "patience", "Patience (0: go on)"),
-        }  # fmt: skip
-        self.preset.observe(self._choose, "value")
-        for control in (self.noiseless, *self.controls.values()):
-            control.observe(self._changed, "value")
+        self._strategy = "guided"  # to go back to when the box is unticked
+        self.preset.observe(self._choose_preset, "value")
+        self.noiseless.observe(self._switch_noise, "value")
+        self.observe(self._changed)
         parts = []
-        for title, names in GROUPS.items():
-            grid = widgets.GridBox([self.controls[name] for name in names], layout=_COLUMNS)
-            parts += [widgets.HTML(f"<strong>{title}</strong>"), grid]
-        self.every = widgets.Accordion(
+        for group in dict.fromkeys(field["group"] for field in SETTINGS.values()):
+            if group != "Basics":
+                members = [self.controls[n] for n, f in SETTINGS.items() if f["group"] == group]
+                grid = widgets.GridBox(members, layout=COLUMNS)
+                parts += [widgets.HTML(f"<strong>{group}</strong>"), grid]
+        self.folded = widgets.Accordion(
             children=[widgets.VBox(parts)], titles=["All controls"], selected_index=None
         )
         self._changed()
 
     def observe(self, handler: Callable[[object], object]) -> None:
         """Call `handler` whenever a control was moved."""
-        for control in (self.noiseless, *self.controls.values()):
+        for control in self.controls.values():
             control.observe(handler, "value")
 
     @property
     def config(self) -> RefineConfig:
-        """What the controls say.
-
-        Raises:
-            InvalidInput: a value outside its range.
-        """
-        values = {name: control.value for name, control in self.controls.items()}
-        if self.noiseless.value:
-            values["remasking"] = "none"
-        return RefineConfig(**values)
+        """What the controls are set to; raises InvalidInput for a value outside its range."""
+        return RefineConfig(**{name: control.value for name, control in self.controls.items()})
 
     def load(self, config: RefineConfig) -> None:
         """Move every control to where these settings say, as far as the limits allow."""
-        values = self.limits.apply(config).to_dict()
         self._loading = True
         try:
-            self.noiseless.value = values["remasking"] == "none"
-            if self.noiseless.value:
-                del values["remasking"]
-            for name, value in values.items():
-                control = self.controls[name]
-                if isinstance(control, widgets.SelectionSlider):
-                    _include(control, value)
-                    control.value = value
-                elif name in ("window", "added_tokens", "context"):
-                    _include(control, value)
-                    control.index = [option for _, option in control.options].index(value)
-                else:
-                    control.value = value
+            for name, value in self.limits.apply(config).to_dict().items():
+                set_value(self.controls[name], value)
         finally:
             self._loading = False
         self._changed()
 
-    def _choose(self, _change: object = None) -> None:
+    def _choose_preset(self, _change: object = None) -> None:
         if not self._loading and self.preset.value != CUSTOM:
             self.load(PRESETS[self.preset.value])
 
+    def _switch_noise(self, _change: object = None) -> None:
+        if not self._loading:
+            self.controls["remasking"].value = "none" if self.noiseless.value else self._strategy
+
     def _changed(self, _change: object = None) -> None:
-        """Name the preset that the controls stand at, and switch off what would have no effect."""
+        """Name the preset that the controls stand at; switch off what would have no effect."""
         if self._loading:
             return
+        remasking = self.controls["remasking"].value
+        if remasking != "none":
+            self._strategy = remasking
         try:
             config = self.config
-        except InvalidInput:  # said when Run is pressed
+        except InvalidInput:  # shown when Run is pressed
             config = None
-        names = [name for name, own in PRESETS.items() if self._same(own, config)]
         self._loading = True
-        self.preset.value = names[0] if names else CUSTOM
+        self.noiseless.value = remasking == "none"
+        same = (name for name, preset in PRESETS.items() if self._is_at(preset, config))
+        self.preset.value = next(same, CUSTOM)
         self._loading = False
-        remasking = "none" if self.noiseless.value else self.controls["remasking"].value
-        self.controls["remasking"].disabled = self.noiseless.value
-        for name, strategies in USED_BY.items():
-            self.controls[name].disabled = remasking not in strategies
+        for name, field in SETTINGS.items():
+            self.controls[name].disabled = remasking not in field.get("used_by", (remasking,))
         for name in ("top_k", "top_p"):
             self.controls[name].disabled = self.controls["temperature"].value == 0
 
-    def _same(self, preset: RefineConfig, config: RefineConfig | None) -> bool:
-        """Whether the controls can be told from the preset; the seed is anybody's."""
+    def _is_at(self, preset: RefineConfig, config: RefineConfig | None) -> bool:
+        """Whether these are the preset's settings, whatever the seed."""
         if config is None:
             return False
         return self.limits.apply(replace(preset, seed=config.seed)) == config
-
-
-def _box(text: str, value: bool) -> widgets.Checkbox:
-    return widgets.Checkbox(value=value, description=text, indent=False, layout=WIDE)
-
-
-def _include(control: widgets.Dropdown | widgets.SelectionSlider, value: int | None) -> None:
-    """Add a value to the options of a control, at its place in their order."""
-    pairs = [o if isinstance(o, tuple) else (str(o), o) for o in control.options]
-    if value in [option for _, option in pairs]:
-        return
-    plain = not isinstance(control.options[0], tuple)
-    numbers = sorted([option for _, option in pairs if option is not None] + [value])
-    if plain:
-        control.options = numbers
-    else:
-        control.options = [pair for pair in pairs if pair[1] is None] + [
-            (str(n), n) for n in numbers
-        ]

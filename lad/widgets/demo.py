@@ -1,28 +1,31 @@
 """The demo page: the explorers alone, served by Voila, with no code shown.
 
-Each visitor has a kernel of their own, so two at once do not disturb one another. What a visitor
-can ask for is bounded: iterations, window and seconds of a run, characters of a text, and how many
-visitors there may be. Closing the page ends its kernel and with it the run; a page that nobody
-touches for a while is ended too, since a browser that crashes does not say goodbye.
+Each browser session has a kernel, so two at once do not disturb one another. What a session can
+use is bounded: iterations, window and seconds of a run, characters of a text, and the number of
+sessions. Closing the page ends its kernel and with it the run; a page that is not used for a while
+is ended too, since a browser that crashes does not close its page.
 
-It listens on the loopback address unless told otherwise. Needs the `notebooks` extra.
+It listens on the loopback address by default. Needs the `notebooks` extra.
 
 Reference: Voila, https://voila.readthedocs.io (configuration, kernel culling).
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 
 import nbformat
 from ipywidgets import Tab, Widget
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from tornado.web import HTTPError
+from traitlets import Int
+from traitlets.config import Config
 
 from lad.diffusion.adapter import load_denoiser
-from lad.diffusion.config import RefineConfig
 from lad.models.registry import Backbone, get_backbone
 from lad.utils import InvalidInput
 from lad.viz.gallery import gallery
@@ -31,22 +34,26 @@ from lad.widgets.editing import InfillExplorer, RepairExplorer
 from lad.widgets.refinement import RefinementExplorer
 from lad.widgets.runner import Loader
 
-__all__ = ["LIMITS", "configuration", "make_page", "serve", "write_notebook"]
-
 LIMITS = Limits(iterations=128, answer_length=128, context=512, seconds=60, characters=2000)
-IDLE = 600  # seconds until a page that nobody touches is ended
-VISITORS = 8  # each takes about a gigabyte: a kernel with the model in it
-SMALL = 10**9  # parameters; of larger models one visitor's may fill a GPU
+IDLE = 600  # seconds until an unused page is ended
+SESSIONS = 8  # each takes about a gigabyte: a kernel with the model in it
+SMALL = 10**9  # parameters; one larger model may fill a GPU
 
-WELCOME = """# LAD: a whole answer at once, draft after draft
+CODE = """from lad.widgets.accessibility import name_controls
+from lad.widgets.demo import make_page
+display(name_controls(), make_page({model!r}, {adapter!r}, {device!r}))"""
 
-A language model usually writes word by word. This one drafts the whole answer in one go and then
-improves it: press **Run** and watch. Green and underlined is what changed, red and struck is what
-is hidden again before the next draft. Afterwards the slider steps through all that happened.
 
-{model} Its mistakes are shown as they are. One run may take
-{iterations} iterations, {answer_length} positions and {seconds} seconds.
-"""
+class SessionManager(AsyncMappingKernelManager):
+    """Voila's kernel manager, which refuses a session when there are `most` already."""
+
+    most = Int(SESSIONS, config=True, help="kernels at a time")
+
+    async def start_kernel(self, **kwargs: object) -> str:
+        """Start a kernel, unless there are `most`."""
+        if len(self.list_kernel_ids()) >= self.most:
+            raise HTTPError(503, "The demo is full: please come back in a few minutes.")
+        return await super().start_kernel(**kwargs)
 
 
 def make_page(
@@ -55,29 +62,27 @@ def make_page(
     device: str = "cpu",
     limits: Limits = LIMITS,
 ) -> Widget:
-    """The page's widget; the model is loaded in the background while the visitor reads."""
+    """The page's widget; the model is loaded in the background while the welcome is read."""
     loader = Loader(lambda: load_denoiser(model, adapter, device))
 
     def load() -> None:
-        with suppress(Exception):  # said at the first run, which tries again
+        with suppress(Exception):  # the first run tries again, and shows the error
             loader.get()
 
     threading.Thread(target=load, daemon=True).start()
-    start = RefineConfig()
-    own = get_backbone(model).name
-    recorded = {name: x for name, x in gallery().items() if x.provenance.get("model") == own}
+    name = get_backbone(model).name
+    recorded = {key: run for key, run in gallery().items() if run.provenance.get("model") == name}
+    models = {model: loader.get}
     explorers = {
-        "Ask": RefinementExplorer(
-            models={model: loader.get}, config=start, pause=0.1, gallery=recorded, limits=limits
-        ),
-        "Mend a text": RepairExplorer(loader.get, limits=limits),
+        "Refine": RefinementExplorer(models=models, pause=0.1, gallery=recorded, limits=limits),
+        "Repair a text": RepairExplorer(loader.get, limits=limits),
         "Fill gaps": InfillExplorer(loader.get, limits=limits),
     }
     return Tab([explorer.widget for explorer in explorers.values()], titles=list(explorers))
 
 
 def about(backbone: Backbone) -> str:
-    """A sentence or two for visitors: which model this is, and what to expect of its size."""
+    """A sentence or two for the page: which model this is, and what to expect of its size."""
     count = backbone.parameters
     if not count:
         return f"The model is {backbone.name}."
@@ -87,32 +92,23 @@ def about(backbone: Backbone) -> str:
     return f"The model is {backbone.name}, of {size} parameters.{expect}"
 
 
-def usual_visitors(backbone: Backbone) -> int:
-    """Most visitors at once unless told otherwise: each has a model of their own in memory."""
-    return VISITORS if 0 < backbone.parameters < SMALL else 1
+def default_sessions(backbone: Backbone) -> int:
+    """Most sessions at once by default: each has a model in memory."""
+    return SESSIONS if 0 < backbone.parameters < SMALL else 1
 
 
 def write_notebook(
     folder: Path, model: str, adapter: Path | None, device: str, limits: Limits = LIMITS
 ) -> Path:
-    """The notebook that Voila shows: a welcome, and one cell whose source nobody sees."""
-    chosen = None if adapter is None else str(adapter.absolute())
-    code = (
-        "from lad.widgets.demo import make_page\nfrom lad.widgets.accessibility import name_controls\n"
-        f"display(name_controls(), make_page({model!r}, {chosen!r}, {device!r}))"
-    )
-    words = WELCOME.format(
-        model=about(get_backbone(model)),
-        iterations=limits.iterations,
-        answer_length=limits.answer_length,
-        seconds=limits.seconds,
-    )
+    """The notebook that Voila shows: a welcome, and one cell whose source is not shown."""
+    path_of_adapter = None if adapter is None else str(adapter.absolute())
+    welcome = files("lad").joinpath("assets", "demo.md").read_text(encoding="utf-8")
+    words = welcome.format(model=about(get_backbone(model)), **vars(limits))
+    code = CODE.format(model=model, adapter=path_of_adapter, device=device)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_markdown_cell(words), nbformat.v4.new_code_cell(code)],
-        metadata={
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-            "title": "LAD",
-        },
+        metadata={"kernelspec": kernel, "title": "LAD"},
     )
     path = folder / "lad.ipynb"
     nbformat.write(notebook, path)
@@ -120,7 +116,7 @@ def write_notebook(
 
 
 def configuration(
-    host: str, port: int, idle: float = IDLE, visitors: int = VISITORS
+    host: str, port: int, idle: float = IDLE, sessions: int = SESSIONS
 ) -> dict[str, dict]:
     """Voila's settings, as traitlets takes them: class -> trait -> value."""
     return {
@@ -128,9 +124,9 @@ def configuration(
             "ip": host,
             "port": port,
             "open_browser": False,
-            # A page says goodbye by a POST without a token, which would be refused, and the kernel
-            # of a visitor who has left would go on. All that a POST can reach here is the end of a
-            # kernel whose random id one knows.
+            # A page that is closed sends a POST without a token, which would be refused, and its
+            # kernel would go on. All that a POST can reach here is the end of a kernel whose random
+            # id one knows.
             "tornado_settings": {"disable_check_xsrf": True},
         },
         "VoilaConfiguration": {
@@ -141,9 +137,9 @@ def configuration(
                 "@jupyter-widgets/jupyterlab-manager",
                 "@voila-dashboards/widgets-manager8",
             ],
-            "multi_kernel_manager_class": "lad.widgets.visitors.Visitors",
+            "multi_kernel_manager_class": "lad.widgets.demo.SessionManager",
         },
-        "Visitors": {"most": visitors},
+        "SessionManager": {"most": sessions},
         # A kernel is idle while no message passes; a run sends one with every iteration.
         "MappingKernelManager": {
             "cull_idle_timeout": round(max(idle, 1)),
@@ -161,31 +157,25 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8866,
     idle: float = IDLE,
-    visitors: int | None = None,
+    sessions: int | None = None,
 ) -> None:
     """Serve the page until interrupted.
 
     Args:
-        visitors: most at once; `usual_visitors` by default.
+        sessions: most at once; `default_sessions` by default.
 
     Raises:
-        InvalidInput: Voila is not installed, an unknown model, or a number out of range.
+        InvalidInput: an unknown model, or a number out of range.
     """
-    visitors = usual_visitors(get_backbone(model)) if visitors is None else visitors
+    sessions = default_sessions(get_backbone(model)) if sessions is None else sessions
     if not 1 <= port <= 65535:
         raise InvalidInput(f"port = {port}: expected a whole number from 1 to 65535")
-    if visitors < 1:
-        raise InvalidInput(f"visitors = {visitors}: expected a whole number from 1 up")
-    try:
-        from traitlets.config import Config
-        from voila.app import Voila
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"no Voila in {sys.executable}: expected the notebooks extra; "
-            "install it with `pip install lad[notebooks]`, or use `make demo`"
-        ) from error
+    if sessions < 1:
+        raise InvalidInput(f"sessions = {sessions}: expected a whole number from 1 up")
+    from voila.app import Voila  # here, because a page's kernel does not need it
+
     with tempfile.TemporaryDirectory(prefix="lad-demo-") as folder:
         notebook = write_notebook(Path(folder), model, adapter, device)
         print(f"The demo page will be at http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
-        settings = Config(configuration(host, port, idle, visitors))
+        settings = Config(configuration(host, port, idle, sessions))
         Voila.launch_instance(argv=[str(notebook)], config=settings)

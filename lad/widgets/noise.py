@@ -1,33 +1,32 @@
-"""Explorers of the noise: the schedule between iterations, and the damage of training.
+"""Explorers of the noise: the schedule between iterations, and the corruption of training.
 
 Neither needs a model, and both redraw within a tenth of a second or so, so they follow a slider.
 
     ScheduleExplorer     sharpness, noise start, iterations, answer length -> masks an iteration
-    CorruptionExplorer   your own sentence under any mixture of the five kinds of noise
+    CorruptionExplorer   a sentence under any mixture of the five kinds of noise
 """
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import ipywidgets as widgets
+from jinja2 import Environment
 
 from lad.diffusion.config import KINDS, CorruptionConfig
-from lad.diffusion.corruption import expected_rates
 from lad.diffusion.schedule import mask_counts
 from lad.utils import LADError
-from lad.viz.html import escape
 from lad.viz.noise import EXPLANATIONS, schedule_curve, schedule_sentence
 from lad.viz.style import COLORS, show, tint
 from lad.viz.word_corruption import ALL_KINDS, Corrupted, Rate, Sentence, corrupt, drawn_rates
-from lad.widgets.fields import FIELD, FULL, MEDIUM, ROW, error_html
-
-__all__ = ["CorruptionExplorer", "ScheduleExplorer", "counts_html", "damage_html", "rates_html"]
+from lad.widgets.controls import FIELD, FULL, MEDIUM, ROW, SETTINGS, error_html, make_control
 
 DRAWS = 400  # for the table's averages
-ENDS = 3  # END tokens after the sentence: training damages them too
+ENDS = 3  # END tokens after the sentence: training corrupts them too
 
 
 class ScheduleExplorer:
-    """The noising schedule under its four controls.
+    """The noise schedule under its four controls.
 
     Attributes:
         widget: what a notebook cell shows.
@@ -42,19 +41,17 @@ class ScheduleExplorer:
         iterations: int = 16,
         answer_length: int = 64,
     ) -> None:
-        def slider(kind: type, value: float, low: float, high: float, step: float, text: str):
-            return kind(
-                value=value, min=low, max=high, step=step, description=text, style=MEDIUM,
-                layout=FIELD,
-            )  # fmt: skip
-
-        floats, whole = widgets.FloatSlider, widgets.IntSlider
-        self.sharpness = slider(floats, sharpness, 0.5, 20, 0.5, "Sharpness")
-        self.noise_start = slider(floats, noise_start, 0, 1, 0.05, "Noise start")
-        self.iterations = slider(whole, iterations, 1, 128, 1, "Iterations")
-        self.answer_length = slider(whole, answer_length, 1, 256, 1, "Answer (tokens)")
+        traits = {"style": MEDIUM, "layout": FIELD}
+        self.sharpness = make_control(SETTINGS["sharpness"], sharpness, **traits)
+        self.noise_start = make_control(SETTINGS["noise_start"], noise_start, **traits)
+        self.iterations = widgets.IntSlider(
+            value=iterations, min=1, max=128, description="Iterations", **traits
+        )
+        self.answer_length = widgets.IntSlider(
+            value=answer_length, min=1, max=256, description="Answer (tokens)", **traits
+        )
         controls = [self.sharpness, self.noise_start, self.iterations, self.answer_length]
-        self.image = widgets.HTML(layout=FULL)  # an Image widget would have no room for words
+        self.image = widgets.HTML(layout=FULL)  # an Image widget has no alternative text
         self.text = widgets.HTML(layout=FULL)
         for control in controls:
             control.observe(self._draw, "value")
@@ -86,10 +83,10 @@ def counts_html(counts: list[int]) -> str:
 
 
 class CorruptionExplorer:
-    """Your own sentence under the noise of training, and how often each kind ought to strike.
+    """A sentence under the noise of training, and how often each kind is expected to strike.
 
-    Words stand in for tokens, see `lad.viz.word_corruption`. One answer in ten is masked whole in training; that
-    is left out here, since there is nothing to see.
+    Words stand for tokens, see `lad.viz.word_corruption`. One answer in ten is masked whole in
+    training; that is left out, since there is nothing to see.
 
     Attributes:
         widget: what a notebook cell shows.
@@ -147,7 +144,7 @@ class CorruptionExplorer:
 
     @property
     def config(self) -> CorruptionConfig:
-        """The noise that the checkboxes describe: training's, less what is not ticked."""
+        """The noise of training without the kinds that are not ticked."""
         return CorruptionConfig(
             all_masked=0.0,
             mask_probability=CorruptionConfig.mask_probability * self.kinds["mask"].value,
@@ -173,60 +170,24 @@ class CorruptionExplorer:
         self.table.value = rates_html(self.damage, rates, config)
 
 
-_STYLE = """
-.lad-noise { line-height: 1.2; }
-.lad-noise .lad-tokens { display: flex; flex-wrap: wrap; gap: 3px; margin: 0.4em 0; }
-.lad-noise .lad-token { display: inline-flex; flex-direction: column; align-items: center;
-  border: 1px solid #8a8a8a; border-radius: 3px; padding: 2px 5px; font-family: monospace;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
-.lad-noise .lad-token small { font-size: 0.75em; min-height: 1.2em; font-family: sans-serif; }
-.lad-noise .lad-mask bdi { text-decoration: line-through; }
-.lad-noise table { border-collapse: collapse; }
-.lad-noise caption { text-align: left; font-weight: bold; padding: 0.3em 0; }
-.lad-noise th, .lad-noise td { padding: 0.15em 1em 0.15em 0; text-align: right;
-  border-top: 1px solid #8a8a8a; }
-.lad-noise th[scope=row] { text-align: left; }
-"""
+def _colors(kind: str) -> tuple[str, str]:
+    line = COLORS["masked" if kind == "mask" else kind]
+    return line, f"rgb({', '.join(str(round(255 * part)) for part in tint(line, 0.35))})"
 
 
-def _kind_style(kind: str) -> str:
-    color = COLORS["masked" if kind == "mask" else kind]
-    red, green, blue = (round(255 * channel) for channel in tint(color, 0.35))
-    return (
-        f".lad-noise .lad-{kind} {{ color: #000; border: 2px solid {color}; "
-        f"background: rgb({red}, {green}, {blue}); }}\n"
-    )
-
-
-_STYLE += "".join(map(_kind_style, ALL_KINDS))
-
-
-def _page(*fragments: str) -> str:
-    return f'<div class="lad-noise"><style>{_STYLE}</style>{"".join(fragments)}</div>'
+_ENVIRONMENT = Environment(autoescape=True)
+_ENVIRONMENT.globals |= {"zip": zip, "colors": {kind: _colors(kind) for kind in ALL_KINDS}}
+_VIEWS = _ENVIRONMENT.from_string(
+    files("lad").joinpath("assets", "corruption.html").read_text(encoding="utf-8")
+).module
 
 
 def damage_html(damage: Corrupted) -> str:
-    """Both rows of a damaged sentence; under each touched token the kind of noise that shows."""
-
-    def tokens(pieces: tuple[str, ...], kinds: tuple[str, ...], name: str) -> str:
-        cells = "".join(
-            f'<span class="lad-token{f" lad-{kind}" if kind else ""}">'
-            f"<bdi>{escape(piece)}</bdi><small>{kind}</small></span>"
-            for piece, kind in zip(pieces, kinds, strict=True)
+    """Both rows of a corrupted sentence; under each touched token the kind of noise that shows."""
+    return str(
+        _VIEWS.corruption(
+            damage.before, damage.after, damage.shown, damage.changed, sum(damage.masked)
         )
-        return f'<div class="lad-tokens" role="group" aria-label="{name}">{cells}</div>'
-
-    t = len(damage.before)
-    words = (
-        f"{damage.changed} of {t} tokens differ from the original, {sum(damage.masked)} of them "
-        f"hidden behind MASK."
-    )
-    return _page(
-        "<div>before</div>",
-        tokens(damage.before, ("",) * t, "the sentence before"),
-        "<div>after</div>",
-        tokens(damage.after, damage.shown, "the sentence after"),
-        f"<div>{words}</div>",
     )
 
 
@@ -234,26 +195,15 @@ def rates_html(damage: Corrupted, rates: list[Rate], config: CorruptionConfig) -
     """A table: how much each kind of noise is expected to touch, touched now, and on average."""
     if not rates:
         return ""
-    expected = expected_rates(rates[0].severity, config)
+    severity = rates[0].severity
+    expected = config.expected_rates(severity)
     rows = []
     for rate in rates:
-        now = damage.shares[rate.kind]
+        name, drawn = rate.kind, f"{100 * damage.shares[rate.kind]:.0f} %"
         if rate.kind == "shift":
-            here = "yes" if now else "no"
             name = "shift (share of sentences)"
-        else:
-            here, name = f"{100 * now:.0f} %", rate.kind
-        rows.append(
-            f'<tr><th scope="row">{name}</th><td>{100 * expected[rate.kind]:.1f} %</td>'
-            f"<td>{here}</td><td>{100 * rate.mean:.1f} % "
-            f"({100 * max(rate.low, 0):.1f} to {100 * rate.high:.1f})</td></tr>"
-        )
-    return _page(
-        f"<table><caption>Tokens touched at p = {rates[0].severity:g}</caption><thead><tr>"
-        '<th scope="col"></th><th scope="col">expected</th><th scope="col">this draw</th>'
-        f'<th scope="col">mean of {DRAWS} draws (95 % interval)</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
-        "<div>Expected is for long answers. In a short one the first and the last token have one "
-        "neighbour only, and the number of masks is rounded down, so its means lie a little lower."
-        "</div>"
-    )
+            drawn = "yes" if damage.shares[rate.kind] else "no"
+        interval = f"{100 * max(rate.low, 0):.1f} to {100 * rate.high:.1f}"
+        mean = f"{100 * rate.mean:.1f} % ({interval})"
+        rows.append((name, f"{100 * expected[rate.kind]:.1f} %", drawn, mean))
+    return str(_VIEWS.rates(f"{severity:g}", rows, DRAWS))

@@ -4,9 +4,8 @@
     Gallery       a player with a list of traces to choose from
     Comparison    two traces under one player, iteration by iteration
 
-They need neither a model nor a thread: the trace holds everything there is to show. Moving the
-player never starts an inference. Nothing moves before Play is pressed. All text reaches the page
-through `lad.viz.html`, which escapes it.
+They need neither a model nor a thread: the trace holds everything there is to show. Nothing moves
+before Play is pressed. All text reaches the page through `lad.viz.html`, which escapes it.
 
 As the last line of a notebook cell a `TracePlayer` or a `Gallery` shows itself, and a page that is
 made from that notebook gets the player of `lad.viz.html`, which works without a kernel.
@@ -32,22 +31,20 @@ from lad.viz.html import (
     replays_html,
 )
 from lad.viz.tokens import frames
-from lad.widgets.fields import ROW, SHORT, WIDE
-
-__all__ = ["Comparison", "Gallery", "TracePlayer"]
+from lad.widgets.controls import COLUMNS, ROW, SHORT, WIDE
 
 SHORTEST_PAUSE = 0.05  # seconds between two frames of the player: faster than that flickers
-
-BUTTON = {"width": "2.6em", "flex": "0 0 auto"}
+SCREEN = {"width": "auto", "min_height": "9em"}  # or the page below would jump
 
 
 class _Player:
-    """Play button, step buttons, slider, pause and colouring; what is shown is the child's."""
+    """Play button, step buttons, slider, pause and colouring; a subclass says what is shown."""
 
     def __init__(self, pause: float) -> None:
+        button = {"width": "2.6em", "flex": "0 0 auto"}
         self.play = widgets.Play(value=0, min=0, max=0, tooltip="Play, pause, back to the start")
-        self.back = widgets.Button(icon="step-backward", tooltip="one step back", layout=BUTTON)
-        self.on = widgets.Button(icon="step-forward", tooltip="one step on", layout=BUTTON)
+        self.back = widgets.Button(icon="step-backward", tooltip="one step back", layout=button)
+        self.forward = widgets.Button(icon="step-forward", tooltip="one step on", layout=button)
         self.slider = widgets.IntSlider(
             value=0, min=0, max=0, description="Step", readout=False, style=SHORT,
             layout={"width": "auto", "flex": "1 1 12em"},
@@ -63,14 +60,14 @@ class _Player:
         # The browser moves slider and player together, without a way through the kernel.
         self.link = widgets.jslink((self.play, "value"), (self.slider, "value"))
         self.back.on_click(lambda _button: self.step(-1))
-        self.on.on_click(lambda _button: self.step(1))
+        self.forward.on_click(lambda _button: self.step(1))
         self.slider.observe(self._draw, "value")
         self.by_confidence.observe(self._draw, "value")
-        self.pause.observe(self._pace, "value")
-        self.controls = widgets.HBox(
-            [self.play, self.back, self.on, self.slider, self.by_confidence], layout=ROW
+        self.pause.observe(self._set_pace, "value")
+        self.bar = widgets.HBox(
+            [self.play, self.back, self.forward, self.slider, self.by_confidence], layout=ROW
         )
-        self._pace()
+        self._set_pace()
 
     def step(self, by: int) -> None:
         """Move by some frames; at either end nothing happens."""
@@ -81,17 +78,22 @@ class _Player:
         """One of `lad.viz.html.COLORINGS`, as the box says."""
         return "confidence" if self.by_confidence.value else "state"
 
-    def _pace(self, _change: object = None) -> None:
+    def _set_pace(self, _change: object = None) -> None:
         self.play.interval = round(1000 * max(self.pause.value, SHORTEST_PAUSE))
 
     def _enable(self, on: bool) -> None:
-        for part in (self.play, self.slider, self.back, self.on):
+        for part in (self.play, self.slider, self.back, self.forward):
             part.disabled = not on
 
-    def _show_last(self, last: int) -> None:
+    def _move_to_last(self, last: int) -> None:
         for part in (self.slider, self.play):
             part.max = last
             part.value = last
+
+    def _draft(self, trace: Trace, row: int, phase: str) -> str:
+        return page_html(
+            draft_html(trace, row, phase, self.coloring), legend_html(trace, self.coloring)
+        )
 
     def _draw(self, _change: object = None) -> None:
         raise NotImplementedError
@@ -103,7 +105,7 @@ class TracePlayer(_Player):
     Attributes:
         widget: what a notebook cell shows, all but the pause; the cell shows a `TracePlayer` too.
         trace: the trace on show, or None.
-        slider, play, back, on, pause, by_confidence, caption, screen, answer: the parts.
+        slider, play, back, forward, pause, by_confidence, caption, screen, answer: the parts.
     """
 
     def __init__(self, trace: Trace | None = None, pause: float = 0.5) -> None:
@@ -111,10 +113,9 @@ class TracePlayer(_Player):
         super().__init__(pause)
         self.trace: Trace | None = None
         self.caption = widgets.HTML()
-        # High enough for most drafts, or the page below would jump at every frame.
-        self.screen = widgets.HTML(layout={"width": "auto", "min_height": "9em"})
+        self.screen = widgets.HTML(layout=SCREEN)
         self.answer = widgets.HTML(layout=WIDE)
-        self.widget = widgets.VBox([self.controls, self.caption, self.screen, self.answer])
+        self.widget = widgets.VBox([self.bar, self.caption, self.screen, self.answer])
         self.load(trace)
 
     def load(self, trace: Trace | None) -> None:
@@ -125,12 +126,12 @@ class TracePlayer(_Player):
         if trace is None:
             self.caption.value = self.screen.value = self.answer.value = ""
             return
-        self._show_last(len(frames(trace)) - 1)
+        self._move_to_last(len(frames(trace)) - 1)
         self.answer.value = page_html(answer_html(trace))
         self._draw()
 
     def show_live(self, trace: Trace, phase: str) -> None:
-        """Show the last row of an unfinished trace, with the player switched off."""
+        """Show the last draft of an unfinished trace, with the player switched off."""
         self.trace = None
         self._enable(False)
         self.answer.value = ""
@@ -142,15 +143,12 @@ class TracePlayer(_Player):
 
     def _show(self, trace: Trace, row: int, phase: str, live: bool = False) -> None:
         self.caption.value = caption_html(trace, row, phase, live)
-        self.screen.value = page_html(
-            draft_html(trace, row, phase, self.coloring), legend_html(trace, self.coloring)
-        )
+        self.screen.value = self._draft(trace, row, phase)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        """The widget, with its pace, and beside it the same for a page without a kernel."""
-        whole = widgets.VBox([self.pause, self.widget])
-        still = {} if self.trace is None else {"text/html": replay_html(self.trace)}
-        return _bundle(whole, still, kwargs)
+        """The widget with its pause, and the same as HTML for a page without a kernel."""
+        static = None if self.trace is None else replay_html(self.trace)
+        return _bundle(widgets.VBox([self.pause, self.widget]), static, kwargs)
 
 
 class Gallery:
@@ -158,7 +156,8 @@ class Gallery:
 
     Attributes:
         widget: what a notebook cell shows; the cell shows a `Gallery` too.
-        choice: the list; its first entry shows nothing when `title` is given.
+        traces: the traces by name.
+        choice: the list.
         player: the player.
     """
 
@@ -166,49 +165,49 @@ class Gallery:
         """
         Args:
             traces: from name to trace; may be empty.
-            player: one that shows other things too; by default one of the gallery's own, which
-                begins with the first trace.
+            player: one that shows other things too, and nothing of the gallery at first. By default
+                the gallery makes one, which begins with the first trace.
         """
         self.traces = dict(traces)
-        own = player is None
-        self.player = TracePlayer() if own else player
         names = [(name, name) for name in self.traces]
         self.choice = widgets.Dropdown(
-            options=names if own else [("choose a recorded run", ""), *names],
+            options=names if player is None else [("choose a recorded run", ""), *names],
             description="Gallery", style=SHORT, layout={"width": "34em", "max_width": "100%"},
             disabled=not names,
         )  # fmt: skip
         self.choice.observe(self._choose, "value")
-        self.widget = self.choice
-        if own:
-            parts = [widgets.HBox([self.choice, self.player.pause], layout=ROW)]
-            self.widget = widgets.VBox([*parts, self.player.widget])
-            self._choose()
+        if player is not None:
+            self.player = player
+            self.widget = self.choice
+            return
+        self.player = TracePlayer()
+        bar = widgets.HBox([self.choice, self.player.pause], layout=ROW)
+        self.widget = widgets.VBox([bar, self.player.widget])
+        self._choose()
 
     def _choose(self, _change: object = None) -> None:
         if self.choice.value:
             self.player.load(self.traces[self.choice.value])
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        still = {"text/html": replays_html(self.traces)} if self.traces else {}
-        return _bundle(self.widget, still, kwargs)
+        return _bundle(self.widget, replays_html(self.traces) if self.traces else None, kwargs)
 
 
-def _bundle(widget: widgets.Widget, still: dict[str, str], kwargs: dict) -> dict:
+def _bundle(widget: widgets.Widget, static: str | None, kwargs: dict) -> dict:
     shown = widget._repr_mimebundle_(**kwargs)
     data = shown[0] if isinstance(shown, tuple) else shown
-    return {**data, **still}
+    return data if static is None else {**data, "text/html": static}
 
 
 class Comparison(_Player):
-    """Two traces side by side under one player; where there is no room, one below the other.
+    """Two traces side by side under one player; on a narrow page, one below the other.
 
     A step is an iteration of both. A run that has ended shows its answer from then on.
 
     Attributes:
         widget: what a notebook cell shows.
         names, traces: of the two runs; empty when nothing is compared.
-        slider, play, back, on, pause, by_confidence, heads, screens, costs: the parts.
+        slider, play, back, forward, pause, by_confidence, heads, screens, costs: the parts.
     """
 
     def __init__(self, traces: Mapping[str, Trace] | None = None, pause: float = 0.5) -> None:
@@ -217,20 +216,13 @@ class Comparison(_Player):
         self.names: tuple[str, ...] = ()
         self.traces: tuple[Trace, ...] = ()
         self.heads = [widgets.HTML(), widgets.HTML()]
-        self.screens = [widgets.HTML(layout={"min_height": "9em"}) for _ in range(2)]
+        self.screens = [widgets.HTML(layout=SCREEN), widgets.HTML(layout=SCREEN)]
         self.costs = widgets.HTML(layout=WIDE)
         sides = [
-            widgets.VBox([head, screen], layout={"min_width": "0"})
-            for head, screen in zip(self.heads, self.screens, strict=True)
+            widgets.VBox(parts, layout={"min_width": "0"})
+            for parts in zip(self.heads, self.screens, strict=True)
         ]
-        grid = widgets.GridBox(
-            sides,
-            layout={
-                "grid_template_columns": "repeat(auto-fit, minmax(min(24em, 100%), 1fr))",
-                "grid_gap": "4px 24px",
-            },
-        )
-        self.widget = widgets.VBox([self.controls, grid, self.costs])
+        self.widget = widgets.VBox([self.bar, widgets.GridBox(sides, layout=COLUMNS), self.costs])
         self.load(traces or {})
 
     def load(self, traces: Mapping[str, Trace]) -> None:
@@ -244,11 +236,10 @@ class Comparison(_Player):
         self.names, self.traces = tuple(traces), tuple(traces.values())
         self.play.playing = False
         self.widget.layout.display = "" if traces else "none"
-        if not traces:
-            return
-        self._show_last(max(len(trace.steps) for trace in self.traces) - 1)
-        self.costs.value = page_html(costs_html(traces))
-        self._draw()
+        if traces:
+            self._move_to_last(max(len(trace.steps) for trace in self.traces) - 1)
+            self.costs.value = page_html(costs_html(traces))
+            self._draw()
 
     def _draw(self, _change: object = None) -> None:
         for name, trace, head, screen in zip(
@@ -257,7 +248,4 @@ class Comparison(_Player):
             row = min(self.slider.value, len(trace.steps) - 1)
             title = f"<div><strong>{escape(name)}</strong></div>"
             head.value = page_html(title, caption_html(trace, row, "denoised"))
-            screen.value = page_html(
-                draft_html(trace, row, "denoised", self.coloring),
-                legend_html(trace, self.coloring),
-            )
+            screen.value = self._draft(trace, row, "denoised")

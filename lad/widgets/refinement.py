@@ -1,7 +1,7 @@
-"""Refine an answer live, then play what happened, and set it beside another run.
+"""Refine an answer live, then play what happened, and compare it with another run.
 
-Every control of `RefineConfig`, presets, a run that can be stopped, a player over its trace, a
-second run to compare it with, traces to keep and to bring back, and a gallery of recorded ones.
+Every setting of `RefineConfig`, presets, a run that can be stopped, a player over its trace, a
+second run side by side, traces to save and to load, and a gallery of recorded ones.
 
 The model runs only when Run or Compare is pressed. Moving a control or scrubbing the player never
 starts an inference: the trace holds everything there is to show.
@@ -20,44 +20,37 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
+from lad.diffusion.trace_file import from_lines, to_lines
 from lad.models.chat import Prompt
 from lad.utils import DamagedFile, InvalidInput, LADError
 from lad.viz.html import answer_html, escape, page_html
-from lad.widgets.controls import ControlPanel, Limits
-from lad.widgets.fields import SHORT, SPACED, WIDE
+from lad.widgets.controls import SHORT, SPACED, WIDE, Controls, Limits
 from lad.widgets.player import Comparison, Gallery
-from lad.widgets.runner import Explorer, Job, Loader, Runner
+from lad.widgets.runner import Explorer, Job, Loader
 
-__all__ = ["RefinementExplorer", "variation"]
-
-MOST_BYTES = 20_000_000  # of a trace that is brought back
+MOST_BYTES = 20_000_000  # of a trace that is loaded
 DEFAULT_MODEL = "smollm2-135m"
-
 VARIATIONS = {
-    "with or without re-noising": "manner",
+    "with or without re-masking": "remasking",
     "the next seed": "seed",
     **{f"preset {name}": name for name in PRESETS},
 }
 
 
 def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
-    """Settings to compare others with, and a name for them.
+    """A name for, and the settings of, a run to compare a first one with.
 
     Args:
         config: the settings of the first run.
-        kind: "manner" (noiseless for a run with re-noising, and the other way round), "seed" (the
-            next one, drawing at temperature 1 if the first run was greedy) or a preset's name.
+        kind: "remasking" (noiseless for a run that masks again, and the other way round), "seed"
+            (the next one, at temperature 1 if the first run was greedy) or a preset's name.
     """
-    if kind == "manner":
+    if kind == "remasking":
         if config.remasking != "none":
-            return "without re-noising", replace(config, remasking="none")
-        default = RefineConfig()
-        return "with re-noising", replace(
-            config,
-            remasking=default.remasking,
-            noise_start=default.noise_start,
-            sharpness=default.sharpness,
-        )
+            return "without re-masking", replace(config, remasking="none")
+        names = ("remasking", "noise_start", "sharpness")
+        defaults = {name: getattr(RefineConfig(), name) for name in names}
+        return "with re-masking", replace(config, **defaults)
     if kind == "seed":
         temperature = config.temperature or 1.0
         changed = replace(config, seed=config.seed + 1, temperature=temperature)
@@ -68,14 +61,13 @@ def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
 class RefinementExplorer(Explorer):
     """Every control of a refinement, a run to watch or stop, and a player over its trace.
 
-    Attributes:
+    Attributes (and those of `lad.widgets.runner.Explorer`):
         widget: what a notebook cell shows.
-        trace: the trace of the last run, or the one that was brought back; None before.
+        trace: the trace of the last run, or the one that was loaded; None before.
         prompt, model, turns: the question, which model answers, and whether earlier turns count.
-        panel, controls, noiseless, preset: see `ControlPanel`.
-        runner, player, run_button, stop_button, progress, status, message: see `Runner`.
+        settings, controls, noiseless, preset: see `lad.widgets.controls.Controls`.
         comparison, compare_with, compare_button: the second run and how it differs.
-        upload, keep, gallery: traces from files, to files, and recorded ones.
+        upload, download, gallery: traces from files, to files, and recorded ones.
         earlier: the turns so far, as chat messages.
     """
 
@@ -99,21 +91,17 @@ class RefinementExplorer(Explorer):
             gallery: recorded traces by name.
             limits: of a run, for pages that strangers visit.
         """
+        super().__init__(limits, pause)
         if models is None:
             name = DEFAULT_MODEL
             if denoiser is not None and not callable(denoiser):
                 name = denoiser.backbone.spec.name
             models = {name: denoiser or load_denoiser}
         self._loaders = {name: Loader(one) for name, one in models.items()}
-        self._limits = limits or Limits()
-        self.trace: Trace | None = None
         self.earlier: list[dict[str, str]] = []
-        self._asked: Prompt = ""
-        self._build(prompt, config or RefineConfig(), pause, gallery or {})
-
-    def _build(
-        self, prompt: str, config: RefineConfig, pause: float, gallery: Mapping[str, Trace]
-    ) -> None:
+        self.settings = Controls(config, self._limits)
+        self.controls, self.noiseless = self.settings.controls, self.settings.noiseless
+        self.preset = self.settings.preset
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
@@ -126,14 +114,6 @@ class RefinementExplorer(Explorer):
             indent=False, layout={"width": "30em"},
         )  # fmt: skip
         self.talk = widgets.HTML(layout=WIDE)
-        self.panel = ControlPanel(config, self._limits)
-        self.controls, self.noiseless = self.panel.controls, self.panel.noiseless
-        self.preset = self.panel.preset
-        self.runner = Runner(self._run, self._limits, pause)
-        self.player, self.pause = self.runner.player, self.runner.player.pause
-        self.run_button, self.stop_button = self.runner.run_button, self.runner.stop_button
-        self.progress, self.status = self.runner.progress, self.runner.status
-        self.message = self.runner.message
         self.compare_with = widgets.Dropdown(
             options=list(VARIATIONS.items()), description="Beside it", style=SHORT,
             layout={"width": "20em"},
@@ -147,23 +127,22 @@ class RefinementExplorer(Explorer):
             accept=".jsonl", multiple=False, description="Load a trace",
             tooltip="a .jsonl file that was saved here or by lad refine --trace",
         )  # fmt: skip
-        self.keep = widgets.HTML()
-        self.gallery = Gallery(gallery, self.player)
+        self.download = widgets.HTML()
+        self.gallery = Gallery(gallery or {}, self.player)
         self.compare_button.on_click(self.compare)
-        self.upload.observe(self._bring_back, "value")
-        self.gallery.choice.observe(self._chosen, "value")
-        self.turns.observe(self._forget, "value")
-
+        self.upload.observe(self._load_file, "value")
+        self.gallery.choice.observe(self._load_recorded, "value")
+        self.turns.observe(lambda _change: self._remember([]), "value")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
-        files = [self.gallery.widget, self.upload, self.keep]
+        files = [self.gallery.widget, self.upload, self.download]
         self.widget = widgets.VBox(
             [
                 self.prompt,
                 widgets.HBox(first, layout=SPACED),
-                self.panel.every,
+                self.settings.folded,
                 widgets.HBox([self.model, self.turns], layout=SPACED),
                 self.talk,
-                self.runner.bar,
+                self.bar,
                 self.message,
                 self.player.widget,
                 widgets.HBox([self.compare_with, self.compare_button], layout=SPACED),
@@ -174,100 +153,71 @@ class RefinementExplorer(Explorer):
 
     @property
     def config(self) -> RefineConfig:
-        """What the controls say.
+        """What the controls are set to; raises InvalidInput for a value outside its range."""
+        return self.settings.config
 
-        Raises:
-            InvalidInput: a value outside its range.
-        """
-        return self.panel.config
-
-    @property
-    def running(self) -> bool:
-        """True while a run's thread is at work."""
-        return self.runner.running
-
-    # -- running -------------------------------------------------------------------------------
-
-    def _question(self) -> Prompt:
+    def _chat(self) -> Prompt:
         text = self._limits.check(self.prompt.value)
         if not (self.turns.value and self.earlier):
             return text
         return [*self.earlier, {"role": "user", "content": text}]
 
-    def _run(self) -> None:
-        prompt, config = self._question(), self.config
-        self._asked = prompt
-        self.runner.start(
-            self._loaders[self.model.value],
-            lambda _denoiser: [Job(prompt, config)],
-            self._keep_one,
-        )
+    def _start_run(self) -> None:
+        prompt, config, text = self._chat(), self.config, self.prompt.value
 
-    def _keep_one(self, traces: list[Trace], whole: bool) -> None:
-        self._offer(traces[-1])
-        if self.turns.value and whole:
-            asked = self._asked
-            question = asked if isinstance(asked, str) else asked[-1]["content"]
-            self.earlier += [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": traces[-1].answer or "…"},
-            ]
-            self._show_talk()
+        def done(traces: list[Trace], whole: bool) -> None:
+            self._keep(traces[0])
+            if self.turns.value and whole:
+                question = {"role": "user", "content": text}
+                answer = {"role": "assistant", "content": traces[0].answer or "…"}
+                self._remember([*self.earlier, question, answer])
 
-    def _forget(self, _change: object = None) -> None:
-        self.earlier = []
-        self._show_talk()
+        loader = self._loaders[self.model.value]
+        self._start(loader, lambda _denoiser: [Job(prompt, config)], done)
 
-    def _show_talk(self) -> None:
-        turns = len(self.earlier) // 2
+    def _remember(self, earlier: list[dict[str, str]]) -> None:
+        self.earlier = earlier
+        turns = len(earlier) // 2
         words = f"{turns} earlier turn{'s' * (turns != 1)} remembered; untick to forget."
         self.talk.value = words if turns else ""
-
-    # -- comparing -----------------------------------------------------------------------------
 
     def compare(self, _button: object = None) -> None:
         """Run the prompt twice, with the settings shown and with a variation, side by side."""
         if self.running:
             return
         try:
-            prompt, config = self._question(), self.config
+            prompt, config = self._chat(), self.config
             name, other = variation(config, self.compare_with.value)
         except LADError as error:
-            self.runner.say(str(error))
+            self.show_error(error)
             return
-        other = self._limits.apply(other)
+        jobs = [Job(prompt, config), Job(prompt, self._limits.apply(other))]
         self.comparison.load({})
 
         def done(traces: list[Trace], whole: bool) -> None:
-            self._offer(traces[0])
+            self._keep(traces[0])
             if len(traces) == 2:
                 self.player.load(traces[0])
                 self.comparison.load({"these settings": traces[0], name: traces[1]})
 
-        self.runner.start(
-            self._loaders[self.model.value],
-            lambda _denoiser: [Job(prompt, config), Job(prompt, other)],
-            done,
-        )
+        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
 
-    # -- traces --------------------------------------------------------------------------------
-
-    def _offer(self, trace: Trace) -> None:
+    def _keep(self, trace: Trace) -> None:
         """Keep a trace, and offer it as a file that the browser saves."""
         self.trace = trace
-        data = "".join(line + "\n" for line in trace.lines()).encode()
+        data = "".join(line + "\n" for line in to_lines(trace)).encode()
         link = base64.b64encode(data).decode("ascii")
-        self.keep.value = (
+        self.download.value = (
             f'<a download="lad-trace.jsonl" style="text-decoration: underline" '
             f'href="data:application/jsonl;base64,{link}">'
             f"Save this trace</a> ({len(data) / 1000:,.0f} kB)"
         )
 
-    def _chosen(self, _change: object = None) -> None:
+    def _load_recorded(self, _change: object = None) -> None:
         if self.gallery.choice.value:
-            self._offer(self.gallery.traces[self.gallery.choice.value])
+            self._keep(self.gallery.traces[self.gallery.choice.value])
 
-    def _bring_back(self, _change: object = None) -> None:
+    def _load_file(self, _change: object = None) -> None:
         if not self.upload.value:
             return
         file = self.upload.value[0]
@@ -277,9 +227,9 @@ class RefinementExplorer(Explorer):
                 raise InvalidInput("a run is at work: stop it first, then load the trace again")
             trace = read_trace(file["name"], bytes(file["content"]))
             self.player.load(trace)
-            self._offer(trace)
+            self._keep(trace)
         except LADError as error:
-            self.runner.say(str(error))
+            self.show_error(error)
         finally:
             self.upload.value = ()  # so that the same file can be chosen again
 
@@ -296,8 +246,8 @@ def read_trace(name: str, data: bytes) -> Trace:
             f"{name} has {len(data):,} bytes: expected a trace of at most {MOST_BYTES:,}"
         )
     try:
-        trace = Trace.from_lines(data.decode("utf-8").removesuffix("\n").split("\n"))
-        # Showing it once finds what reading does not look at.
+        trace = from_lines(data.decode("utf-8").removesuffix("\n").split("\n"))
+        # Drawing it once finds what reading does not check.
         page_html(answer_html(trace), json.dumps(trace.config), escape(trace.prompt))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DamagedFile(

@@ -1,0 +1,114 @@
+"""Repair and infilling, driven as a page would drive them."""
+
+from dataclasses import replace
+
+import pytest
+
+from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.drafts import INFILL_PROMPT, REPAIR_PROMPT, gapped, visible_text
+from lad.diffusion.sampler import record
+from lad.viz.word_corruption import ALL_KINDS
+from lad.widgets import InfillExplorer, Limits, RepairExplorer
+
+PATIENCE = 60  # seconds until a test gives up waiting
+TEXT = "one two three four five six"
+
+
+def run(explorer):
+    """Run to the end; the trace."""
+    explorer.run()
+    assert explorer.wait(PATIENCE)
+    return explorer.trace
+
+
+@pytest.fixture
+def repair(denoiser):
+    explorer = RepairExplorer(denoiser, text=TEXT, question="", pause=0)
+    explorer.iterations.value = 4
+    yield explorer
+    explorer.close()
+
+
+@pytest.fixture
+def infill(denoiser):
+    explorer = InfillExplorer(denoiser, text="one ___ three [2] six", pause=0)
+    yield explorer
+    explorer.close()
+
+
+def test_each_button_corrupts_the_text_and_undo_brings_it_back(repair):
+    for kind in ALL_KINDS:
+        for _ in range(5):
+            before = repair.text.value
+            repair.buttons[kind].click()
+            assert repair.text.value != before or kind == "duplicate"  # five words may become one
+        assert repair.text.value != TEXT
+        repair.undo.click()
+        assert repair.text.value == TEXT and repair.undo.disabled
+
+
+def test_undo_comes_back_to_what_was_typed_last(repair):
+    repair.buttons["swap"].click()
+    repair.text.value = "seven eight nine"
+    repair.buttons["mask"].click()
+    assert "___" in repair.text.value
+    repair.undo.click()
+    assert repair.text.value == "seven eight nine"
+
+
+def test_a_text_without_words_cannot_be_corrupted(repair):
+    repair.text.value = "  "
+    repair.buttons["swap"].click()
+    assert "0 words: expected at least 2" in repair.message.value
+    repair.text.value = "one two"
+    repair.buttons["swap"].click()
+    assert (repair.text.value, repair.message.value) == ("two one", "")
+
+
+def test_a_repair_starts_from_the_text_and_masks_nothing(repair, denoiser):
+    trace = run(repair)
+    assert repair.message.value == ""
+    draft = visible_text(denoiser, TEXT).tokens
+    config = RefineConfig(iterations=4, remasking="none", answer_length=len(draft))
+    assert trace == record(denoiser, REPAIR_PROMPT.replace("{text}", TEXT), config, draft=draft)
+    repair.player.slider.value = 0
+    assert "Before." in repair.player.caption.value
+    assert "nothing of it masked" in repair.player.caption.value
+
+
+def test_a_hidden_word_is_masked_and_the_question_is_the_prompt(repair):
+    repair.text.value, repair.question.value = "one ___ three", "count!"
+    assert run(repair).prompt == "count!"
+    repair.player.slider.value = 0
+    assert "1 of its positions masked" in repair.player.caption.value
+    repair.player.step(1)
+    assert "masked" not in repair.player.caption.value.split("of its positions")[-1]
+
+
+def test_infilling_keeps_the_words_and_fills_the_gaps(infill, denoiser):
+    trace = run(infill)
+    assert infill.message.value == ""
+    draft = gapped(denoiser, infill.text.value, 1)
+    config = replace(PRESETS["quality"], answer_length=len(draft.tokens))
+    expected = record(denoiser, INFILL_PROMPT, config, draft=draft.tokens, fixed=draft.fixed)
+    assert trace == expected
+    kept = draft.fixed.numpy()
+    assert (trace.drafts[:, kept] == draft.tokens.numpy()[kept]).all()
+
+
+def test_an_error_of_the_text_is_shown(infill, repair):
+    infill.text.value = "no gap here"
+    assert run(infill) is None and "no gap in" in infill.message.value
+    repair.text.value = ""
+    assert run(repair) is None and "the text is empty" in repair.message.value
+
+
+def test_the_limits_of_the_page_hold(denoiser):
+    explorer = RepairExplorer(denoiser, text=TEXT, limits=Limits(characters=10), pause=0)
+    assert run(explorer) is None
+    assert "expected at most 10" in explorer.message.value
+    explorer = InfillExplorer(denoiser, text="a ___", limits=Limits(answer_length=5), pause=0)
+    assert run(explorer) is None
+    assert "expected at most 5" in explorer.message.value
+    explorer = InfillExplorer(denoiser, text="a [9] b", limits=Limits(iterations=2), pause=0)
+    assert len(run(explorer).steps) <= 2
