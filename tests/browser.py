@@ -18,7 +18,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -104,6 +103,8 @@ class Page:
     """A tab. `errors` are what the console said and the scripts raised."""
 
     def __init__(self, address: str) -> None:
+        import websocket  # comes with jupyter_server
+
         self._socket = websocket.create_connection(address, timeout=PATIENCE)
         self._numbers = itertools.count(1)
         self.errors: list[str] = []

@@ -1,23 +1,24 @@
 """Benchmarks as figures, tables and a browser: they say what the numbers say, and nothing else."""
 
 import copy
+import re
 
 import pytest
-from lad.evaluation.curve import join_curve, join_runs
-from lad.evaluation.generation import refine_traces
-from lad.evaluation.questions import put
-from lad.evaluation.respondents import Denoising
-from lad.evaluation.run import Asked, run
 from scripted import line_of, oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
-from lad.evaluation import examples, tables
-from lad.evaluation.benchmark import Item
-from lad.utils import DamagedFile, InvalidInput
-from lad.viz.benchmarks import (
-    accuracies,
-    compute_curve,
+from lad.evaluation import tables
+from lad.evaluation.benchmark import (
+    BenchmarkConfig,
+    ScoredModel,
+    join_curve,
+    join_runs,
+    refine_traces,
+    run,
 )
+from lad.evaluation.tasks import Item, format_question
+from lad.utils import DamagedFile, InvalidInput
+from lad.viz.benchmarks import accuracies, compute_curve, curve_finding, results_finding
 from lad.viz.style import to_png
 from lad.widgets.benchmark import Answered, ItemBrowser, answered_html
 
@@ -30,13 +31,11 @@ def joined(tmp_path_factory) -> dict:
     """An oracle as the denoiser and a model that always says A as the backbone, collected."""
     folder = tmp_path_factory.mktemp("runs")
     for digest, say in (("a" * 64, oracle(ITEMS)), (None, line_of("A"))):
-        who = Denoising(scripted(say), QUIET, samples=2)
-        for asked in (
-            Asked("arc-easy", "test"),
-            Asked("arc-easy", "test", scoring="likelihood"),
-        ):
+        model = ScoredModel(scripted(say), QUIET, samples=2)
+        for scoring in ("generation", "likelihood"):
+            config = BenchmarkConfig("arc-easy", "test", scoring=scoring)
             origin = {"model": "scripted", "adapter_sha256": digest}
-            run(who, ITEMS, asked, origin, folder / str(digest)[:4] / asked.name)
+            run(model, ITEMS, config, origin, folder / str(digest)[:4] / config.name)
     return join_runs([folder / "aaaa", folder / "None"], ["lad benchmark"])
 
 
@@ -47,16 +46,27 @@ def title(figure) -> str:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def test_the_title_counts_what_is_clearly_apart(joined):
-    found = title(accuracies(joined))
-    assert found == "The denoiser is better than its backbone in 2 of 2 comparisons, worse in 0"
+def test_the_title_says_how_far_apart_they_are(joined):
+    figure = accuracies(joined)
+    share = 100 * (1 - sum(item.gold == 0 for item in ITEMS) / len(ITEMS))
+    expected = f"{share:.1f} points above (clear of 0 on 1 of 1 tasks)"
+    start = "Denoiser against its own backbone: by likelihood of the line "
+    assert title(figure) == f"{start}{expected}; by generation {expected}"
     turned = copy.deepcopy(joined)
     for one in turned["comparisons"]:
-        one["difference"] |= {"value": -0.02, "low": -0.03, "high": -0.01}
-    assert title(accuracies(turned)).endswith("in 0 of 2 comparisons, worse in 2")
+        low, high = one["difference"]["low"], one["difference"]["high"]
+        one["difference"] |= {"value": -one["difference"]["value"], "low": -high, "high": -low}
+    assert results_finding(turned) == title(figure).replace("above", "below")
     for one in turned["comparisons"]:
         one["difference"] |= {"value": 0.01, "low": -0.5, "high": 0.5}
-    assert title(accuracies(turned)).endswith("in 0 of 2 comparisons, worse in 0")
+    assert "1.0 points above (clear of 0 on 0 of 1 tasks); by gen" in results_finding(turned)
+    second = copy.deepcopy(turned["comparisons"])
+    for one in second:
+        one["difference"] |= {"value": -0.02, "low": -0.03, "high": -0.01}
+    turned["comparisons"] += second
+    assert "line 2.0 points below to 1.0 above (clear of 0 on 1 of 2 tasks)" in results_finding(
+        turned
+    )
 
 
 def test_every_way_of_scoring_has_its_panel(joined):
@@ -79,13 +89,22 @@ def test_every_way_of_scoring_has_its_panel(joined):
     assert sorted(said) == [[], ["not measured"]]
 
 
-def test_a_run_without_a_counterpart_is_compared_with_chance(joined):
+def test_a_run_without_a_counterpart_is_held_against_chance(joined):
     alone = {
         "runs": [run for run in joined["runs"] if run["by"] == "denoiser"],
         "comparisons": [],
     }
     points = 100 * (1 - joined["runs"][0]["chance"])
-    assert title(accuracies(alone)) == f"The denoiser is at most {points:+.1f} points from chance"
+    said = f"the denoiser is at most {points:+.1f} points from chance (ARC-Easy)"
+    assert title(accuracies(alone)).endswith(f"by generation {said}")
+
+
+@pytest.mark.parametrize("broken", [{}, [], {"runs": [{}], "comparisons": []}])
+def test_other_numbers_are_refused(broken):
+    with pytest.raises(DamagedFile, match="not the numbers of benchmarks"):
+        accuracies(broken)
+    with pytest.raises(DamagedFile, match="not the numbers of a curve"):
+        compute_curve(broken)
 
 
 def test_no_run_is_said(joined):
@@ -110,8 +129,13 @@ def test_a_curve_says_what_iterations_change():
     points += [point("noiseless", 2, 0.5), point("default", 1, 0.4), point("default", 8, 0.41)]
     points += [point("quality", 1, 0.5, 0.9), point("quality", 8, 0.3, 0.2)]
     figure = compute_curve({"points": points})
-    assert title(figure) == (
-        "From 1 to 8 iterations accuracy rises on 1 of 3 curves, whole lines on 1"
+    finding = " ".join(curve_finding({"points": points}).split())
+    assert title(figure).replace("re- ", "re-") == finding  # wrapped anywhere
+    assert finding == (
+        "From 1 to 8 iterations, accuracy rises without re-noising (30 to 60 %), does not clearly "
+        "change with re-noising (40 to 41 %), falls with “quality” (50 to 30 %); the share of "
+        "whole lines rises without re-noising (10 to 90 %), does not clearly change with "
+        "re-noising (50 to 50 %), falls with “quality” (90 to 20 %)"
     )
     letter, whole = figure.axes
     assert letter.get_title(loc="left") == "ARC-Easy: the leading letter is right"
@@ -124,19 +148,20 @@ def test_a_curve_says_what_iterations_change():
     two = compute_curve({"points": points + [p | {"task": "mmlu"} for p in points]})
     names = [axes.get_title(loc="left").split(":")[0] for axes in two.axes]
     assert names == ["ARC-Easy", "ARC-Easy", "MMLU", "MMLU"]
-    assert "rises on 2 of 6 curves" in title(two)
+    assert "rises on MMLU without re-noising" in title(two)
 
 
 def test_a_curve_of_real_runs_has_every_point():
     found = {}
     for iterations in (1, 2):
-        who = Denoising(scripted(line_of("B")), RefineConfig(iterations=iterations))
-        told = run(who, ITEMS, Asked("arc-easy", "test", n=5), {"model": "x", "preset": "y"})
-        found["noiseless", iterations] = [told.summary]
+        model = ScoredModel(scripted(line_of("B")), RefineConfig(iterations=iterations))
+        config = BenchmarkConfig("arc-easy", "test", n=5)
+        origin = {"model": "x", "preset": "y"}
+        found["noiseless", iterations] = [run(model, ITEMS, config, origin).summary]
     data = join_curve(found, "lad benchmark curve")
     assert "preset" not in data["origin"] and data["command"] == "lad benchmark curve"
     assert [p["iterations"] for p in data["points"]] == [1, 2]
-    assert "rises on 0 of 1 curves" in title(compute_curve(data))
+    assert "does not clearly change" in curve_finding(data)
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -144,60 +169,53 @@ def test_a_curve_of_real_runs_has_every_point():
 
 def test_the_authors_table_has_intervals():
     text = tables.authors_text()
-    assert "ARC-Easy       88.5         83.3 to 92.2" in text
+    assert re.search(r"ARC-Easy +88.5 +83.3 to 92.2", text)
     assert all(name in text for name in ("ARC-Challenge", "MMLU", "HellaSwag"))
 
 
 def test_the_results_table_has_both_and_their_difference(joined):
     lines = tables.results_text(joined).split("\n")
-    assert lines[2] == "" and lines[3].startswith("ARC-Easy: 40 questions, chance 26.3, ")
-    assert [line.split("  ")[0] for line in lines[4:]] == [
-        "line",
-        "line, by characters",
-        "generation",
-    ]
-    assert all("100.0 (91.2–100.0)" in line for line in lines[4:])
+    scorings = ["line  ", "line, by characters", "generation"]
+    assert all(name in line for name, line in zip(scorings, lines[2:5], strict=True))
+    assert all("100.0 (91.2–100.0)" in line for line in lines[2:5])
+    assert lines[2].startswith("ARC-Easy") and lines[3].startswith(" ")
+    assert re.search(r"ARC-Easy +40 +26.3", lines[-1])
     assert max(map(len, lines)) < 98
-    alone = {"runs": joined["runs"][:1], "comparisons": []}
-    assert "–" in tables.results_text(alone)
+    assert "–" in tables.results_text({"runs": joined["runs"][:1], "comparisons": []})
 
 
-def test_tables_of_letters_say_what_was_chosen_and_what_was_right(joined):
+def test_tables_of_letters_have_what_was_chosen_and_what_was_right(joined):
     text = tables.bias_text(joined)
     golds = [item.gold for item in ITEMS]
     share = f"{100 * golds.count(0) / len(ITEMS):.0f}"
     assert "none" in text and f"100/{share}" in text  # the backbone always says A
-    oracle_line, other = sorted(tables.places_text(joined).split("\n")[2:], reverse=True)
-    assert oracle_line.split()[3:] == ["100/100"] * 4
-    assert other.split()[3:] == [f"{share}/100", "–/0", "–/0", "–/0"]
+    lines = tables.places_text(joined).split("\n")[2:]
+    knowing = next(line for line in lines if "denoiser" in line)
+    other = next(line for line in lines if "backbone" in line)
+    assert knowing.split()[-4:] == ["100/100"] * 4
+    assert other.split()[-4:] == [f"{share}/100", "–/0", "–/0", "–/0"]
     assert "likelihood of the line" in tables.places_text(joined, "likelihood")
 
 
-# -- what a notebook asks --------------------------------------------------------------------------
-
-
-def test_examples_are_sound_questions():
-    assert len({item.id for item in examples.EXAMPLES}) == len(examples.EXAMPLES)
-    for item in examples.EXAMPLES:
-        assert 0 <= item.gold < len(item.options) == len(set(item.options))
-
-
-def test_without_the_benchmarks_own_questions_are_asked(monkeypatch):
-    monkeypatch.setattr(examples, "is_cached", lambda: False)
-    items, told = examples.live_items("arc-easy", 3)
-    assert items == list(examples.EXAMPLES[:3])
-    assert "3 questions written for this notebook" in told and "145 MB" in told
-    monkeypatch.setattr(examples, "is_cached", lambda: True)
-    monkeypatch.setattr(examples, "read_source", lambda *_, **__: ITEMS)
-    items, told = examples.live_items("arc-easy", 5, seed=2)
-    assert len(items) == 5 and told == "5 questions of ARC-Easy (test), seed 2."
+def test_letters_are_read_as_they_were_written():
+    rows = [
+        {"choice": 0, "correct": True, "choice_normalised": 2, "correct_normalised": False},
+        {"choice": 1, "correct": False, "choice_normalised": 0, "correct_normalised": True},
+        {"choice": None, "correct": False, "choice_normalised": 4, "correct_normalised": True},
+    ]
+    rows = [rows[n] | {"key": f"arc-easy/{n}/0"} for n in (2, 0, 1)]
+    letters = [tables.write_letters(rows, suffix) for suffix in ("", "_normalised")]
+    assert letters == ["Ab-", "cAE"]
+    assert tables.read_letters("Ab-") == [(0, True), (1, False), (None, False)]
+    with pytest.raises(DamagedFile, match="'1' among them"):
+        tables.read_letters("A1")
 
 
 # -- the browser -----------------------------------------------------------------------------------
 
 
 def answered(say, items) -> list[Answered]:
-    questions = [put(item) for item in items]
+    questions = [format_question(item) for item in items]
     found = dict(refine_traces(scripted(say), questions, QUIET, 4))
     return [Answered(question, found[n]) for n, question in enumerate(questions)]
 

@@ -12,6 +12,7 @@ from traces import make_trace, words
 from traitlets import TraitError
 
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig, preset
+from lad.diffusion.denoiser import PromptForward
 from lad.diffusion.sampler import record
 from lad.diffusion.trace_file import from_lines, to_lines
 from lad.utils import AssetUnavailable, describe, setting, settings
@@ -54,6 +55,9 @@ class Gate:
 
     def __getattr__(self, name):
         return getattr(self.denoiser, name)
+
+    def prepare(self, prompts, padding=None):
+        return PromptForward(self, prompts, padding)
 
     def logits(self, *args):
         self.calls += 1

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from lad.diffusion.sampler import SamplerState, StepOutput, step
 PROMPT_STEP = 32
 MAX_GRAPHS = 32  # kept at once; each holds its own logits, keys and values
 MAX_LOGITS = 2**31  # in all graphs together: 4 GB in 16 bit
+MAX_STEPS = 8  # settings whose step is kept for each pass
 WARM_UP = 3  # passes before a capture, in which libraries choose kernels and allocate workspace
 
 
@@ -37,8 +39,9 @@ def capture(denoiser: Denoiser) -> Denoiser:
     It pays on a GPU. Merge the adapter first (`Denoiser.merge`): compiled layers take no other, and
     without them the graph is of the plain layers.
     """
-    denoiser.prepare = functools.partial(CapturedForward, GraphCache(denoiser))
-    denoiser.step = compiled_step if denoiser.device.type == "cuda" else None
+    graphs = GraphCache(denoiser)
+    denoiser.prepare = functools.partial(CapturedForward, graphs)
+    denoiser.step = functools.partial(captured_step, graphs)
     return denoiser
 
 
@@ -55,6 +58,7 @@ class GraphCache:
         self.version: int | None = None
         self.layers: LlamaLayers | None = None
         self.passes: dict[tuple[int, int, int], CapturedPass] = {}
+        self.last: CapturedPass | None = None  # the one used last
 
     def get(self, batch: int, prompt: int, answer: int) -> CapturedPass:
         """The captured pass that these shapes fit in, captured now when there is none."""
@@ -67,7 +71,7 @@ class GraphCache:
         if found is None:
             self._make_room(shape)
             found = CapturedPass(self.denoiser, self.layers, *shape)
-        self.passes[shape] = found
+        self.passes[shape] = self.last = found
         return found
 
     def _make_room(self, shape: tuple[int, int, int]) -> None:
@@ -130,8 +134,10 @@ class CapturedPass:
             self.inputs = self._layer_inputs()
         self.batch_id: int | None = None  # of the batch whose prompts are filled in
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.output: Tensor | None = None
+        self.steps: dict[RefineConfig, CapturedStep] = {}
         if device.type == "cuda":
-            self._capture()
+            self.graph, self.output = captured_graph(self._run)
 
     def _layer_inputs(self):
         """Rotary embeddings and attention bias of these prompts."""
@@ -153,18 +159,6 @@ class CapturedPass:
         states = self.layers(tokens, self.inputs, self.cache)
         first = self.prompts.shape[1] - self.start - denoiser.config.shift
         return denoiser.causal_lm.lm_head(states[:, first : first + self.answer.shape[1]])
-
-    def _capture(self) -> None:
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
-            for _ in range(WARM_UP):
-                self._run()
-        torch.cuda.current_stream().wait_stream(side_stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.output = self._run()
-        self.graph = graph
 
     def fill(self, prompts: Tensor, padding: Tensor | None, cache: PromptCache | None) -> None:
         """Copy prompts, and their keys and values, into this pass's memory."""
@@ -191,32 +185,76 @@ class CapturedPass:
         self.answer[:b] = answer
         self.answer[b:] = answer[:1]
         if self.graph is None:
-            return self._run()[:b]
-        self.graph.replay()
+            self.output = self._run()
+        else:
+            self.graph.replay()
         return self.output[:b]
 
 
 # -- the step --------------------------------------------------------------------------------------
 
 
-def compiled_step(
+class CapturedStep:
+    """`sampler.step` on the logits of a captured pass, compiled and captured with it.
+
+    It reads the pass's own logits, so nothing but the small state is copied. Without a GPU it runs
+    the plain step on the same padded tensors.
+    """
+
+    def __init__(
+        self, forward: CapturedPass, state: SamplerState, config: RefineConfig, n: int
+    ) -> None:
+        b, a = forward.answer.shape
+        index = torch.zeros(b, dtype=torch.int64, device=state.tokens.device)
+        self.forward, self.config = forward, config
+        self.state = state.select(index)
+        self.iteration = torch.zeros((), dtype=torch.int64, device=index.device)
+        self.uniforms = torch.zeros((b, n, a), device=index.device) if n else None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        if index.is_cuda:
+            self.graph, self.output = captured_graph(self._run)
+
+    def _run(self) -> StepOutput:
+        logits = self.forward.output
+        function = compiled(step) if logits.is_cuda else step
+        arguments = (logits, self.state, self.config, self.iteration, self.uniforms, greedy_tokens)
+        return function(*arguments)
+
+    def __call__(self, state: SamplerState, i: int, uniforms: Tensor | None) -> StepOutput:
+        """The output for this state, in memory that holds it until the next call."""
+        b = len(state.tokens)
+        for mine, new in zip(self.state[:6], state[:6], strict=True):
+            mine[:b] = new
+        self.iteration.fill_(i)
+        if uniforms is not None:
+            self.uniforms[:b] = uniforms
+        if self.graph is None:
+            output = self._run()
+        else:
+            self.graph.replay()
+            output = self.output
+        following = SamplerState(*(x[:b] for x in output.state[:6]), *state[6:])
+        return StepOutput(*(x[:b] for x in output[:5]), following)
+
+
+def captured_step(
+    graphs: GraphCache,
     logits: Tensor,
     state: SamplerState,
     config: RefineConfig,
     i: int,
     uniforms: Tensor | None = None,
 ) -> StepOutput:
-    """`sampler.step` under torch.compile, where sampling is greedy: a few kernels of a hundred."""
-    if not config.greedy:
+    """`sampler.step`; captured where sampling is greedy and the logits are a captured pass's."""
+    one = graphs.last
+    if not config.greedy or one is None or logits.data_ptr() != one.output.data_ptr():
         return step(logits, state, config, i, uniforms)
-    iteration = _iterations(logits.device)[i]  # as a tensor: one compilation serves them all
-    return compiled(step)(logits, state, config, iteration, uniforms, greedy_tokens)
-
-
-@functools.cache
-def _iterations(device: torch.device) -> Tensor:
-    with torch.inference_mode():
-        return torch.arange(512, device=device)
+    if config not in one.steps:
+        if len(one.steps) >= MAX_STEPS:
+            del one.steps[next(iter(one.steps))]
+        n = 0 if uniforms is None else uniforms.shape[1]
+        one.steps[config] = CapturedStep(one, state, config, n)
+    return one.steps[config](state, i, uniforms)
 
 
 def greedy_tokens(
@@ -235,3 +273,17 @@ def greedy_tokens(
     tokens = torch.where(logits == top, ids, len(ids)).amin(dim=-1)
     # Where a logit is NaN none is found: any token does, since the run ends.
     return tokens.clamp(max=len(ids) - 1), (-log_sum).exp(), log_sum + top[..., 0]
+
+
+def captured_graph(function: Callable) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A CUDA graph of a function of no arguments, and what it returns, in the graph's memory."""
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
+        for _ in range(WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(side_stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = function()
+    return graph, output

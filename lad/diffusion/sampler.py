@@ -298,7 +298,7 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
         logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
         uniforms = _uniforms(generators, num_uniforms, state.tokens)
         output = take_step(logits, state, config, i, uniforms)
-        tokens, confidence, remask, finished, is_finite = (x.cpu().numpy() for x in output[:5])
+        tokens, confidence, remask, finished, is_finite = _to_host(output[:5])
         if not is_finite.all():
             where = f", prompt {indices[int(is_finite.argmin())]}" if several else ""
             raise NumericalError(
@@ -320,6 +320,14 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
             forward.select(keep)
             indices = [indices[n] for n in left]
             generators = [generators[n] for n in left]
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Arrays of tensors, which are copied together and waited for once."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors[0].is_cuda:
+        torch.cuda.current_stream().synchronize()
+    return [copy.numpy() for copy in copies]
 
 
 def _uniforms(generators: list[torch.Generator], count: int, like: Tensor) -> Tensor | None:

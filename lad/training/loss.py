@@ -75,7 +75,7 @@ def answer_states(
         inputs.shape[1],
         config.attention,
         config.target,
-        masked=(inputs == denoiser.mask_token_id) & answer,
+        is_masked=(inputs == denoiser.mask_token_id) & answer,
         causal_from=causal_from,
     )
     states = denoiser.hidden_states(inputs, mask)  # (b, t, d)
