@@ -9,13 +9,13 @@ import torch
 from conftest import KINDS, stir, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampler import configs, denoisers, lists, starts
+from test_sampler import configs, denoisers, lists, new_state, starts
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lad.accel import capture, cuda_graphs
-from lad.accel.cuda_graphs import CapturedPass, greedy_tokens, padded_shape
+from lad.accel.cuda_graphs import CapturedPass, CapturedStep, greedy_tokens, padded_shape
 from lad.accel.llama_layers import compiled
-from lad.diffusion.config import DenoiserConfig, RefineConfig
+from lad.diffusion.config import REMASKING, DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser, pad_prompts
 from lad.diffusion.sampler import record, refine, refine_batch, sample_tokens
 from lad.models.registry import load_backbone
@@ -183,8 +183,10 @@ def test_a_bare_backbone_does_not_use_what_was_captured(denoiser, accelerated):
     assert np.array_equal(record(denoiser, "hello", config).drafts, adapted)
 
 
-def test_a_pass_reads_nothing_back_to_the_host(any_denoiser):
+@pytest.mark.parametrize("remasking", REMASKING)
+def test_a_pass_and_its_step_read_nothing_back_to_the_host(any_denoiser, remasking):
     """Reading a number back, or a shape that depends on one, cannot be captured."""
+    config = RefineConfig(remasking=remasking, added_tokens=2, repeats="remask", window=3)
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -196,8 +198,12 @@ def test_a_pass_reads_nothing_back_to_the_host(any_denoiser):
 
     with torch.inference_mode():
         one = CapturedPass(any_denoiser, None, 2, 32, 5)
+        state = new_state(torch.full((2, 5), 3), config)
+        uniforms = torch.rand(2, 2, 5)
+        one_step = CapturedStep(one, state, config, 2)
         with Watch():
             one(torch.zeros(2, 5, dtype=torch.int64))
+            one_step(state, 1, uniforms)
             assert seen == []
             torch.ones(3).nonzero()  # it would have been seen
     assert seen == ["nonzero"]

@@ -214,11 +214,10 @@ class CapturedStep:
         if index.is_cuda:
             self.graph, self.output = captured_graph(self._run)
 
-    def _run(self) -> StepOutput:
+    def _run(self) -> tuple[Tensor, ...]:
         logits = self.forward.output
-        function = compiled(step) if logits.is_cuda else step
-        arguments = (logits, self.state, self.config, self.iteration, self.uniforms, greedy_tokens)
-        return function(*arguments)
+        function = compiled(_flat_step) if logits.is_cuda else _flat_step
+        return function(logits, *self.state, self.config, self.iteration, self.uniforms)
 
     def __call__(self, state: SamplerState, i: int, uniforms: Tensor | None) -> StepOutput:
         """The output for this state, in memory that holds it until the next call."""
@@ -233,8 +232,15 @@ class CapturedStep:
         else:
             self.graph.replay()
             output = self.output
-        following = SamplerState(*(x[:b] for x in output.state[:6]), *state[6:])
-        return StepOutput(*(x[:b] for x in output[:5]), following)
+        output = [x[:b] for x in output]
+        return StepOutput(*output[:5], SamplerState(*output[5:], *state[4:]))
+
+
+def _flat_step(logits: Tensor, *arguments) -> tuple[Tensor, ...]:
+    """`sampler.step` from and to plain tensors, which every version of torch compiles."""
+    *state, config, iteration, uniforms = arguments
+    output = step(logits, SamplerState(*state), config, iteration, uniforms, greedy_tokens)
+    return (*output[:5], *output.state[:4])
 
 
 def captured_step(

@@ -37,7 +37,7 @@ class StepView(NamedTuple):
         repeated: bool, positions to mask because they repeat a neighbour.
         is_eos: bool, positions whose token is EOS.
         region: `(b,)` int64, number of positions that the schedule's fraction is taken of.
-        noise_level: () float64, see `schedule.noise_level`.
+        noise_level: `(1,)` float64, see `schedule.noise_level`.
         uniforms: `(b, n, a)` float32 in [0, 1), n being the strategy's `num_uniforms`.
     """
 

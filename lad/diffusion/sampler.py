@@ -151,7 +151,7 @@ def step(
     logits: Tensor,
     state: SamplerState,
     config: RefineConfig,
-    i: int,
+    i: int | Tensor,
     uniforms: Tensor | None = None,
     sample: Callable = sample_tokens,
 ) -> StepOutput:
@@ -159,13 +159,14 @@ def step(
 
     Args:
         logits: as `process_logits` leaves them.
-        i: iteration, from 0.
+        i: iteration, from 0; a tensor where the step is compiled once for all of them.
         uniforms: `(b, n, a)` float32 in [0, 1): the first for sampling unless greedy, then the
             strategy's `num_uniforms`.
         sample: `sample_tokens`, or a faster function of the same results.
     """
     strategy = STRATEGIES[config.remasking]
     eos, mask = state.eos_token_id, state.mask_token_id
+    i = torch.as_tensor(i, device=logits.device)
     for_sampling, for_remasking = None, uniforms
     if not config.greedy:
         for_sampling, for_remasking = uniforms[:, 0], uniforms[:, 1:]
@@ -200,7 +201,7 @@ def step(
         repeated=again,
         is_eos=is_eos,
         region=(free & reached).sum(dim=-1),
-        noise_level=state.noise_levels[i],
+        noise_level=state.noise_levels.index_select(0, i.reshape(1)),
         uniforms=for_remasking,
     )
     remask = strategy.remask(view, config) | (maskable & ~reached)
