@@ -296,8 +296,8 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
     inputs = state.tokens.cpu().numpy()
     for i in range(config.iterations):
         start = time.perf_counter()
+        uniforms = _uniforms(generators, num_uniforms, state.tokens)  # copied while a GPU is idle
         logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
-        uniforms = _uniforms(generators, num_uniforms, state.tokens)
         output = take_step(logits, state, config, i, uniforms)
         tokens, confidence, remask, finished, is_finite = _to_host(output[:5])
         if not is_finite.all():
