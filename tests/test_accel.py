@@ -16,7 +16,7 @@ from lad.accel import capture, cuda_graphs
 from lad.accel.cuda_graphs import CapturedPass, CapturedStep, greedy_tokens, padded_shape
 from lad.accel.llama_layers import compiled
 from lad.diffusion.config import REMASKING, DenoiserConfig, RefineConfig
-from lad.diffusion.denoiser import Denoiser, pad_prompts
+from lad.diffusion.denoiser import Denoiser, PromptForward, pad_prompts
 from lad.diffusion.sampler import record, refine, refine_batch, sample_tokens
 from lad.models.registry import load_backbone
 
@@ -42,7 +42,7 @@ def accelerated():
 
     yield switch
     for denoiser in changed:
-        denoiser.prepare, denoiser.step = denoiser.prepare_plain, None
+        denoiser.prepare, denoiser.step = functools.partial(PromptForward, denoiser), None
 
 
 def both_ways(denoiser, run):
@@ -52,7 +52,7 @@ def both_ways(denoiser, run):
     try:
         return expected, run()
     finally:
-        denoiser.prepare, denoiser.step = denoiser.prepare_plain, None
+        denoiser.prepare, denoiser.step = functools.partial(PromptForward, denoiser), None
 
 
 def test_shapes_grow_to_few_sizes():
@@ -70,7 +70,7 @@ def test_captured_passes_give_the_same_logits(made, kind, accelerated):
     answer = torch.randint(97, 120, (3, 9), generator=torch.Generator().manual_seed(0))
     answer[:, 4:] = denoiser.mask_token_id
     with torch.inference_mode():
-        expected = denoiser.prepare_plain(prompts, padding)(answer)
+        expected = PromptForward(denoiser, prompts, padding)(answer)
         graphs = accelerated(denoiser)
         forward = denoiser.prepare(prompts, padding)
         assert torch.allclose(forward(answer), expected, atol=1e-4)
@@ -117,7 +117,7 @@ def test_sequences_that_leave_do_not_stay_in_a_pass_of_the_same_shape(any_denois
     answers = torch.randint(97, 120, (4, 9), generator=torch.Generator().manual_seed(0))
     keep = torch.tensor([0, 1, 3])
     with torch.inference_mode():
-        expected = any_denoiser.prepare_plain(prompts, padding)(answers)[keep]
+        expected = PromptForward(any_denoiser, prompts, padding)(answers)[keep]
         graphs = accelerated(any_denoiser)
         forward = any_denoiser.prepare(prompts, padding)
         forward(answers)

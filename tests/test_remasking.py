@@ -134,6 +134,24 @@ def test_guidance_masks_doubt_and_shares_the_number_with_the_tail():
     assert (sum(chosen[:15]), sum(chosen[15:])) == (7, 3)  # 10 in proportion, half rounded up
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.sampled_from([0.1, 0.5, 1.0]))
+def test_guidance_spends_the_schedules_number_whole(is_eos, noise_start):
+    tokens = [EOS if eos else n + 1 for n, eos in enumerate(is_eos)]
+    chosen = choose(
+        view([0.5] * len(tokens), tokens=tokens), remasking="guided", noise_start=noise_start
+    )
+    assert sum(chosen) == int(len(tokens) * noise_start)
+
+
+def test_clipping_weakens_guidance():
+    confidence = [0.9999] * 20 + [0.2] * 20
+    masked = [
+        sum(choose(view(confidence), remasking="guided", noise_start=0.5, noise_clipping=clip)[20:])
+        for clip in (0.01, 1.0)
+    ]
+    assert masked[0] > masked[1]
+
+
 # -- repeats ---------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.diffusion import reference
-from lad.diffusion.remasking import choose_positions, confidence_weights, split_budget
+from lad.diffusion.remasking import choose_positions
 from lad.diffusion.schedule import (
     mask_count,
     mask_counts,
@@ -105,23 +105,6 @@ def test_clustering_makes_the_same_number_of_masks_come_in_fewer_runs():
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 12
     assert counts[-1] == 1
-
-
-def test_guidance_prefers_doubt_and_clipping_weakens_it():
-    confidence = torch.tensor([0.999, 0.2])
-    assert confidence_weights(confidence, 0.01).tolist() == pytest.approx([0.01, 0.8])
-    assert confidence_weights(confidence, 1.0).tolist() == [1.0, 1.0]
-
-
-@given(st.integers(1, 300), st.data())
-def test_budget_is_spent_whole_and_never_overdrawn(length, data):
-    eos = data.draw(st.integers(0, length))
-    count = data.draw(st.integers(0, length))
-    numbers = (torch.tensor([n]) for n in (count, eos, length))
-    for_eos, for_others = (int(share) for share in split_budget(*numbers))
-    assert for_eos + for_others == count
-    assert 0 <= for_eos <= eos
-    assert 0 <= for_others <= length - eos
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ Sources: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo) for the settings, their r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 from lad.utils import InvalidInput, describe, setting, settings
@@ -21,7 +22,11 @@ ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
 TARGETS = ("same", "next")
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SCHEDULED = ("random", "guided")  # strategies that mask as many positions as the schedule says
-BASICS, NOISE, SAMPLING, LENGTH = "Basics", "Noise between iterations", "Sampling", "Length"
+
+basic = partial(setting, group="Basics")
+noise = partial(setting, group="Noise between iterations")
+sampling = partial(setting, group="Sampling")
+length = partial(setting, group="Length")
 
 
 @settings
@@ -36,158 +41,80 @@ class RefineConfig:
         InvalidInput: a value outside its range.
     """
 
-    iterations: int = setting(
-        32, "forward passes at most", 1, 512, group=BASICS, label="Iterations"
-    )
-    remasking: Literal[REMASKING] = setting(
+    iterations: int = basic(32, "forward passes at most", 1, 512, label="Iterations")
+    remasking: Literal[REMASKING] = noise(
         "guided",
         "which positions are masked again: none (noiseless), random, guided (low confidence is "
         "likelier) or threshold (all below a confidence)",
-        group=NOISE,
         label="Positions to mask",
     )
-    noise_start: float = setting(
-        0.9,
-        "fraction of the answer masked after the first iteration",
-        0,
-        1,
-        group=NOISE,
-        label="Noise start",
-        step=0.05,
-        used_by=SCHEDULED,
-    )
-    sharpness: float = setting(
-        1.0,
-        "how fast that fraction falls; near 0 it falls linearly",
-        0.01,
-        20,
-        group=NOISE,
-        label="Sharpness",
-        step=0.1,
-        used_by=SCHEDULED,
-    )
-    noise_clipping: float = setting(
-        0.01,
-        "least weight of a confident token in guided re-masking; lower guides more",
-        0.01,
-        1,
-        group=NOISE,
-        label="Noise clipping",
-        step=0.01,
-        used_by=("guided",),
-    )
-    clustering: float = setting(
-        0.0,
-        "0 masks positions singly, 1 masks one run of them",
-        0,
-        1,
-        group=NOISE,
-        label="Clustering",
-        step=0.05,
-        used_by=SCHEDULED,
-    )
-    confidence_threshold: float = setting(
-        0.9,
-        "confidence from which a token is shown",
-        0,
-        1,
-        group=NOISE,
-        label="Confidence threshold",
-        step=0.01,
-        used_by=("threshold",),
-    )
-    isolated_threshold: float = setting(
-        0.0,
-        "confidence required when the left neighbour is still masked",
-        0,
-        1,
-        group=NOISE,
-        label="Threshold next to a gap",
-        step=0.01,
-        used_by=("threshold",),
-    )
-    window: int | None = setting(
-        None,
-        "positions, from the leftmost MASK on, where tokens may be shown; none is all",
-        1,
-        2048,
-        group=NOISE,
-        label="Window",
-        used_by=("threshold",),
-    )
-    repeats: Literal[REPEATS] = setting(
+    noise_start: float = noise(
+        0.9, "fraction of the answer masked after the first iteration", 0, 1,
+        label="Noise start", step=0.05, used_by=SCHEDULED,
+    )  # fmt: skip
+    sharpness: float = noise(
+        1.0, "how fast that fraction falls; near 0 it falls linearly", 0.01, 20,
+        label="Sharpness", step=0.1, used_by=SCHEDULED,
+    )  # fmt: skip
+    noise_clipping: float = noise(
+        0.01, "least weight of a confident token in guided re-masking; lower guides more", 0.01, 1,
+        label="Noise clipping", step=0.01, used_by=("guided",),
+    )  # fmt: skip
+    clustering: float = noise(
+        0.0, "0 masks positions singly, 1 masks one run of them", 0, 1,
+        label="Clustering", step=0.05, used_by=SCHEDULED,
+    )  # fmt: skip
+    confidence_threshold: float = noise(
+        0.9, "confidence from which a token is shown", 0, 1,
+        label="Confidence threshold", step=0.01, used_by=("threshold",),
+    )  # fmt: skip
+    isolated_threshold: float = noise(
+        0.0, "confidence required when the left neighbour is still masked", 0, 1,
+        label="Threshold next to a gap", step=0.01, used_by=("threshold",),
+    )  # fmt: skip
+    window: int | None = noise(
+        None, "positions, from the leftmost MASK on, where tokens may be shown; none is all",
+        1, 2048, label="Window", used_by=("threshold",),
+    )  # fmt: skip
+    repeats: Literal[REPEATS] = noise(
         "allow",
         "of two equal neighbours the less confident is left (allow), masked again (remask; not "
         "when noiseless) or drawn as another token (replace)",
-        group=NOISE,
         label="Repeated tokens",
     )
-    permanent: bool = setting(
-        False,
-        "a position once shown is never MASK again; its token may still change",
-        group=NOISE,
-        label="permanent unmasking",
-        used_by=("random", "guided", "threshold"),
+    permanent: bool = noise(
+        False, "a position once shown is never MASK again; its token may still change",
+        label="permanent unmasking", used_by=("random", "guided", "threshold"),
+    )  # fmt: skip
+    temperature: float = sampling(
+        0.0, "0 is greedy; 1 samples from the model's own probabilities", 0, 5,
+        label="Temperature", step=0.05,
+    )  # fmt: skip
+    top_k: int = sampling(3, "sample among the k likeliest tokens", 1, 1000, label="Top-k")
+    top_p: float = sampling(
+        1.0, "sample among the fewest tokens that hold this probability", 0.01, 1,
+        label="Top-p", step=0.01,
+    )  # fmt: skip
+    seed: int = sampling(0, "of this run's generator", 0, 2**63 - 1, label="Seed")
+    answer_length: int = length(
+        64, "positions of the answer region", 1, 2048, label="Answer length"
     )
-    temperature: float = setting(
-        0.0,
-        "0 is greedy; 1 samples from the model's own probabilities",
-        0,
-        5,
-        group=SAMPLING,
-        label="Temperature",
-        step=0.05,
-    )
-    top_k: int = setting(
-        3, "sample among the k likeliest tokens", 1, 1000, group=SAMPLING, label="Top-k"
-    )
-    top_p: float = setting(
-        1.0,
-        "sample among the fewest tokens that hold this probability",
-        0.01,
-        1,
-        group=SAMPLING,
-        label="Top-p",
-        step=0.01,
-    )
-    seed: int = setting(0, "of this run's generator", 0, 2**63 - 1, group=SAMPLING, label="Seed")
-    answer_length: int = setting(
-        64, "positions of the answer region", 1, 2048, group=LENGTH, label="Answer length"
-    )
-    context: int | None = setting(
-        None,
-        "most tokens of prompt and answer region; none is what the adapter was trained on",
-        16,
-        2048,
-        group=LENGTH,
-        label="Context window",
-    )
-    eos_bias: float = setting(
-        0.0,
-        "added to the logit of EOS; negative gives longer answers",
-        -5,
-        5,
-        group=LENGTH,
-        label="EOS bias",
-        step=0.1,
-    )
-    added_tokens: int | None = setting(
-        None,
-        "semi-autoregressive growth: positions that may be shown more each iteration; none is all "
-        "at once",
-        1,
-        256,
-        group=LENGTH,
-        label="Added tokens",
-    )
-    patience: int = setting(
-        3,
-        "stop after this many identical drafts in a row; 0 never stops early",
-        0,
-        512,
-        group=LENGTH,
+    context: int | None = length(
+        None, "most tokens of prompt and answer region; none is what the adapter was trained on",
+        16, 2048, label="Context window",
+    )  # fmt: skip
+    eos_bias: float = length(
+        0.0, "added to the logit of EOS; negative gives longer answers", -5, 5,
+        label="EOS bias", step=0.1,
+    )  # fmt: skip
+    added_tokens: int | None = length(
+        None, "semi-autoregressive growth: positions that may be shown more each iteration; none "
+        "is all at once", 1, 256, label="Added tokens",
+    )  # fmt: skip
+    patience: int = length(
+        3, "stop after this many identical drafts in a row; 0 never stops early", 0, 512,
         label="Patience (0: go on)",
-    )
+    )  # fmt: skip
 
     @property
     def greedy(self) -> bool:

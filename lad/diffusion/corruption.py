@@ -1,9 +1,8 @@
 """Corruption, the forward process: structural noise on the answer; the prompt is never touched.
 
 LAD trains its denoiser on text with the faults that drafts have: tokens masked, swapped with a
-neighbour, duplicated, replaced at random, or overwritten by a span copied from nearby. Masks alone
-would teach filling gaps; the rest teaches repairing visible tokens, so that refinement works
-without masking anything again ("noiseless").
+neighbour, duplicated, replaced at random, or overwritten by a span copied from nearby. Masks teach
+filling gaps; the rest teaches repairing visible tokens, which noiseless refinement needs.
 
 Drawing and applying are apart. `draw_plan` makes every random decision from an explicit generator;
 `apply_plan` is a pure function of tokens and plan, vectorised here and in plain loops in

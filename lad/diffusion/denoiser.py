@@ -1,7 +1,6 @@
 """The denoiser: a frozen causal LLaMA plus LoRA, run with a non-causal attention mask.
 
-Two choices turn a left-to-right model into a denoiser; `denoiser.json` beside the adapter names
-them, because weights trained under one choice do not work under another.
+Two choices turn a left-to-right model into a denoiser; an adapter works with its own alone.
 
 Attention
     bidirectional   every position attends to every position: the paper's.
@@ -21,8 +20,7 @@ Target
 Sources: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo); DiffuLLaMA (Gong et al., 2024) for the
 shifted target; LoRA (Hu et al., 2021).
 
-Shapes: b = batch, p = prompt positions, a = answer positions, t = p + a, d = hidden size,
-v = vocabulary.
+Shapes: b = batch, p = prompt, a = answer, t = p + a positions, d = hidden size, v = vocabulary.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,9 +53,7 @@ def attention_mask(
     """Which position attends to which: `(b, 1, t, t)` bool, a row a query, True is visible.
 
     Args:
-        prompt_lengths: `(b,)` int64, positions before the answer, padding included.
-        total: t, prompt and answer positions together.
-        attention, target: see the top of this module.
+        prompt_lengths: `(b,)` int64, positions before the answer, padding included; total is t.
         padding: `(b,)` int64, left-padding length of each prompt. A padding position attends to
             itself alone, because a softmax over nothing is NaN.
         is_masked: `(b, t)` bool, where the input is MASK; used by "mask-blind".
@@ -145,7 +142,7 @@ class Denoiser:
         self.tokenizer = backbone.tokenizer
         self.mask_token_id = backbone.mask_token_id
         self.eos_token_id = backbone.eos_token_id
-        self.prepare: Callable = self.prepare_plain
+        self.prepare: Callable = partial(PromptForward, self)
         self.step: Callable | None = None
         self.version = 0
 
@@ -153,10 +150,7 @@ class Denoiser:
     def create(
         cls, backbone: LoadedBackbone, config: DenoiserConfig | None = None, seed: int = 0
     ) -> Denoiser:
-        """A new adapter on a backbone; LoRA's B is 0, so at first it changes nothing.
-
-        The global random state is left as it was.
-        """
+        """A new adapter on a backbone; LoRA's B is 0, so at first it changes nothing."""
         config = config or DenoiserConfig()
         lora = LoraConfig(
             r=config.rank,
@@ -189,11 +183,7 @@ class Denoiser:
         return self.causal_lm.config.vocab_size
 
     def encode(self, prompt: Prompt) -> Tensor:
-        """`(p,)` int64: a prompt, or a list of chat messages, under the backbone's chat template.
-
-        Raises:
-            InvalidInput: an empty prompt.
-        """
+        """`(p,)` int64: text or chat messages under the chat template; InvalidInput if empty."""
         return torch.tensor(encode_prompt(self.tokenizer, prompt), device=self.device)
 
     # -- forward passes ----------------------------------------------------------------------------
@@ -278,16 +268,12 @@ class Denoiser:
         cache.complete = True
         return cache
 
-    def prepare_plain(self, prompts: Tensor, padding: Tensor | None = None) -> PromptForward:
-        """A forward pass over these `(b, p)` prompts, whose keys and values are computed now."""
-        return PromptForward(self, prompts, padding)
-
     # -- weights -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """Run the bare backbone in this context: its own weights under this denoiser's masks."""
-        prepare, self.prepare = self.prepare, self.prepare_plain
+        """The bare backbone in this context: its own weights under this denoiser's masks."""
+        prepare, self.prepare = self.prepare, partial(PromptForward, self)
         try:
             with self.model.disable_adapter():
                 yield
@@ -296,10 +282,7 @@ class Denoiser:
             self.version += 1
 
     def merge(self) -> Denoiser:
-        """Fold the adapter into the weights: the same function, 1.2 times as fast (2 CPU cores).
-
-        `adapter_off` still works: peft takes the adapter out again for as long as it lasts.
-        """
+        """Fold the adapter into the weights: 1.2 times as fast on a CPU; `adapter_off` works."""
         self.model.merge_adapter()
         self.version += 1
         return self
@@ -314,13 +297,9 @@ class Denoiser:
 
 
 class PromptForward:
-    """Logits of answers to the same prompts, which are read once.
+    """Logits of answers to the same `(b, p)` prompts, read once; see `Denoiser.logits`."""
 
-    Args:
-        prompts: `(b, p)` int64; padding `(b,)` int64 or None, as in `Denoiser.logits`.
-    """
-
-    def __init__(self, denoiser: Denoiser, prompts: Tensor, padding: Tensor | None) -> None:
+    def __init__(self, denoiser: Denoiser, prompts: Tensor, padding: Tensor | None = None) -> None:
         self.denoiser, self.prompts, self.padding = denoiser, prompts, padding
         self.cache = denoiser.read_prompt(prompts, padding)
 

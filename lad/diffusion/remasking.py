@@ -85,10 +85,12 @@ def guided(view: StepView, config: RefineConfig) -> Tensor:
     EOS and other positions share the number in proportion to theirs: EOS is nearly always
     confident, and without its share the answer's length would be fixed by the first draft.
     """
-    weights = confidence_weights(view.confidence, config.noise_clipping) * view.maskable
-    maskable = view.maskable.sum(dim=-1)
+    # Clipping keeps confident tokens in play: the lower it is, the stronger the guidance.
+    weights = (1 - view.confidence).clamp(min=config.noise_clipping) * view.maskable
+    maskable, eos = view.maskable.sum(dim=-1), (view.maskable & view.is_eos).sum(dim=-1)
     count = _scheduled(view, config).minimum(maskable)
-    for_eos, for_others = split_budget(count, (view.maskable & view.is_eos).sum(dim=-1), maskable)
+    for_eos = (count.double() * eos / maskable.clamp(min=1) + 0.5).floor().long()
+    for_others = count - for_eos
     of_eos = choose_positions(
         weights * view.is_eos, for_eos, view.uniforms[:, 0], config.clustering
     )
@@ -159,25 +161,6 @@ def repeated(tokens: Tensor, confidence: Tensor, is_eos: Tensor, maskable: Tenso
     result[:, :-1] |= left
     result[:, 1:] |= right
     return result
-
-
-def confidence_weights(confidence: Tensor, clipping: float) -> Tensor:
-    """`(..., a)` weights of guided re-masking: max(1 - confidence, clipping).
-
-    Clipping keeps confident tokens in play: the lower it is, the stronger the guidance.
-    """
-    return (1 - confidence).clamp(min=clipping)
-
-
-def split_budget(count: Tensor, eos_positions: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """`(b,)` int64 masks for EOS positions and for the others, in proportion to their numbers.
-
-    Args:
-        count, eos_positions, positions: `(b,)` int64: masks, EOS positions, all positions.
-    """
-    share = count.double() * eos_positions / positions.clamp(min=1)
-    for_eos = (share + 0.5).floor().long()
-    return for_eos, count - for_eos
 
 
 def choose_positions(

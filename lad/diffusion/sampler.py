@@ -8,11 +8,8 @@
         tokens <- draft, with some positions masked again       lad.diffusion.remasking
 
 `step` is everything between the logits and the next input; `refine` is the loop around it. Without
-re-masking ("noiseless") the next input is the draft itself: the denoiser, trained on structural
-noise, repairs visible tokens.
-
-A batch holds many prompts, padded on the left. Every sequence has a generator of its own and leaves
-the batch when it finishes, so its answer is that of a single run.
+re-masking ("noiseless") the next input is the draft: the denoiser repairs visible tokens. In a
+batch every sequence has its own generator and leaves when it finishes.
 
 Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo). `lad.diffusion.reference` is the same loop in
 plain Python; the tests compare the two token for token.
@@ -100,8 +97,7 @@ class StepOutput(NamedTuple):
 def process_logits(logits: Tensor, state: SamplerState, config: RefineConfig) -> Tensor:
     """`(b, a, v)` logits, changed in place: no MASK, no EOS where the answer cannot end, EOS bias.
 
-    It is apart from `step` so that only two columns are written; compiled into a step, every logit
-    would be compared.
+    Apart from `step`, because a compiler would then compare every logit instead of two columns.
     """
     logits[..., state.eos_token_id] += config.eos_bias
     logits[..., state.eos_token_id].masked_fill_(state.no_eos, -math.inf)
@@ -264,9 +260,7 @@ def refine(
     draft: Tensor | None = None,
     fixed: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Refine an answer, yielding a `Step` after every iteration; the last holds the final draft.
-
-    Inputs are checked at the call, before the first step. To stop a run, stop iterating.
+    """The `Step` of every iteration, the last with the final draft; inputs are checked at the call.
 
     Args:
         prompt: text, chat messages, or `(p,)` token ids from `denoiser.encode`.
@@ -287,7 +281,7 @@ def refine(
 
 @torch.inference_mode()
 def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
-    """The steps of all unfinished sequences after every iteration, by the index of their prompt."""
+    """The steps of the unfinished sequences after every iteration, by the index of their prompt."""
     state, indices, generators = batch.state, batch.indices, batch.generators
     several = len(indices) > 1
     forward = denoiser.prepare(batch.prompts, batch.padding)
@@ -362,8 +356,7 @@ def refine_batch(
         batch_size: most sequences at a time.
 
     Returns:
-        One trace a prompt, in their order. A step's `seconds` are those of the whole batch's
-        iteration.
+        One trace a prompt, in their order; a step's `seconds` are those of the whole batch.
 
     Raises:
         InvalidInput, NumericalError: as `refine`; nothing runs when one prompt is refused.
@@ -380,11 +373,10 @@ def refine_batch(
             f"{len(prompts)} prompts, {len(drafts)} drafts and {len(fixed)} fixed masks: expected "
             "as many of each; put None where there is none"
         )
-    parts = [slice(n, n + batch_size) for n in range(0, len(prompts), batch_size)]
-    batches = [
-        _prepare(denoiser, prompts[part], config, drafts[part], fixed[part], part.start)
-        for part in parts
-    ]
+    batches = []
+    for n in range(0, len(prompts), batch_size):
+        part = slice(n, n + batch_size)
+        batches.append(_prepare(denoiser, prompts[part], config, drafts[part], fixed[part], n))
     steps_of: list[list[Step]] = [[] for _ in prompts]
     for batch in batches:
         for steps in _refine(denoiser, batch, config):

@@ -1,10 +1,8 @@
 """Traces: everything that happened in one refinement, as arrays that need no model to be read.
 
-A `Step` is one iteration: the denoiser's input, the tokens sampled, their confidence, and the
-positions masked again. A `Trace` is the whole run with the bytes of every token that occurs in it,
-so that figures, widgets and a page without a kernel need neither tokenizer nor weights.
-
-On disk a trace is JSON Lines, see `lad.diffusion.trace_file`.
+A `Step` is one iteration. A `Trace` is the whole run with the bytes of every token in it, so that
+figures, widgets and a page without a kernel need neither tokenizer nor weights. On disk it is JSON
+Lines, see `lad.diffusion.trace_file`.
 
 Shapes: a = positions of the answer region, i = iterations that ran.
 """
@@ -60,8 +58,7 @@ class Trace:
     Attributes:
         prompt: the user's text.
         steps: the iterations that ran, at least one.
-        stopped_early: True when the draft no longer changed, or was complete, before the iterations
-            were used up.
+        stopped_early: True when it ended before the iterations were used up.
         mask_token_id, eos_token_id: the two tokens with a meaning of their own.
         special_ids: tokens that are markup, not text (they never show in `answer`).
         vocabulary: token id -> the bytes that token stands for, for every id in the trace.
@@ -95,8 +92,6 @@ class Trace:
             and np.array_equal(self.prompt_ids, other.prompt_ids)
             and self.steps == other.steps
         )
-
-    # -- arrays over the whole run -------------------------------------------------------------
 
     @cached_property
     def inputs(self) -> np.ndarray:
@@ -137,14 +132,9 @@ class Trace:
 
     @cached_property
     def settled_share(self) -> np.ndarray:
-        """`(i,)` float64: share of answer tokens that already have their final value.
-
-        Only positions of the final answer count: the EOS tail settles at once and would flatter.
-        """
+        """`(i,)` float64: share of the final answer's positions that have their final token."""
         settled = self.settled_at[: max(self.tokens, 1)]
         return (settled[None, :] <= np.arange(len(self.steps))[:, None]).mean(axis=1)
-
-    # -- the answer ----------------------------------------------------------------------------
 
     @property
     def tokens(self) -> int:
@@ -185,41 +175,22 @@ class Trace:
         """Bytes of `ids` read together as UTF-8: characters split over tokens come whole."""
         return b"".join(self.vocabulary[int(t)] for t in ids).decode("utf-8", errors="replace")
 
-    # -- files ---------------------------------------------------------------------------------
-
     def save(self, path: str | Path) -> Path:
-        """Write the trace as JSON Lines; the file appears whole or not at all.
-
-        Raises:
-            CacheError: the disk is full or cannot be written.
-        """
+        """Write the trace as JSON Lines, whole or not at all; CacheError where the disk refuses."""
         from lad.diffusion import trace_file
 
         return trace_file.save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace.
-
-        Raises:
-            InvalidInput: there is no such file.
-            DamagedFile: not a trace, of another schema version, truncated or inconsistent.
-        """
+        """Read a trace; InvalidInput where there is none, DamagedFile where it is not whole."""
         from lad.diffusion import trace_file
 
         return trace_file.load(Path(path))
 
 
-# -- from the steps of a run -----------------------------------------------------------------------
-
-
 def make_trace(denoiser, prompt, prompt_ids, config: RefineConfig, steps: list[Step]) -> Trace:
-    """The trace of steps that ran, with what is needed to read it without a model.
-
-    Args:
-        denoiser: the `Denoiser` that ran them.
-        prompt: text, chat messages or token ids; `prompt_ids` its `(p,)` token ids.
-    """
+    """The trace of steps that a denoiser ran; `prompt_ids` are the `(p,)` token ids of `prompt`."""
     tokenizer, prompt_ids = denoiser.tokenizer, prompt_ids.cpu().numpy()
     arrays = [array for step in steps for array in (step.inputs, step.draft)]
     used = set(np.unique(np.concatenate([*arrays, prompt_ids])).tolist())
