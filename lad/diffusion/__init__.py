@@ -1,1 +1,12 @@
-"""The method: corruption, schedule, re-masking, denoiser, sampler, trace."""
+"""The method. To be read in this order:
+
+    corruption   the forward process: structural noise on an answer
+    schedule     how many positions are masked again after an iteration
+    remasking    which positions: one function a strategy
+    denoiser     attention mask, prompt cache, logits of a draft
+    sampler      one step from logits to the next input, and the loop around it
+    trace        what happened in a run
+
+Beside it: config (every setting), adapter (folders on disk), drafts (repair, infill, checks of
+inputs), trace_file (traces on disk), reference (the method in plain loops, for the tests).
+"""
