@@ -1,6 +1,6 @@
 """The denoiser: a frozen causal LLaMA plus LoRA, run with a non-causal attention mask.
 
-Two choices turn a left-to-right model into a denoiser; an adapter works with its own alone.
+Two choices turn a left-to-right model into a denoiser; an adapter works only with those it learnt.
 
 Attention
     bidirectional   every position attends to every position: the paper's.
