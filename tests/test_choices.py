@@ -34,9 +34,10 @@ def test_the_right_letter_is_uniform_and_the_right_text_stays():
 
 def test_the_order_is_that_of_the_seed():
     items = [Item("mmlu", "same-0", f"Which is wet, {n}?", OPTIONS, 1) for n in range(50)]
-    first = [choice_pair(tasks, item).answer for item in items]
-    assert first == [choice_pair(tasks, item).answer for item in items]
-    assert first != [choice_pair(tasks, item, seed=1).answer for item in items]
+    first, again, other = (
+        [choice_pair(tasks, item, seed).answer for item in items] for seed in (0, 0, 1)
+    )
+    assert first == again != other
     assert len(set(first)) == 4  # equal ids, as in two splits of MMLU, are no equal order
 
 
@@ -61,7 +62,11 @@ def test_what_overlaps_with_a_test():
 
 
 def passages():
-    return Passages(benchmark_passages(tasks, progress=False))
+    return Passages(
+        benchmark_passages(
+            tasks,
+        )
+    )
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def small(monkeypatch):
         n = 40 if task == "hellaswag" else 5
         return [Item(task, str(i), f"{task} {split} {i}?", OPTIONS, 0) for i in range(n)] + [tested]
 
-    monkeypatch.setattr("lad.evaluation.benchmark.load_items", load)
+    monkeypatch.setattr("lad.evaluation.tasks.load_items", load)
     return tested
 
 

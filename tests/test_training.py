@@ -58,6 +58,9 @@ SHORT = {
 }
 
 
+TOKENIZER = load_backbone("tiny").tokenizer
+
+
 def fresh(**config) -> Denoiser:
     return Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=8, alpha=16, **config))
 
@@ -111,11 +114,10 @@ def test_packing_keeps_prompt_answer_and_eos():
         pack(backbone, pairs, 8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.text(min_size=1).filter(str.strip) | st.sampled_from([" a ", "<|im_end|> b"])))
 def test_many_prompts_are_encoded_as_one_by_one(prompts):
-    tokenizer = load_backbone("tiny").tokenizer
-    assert encode_prompts(tokenizer, prompts) == [encode_prompt(tokenizer, p) for p in prompts]
+    assert encode_prompts(TOKENIZER, prompts) == [encode_prompt(TOKENIZER, p) for p in prompts]
 
 
 @settings(max_examples=40, deadline=None)
@@ -126,21 +128,20 @@ def test_many_prompts_are_encoded_as_one_by_one(prompts):
     st.integers(0, 99),
 )
 def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen, seed):
-    arguments = (ends, (16, 32, 64), 128, widen, seed, processes)
-    queue = list(itertools.islice(batches(*arguments), 400))
+    config = TrainConfig(widths=(16, 32, 64), batch_tokens=128, widen=widen, seed=seed)
+    queue = list(itertools.islice(batches(ends, config, processes), 400))
     for width, rows in queue:
         assert len(rows) == 128 // width * processes
         assert all(ends[row] < width for row in rows)
     assert {row for _, rows in queue for row in rows} == set(range(len(ends)))
-    assert list(itertools.islice(batches(*arguments), 400)) == queue
+    assert list(itertools.islice(batches(ends, config, processes), 400)) == queue
 
 
 @pytest.mark.real
 def test_the_backbone_answers_its_own_prompts():
-    pairs = self_distil(
-        load_backbone("smollm2-135m"), ["What is the capital of France?", "Hi."], max_tokens=24
-    )
-    assert "Paris" in {pair.prompt: pair.answer for pair in pairs}["What is the capital of France?"]
+    question = "What is the capital of France?"
+    (pair,) = self_distil(load_backbone("smollm2-135m"), [question], max_tokens=24)
+    assert pair.prompt == question and "Paris" in pair.answer
 
 
 # -- objective -------------------------------------------------------------------------------------
@@ -198,8 +199,8 @@ def test_what_enters_the_loss():
 def test_causal_sequences_are_clean_and_count_in_full_from_within_the_answer():
     starts = set()
     config = TrainConfig(clean_share=0.0, eos_tail_share=1.0, distance_decay=3.0)
+    denoiser, batch, _ = small_batch()
     for seed in range(20):
-        denoiser, batch, _ = small_batch()
         generator = torch.Generator().manual_seed(seed)
         noisy = batch.tokens.masked_fill(batch.answer, denoiser.mask_token_id)
         inputs, start = add_causal_lm(batch, noisy, 0.5, generator)
@@ -257,17 +258,14 @@ def test_losses_in_chunks_are_cross_entropies_with_the_same_gradient(chunk):
     assert nothing.shape == (0,)
 
 
-def test_validation_counts_masked_answer_tokens_only():
+def test_validation_is_repeatable_and_counts_no_pair_twice():
     denoiser = fresh()
     packed = pack(denoiser.backbone, PAIRS[:30], 96)
     scores = validate(denoiser, packed, batch_size=7)
+    assert scores == validate(denoiser, packed, batch_size=7)
     answer = int((packed.ends - packed.prompt_lengths + 1).sum())
     for fraction, score in scores.items():
         assert score["n"] == pytest.approx(float(fraction) * answer, rel=0.25)
-    assert scores == validate(denoiser, packed, batch_size=7)
-    # Pairs that the last batch repeats are not counted twice.
-    again = validate(denoiser, packed, batch_size=30)
-    assert again["0.5"]["n"] == pytest.approx(scores["0.5"]["n"], rel=0.15)
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):
@@ -311,10 +309,11 @@ def test_training_lowers_the_loss_and_touches_the_adapter_alone():
 
 
 WHOLE = SHORT | {
-    "steps": 20,
+    "steps": 16,
+    "log_every": 4,
     "causal_lm_fraction": 0.3,
     "accumulate": 2,
-    "validate_every": 8,
+    "validate_every": 6,
     "checkpoint_minutes": 1e-9,  # after every step
 }
 
@@ -348,7 +347,7 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
     """SIGTERM between two checks; then an error in the middle of a step behind a checkpoint."""
 
     def stop(row):
-        if row["step"] == 10:
+        if row["step"] == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
     config = TrainConfig(**WHOLE)
@@ -356,48 +355,47 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
     assert (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "adapter").exists()
 
     def fail(row):
-        if row["step"] == 15:
+        if row["step"] == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(fresh(), PAIRS, config, tmp_path, resume=True, on_row=fail)
-    assert read_log(tmp_path)[-1]["step"] == 15
+    assert read_log(tmp_path)[-1]["step"] == 12
     again = fresh()
     rows = train(again, PAIRS, config, tmp_path, resume=True)
     check_same(whole, tmp_path, rows, again)
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(whole, tmp_path):
-    """Killed by SIGKILL twice, with a checkpoint after every step."""
+    """Killed by SIGKILL, with a checkpoint after every step."""
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_training import *
 torch.set_num_threads(1)
 def on_row(row):
-    if row["step"] >= int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
-train(fresh(), PAIRS, TrainConfig(**eval(sys.argv[1])), sys.argv[2], resume=True, on_row=on_row)
+    if row["step"] == 8: os.kill(os.getpid(), signal.SIGKILL)
+train(fresh(), PAIRS, TrainConfig(**WHOLE), sys.argv[1], on_row=on_row)
 """
-    for step in (5, 15):
-        command = [sys.executable, "-c", script, repr(WHOLE), str(tmp_path), str(step)]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
-        assert done.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == -signal.SIGKILL
     (tmp_path / ".checkpoint.pt.partial").write_bytes(b"half of a checkpoint")
     again = fresh()
     rows = train(again, PAIRS, TrainConfig(**WHOLE), tmp_path, resume=True)
     check_same(whole, tmp_path, rows, again)
 
 
-def test_the_adapter_is_kept_when_the_last_validation_fails(whole, tmp_path, monkeypatch):
+def test_the_adapter_is_kept_when_the_last_validation_fails(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no memory left")
 
     monkeypatch.setattr(trainer, "validate", fail)
-    config = TrainConfig(**WHOLE | {"validate_every": 10**6})
+    denoiser = fresh()
     with pytest.raises(RuntimeError):
-        train(fresh(), PAIRS, config, tmp_path)
-    got = load_denoiser("tiny", tmp_path / "adapter", merge=False)
-    expected = load_denoiser("tiny", whole[0] / "adapter", merge=False)
-    assert all(torch.equal(v, adapter(expected)[k]) for k, v in adapter(got).items())
+        train(denoiser, PAIRS, TrainConfig(steps=2, **SHORT), tmp_path)
+    kept = adapter(load_denoiser("tiny", tmp_path / "adapter", merge=False))
+    for name, value in adapter(denoiser).items():
+        torch.testing.assert_close(kept[name], value.bfloat16().float())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
@@ -426,15 +424,13 @@ def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
         train(fresh(), PAIRS, TrainConfig(steps=21, **SHORT), tmp_path, resume=True)
     path = tmp_path / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
-    torch.save({**state, "parts": 4}, path)
+    state["run"]["parts"] = 4
+    torch.save(state, path)
     trainer_of_three = trainer.Trainer(fresh(), config, pack(fresh().backbone, PAIRS, 128))
     trainer_of_three.out = tmp_path
     trainer_of_three.accelerator = type("Three", (), {"num_processes": 3})
-    with pytest.raises(InvalidInput, match=r"3 processes .* expected 1, 2, 4 of them"):
+    with pytest.raises(InvalidInput, match=r"3 processes .* expected a number that divides 4"):
         trainer_of_three.load_checkpoint()
-    torch.save({"config": {}, "step": 3}, path)
-    with pytest.raises(DamagedFile, match="of another version"):
-        train(fresh(), PAIRS, config, tmp_path, resume=True)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DamagedFile, match="no readable checkpoint"):
         train(fresh(), PAIRS, config, tmp_path, resume=True)
@@ -473,18 +469,10 @@ def test_a_gpu_that_is_too_small_is_told_the_settings(monkeypatch):
 # -- less memory, the same numbers -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "computation",
-    [
-        {"fold_lora": False},
-        {"gradient_checkpointing": True},
-        {"fold_lora": False, "gradient_checkpointing": True, "loss_chunk": 16},
-    ],
-    ids=lambda computation: "-".join(computation),
-)
-def test_how_a_step_is_computed_does_not_show(whole, computation):
+def test_how_a_step_is_computed_does_not_show(whole):
     denoiser = fresh()
-    config = TrainConfig(**WHOLE | computation)
+    computed = {"fold_lora": False, "gradient_checkpointing": True, "loss_chunk": 16}
+    config = TrainConfig(**WHOLE | computed)
     rows = train(denoiser, PAIRS, config)
     assert config.outcome() == TrainConfig(**WHOLE).outcome()
     assert losses_of(rows) == pytest.approx(losses_of(whole[1]), rel=1e-3)
@@ -520,17 +508,7 @@ def test_checkpointing_keeps_less():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"steps": None},
-        {"steps": 0},
-        {"learning_rate": 0.0},
-        {"widen": 1.5},
-        {"widths": ()},
-        {"ema": 1.2},
-        {"shard": "yes"},
-        {"seed": -1},
-    ],
+    "wrong", [{"steps": 0}, {"widen": 1.5}, {"widths": ()}, {"shard": "yes"}], ids=str
 )
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
@@ -555,4 +533,4 @@ def test_the_shipped_configurations_are_valid():
     for name in ("smollm2-135m", "llama-3.1-8b", "llama-3.1-8b-paper"):
         values = read_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
         TrainConfig.from_dict(values["training"])
-        DenoiserConfig(**values["denoiser"])
+        DenoiserConfig.from_dict(values["denoiser"])

@@ -4,7 +4,7 @@ Beside them: `distillation` (the backbone writes pairs), `multiple_choice` (ques
 `contamination` (overlap with test questions).
 """
 
-from lad.training.config import DEFAULT_CORRUPTION, TrainConfig, read_config
+from lad.training.config import TrainConfig, read_config
 from lad.training.data import (
     Pair,
     everyday_prompts,
@@ -18,7 +18,6 @@ from lad.training.loss import MASKED_FRACTIONS, validate
 from lad.training.trainer import train
 
 __all__ = [
-    "DEFAULT_CORRUPTION",
     "MASKED_FRACTIONS",
     "Pair",
     "TrainConfig",
