@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import KINDS, stir
+from conftest import stir, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,29 +36,13 @@ from lad.training import (
     validate,
 )
 from lad.training.data import batches
-from lad.training.loss import (
-    add_causal_lm,
-    answer_logits,
-    chunked_losses,
-    loss_weights,
-    take,
-    token_losses,
-)
+from lad.training.loss import add_causal_lm, answer_logits, chunked_losses, loss_weights, take
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PAIRS = [Pair(f"say {a} {b}", f"{a} {b}!") for a in WORDS for b in WORDS]
-SHORT = {
-    "learning_rate": 1e-2,
-    "warmup_steps": 2,
-    "widths": (96, 128),
-    "batch_tokens": 1024,
-    "log_every": 5,
-    "validate_every": 10**6,
-}
-
-
-TOKENIZER = load_backbone("tiny").tokenizer
+SHORT = {"learning_rate": 1e-2, "warmup_steps": 2, "widths": (96, 128), "batch_tokens": 1024}
+SHORT |= {"log_every": 5, "validate_every": 10**6}
 
 
 def fresh(**config) -> Denoiser:
@@ -70,9 +54,6 @@ def adapter(denoiser: Denoiser) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in state.items() if "lora_" in name}
 
 
-# -- pairs -----------------------------------------------------------------------------------------
-
-
 def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
     data = "".join(json.dumps(vars(p)) + "\n" for p in PAIRS).encode()
     plain, zipped = tmp_path / "pairs.jsonl", tmp_path / "pairs.jsonl.gz"
@@ -81,7 +62,7 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
         read_pairs(zipped)
     zipped.write_bytes(gzip.compress(data))
     assert read_pairs(plain) == read_pairs(zipped) == PAIRS
-    for line in ("no json", "[]", "{}", '{"prompt": "p"}', '{"prompt": "p", "answer": 3}'):
+    for line in ("no json", "[]", '{"prompt": "p", "answer": 3}'):
         plain.write_text('{"prompt": "p", "answer": "a"}\n' + line + "\n")
         with pytest.raises(DamagedFile, match="line 2"):
             read_pairs(plain)
@@ -96,10 +77,7 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
 def test_held_out_prompts_hang_on_the_prompt_alone():
     train_pairs, held = hold_out(PAIRS, every=5)
     assert 5 <= len(held) <= 40 and len(train_pairs) + len(held) == len(PAIRS)
-    backwards = hold_out(PAIRS[::-1], every=5)[1]
-    assert set(backwards) == set(held)
-    other_answers = [Pair(" " + pair.prompt.upper(), "x") for pair in held]
-    assert hold_out(other_answers, every=5)[0] == []
+    assert hold_out([Pair(f" {pair.prompt.upper()}", "x") for pair in held], every=5)[0] == []
 
 
 def test_packing_keeps_prompt_answer_and_eos():
@@ -117,18 +95,14 @@ def test_packing_keeps_prompt_answer_and_eos():
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.text(min_size=1).filter(str.strip) | st.sampled_from([" a ", "<|im_end|> b"])))
 def test_many_prompts_are_encoded_as_one_by_one(prompts):
-    assert encode_prompts(TOKENIZER, prompts) == [encode_prompt(TOKENIZER, p) for p in prompts]
+    tokenizer = tiny_denoiser().tokenizer
+    assert encode_prompts(tokenizer, prompts) == [encode_prompt(tokenizer, p) for p in prompts]
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.integers(1, 63), min_size=1, max_size=60),
-    st.integers(1, 3),
-    st.floats(0, 1),
-    st.integers(0, 99),
-)
-def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen, seed):
-    config = TrainConfig(widths=(16, 32, 64), batch_tokens=128, widen=widen, seed=seed)
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 63), min_size=1, max_size=60), st.integers(1, 3), st.floats(0, 1))
+def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen):
+    config = TrainConfig(widths=(16, 32, 64), batch_tokens=128, widen=widen)
     queue = list(itertools.islice(batches(ends, config, processes), 400))
     for width, rows in queue:
         assert len(rows) == 128 // width * processes
@@ -144,25 +118,15 @@ def test_the_backbone_answers_its_own_prompts():
     assert pair.prompt == question and "Paris" in pair.answer
 
 
-# -- objective -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_looks_at_the_logits_the_sampler_reads(kind):
-    denoiser = fresh(attention=kind[0], target=kind[1])
-    stir(denoiser)
-    packed = pack(denoiser.backbone, PAIRS[:3], 96)
-    batch = take(packed, [0, 1, 2], 96)
+def test_the_loss_looks_at_the_logits_the_sampler_reads(any_denoiser):
+    batch = take(pack(any_denoiser.backbone, PAIRS[:3], 96), [0, 1, 2], 96)
     with torch.no_grad():
-        flat = answer_logits(denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
-        row = 0
-        for i in range(3):
-            p = int(batch.prompt_lengths[i])
-            tokens = batch.tokens[i : i + 1]
-            expected = denoiser.logits(tokens[:, :p], tokens[:, p:])[0]
-            torch.testing.assert_close(flat[row : row + 96 - p], expected, atol=1e-4, rtol=1e-4)
-            row += 96 - p
-    assert row == len(flat)
+        flat = answer_logits(any_denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
+        expected = [
+            any_denoiser.logits(tokens[None, :p], tokens[None, p:])[0]
+            for tokens, p in zip(batch.tokens, batch.prompt_lengths, strict=True)
+        ]
+    torch.testing.assert_close(flat, torch.cat(expected), atol=1e-4, rtol=1e-4)
 
 
 def small_batch(count: int = 20):
@@ -216,8 +180,6 @@ def test_causal_sequences_are_clean_and_count_in_full_from_within_the_answer():
         assert torch.equal(weights[causal], ahead[causal].float())
         assert (weights[~causal] > 0).equal(batch.answer[~causal])
     assert {0, 1, 2} <= starts
-    for fraction in (0.0, 1.0):
-        assert ((add_causal_lm(batch, noisy, fraction, generator)[1] < 96) == fraction).all()
 
 
 def test_a_causal_prediction_sees_nothing_of_what_follows():
@@ -238,34 +200,19 @@ def test_a_causal_prediction_sees_nothing_of_what_follows():
         assert not torch.allclose(*free, atol=1e-3)  # with the denoiser's attention, they do
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("chunk", [7, 64])
 def test_losses_in_chunks_are_cross_entropies_with_the_same_gradient(chunk):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(50, 16, generator=generator, requires_grad=True)
-    head = torch.nn.Linear(16, 33, bias=False).requires_grad_(False)
+    head = torch.nn.Linear(16, 33, bias=False)
     targets = torch.randint(33, (50,), generator=generator)
-    losses, correct = token_losses(head(states), targets)
-    torch.testing.assert_close(losses, -head(states).log_softmax(-1)[range(50), targets])
+    expected = -head(states).log_softmax(-1)[range(50), targets]
+    losses, correct = chunked_losses(head, states, targets, chunk)
+    torch.testing.assert_close(losses, expected)
     assert torch.equal(correct, head(states).argmax(-1) == targets)
-    losses.square().sum().backward()
-    expected, states.grad = states.grad, None
-    chunked, same = chunked_losses(head, states, targets, chunk)
-    torch.testing.assert_close(chunked, losses)
-    assert torch.equal(same, correct)
-    chunked.square().sum().backward()
-    torch.testing.assert_close(states.grad, expected)
-    nothing, _ = chunked_losses(head, states[:0], targets[:0], chunk)
-    assert nothing.shape == (0,)
-
-
-def test_validation_is_repeatable_and_counts_no_pair_twice():
-    denoiser = fresh()
-    packed = pack(denoiser.backbone, PAIRS[:30], 96)
-    scores = validate(denoiser, packed, batch_size=7)
-    assert scores == validate(denoiser, packed, batch_size=7)
-    answer = int((packed.ends - packed.prompt_lengths + 1).sum())
-    for fraction, score in scores.items():
-        assert score["n"] == pytest.approx(float(fraction) * answer, rel=0.25)
+    gradients = [torch.autograd.grad(x.square().sum(), states)[0] for x in (losses, expected)]
+    torch.testing.assert_close(*gradients)
+    assert len(chunked_losses(head, states[:0], targets[:0], chunk)[0]) == 0
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):
@@ -273,7 +220,8 @@ def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypat
     denoiser = fresh()
     stir(denoiser)
     packed = pack(denoiser.backbone, PAIRS[:5], 96)
-    got = validate(denoiser, packed, batch_size=2)["1"]
+    got = validate(denoiser, packed, batch_size=2)["1"]  # the last batch repeats a pair
+    assert got == validate(denoiser, packed, batch_size=2)["1"]
     losses, right = [], []
     for tokens, p, end in zip(packed.tokens, packed.prompt_lengths, packed.ends, strict=True):
         tokens = tokens[None].long()
@@ -286,9 +234,6 @@ def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypat
     assert got["n"] == len(losses)
     assert got["ce"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert got["accuracy"] == pytest.approx(sum(right) / len(right))
-
-
-# -- the loop --------------------------------------------------------------------------------------
 
 
 def losses_of(rows: list[dict]) -> list[float]:
@@ -308,14 +253,8 @@ def test_training_lowers_the_loss_and_touches_the_adapter_alone():
     assert not any(p.requires_grad for p in denoiser.model.parameters())
 
 
-WHOLE = SHORT | {
-    "steps": 16,
-    "log_every": 4,
-    "causal_lm_fraction": 0.3,
-    "accumulate": 2,
-    "validate_every": 6,
-    "checkpoint_minutes": 1e-9,  # after every step
-}
+WHOLE = SHORT | {"steps": 16, "log_every": 4, "validate_every": 6, "accumulate": 2}
+WHOLE |= {"causal_lm_fraction": 0.3, "checkpoint_minutes": 1e-9}  # a checkpoint after every step
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +267,7 @@ def whole(tmp_path_factory):
 
 
 def timeless(rows) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [row | {"seconds": 0} for row in rows]
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -398,17 +337,14 @@ def test_the_adapter_is_kept_when_the_last_validation_fails(tmp_path, monkeypatc
         torch.testing.assert_close(kept[name], value.bfloat16().float())
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_the_average_of_the_weights_is_what_is_kept(ema):
-    """Followed by hand: the same run, its weights read after every step."""
-    config = TrainConfig(steps=4, ema=ema, **SHORT | {"log_every": 1})
+def test_the_average_of_the_weights_is_what_is_kept():
+    config = TrainConfig(steps=4, ema=0.5, **SHORT | {"log_every": 1})
     followed = fresh()
-    expected = {name: value.float() for name, value in adapter(followed).items()}
-    steps = itertools.count(1)
+    expected = adapter(followed)
 
     def follow(row):
         if "loss" in row:
-            decay = min(ema, next(steps) / (10 + row["step"] - 1))
+            decay = min(0.5, row["step"] / (9 + row["step"]))
             for name, value in adapter(followed).items():
                 expected[name] = decay * expected[name] + (1 - decay) * value
 
@@ -453,20 +389,14 @@ def test_what_cannot_be_trained_is_named(tmp_path):
         train(fresh(), PAIRS, TrainConfig(widths=(1024,)))
 
 
-def test_a_gpu_that_is_too_small_is_told_the_settings(monkeypatch):
+def test_a_gpu_that_is_too_small_names_the_settings(monkeypatch):
     def explode(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore text.")
 
     monkeypatch.setattr(trainer, "denoising_loss", explode)
-    with pytest.raises(InvalidInput) as caught:
+    settings = "gradient_checkpointing: true, loss_chunk: 1024, .*shard: true.* tiny:4bit"
+    with pytest.raises(InvalidInput, match=rf"Tried to allocate 2\.00 GiB\. More text.*{settings}"):
         train(fresh(), PAIRS, TrainConfig(steps=1, **SHORT))
-    message = str(caught.value)
-    assert "\n" not in message and "Tried to allocate" in message
-    for knob in ("gradient_checkpointing: true", "loss_chunk: 1024", "shard: true", "tiny:4bit"):
-        assert knob in message
-
-
-# -- less memory, the same numbers -----------------------------------------------------------------
 
 
 def test_how_a_step_is_computed_does_not_show(whole):
@@ -478,33 +408,8 @@ def test_how_a_step_is_computed_does_not_show(whole):
     assert losses_of(rows) == pytest.approx(losses_of(whole[1]), rel=1e-3)
     for name, value in adapter(denoiser).items():
         torch.testing.assert_close(value, whole[2][name], atol=1e-3, rtol=1e-2)
-
-
-def test_checkpointing_keeps_less():
-    denoiser, batch, _ = small_batch(3)
-
-    def saved(**knobs) -> int:
-        sizes: list[int] = []
-
-        def note(tensor):
-            sizes.append(tensor.numel())
-            return tensor
-
-        for name, parameter in denoiser.model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-        with (
-            trainer.computation(denoiser, TrainConfig(fold_lora=False, **knobs)),
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        ):
-            answer_logits(denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
-        return sum(sizes)
-
-    assert saved(gradient_checkpointing=True) < saved() / 3
     assert not denoiser.model.training
     assert not any(getattr(m, "gradient_checkpointing", False) for m in denoiser.model.modules())
-
-
-# -- settings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,19 @@ from typing import Annotated
 import typer
 
 from lad.cli.common import Device, Model, check_least, choose_device, read_prompts
-from lad.utils import InvalidInput
 
 
 def distil(
     out: Annotated[Path, typer.Option(help="File of pairs to write, .jsonl or .jsonl.gz.")],
     batches: Annotated[int, typer.Option(help="Batches of prompts to try.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Prompts in a batch.")] = 2048,
-    minutes: Annotated[float | None, typer.Option(help="Stop making batches after this.")] = None,
     context: Annotated[int, typer.Option(help="Most tokens of a pair.")] = 256,
     answer_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
     answer_temperature: Annotated[float, typer.Option(help="0: the likeliest token.")] = 0.0,
-    answer_top_k: Annotated[int, typer.Option(help="Likeliest tokens to draw from; 0: all.")] = 0,
     prompts: Annotated[Path | None, typer.Option(help="Prompts to answer, one a line.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="Passages to avoid, one a line.")] = None,
-    benchmarks: Annotated[
-        bool, typer.Option(help="Drop what overlaps with a benchmark's test; add questions.")
-    ] = True,
-    choices: Annotated[
-        float | None, typer.Option(help="Share of multiple-choice questions.  [default: 0.1]")
-    ] = None,
+    benchmarks: Annotated[bool, typer.Option(help="Avoid what they test; add choices.")] = True,
+    choices: Annotated[float, typer.Option(help="Share of multiple-choice questions.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of prompts and answers.")] = 0,
     model: Model = "smollm2-135m",
     device: Device = "auto",
@@ -39,26 +32,20 @@ def distil(
     from lad.evaluation import tasks
     from lad.training.distillation import DistilConfig, distil_pairs
 
+    check_least(1, batches=batches)
     config = DistilConfig(
         batch_size=batch_size,
         context=context,
         answer_tokens=answer_tokens,
         answer_temperature=answer_temperature,
-        answer_top_k=answer_top_k,
+        choices=choices,
         seed=seed,
     )
-    check_least(1, batches=batches)
-    if choices is not None and not benchmarks:
-        raise InvalidInput(f"choices = {choices} without benchmarks: leave out --no-benchmarks")
-    share = 0.1 if choices is None else choices
-    if not 0 <= share < 1:
-        raise InvalidInput(f"choices = {share}: expected a share of 0 to below 1")
     card = distil_pairs(
-        *(out, model, choose_device(device), config, batches, minutes),
+        *(out, model, choose_device(device), config, batches),
         prompts=read_prompts(prompts) if prompts is not None else None,
         exclude=read_prompts(exclude) if exclude is not None else (),
         tasks=tasks if benchmarks else None,
-        choices=share,
     )
     if card is not None:
         typer.echo(

@@ -21,12 +21,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, noise and initial weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only measure: memory, tokens/s, hours. No pairs.")
-    ] = False,
-    record: Annotated[
-        Path | None, typer.Option(help="Add a dry run's numbers to this JSON file.")
-    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure memory, hours.")] = False,
+    record: Annotated[Path | None, typer.Option(help="JSON file for a dry run's numbers.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -43,16 +39,14 @@ def train(
         raise InvalidInput(f"{missing} is missing: expected --pairs and --out, or --dry-run")
     values = read_config(config) if config is not None else {}
     denoiser_config = DenoiserConfig.from_dict(values.get("denoiser", {}))
-    training = TrainConfig.from_dict(values.get("training", {}))
-    if steps is not None and not dry_run:
-        training = replace(training, steps=steps)
-    if seed is not None:
-        training = replace(training, seed=seed)
+    given = {"steps": None if dry_run else steps, "seed": seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    training = replace(TrainConfig.from_dict(values.get("training", {})), **given)
     data = [] if dry_run else read_pairs(pairs)
     device = choose_device(device)
     accelerator = Accelerator(cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        device = "cpu" if device == "cpu" else str(accelerator.device)
+    if accelerator.num_processes > 1 and device != "cpu":
+        device = str(accelerator.device)
 
     def show(row: dict) -> None:
         if "validation" in row:
@@ -79,23 +73,19 @@ def train(
         typer.echo(f"wrote {out / written}", err=True)
 
 
-def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, shows: bool):
-    """A dry run, reported by the main process alone."""
+def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, is_main: bool):
     from lad.evaluation.throughput import add_run, training_throughput
 
     def show(done: int, total: int) -> None:
-        if shows:
+        if is_main:
             typer.echo(f"step {done} of {total}", err=True)
 
     run = training_throughput(denoiser, training, steps, show)
-    if not shows:
+    if not is_main:
         return
     name, processor = run["provenance"]["model"], run["provenance"]["processor"]
-    command = (
-        f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
-        f" --model {name} --steps {steps} --record"
-    )
-    run = {"command": command, **run}  # its settings are in the run
+    start = f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
+    run = {"command": f"{start} --model {name} --steps {steps} --record", **run}
     if record is not None:
         add_run(record, run)
     if as_json:

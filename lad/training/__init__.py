@@ -12,13 +12,12 @@ from lad.training.data import (
     hold_out,
     pack,
     read_pairs,
-    self_distil,
 )
-from lad.training.loss import MASKED_FRACTIONS, validate
+from lad.training.distillation import self_distil
+from lad.training.loss import validate
 from lad.training.trainer import train
 
 __all__ = [
-    "MASKED_FRACTIONS",
     "Pair",
     "TrainConfig",
     "everyday_prompts",

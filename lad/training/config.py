@@ -9,9 +9,8 @@ import yaml
 from lad.diffusion.config import CorruptionConfig
 from lad.utils import InvalidInput, one_line, setting, settings
 
-# The paper's noise, but half the answers keep their visible tokens clean, masks reach the whole
-# answer, and some form blocks or cover the end of the answer: a small model must learn the plain
-# task as well as the corrupted one, and the states that the sampler brings it into.
+# Less structural noise than in the paper, and masks in blocks or to the end: a small model must
+# learn the plain task too, and the states that the sampler brings it into.
 DEFAULT_CORRUPTION = CorruptionConfig(
     all_masked=0.05,
     mask_probability=0.8,

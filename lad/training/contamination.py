@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from lad.training.data import Pair
-
 NGRAM = 13  # words
 
 
@@ -34,18 +32,12 @@ class Passages:
             self._whole.add(hash(tuple(words)))
             self._ngrams.update(_ngrams(words))
 
-    def contains(self, text: str) -> bool:
-        """True when one of them is `text`."""
-        return hash(tuple(normalised(text))) in self._whole
-
-    def overlaps(self, text: str) -> bool:
-        """True when one of them has 13 words in a row in common with `text`."""
-        return not self._ngrams.isdisjoint(_ngrams(normalised(text)))
-
-    def overlaps_pair(self, pair: Pair) -> bool:
-        """True when one of them is the prompt, or overlaps with prompt or answer."""
-        texts = (pair.prompt, pair.answer)
-        return self.contains(pair.prompt) or any(map(self.overlaps, texts))
+    def overlap(self, prompt: str, *texts: str) -> bool:
+        """True when one of them is the prompt, or has 13 words in a row in common with any text."""
+        words = [normalised(text) for text in (prompt, *texts)]
+        return hash(tuple(words[0])) in self._whole or any(
+            not self._ngrams.isdisjoint(_ngrams(text)) for text in words
+        )
 
 
 def _ngrams(words: list[str]) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Pairs of prompt and answer: reading, holding out, self-distilling, packing into batches.
+"""Pairs of prompt and answer: reading, holding out, packing into batches.
 
 On disk: JSON Lines, one `{"prompt": ..., "answer": ...}` a line, gzipped if the name ends in .gz.
 """
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from lad.models.chat import encode_prompts
-from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone
 from lad.training.config import TrainConfig
 from lad.utils import DamagedFile, InvalidInput
@@ -48,7 +47,6 @@ class PackedPairs:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> PackedPairs:
-        """The same on another device."""
         moved = (t.to(device) for t in (self.tokens, self.prompt_lengths, self.ends))
         return PackedPairs(*moved, self.dropped)
 
@@ -72,8 +70,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """The pairs of a JSON Lines file.
 
     Raises:
-        InvalidInput: no such file, or no pairs in it.
-        DamagedFile: a line that is no pair, or a truncated gzip.
+        InvalidInput, DamagedFile: no pairs there, or a line that is none.
     """
     path, pairs = Path(path), []
     if not path.is_file():
@@ -82,10 +79,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
-                texts = (row["prompt"], row["answer"])
-                if not all(isinstance(text, str) for text in texts):
+                if not isinstance(row["prompt"], str) or not isinstance(row["answer"], str):
                     raise TypeError("prompt and answer must be text")
-                pairs.append(Pair(*texts))
+                pairs.append(Pair(row["prompt"], row["answer"]))
     except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
         raise DamagedFile(
             f"{path}, line {len(pairs) + 1}: {error!r}; expected "
@@ -160,19 +156,3 @@ def batches(
                 queue.append((width, bucket[first : first + size]))
         shuffle.shuffle(queue)
         yield from queue
-
-
-def self_distil(
-    backbone: LoadedBackbone, prompts: Sequence[str], max_tokens: int = 48, batch_size: int = 16
-) -> list[Pair]:
-    """Pairs with the greedy answers of a backbone without adapter, if they end in `max_tokens`."""
-    tokenizer, eos = backbone.tokenizer, backbone.eos_token_id
-    ids = encode_prompts(tokenizer, prompts)
-    kwargs = {"batch_size": batch_size, "eos_token_id": eos}
-    answers = generate(backbone.model, tokenizer, ids, max_tokens, **kwargs)
-    pairs = []
-    for prompt, new in zip(prompts, answers, strict=True):
-        answer = tokenizer.decode(new, skip_special_tokens=True).strip()
-        if answer and new[-1] == eos:
-            pairs.append(Pair(prompt, answer))
-    return pairs

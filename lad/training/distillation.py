@@ -2,8 +2,7 @@
 
 A user's turn is opened with a word or two ("What is", "Name three", "Explain") and the backbone
 finishes it; then it answers, greedily: one answer to a prompt is the target of lowest entropy, and
-that is what decoding in parallel needs. No outside data is needed, so an adapter trained on the
-result may go wherever the backbone may.
+that is what decoding in parallel needs. An adapter may go wherever its backbone may.
 
 Reference: sequence-level knowledge distillation, Kim and Rush, https://arxiv.org/abs/1606.07947.
 """
@@ -42,9 +41,9 @@ from lad.utils import (
     write_whole,
 )
 
-BEGINNING = 8  # words of an answer
+BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
-CPU_BATCH = 32  # answers generated together on a CPU, where more only take more memory
+CPU_BATCH = 32  # answers generated together; more only take more memory there
 
 
 @settings
@@ -56,12 +55,10 @@ class DistilConfig:
     prompt_tokens: int = setting(48, "tokens that the backbone adds to an opening at most", ge=1)
     prompt_temperature: float = setting(0.8, "of prompts; high, for variety", ge=0)
     prompt_top_k: int = setting(100, "likeliest tokens that prompts are drawn from; 0: all", ge=0)
-    answer_tokens: int | None = setting(
-        None, "tokens of an answer with its EOS at most; all that fit by default", ge=1
-    )
+    answer_tokens: int | None = setting(None, "tokens of an answer and EOS at most", ge=1)
     answer_temperature: float = setting(0.0, "0 takes the likeliest token", ge=0)
-    answer_top_k: int = setting(0, "likeliest tokens that answers are drawn from; 0: all", ge=0)
     same_beginning: int = setting(20, "pairs at most whose answers begin with the same words", ge=1)
+    choices: float = setting(0.1, "fraction of multiple-choice questions in all pairs", 0, 0.99)
     seed: int = setting(0, "of prompts and answers", ge=0)
 
 
@@ -71,11 +68,9 @@ def distil_pairs(
     device: str,
     config: DistilConfig,
     batches: int,
-    minutes: float | None = None,
     prompts: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     tasks: ModuleType | None = None,
-    choices: float = 0.0,
 ) -> dict | None:
     """Make batches, write pairs and return the data card (None but in the first process).
 
@@ -83,21 +78,19 @@ def distil_pairs(
     killed run goes on where it stopped.
 
     Args:
-        out: the file to write, .jsonl or .jsonl.gz.
-        batches: batches of prompts to try.
-        minutes: begin no batch after this.
         prompts: to be answered in place of invented ones.
         exclude: passages that no pair may share text with.
-        tasks: `lad.evaluation.tasks`; pairs that overlap with its tests are left out.
-        choices: fraction of multiple-choice questions among the pairs; 0 without `tasks`.
+        tasks: `lad.evaluation.tasks`; pairs that overlap with its tests are left out, and
+            multiple-choice questions added.
 
     Raises:
         AssetUnavailable: the benchmarks are not in the cache, and cannot be had.
-        InvalidInput, DamagedFile, CacheError: see `distil` and `collect`.
+        InvalidInput: a context longer than the backbone's, or `out` has batches of other settings.
+        DamagedFile, CacheError: a batch is not whole, or the disk refuses.
     """
     # Whole batches pass before processes meet again.
     state = PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=1))
-    if tasks is not None and state.is_main_process:
+    if tasks and state.is_main_process:
         tasks.fetch_benchmarks()  # before the work: without them it could not be finished
     if state.num_processes > 1 and device != "cpu":
         device = str(state.device)
@@ -111,20 +104,16 @@ def distil_pairs(
         seconds = time.monotonic() - started
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if n)
         print(f"batch {number + 1:>5} of {batches}  {seconds:>7.1f} s  {reasons}", file=sys.stderr)
-        if minutes is not None and seconds > 60 * minutes:
-            break
     state.wait_for_everyone()  # the first process joins the batches of all
     if not state.is_main_process:
         return None
-    tests = benchmark_passages(tasks) if tasks is not None else ()
-    passages = Passages([*exclude, *tests])
+    passages = Passages([*exclude, *(benchmark_passages(tasks) if tasks else ())])
     pairs, card = collect(folder, config, passages)
     tested = {task.name: task.tested_on for task in tasks.TASKS.values()} if tasks else {}
     card |= {"backbone": model, "kept apart from": {"passages": len(exclude), "benchmarks": tested}}
-    if tasks is not None:
-        added, card["choices"] = choices_for(
-            tasks, backbone, len(pairs), choices, config.context, passages, config.seed
-        )
+    if tasks:
+        amount = (len(pairs), config.choices, config.context)
+        added, card["choices"] = choices_for(tasks, backbone, *amount, passages, config.seed)
         pairs += added
     return write_pairs(out, pairs, card)
 
@@ -138,13 +127,11 @@ def distil(
 ) -> Iterator[tuple[int, Counter]]:
     """Make the missing batches of `numbers` as `folder`/00012.jsonl; yields number and counts."""
     if config.context > backbone.spec.context:
-        raise InvalidInput(
-            f"context = {config.context}: expected at most {backbone.spec.context} tokens, the "
-            f"backbone's context"
-        )
+        limit = backbone.spec.context
+        raise InvalidInput(f"context = {config.context}: expected at most {limit} tokens")
     prompt_digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
     settings = {"backbone": backbone.digest, "prompts": prompt_digest, **config.to_dict()}
-    del settings["same_beginning"]  # used when batches are joined
+    del settings["same_beginning"], settings["choices"]  # used when batches are joined
     _check_settings(folder, settings)
     for number in numbers:
         path = folder / f"{number:05d}.jsonl"
@@ -153,10 +140,9 @@ def distil(
         first = number * config.batch_size
         part = prompts[first : first + config.batch_size] if prompts else None
         pairs, counts = _make_batch(backbone, number, config, part)
-        lines = [json.dumps(vars(pair), ensure_ascii=False) for pair in pairs]
-        lines.append(json.dumps({"counts": counts}))  # last: without it the file is not whole
+        last = json.dumps({"counts": counts}) + "\n"  # without it the file is not whole
         with disk_errors(folder, REMEDY):
-            write_whole(path, "".join(line + "\n" for line in lines).encode())
+            write_whole(path, _json_lines(pairs) + last.encode())
         yield number, counts
 
 
@@ -182,7 +168,6 @@ def _check_settings(folder: Path, settings: dict) -> None:
 def _make_batch(
     backbone: LoadedBackbone, number: int, config: DistilConfig, prompts: Sequence[str] | None
 ) -> tuple[list[Pair], Counter]:
-    """One batch of pairs, and the number of prompts by outcome; invents prompts if given none."""
     choice = random.Random(f"{config.seed}-{number}")
     seed = choice.getrandbits(62)
     if prompts is None:
@@ -211,13 +196,13 @@ def _continue(
     size = CPU_BATCH if backbone.model.device.type == "cpu" else config.batch_size
     kwargs |= {"batch_size": size, "eos_token_id": eos}
     answers = generate(backbone.model, tokenizer, ids, *args, **kwargs)
-    return [tokenizer.decode(ids[:-1]) if ids[-1] == eos else None for ids in answers]
+    return [tokenizer.decode(new[:-1]) if new[-1] == eos else None for new in answers]
 
 
 def invent_prompts(
     backbone: LoadedBackbone, starts: Sequence[str], config: DistilConfig, seed: int
 ) -> list[str | None]:
-    """Prompts that begin with `starts`; None where the turn did not end in time, "" if it is odd"""
+    """Prompts that begin with `starts`; None where the turn did not end in time, "" if `odd`."""
     tokenizer, turn = backbone.tokenizer, [{"role": "user", "content": "\ue000"}]
     # The chat template up to the middle of the user's turn.
     before = tokenizer.apply_chat_template(turn, tokenize=False).split("\ue000")[0]
@@ -235,9 +220,8 @@ def odd(text: str, start: str) -> bool:
     """True for a user's turn that is no prompt."""
     if "\n" in text or "<|" in text or "\ufffd" in text:
         return True
-    # An opening alone, or a word or two, must at least be a whole remark, such as "Good morning!".
     short = text == start or len(text.split()) < 3
-    return short and not text.endswith((".", "!", "?"))
+    return short and not text.endswith((".", "!", "?"))  # "Good morning!" is one
 
 
 def answer_prompts(
@@ -246,11 +230,19 @@ def answer_prompts(
     """The backbone's answers; None where one did not end inside the window."""
     ids = encode_prompts(backbone.tokenizer, prompts)
     fitting = [prompt for prompt in ids if len(prompt) < config.context]
-    most = config.answer_tokens or config.context
-    sampling = (most, config.answer_temperature, config.answer_top_k, seed)
+    sampling = (config.answer_tokens or config.context, config.answer_temperature, 0, seed)
     answers = iter(_continue(backbone, fitting, config, *sampling, max_length=config.context))
     found = [next(answers) if len(prompt) < config.context else None for prompt in ids]
     return [answer and answer.strip() for answer in found]
+
+
+def self_distil(
+    backbone: LoadedBackbone, prompts: Sequence[str], max_tokens: int = 48
+) -> list[Pair]:
+    """Pairs with the greedy answers of a backbone without adapter, if they end in `max_tokens`."""
+    config = DistilConfig(context=backbone.spec.context, answer_tokens=max_tokens)
+    answers = answer_prompts(backbone, prompts, config, seed=0)
+    return [Pair(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer]
 
 
 def reject(answer: str) -> str | None:
@@ -272,14 +264,10 @@ def reject(answer: str) -> str | None:
 def collect(
     folder: Path, config: DistilConfig, passages: Passages | None = None
 ) -> tuple[list[Pair], dict]:
-    """Join the batches of `folder`, each prompt once, in their order.
+    """The pairs of all batches of `folder`, each prompt once, and their data card.
 
     Removed are prompts that this package is tested with, pairs that overlap with `passages`, and
-    answers that begin like too many others. The data card has counts by reason, and settings.
-
-    Raises:
-        InvalidInput: no batches there.
-        DamagedFile: a batch that is not whole.
+    answers that begin like too many others.
     """
     paths = sorted(folder.glob("[0-9]*.jsonl"))
     if not paths:
@@ -295,7 +283,7 @@ def collect(
                 counts["kept for testing"] += 1
             elif key in seen:
                 counts["prompt in another batch"] += 1
-            elif passages and passages.overlaps_pair(pair):
+            elif passages and passages.overlap(pair.prompt, pair.answer):
                 counts["contaminated"] += 1
             elif beginnings[beginning] == config.same_beginning:
                 counts["answer begins like others"] += 1
@@ -316,7 +304,6 @@ def _key(prompt: str) -> str:
 
 
 def _read_batch(path: Path, counts: Counter) -> list[Pair]:
-    """The pairs of a batch, whose counts are added to `counts`."""
     try:
         *rows, last = (json.loads(line) for line in path.open(encoding="utf-8"))
         counts.update(last["counts"])
@@ -327,14 +314,17 @@ def _read_batch(path: Path, counts: Counter) -> list[Pair]:
         ) from error
 
 
+def _json_lines(pairs: Sequence[Pair]) -> bytes:
+    return "".join(json.dumps(vars(p), ensure_ascii=False) + "\n" for p in pairs).encode()
+
+
 def write_pairs(out: Path, pairs: Sequence[Pair], card: dict) -> dict:
     """Write a file of pairs, .jsonl or .jsonl.gz, and beside it the card with number and digest."""
-    text = "".join(json.dumps(vars(pair), ensure_ascii=False) + "\n" for pair in pairs).encode()
+    text = _json_lines(pairs)
     with disk_errors(out.parent, REMEDY):
         out.parent.mkdir(parents=True, exist_ok=True)
         # No time stamp inside: the same pairs give the same bytes.
         write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
         card = {"pairs": len(pairs), "sha256": sha256_file(out), **card}
-        text = json.dumps(card, indent=2, ensure_ascii=False) + "\n"
-        write_whole(out.with_name(out.name.split(".")[0] + "-card.json"), text.encode())
+        write_json(out.with_name(out.name.split(".")[0] + "-card.json"), card)
     return card

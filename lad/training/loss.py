@@ -2,8 +2,7 @@
 
 The loss is the cross-entropy of the answer's tokens, at every corrupted position and at a fraction
 of the others: the denoiser must both repair and leave alone. A fraction of the pairs is instead
-left clean and predicted left to right (`add_causal_lm`): the backbone predicts the next token far
-better than an adapter trained for minutes, and this keeps it so.
+left clean and predicted left to right (`add_causal_lm`), which the backbone must not forget.
 
 Shapes: b = batch, t = width, m = predicted positions, d = hidden size, v = vocabulary.
 """
@@ -90,8 +89,7 @@ def chunked_losses(
         checkpoint(_head_losses, head, *part, use_reentrant=False, preserve_rng_state=False)
         for part in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
-    losses, correct = zip(*parts, strict=True)
-    return torch.cat(losses), torch.cat(correct)
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def _head_losses(head: nn.Module, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,8 +117,8 @@ def corrupt_batch(
     denoiser: Denoiser, batch: Batch, config: CorruptionConfig, generator: torch.Generator
 ) -> Tensor:
     """`(b, t)` int64, the batch's tokens with its answers under noise."""
-    size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
-    return corrupt(batch.tokens, batch.answer, size, mask, generator, config)
+    vocabulary = (denoiser.vocabulary_size, denoiser.mask_token_id)
+    return corrupt(batch.tokens, batch.answer, *vocabulary, generator, config)
 
 
 def add_causal_lm(
@@ -163,10 +161,10 @@ def loss_weights(
         chosen = torch.where(causal_from[:, None] < t, ahead, chosen)
     if not config.distance_decay:
         return chosen.float()
-    # Masks between a masked position and the nearest token; on the left, at least the prompt's.
     masked = batch.answer & (inputs == mask_token_id)
     left = torch.where(masked, 0, position).cummax(dim=1).values
     right = torch.where(masked, 2 * t, position).flip(1).cummin(dim=1).values.flip(1)
+    # Masks between a masked position and the nearest token; on the left, at least the prompt's.
     distance = torch.minimum(position - left, right - position) - masked.long()
     return chosen * torch.exp(-distance / config.distance_decay)
 
@@ -188,16 +186,12 @@ def mask_share(
 def validate(
     denoiser: Denoiser, pairs: PackedPairs, batch_size: int, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Scores of up to 512 pairs where a fraction of the answer is masked.
-
-    {"0.25": {"ce": nats, "accuracy": fraction, "n": tokens counted}, ...}
-    """
+    """{"0.25": {"ce": nats, "accuracy": fraction, "n": tokens counted}, ...}, see `mask_share`."""
     device, context = pairs.tokens.device, pairs.tokens.shape[1]
     count = min(len(pairs), 512)
     scores = {}
     for fraction in MASKED_FRACTIONS:
-        # The same masks at every call: validations of one run differ by the model alone.
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)  # the same masks at every call
         total = torch.zeros(3, device=device, dtype=torch.float64)
         for first in range(0, count, batch_size):
             # One shape throughout, so that a compiled model is reused: the last batch wraps round

@@ -20,13 +20,8 @@ from lad.training.contamination import Passages
 from lad.training.data import Pair, encode_pairs
 
 # task -> splits
-TRAINED_ON = {
-    "arc-easy": ("train",),
-    "arc-challenge": ("train",),
-    "hellaswag": ("train",),
-    "openbookqa": ("train",),
-    "mmlu": ("dev", "validation"),
-}
+TRAINED_ON = dict.fromkeys(("arc-easy", "arc-challenge", "hellaswag", "openbookqa"), ("train",))
+TRAINED_ON["mmlu"] = ("dev", "validation")
 HELLASWAG = 8000  # most of its questions; it alone has more than all others together
 # Options that refer to others by letter or place mean something in their own order only.
 REFERS = re.compile(r"\b(?:[A-E],? (?:and|or|nor) [A-E]|of the (?:above|below|preceding))\b")
@@ -55,7 +50,7 @@ def choice_items(
         for item in items:
             if task == "hellaswag" and len(kept) - before == hellaswag:
                 break
-            if overlaps(item, passages):
+            if passages.overlap(item.question, *(f"{item.question} {o}" for o in item.options)):
                 left_out[task] += 1
             else:
                 kept.setdefault((item.question, frozenset(item.options)), item)
@@ -64,16 +59,9 @@ def choice_items(
     return kept, left_out
 
 
-def overlaps(item, passages: Passages) -> bool:
-    """True when a question, alone or with one of its options, shares text with `passages`."""
-    return passages.contains(item.question) or any(
-        passages.overlaps(f"{item.question} {option}") for option in item.options
-    )
-
-
 def choice_pair(tasks: ModuleType, item, seed: int = 0) -> Pair:
     """A question in LAD's format, its options shuffled unless they refer to each other."""
-    order = list(range(len(item.options)))
+    order = [*range(len(item.options))]
     if not any(REFERS.search(option) for option in item.options):
         # The question is part of the seed, since MMLU's splits use the same ids.
         random.Random(f"{seed}-{item.task}-{item.id}-{item.question}").shuffle(order)
@@ -89,11 +77,7 @@ def choices_for(
     passages: Passages,
     seed: int = 0,
 ) -> tuple[list[Pair], dict]:
-    """Choice pairs that are `share` of all pairs with `others` other ones, and their data card.
-
-    `share` is 0 to below 1; fewer are returned where there are no more. `context` is the number of
-    tokens of prompt, answer and EOS at most.
-    """
+    """Choice pairs that are `share` of all pairs with `others` other ones, and their data card."""
     # Half of HellaSwag does not fit 256 tokens: more is read, so that as much is left.
     items, left_out = choice_items(tasks, passages, seed, hellaswag=5 * HELLASWAG // 2)
     pairs = [choice_pair(tasks, item, seed) for item in items]

@@ -106,6 +106,7 @@ class Trainer:
             shard(denoiser, device, process_mesh(bits, device, self.accelerator))
         self.denoiser, self.config, self.on_row = denoiser, config, on_row
         self.out = Path(out) if out is not None else None
+        self.writes = out is not None and self.accelerator.is_main_process
         self.device = denoiser.device
         self.data = data.to(self.device)
         self.validation = validation.to(self.device) if validation is not None else None
@@ -125,27 +126,26 @@ class Trainer:
         self.log: list[dict] = []
         self.window: list[Tensor] = []  # (loss, accuracy) of every part since the last log row
         self.step = self.tokens = 0
-        self.seconds_before = 0.0  # of the run, before it was resumed
-        self.started = time.monotonic()
+        self.started = self.seconds = 0.0  # seconds of the run before it was resumed
 
     @property
     def learning_rate(self) -> float:
         """Of the next step: a linear rise, times half a cosine that reaches 0 after the last."""
-        config = self.config
-        rise = min((self.step + 1) / max(config.warmup_steps, 1), 1.0)
-        cosine = 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
-        return config.learning_rate * rise * cosine
+        rise = min((self.step + 1) / max(self.config.warmup_steps, 1), 1.0)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
+        return self.config.learning_rate * rise * cosine
 
     def run(self) -> None:
         """Train to the last step, or to a checkpoint when SIGTERM comes."""
         config = self.config
         stream = batches(self.data.ends.tolist(), config, self.parts)
-        if self._writes:  # the log up to the checkpoint: the steps after it are taken again
+        if self.writes:  # the log up to the checkpoint: the steps after it are taken again
             with disk_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
                 text = "".join(json.dumps(row) + "\n" for row in self.log)
                 write_whole(self.out / LOG, text.encode())
-        self.started = last_checkpoint = time.monotonic()
+        last_checkpoint = time.monotonic()
+        self.started = last_checkpoint - self.seconds
         with on_sigterm(self.accelerator.set_trigger), computation(self.denoiser, config):
             for width, indices in islice(stream, self.step, config.steps):
                 self._take_step(width, indices)
@@ -158,7 +158,7 @@ class Trainer:
                     self.save_checkpoint()
                     last_checkpoint = time.monotonic()
             self._load_weights(self.average)
-            if self._writes:  # before validation, which may fail
+            if self.writes:  # before validation, which may fail
                 self.denoiser.config = replace(self.denoiser.config, context=config.context)
                 self.denoiser.save(self.out / "adapter")
             if self.validation is not None:
@@ -204,18 +204,10 @@ class Trainer:
     def _load_weights(self, weights: list[Tensor]) -> None:
         torch._foreach_copy_([p.data for p in self.parameters], weights)
 
-    @property
-    def _writes(self) -> bool:
-        return self.out is not None and self.accelerator.is_main_process
-
-    @property
-    def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
-
     def _add_row(self, **row) -> None:
-        row = {"step": self.step, **row, "seconds": round(self._seconds, 2)}
+        row = {"step": self.step, **row, "seconds": round(time.monotonic() - self.started, 2)}
         self.log.append(row)
-        if self._writes:
+        if self.writes:
             with disk_errors(self.out), open(self.out / LOG, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if self.on_row is not None:
@@ -226,8 +218,7 @@ class Trainer:
         self.window = []
         if not math.isfinite(loss):
             raise NumericalError(
-                f"step {self.step}: the loss is {loss}, expected a finite number; "
-                "lower learning_rate or gradient_clip"
+                f"step {self.step}: the loss is {loss}, expected a number; lower learning_rate"
             )
         scores = {"loss": round(loss, 5), "accuracy": round(accuracy, 5)}
         self._add_row(**scores, learning_rate=self.learning_rate, tokens=self.tokens)
@@ -237,20 +228,18 @@ class Trainer:
         with self.autocast:
             self._add_row(validation=validate(self.denoiser, self.validation, size))
 
-    def _settings(self) -> dict:
-        denoiser = self.denoiser.config.to_dict()
-        return {"format": FORMAT, "training": self.config.outcome(), "denoiser": denoiser}
+    def _settings(self) -> list:
+        return [FORMAT, self.config.outcome(), self.denoiser.config.to_dict()]
 
     def save_checkpoint(self) -> None:
         """Write everything needed to go on; the file appears whole or not at all."""
-        # Not `Accelerator.save_state`: that writes the frozen backbone too, and reading it back
-        # sets the global random state.
-        if not self._writes:
+        # Not `Accelerator.save_state`, which has the backbone and the global random state in it.
+        if not self.writes:
             return
         state = {
             "settings": self._settings(),
             "run": {name: getattr(self, name) for name in STATE},
-            "seconds": self._seconds,
+            "seconds": time.monotonic() - self.started,
             "adapter": self._weights(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -262,8 +251,7 @@ class Trainer:
 
     def load_checkpoint(self) -> None:
         """Go on from `out`'s checkpoint; without one, start afresh."""
-        path = self.out / CHECKPOINT if self.out is not None else None
-        if path is None or not path.exists():
+        if self.out is None or not (path := self.out / CHECKPOINT).exists():
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -285,7 +273,7 @@ class Trainer:
                 f"expected a number that divides {parts}, so that each gets as many"
             )
         vars(self).update(state["run"])
-        self.seconds_before = state["seconds"]
+        self.seconds = state["seconds"]
         self._load_weights(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
 
