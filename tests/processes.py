@@ -1,10 +1,8 @@
-"""Two processes that train with the backbone whole and in shards; tests/test_training_processes.py
-starts them as `torchrun tests/processes.py FOLDER` and reads what they leave there."""
+"""What tests/test_training_processes.py starts in two processes: training whole and in shards."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -22,26 +20,18 @@ from lad.training import Pair, TrainConfig, train
 
 PAIRS = [Pair(f"say {n} and {m}", f"{n} {m}!") for n in range(10) for m in range(9)]
 HELD = PAIRS[:7]
-BASIC = {
-    "steps": 6,
-    "learning_rate": 2e-3,
-    "warmup_steps": 2,
-    "widths": (96,),
-    "batch_tokens": 384,
-    "log_every": 1,
-    "fold_lora": False,
-}
-# name -> knobs of both runs
+BASIC = {"steps": 6, "learning_rate": 2e-3, "warmup_steps": 2, "fold_lora": False}
+BASIC |= {"widths": (96,), "batch_tokens": 384, "log_every": 1}
+MEMORY = {"compile_layers": True, "loss_chunk": 16, "gradient_checkpointing": True}
 CASES = {
     "tied": {"accumulate": 2, "ema": 0.5, "gradient_clip": 1e-3, "validate_every": 3},
-    "untied compiled": {"compile_layers": True, "loss_chunk": 16, "gradient_checkpointing": True},
-    "untied bfloat16": {"causal_lm_fraction": 0.3},
+    "untied bfloat16": MEMORY | {"causal_lm_fraction": 0.3},
 }
-LONG = BASIC | {"steps": 16}
+LONG = BASIC | {"steps": 12}
 
 
 def fresh(case: str = "") -> Denoiser:
-    """A tiny denoiser whose adapter does something; "untied" gives its head a matrix of its own."""
+    """A tiny denoiser whose adapter does something; "untied" gives its head its own matrix."""
     dtype = torch.bfloat16 if "bfloat16" in case else None
     denoiser = Denoiser.create(load_backbone("tiny", dtype=dtype), DenoiserConfig(rank=4, alpha=8))
     stir(denoiser)
@@ -52,7 +42,6 @@ def fresh(case: str = "") -> Denoiser:
 
 
 def adapter(denoiser: Denoiser) -> torch.Tensor:
-    """Its weights, one after the other."""
     named = sorted((n, p) for n, p in denoiser.model.named_parameters() if "lora_" in n)
     return torch.cat([p.detach().flatten() for _, p in named]).float()
 
@@ -75,7 +64,6 @@ def stop_at(step: int):
 
 
 def compare(case: str) -> dict:
-    """Both runs of a case: rows, adapters, and how much each keeps."""
     found = {}
     for shard in (False, True):
         denoiser = fresh(case)
@@ -91,22 +79,14 @@ def compare(case: str) -> dict:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    # What the kernels are compiled to is not in question, and takes minutes.
-    compile_ = torch.compile
+    compile_ = torch.compile  # compiling to kernels takes minutes
     torch.compile = lambda f, **how: compile_(f, backend="eager", **how)
     rank = Accelerator(cpu=True).process_index
     for case in CASES:
         torch.save(compare(case), folder / f"{case}-{rank}.pt")
-    # A whole run; the same one stopped, and resumed without shards.
     config = TrainConfig(**LONG, shard=True)
     train(fresh(), PAIRS, config, folder / "whole", held_out=HELD)
     train(fresh(), PAIRS, config, folder / "part", on_row=stop_at(3), held_out=HELD)
-    dist.barrier()
-    if rank == 0:
-        shutil.copytree(folder / "part", folder / "again")
-    dist.barrier()
-    train(fresh(), PAIRS, TrainConfig(**LONG), folder / "again", resume=True, held_out=HELD)
-    # What one process began, resumed by two, in shards.
     config = TrainConfig(**LONG | {"accumulate": 2}, shard=True)
     train(fresh(), PAIRS, config, folder / "begun", resume=True, held_out=HELD)
     dist.destroy_process_group()

@@ -1,17 +1,16 @@
 """Self-distillation: what is kept, what is refused, and batches that any run can take up again."""
 
 import dataclasses
-import gzip
 import json
 
 import pytest
+from conftest import run
 
-from lad.__main__ import main
 from lad.evaluation.tasks import TASKS, Item
 from lad.models.chat import encode_prompt
 from lad.models.registry import load_backbone
 from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
-from lad.training.contamination import contaminated, normalised
+from lad.training.contamination import Passages, normalised
 from lad.training.data import read_lines
 from lad.training.distillation import (
     DistilConfig,
@@ -38,7 +37,6 @@ def write_batch(folder, number, pairs, **counts):
     ("answer", "reason"),
     [
         ("The capital of France is Paris.", None),
-        ("Paris.", None),
         (" ", "answer empty"),
         ("It is <|im_start|> a city.", "answer holds control tokens"),
         ("It is a caf\ufffd.", "answer holds control tokens"),
@@ -52,37 +50,27 @@ def test_what_is_worth_learning(answer, reason):
 
 def test_contamination_is_an_exact_stem_or_thirteen_words_in_a_row():
     words = [f"w{n}" for n in range(20)]
-    passages = ["Which gas do plants take in?", " ".join(words)]
-    stem = Pair("which GAS do plants take in", "Carbon dioxide.")
-    overlap = Pair("Tell me.", "Well, " + " ".join(words[3:16]) + " indeed.")
-    twelve = Pair("Tell me more.", "Well, " + " ".join(words[3:15]) + " indeed.")
-    assert contaminated([stem, overlap, twelve], passages) == {stem, overlap}
-    assert contaminated([stem, overlap, twelve], []) == set()
+    passages = Passages(["Which gas do plants take in?", " ".join(words)])
+    assert passages.overlap("which GAS do plants take in", "Carbon dioxide.")
+    assert passages.overlap("Tell me.", f"Well, {' '.join(words[3:16])} indeed.")
+    assert not passages.overlap("Tell me.", f"Well, {' '.join(words[3:15])} indeed.")
 
 
-def test_openings_are_varied_and_clean():
-    lines = read_lines("openings.txt")
-    assert len(set(lines)) > 300
-    assert all(line == " ".join(line.split()) and line for line in lines)
-
-
-def test_what_is_tested_with_is_a_hundred_prompts_apart_from_the_demonstrations():
+def test_prompts_that_come_with_the_package_are_clean_and_apart():
     held, shown = (
         {" ".join(normalised(p)) for p in f()} for f in (held_out_prompts, everyday_prompts)
     )
-    assert len(held_out_prompts()) == len(held) == 100
-    assert not held & shown
-    assert all(prompt == " ".join(prompt.split()) for prompt in held_out_prompts())
+    assert len(held_out_prompts()) == len(held) == 100 and not held & shown
+    openings = read_lines("openings.txt")
+    assert len(set(openings)) > 300
+    assert all(line and line == " ".join(line.split()) for line in openings + held_out_prompts())
 
 
 @pytest.mark.parametrize(
     ("text", "start", "verdict"),
     [
         ("What is a boat?", "What is", False),
-        ("Name three rivers", "Name three", False),
         ("Good morning!", "Good morning", False),
-        ("Good morning", "Good morning", True),
-        ("What is the capital of", "What is the capital of", True),
         ("What is", "What is", True),
         ("What is this?\nAnd what is that?", "What is", True),
         ("What is <|im_start|>user here?", "What is", True),
@@ -96,25 +84,14 @@ def test_what_is_a_prompt(text, start, verdict):
 def test_every_answer_may_fill_the_context_whatever_is_batched_with_it():
     """A short prompt's answer has room that a long prompt beside it does not leave."""
     backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
-    config = DistilConfig(batch_size=26, context=110, prompt_tokens=60)
-    prompts = [chr(97 + n) * (n % 13 * 4 + 1) for n in range(26)]
+    config = DistilConfig(batch_size=13, context=110, prompt_tokens=60)
+    prompts = [chr(97 + n) * (n * 4 + 1) for n in range(13)]
     lengths = [len(encode_prompt(backbone.tokenizer, prompt)) for prompt in prompts]
     together = answer_prompts(backbone, prompts, config, 0)
     assert together == [answer_prompts(backbone, [prompt], config, 0)[0] for prompt in prompts]
     ended = [len(answer.encode()) for answer in together if answer is not None]
     assert max(ended) > config.context - max(lengths)
     assert len(ended) < len(prompts)
-
-
-def test_a_cap_on_answers_leaves_the_short_ones():
-    backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
-    prompts = [chr(97 + n) * (n % 7 + 1) for n in range(26)]
-    config = DistilConfig(batch_size=26, context=200)
-    full = answer_prompts(backbone, prompts, config, 0)
-    capped = answer_prompts(backbone, prompts, dataclasses.replace(config, answer_tokens=30), 0)
-    kept = [one for one, other in zip(capped, full, strict=True) if one is not None]
-    assert capped == [one if one in kept else None for one in full]
-    assert 0 < len(kept) < sum(one is not None for one in full)
 
 
 def make(*args) -> list[int]:
@@ -136,41 +113,23 @@ def test_a_run_goes_on_where_it_stopped_and_processes_share_the_work(tmp_path):
 def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
     folder, out = tmp_path / "batches", tmp_path / "pairs.jsonl.gz"
     write_batch(folder, 0, [Pair("What is it?", "A."), Pair("Who?", "B.")], **{"answer loops": 3})
-    write_batch(folder, 1, [Pair("what IS it", "C."), Pair("Where?", "D.")])
-    card = write_pairs(out, *collect(folder, SMALL, passages=["where"]))
+    tested = [Pair(held_out_prompts()[3].upper(), "A."), Pair(everyday_prompts()[5], "B.")]
+    write_batch(folder, 1, [Pair("what IS it", "C."), Pair("Where?", "D."), *tested])
+    card = write_pairs(out, *collect(folder, SMALL, passages=Passages(["where"])))
     assert read_pairs(out) == [Pair("What is it?", "A."), Pair("Who?", "B.")]
     assert card["pairs"] == 2 and card["batches"] == 2
-    assert card["counts"] == {
-        "answer loops": 3,
-        "contaminated": 1,
-        "kept": 4,
-        "prompt in another batch": 1,
-        "tried": 20,
-    }
+    counts = {"answer loops": 3, "contaminated": 1, "kept": 6, "kept for testing": 2}
+    assert card["counts"] == counts | {"prompt in another batch": 1, "tried": 20}
     assert card["sha256"] == sha256_file(out)
     assert json.loads((tmp_path / "pairs-card.json").read_text()) == card
-    first = out.read_bytes()
-    write_pairs(out, *collect(folder, SMALL, passages=["where"]))
-    assert out.read_bytes() == first
-    assert gzip.decompress(first).count(b"\n") == 2
-
-
-def test_what_is_tested_with_is_never_kept(tmp_path):
-    held, shown = held_out_prompts()[3], everyday_prompts()[5]
-    pairs = [Pair(held.upper(), "A."), Pair(shown.rstrip("?."), "B."), Pair("Is it new?", "C.")]
-    write_batch(tmp_path / "b", 0, pairs)
-    kept, card = collect(tmp_path / "b", SMALL)
-    assert kept == pairs[2:]
-    assert card["counts"]["kept for testing"] == 2
 
 
 def test_answers_that_begin_alike_are_few(tmp_path):
     words = "I am sorry but I can not do"
     alike = [Pair(f"Can you do {n}?", f"{words} number {n}.") for n in range(9)]
     other = Pair("Can you not?", words.removesuffix(" do"))
-    write_batch(tmp_path / "b", 0, [*alike, other])
-    config = DistilConfig(same_beginning=3)
-    kept, card = collect(tmp_path / "b", config)
+    write_batch(tmp_path, 0, [*alike, other])
+    kept, card = collect(tmp_path, DistilConfig(same_beginning=3))
     assert kept == [*alike[:3], other]
     assert card["counts"]["answer begins like others"] == 6
 
@@ -197,19 +156,8 @@ def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"settings\.json is not whole"):
         make(backbone, tmp_path, range(2), SMALL)
-
-
-def test_bad_settings_and_disks(tmp_path):
-    for wrong in ({"batch_size": 0}, {"answer_tokens": 0}, {"answer_temperature": -0.1}):
-        [(name, value)] = wrong.items()
-        with pytest.raises(InvalidInput, match=f"{name} = {value}: expected a .*number of at"):
-            DistilConfig(**wrong)
-    (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="cannot write to"):
-        make(load_backbone("tiny"), tmp_path / "file" / "x", range(1), SMALL)
-
-
-# -- the command ---------------------------------------------------------------------------------
+        make(backbone, tmp_path / "settings.json" / "x", range(1), SMALL)
 
 
 @pytest.fixture
@@ -223,7 +171,6 @@ def chatty(monkeypatch):
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    """Benchmarks of 40 questions to train on, one of them tested; how often they were fetched."""
     fetched = []
     tested = Item("arc-easy", "t", "Which is tested?", ("this", "that"), 0)
 
@@ -233,15 +180,13 @@ def benchmarks(monkeypatch):
         rows = [Item(task, str(n), f"{task} {split} {n}?", ("yes", "no"), 0) for n in range(8)]
         return [*rows, tested] if task == "openbookqa" else rows
 
-    monkeypatch.setattr("lad.evaluation.benchmark.load_items", load)
+    monkeypatch.setattr("lad.evaluation.tasks.load_items", load)
     monkeypatch.setattr("lad.evaluation.tasks.fetch_benchmarks", lambda: fetched.append(1))
     return fetched
 
 
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as caught:
-        main(["distil", "--model=tiny", "--device=cpu", *map(str, arguments)])
-    return caught.value.code, capsys.readouterr()
+def distil_command(capsys, *arguments):
+    return run(capsys, "distil", "--model=tiny", "--device=cpu", *arguments)
 
 
 def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, capsys, tmp_path):
@@ -249,70 +194,38 @@ def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, ca
     texts = [chr(97 + n) * (n % 13 + 3) for n in range(26)]
     prompts.write_text("\n".join([*texts, "Which is tested?", held_out_prompts()[0]]))
     arguments = (f"--out={out}", f"--prompts={prompts}", "--batch-size=10", "--choices=0.25")
-    status, said = run(capsys, *arguments)
-    assert status == 0 and benchmarks == [1]
-    assert said.err.count("batch ") == 3
+    status, _, err = distil_command(capsys, *arguments)
+    assert status == 0 and benchmarks == [1] and err.count("batch ") == 3
     pairs, card = read_pairs(out), json.loads((tmp_path / "pairs-card.json").read_text())
     own = [pair for pair in pairs if "\nA: " not in pair.prompt]
     assert {pair.prompt for pair in own} < set(texts) and len(own) > 9
     assert card["pairs"] == len(pairs) and card["self-distilled"] == len(own)
     added = round(len(own) / 3)
-    assert (
-        len(pairs) - len(own)
-        == added
-        == sum(task["pairs"] for task in card["choices"]["tasks"].values())
-    )
+    tasks = card["choices"]["tasks"]
+    assert len(pairs) - len(own) == added == sum(task["pairs"] for task in tasks.values())
     assert card["choices"]["share"] == round(added / len(pairs), 4)
     assert card["choices"]["left out, tested elsewhere"] == {"openbookqa": 1}
-    assert card["choices"]["tasks"]["arc-easy"]["licence"] == "CC-BY-SA-4.0"
+    assert tasks["arc-easy"]["licence"] == "CC-BY-SA-4.0"
     assert card["kept apart from"]["benchmarks"]["hellaswag"] == "validation"
-    counts = card["counts"]
-    assert counts["tried"] == 28 and counts["kept"] >= len(own)
+    assert card["counts"]["tried"] == 28 and card["counts"]["kept"] >= len(own)
     # All there: the second run only joins, and gives the same bytes.
     before = out.read_bytes()
-    status, said = run(capsys, *arguments)
-    assert status == 0 and "batch " not in said.err and out.read_bytes() == before
-
-
-def test_the_command_without_benchmarks(chatty, capsys, tmp_path):
-    prompts, out = tmp_path / "prompts.txt", tmp_path / "pairs.jsonl"
-    prompts.write_text("aaa\nbbbb\nccccc\ndddddd\neeeeeee\nfffffffff")
-    status, _ = run(capsys, f"--out={out}", f"--prompts={prompts}", "--no-benchmarks")
-    card = json.loads((tmp_path / "pairs-card.json").read_text())
-    assert status == 0 and "choices" not in card and card["kept apart from"]["benchmarks"] == {}
-    assert len(read_pairs(out)) == card["pairs"] > 0
+    status, _, err = distil_command(capsys, *arguments)
+    assert status == 0 and "batch " not in err and out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--batches=0"], "batches = 0: expected at least 1"),
-        (["--exclude=none.txt"], "no passages at none.txt"),
         (["--prompts=none.txt"], "no prompts at none.txt"),
-        (["--prompts=/dev/null"], "no prompts"),
-        (["--choices=1"], "choices = 1.0: expected a share of 0 to below 1"),
-        (["--choices=0.1", "--no-benchmarks"], "choices = 0.1 without benchmarks"),
+        (["--choices=1"], "choices = 1.0: expected a number from 0 to 0.99"),
         (["--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of at least 0"),
         (["--context=1000"], "context = 1000: expected at most 512 tokens"),
     ],
 )
 def test_what_the_command_refuses(capsys, tmp_path, monkeypatch, benchmarks, arguments, message):
     monkeypatch.chdir(tmp_path)
-    status, said = run(capsys, "--out=pairs.jsonl", "--batch-size=2", *arguments)
-    assert status == 2 and said.out == "" and message in said.err
+    status, out, err = distil_command(capsys, "--out=pairs.jsonl", "--batch-size=2", *arguments)
+    assert (status, out) == (2, "") and message in err
     assert not (tmp_path / "pairs.jsonl").exists()
-
-
-# -- the real one --------------------------------------------------------------------------------
-
-
-@pytest.mark.real
-def test_the_backbone_writes_pairs_of_its_own(tmp_path):
-    config = DistilConfig(batch_size=6, context=80, prompt_tokens=16)
-    make(load_backbone("smollm2-135m"), tmp_path / "b", range(1), config)
-    _, card = collect(tmp_path / "b", config)
-    assert card["counts"]["tried"] == 6
-    unaccounted = card["counts"]["tried"] - sum(
-        n for reason, n in card["counts"].items() if reason != "tried"
-    )
-    assert unaccounted == 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import KINDS, stir
+from conftest import stir, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,26 +36,13 @@ from lad.training import (
     validate,
 )
 from lad.training.data import batches
-from lad.training.loss import (
-    add_causal_lm,
-    answer_logits,
-    chunked_losses,
-    loss_weights,
-    take,
-    token_losses,
-)
+from lad.training.loss import add_causal_lm, answer_logits, chunked_losses, loss_weights, take
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PAIRS = [Pair(f"say {a} {b}", f"{a} {b}!") for a in WORDS for b in WORDS]
-SHORT = {
-    "learning_rate": 1e-2,
-    "warmup_steps": 2,
-    "widths": (96, 128),
-    "batch_tokens": 1024,
-    "log_every": 5,
-    "validate_every": 10**6,
-}
+SHORT = {"learning_rate": 1e-2, "warmup_steps": 2, "widths": (96, 128), "batch_tokens": 1024}
+SHORT |= {"log_every": 5, "validate_every": 10**6}
 
 
 def fresh(**config) -> Denoiser:
@@ -67,9 +54,6 @@ def adapter(denoiser: Denoiser) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in state.items() if "lora_" in name}
 
 
-# -- pairs -----------------------------------------------------------------------------------------
-
-
 def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
     data = "".join(json.dumps(vars(p)) + "\n" for p in PAIRS).encode()
     plain, zipped = tmp_path / "pairs.jsonl", tmp_path / "pairs.jsonl.gz"
@@ -78,7 +62,7 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
         read_pairs(zipped)
     zipped.write_bytes(gzip.compress(data))
     assert read_pairs(plain) == read_pairs(zipped) == PAIRS
-    for line in ("no json", "[]", "{}", '{"prompt": "p"}', '{"prompt": "p", "answer": 3}'):
+    for line in ("no json", "[]", '{"prompt": "p", "answer": 3}'):
         plain.write_text('{"prompt": "p", "answer": "a"}\n' + line + "\n")
         with pytest.raises(DamagedFile, match="line 2"):
             read_pairs(plain)
@@ -93,10 +77,7 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
 def test_held_out_prompts_hang_on_the_prompt_alone():
     train_pairs, held = hold_out(PAIRS, every=5)
     assert 5 <= len(held) <= 40 and len(train_pairs) + len(held) == len(PAIRS)
-    backwards = hold_out(PAIRS[::-1], every=5)[1]
-    assert set(backwards) == set(held)
-    other_answers = [Pair(" " + pair.prompt.upper(), "x") for pair in held]
-    assert hold_out(other_answers, every=5)[0] == []
+    assert hold_out([Pair(f" {pair.prompt.upper()}", "x") for pair in held], every=5)[0] == []
 
 
 def test_packing_keeps_prompt_answer_and_eos():
@@ -111,57 +92,41 @@ def test_packing_keeps_prompt_answer_and_eos():
         pack(backbone, pairs, 8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.text(min_size=1).filter(str.strip) | st.sampled_from([" a ", "<|im_end|> b"])))
 def test_many_prompts_are_encoded_as_one_by_one(prompts):
-    tokenizer = load_backbone("tiny").tokenizer
+    tokenizer = tiny_denoiser().tokenizer
     assert encode_prompts(tokenizer, prompts) == [encode_prompt(tokenizer, p) for p in prompts]
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.integers(1, 63), min_size=1, max_size=60),
-    st.integers(1, 3),
-    st.floats(0, 1),
-    st.integers(0, 99),
-)
-def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen, seed):
-    arguments = (ends, (16, 32, 64), 128, widen, seed, processes)
-    queue = list(itertools.islice(batches(*arguments), 400))
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 63), min_size=1, max_size=60), st.integers(1, 3), st.floats(0, 1))
+def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen):
+    config = TrainConfig(widths=(16, 32, 64), batch_tokens=128, widen=widen)
+    queue = list(itertools.islice(batches(ends, config, processes), 400))
     for width, rows in queue:
         assert len(rows) == 128 // width * processes
         assert all(ends[row] < width for row in rows)
     assert {row for _, rows in queue for row in rows} == set(range(len(ends)))
-    assert list(itertools.islice(batches(*arguments), 400)) == queue
+    assert list(itertools.islice(batches(ends, config, processes), 400)) == queue
 
 
 @pytest.mark.real
 def test_the_backbone_answers_its_own_prompts():
-    pairs = self_distil(
-        load_backbone("smollm2-135m"), ["What is the capital of France?", "Hi."], max_tokens=24
-    )
-    assert "Paris" in {pair.prompt: pair.answer for pair in pairs}["What is the capital of France?"]
+    question = "What is the capital of France?"
+    (pair,) = self_distil(load_backbone("smollm2-135m"), [question], max_tokens=24)
+    assert pair.prompt == question and "Paris" in pair.answer
 
 
-# -- objective -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_looks_at_the_logits_the_sampler_reads(kind):
-    denoiser = fresh(attention=kind[0], target=kind[1])
-    stir(denoiser)
-    packed = pack(denoiser.backbone, PAIRS[:3], 96)
-    batch = take(packed, [0, 1, 2], 96)
+def test_the_loss_looks_at_the_logits_the_sampler_reads(any_denoiser):
+    batch = take(pack(any_denoiser.backbone, PAIRS[:3], 96), [0, 1, 2], 96)
     with torch.no_grad():
-        flat = answer_logits(denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
-        row = 0
-        for i in range(3):
-            p = int(batch.prompt_lengths[i])
-            tokens = batch.tokens[i : i + 1]
-            expected = denoiser.logits(tokens[:, :p], tokens[:, p:])[0]
-            torch.testing.assert_close(flat[row : row + 96 - p], expected, atol=1e-4, rtol=1e-4)
-            row += 96 - p
-    assert row == len(flat)
+        flat = answer_logits(any_denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
+        expected = [
+            any_denoiser.logits(tokens[None, :p], tokens[None, p:])[0]
+            for tokens, p in zip(batch.tokens, batch.prompt_lengths, strict=True)
+        ]
+    torch.testing.assert_close(flat, torch.cat(expected), atol=1e-4, rtol=1e-4)
 
 
 def small_batch(count: int = 20):
@@ -198,8 +163,8 @@ def test_what_enters_the_loss():
 def test_causal_sequences_are_clean_and_count_in_full_from_within_the_answer():
     starts = set()
     config = TrainConfig(clean_share=0.0, eos_tail_share=1.0, distance_decay=3.0)
+    denoiser, batch, _ = small_batch()
     for seed in range(20):
-        denoiser, batch, _ = small_batch()
         generator = torch.Generator().manual_seed(seed)
         noisy = batch.tokens.masked_fill(batch.answer, denoiser.mask_token_id)
         inputs, start = add_causal_lm(batch, noisy, 0.5, generator)
@@ -215,8 +180,6 @@ def test_causal_sequences_are_clean_and_count_in_full_from_within_the_answer():
         assert torch.equal(weights[causal], ahead[causal].float())
         assert (weights[~causal] > 0).equal(batch.answer[~causal])
     assert {0, 1, 2} <= starts
-    for fraction in (0.0, 1.0):
-        assert ((add_causal_lm(batch, noisy, fraction, generator)[1] < 96) == fraction).all()
 
 
 def test_a_causal_prediction_sees_nothing_of_what_follows():
@@ -237,37 +200,19 @@ def test_a_causal_prediction_sees_nothing_of_what_follows():
         assert not torch.allclose(*free, atol=1e-3)  # with the denoiser's attention, they do
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("chunk", [7, 64])
 def test_losses_in_chunks_are_cross_entropies_with_the_same_gradient(chunk):
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(50, 16, generator=generator, requires_grad=True)
-    head = torch.nn.Linear(16, 33, bias=False).requires_grad_(False)
+    head = torch.nn.Linear(16, 33, bias=False)
     targets = torch.randint(33, (50,), generator=generator)
-    losses, correct = token_losses(head(states), targets)
-    torch.testing.assert_close(losses, -head(states).log_softmax(-1)[range(50), targets])
+    expected = -head(states).log_softmax(-1)[range(50), targets]
+    losses, correct = chunked_losses(head, states, targets, chunk)
+    torch.testing.assert_close(losses, expected)
     assert torch.equal(correct, head(states).argmax(-1) == targets)
-    losses.square().sum().backward()
-    expected, states.grad = states.grad, None
-    chunked, same = chunked_losses(head, states, targets, chunk)
-    torch.testing.assert_close(chunked, losses)
-    assert torch.equal(same, correct)
-    chunked.square().sum().backward()
-    torch.testing.assert_close(states.grad, expected)
-    nothing, _ = chunked_losses(head, states[:0], targets[:0], chunk)
-    assert nothing.shape == (0,)
-
-
-def test_validation_counts_masked_answer_tokens_only():
-    denoiser = fresh()
-    packed = pack(denoiser.backbone, PAIRS[:30], 96)
-    scores = validate(denoiser, packed, batch_size=7)
-    answer = int((packed.ends - packed.prompt_lengths + 1).sum())
-    for fraction, score in scores.items():
-        assert score["n"] == pytest.approx(float(fraction) * answer, rel=0.25)
-    assert scores == validate(denoiser, packed, batch_size=7)
-    # Pairs that the last batch repeats are not counted twice.
-    again = validate(denoiser, packed, batch_size=30)
-    assert again["0.5"]["n"] == pytest.approx(scores["0.5"]["n"], rel=0.15)
+    gradients = [torch.autograd.grad(x.square().sum(), states)[0] for x in (losses, expected)]
+    torch.testing.assert_close(*gradients)
+    assert len(chunked_losses(head, states[:0], targets[:0], chunk)[0]) == 0
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):
@@ -275,7 +220,8 @@ def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypat
     denoiser = fresh()
     stir(denoiser)
     packed = pack(denoiser.backbone, PAIRS[:5], 96)
-    got = validate(denoiser, packed, batch_size=2)["1"]
+    got = validate(denoiser, packed, batch_size=2)["1"]  # the last batch repeats a pair
+    assert got == validate(denoiser, packed, batch_size=2)["1"]
     losses, right = [], []
     for tokens, p, end in zip(packed.tokens, packed.prompt_lengths, packed.ends, strict=True):
         tokens = tokens[None].long()
@@ -288,9 +234,6 @@ def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypat
     assert got["n"] == len(losses)
     assert got["ce"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert got["accuracy"] == pytest.approx(sum(right) / len(right))
-
-
-# -- the loop --------------------------------------------------------------------------------------
 
 
 def losses_of(rows: list[dict]) -> list[float]:
@@ -310,13 +253,8 @@ def test_training_lowers_the_loss_and_touches_the_adapter_alone():
     assert not any(p.requires_grad for p in denoiser.model.parameters())
 
 
-WHOLE = SHORT | {
-    "steps": 20,
-    "causal_lm_fraction": 0.3,
-    "accumulate": 2,
-    "validate_every": 8,
-    "checkpoint_minutes": 1e-9,  # after every step
-}
+WHOLE = SHORT | {"steps": 16, "log_every": 4, "validate_every": 6, "accumulate": 2}
+WHOLE |= {"causal_lm_fraction": 0.3, "checkpoint_minutes": 1e-9}  # a checkpoint after every step
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +267,7 @@ def whole(tmp_path_factory):
 
 
 def timeless(rows) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [row | {"seconds": 0} for row in rows]
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -348,7 +286,7 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
     """SIGTERM between two checks; then an error in the middle of a step behind a checkpoint."""
 
     def stop(row):
-        if row["step"] == 10:
+        if row["step"] == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
     config = TrainConfig(**WHOLE)
@@ -356,61 +294,57 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
     assert (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "adapter").exists()
 
     def fail(row):
-        if row["step"] == 15:
+        if row["step"] == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(fresh(), PAIRS, config, tmp_path, resume=True, on_row=fail)
-    assert read_log(tmp_path)[-1]["step"] == 15
+    assert read_log(tmp_path)[-1]["step"] == 12
     again = fresh()
     rows = train(again, PAIRS, config, tmp_path, resume=True)
     check_same(whole, tmp_path, rows, again)
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(whole, tmp_path):
-    """Killed by SIGKILL twice, with a checkpoint after every step."""
+    """Killed by SIGKILL, with a checkpoint after every step."""
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_training import *
 torch.set_num_threads(1)
 def on_row(row):
-    if row["step"] >= int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
-train(fresh(), PAIRS, TrainConfig(**eval(sys.argv[1])), sys.argv[2], resume=True, on_row=on_row)
+    if row["step"] == 8: os.kill(os.getpid(), signal.SIGKILL)
+train(fresh(), PAIRS, TrainConfig(**WHOLE), sys.argv[1], on_row=on_row)
 """
-    for step in (5, 15):
-        command = [sys.executable, "-c", script, repr(WHOLE), str(tmp_path), str(step)]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
-        assert done.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == -signal.SIGKILL
     (tmp_path / ".checkpoint.pt.partial").write_bytes(b"half of a checkpoint")
     again = fresh()
     rows = train(again, PAIRS, TrainConfig(**WHOLE), tmp_path, resume=True)
     check_same(whole, tmp_path, rows, again)
 
 
-def test_the_adapter_is_kept_when_the_last_validation_fails(whole, tmp_path, monkeypatch):
+def test_the_adapter_is_kept_when_the_last_validation_fails(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no memory left")
 
     monkeypatch.setattr(trainer, "validate", fail)
-    config = TrainConfig(**WHOLE | {"validate_every": 10**6})
+    denoiser = fresh()
     with pytest.raises(RuntimeError):
-        train(fresh(), PAIRS, config, tmp_path)
-    got = load_denoiser("tiny", tmp_path / "adapter", merge=False)
-    expected = load_denoiser("tiny", whole[0] / "adapter", merge=False)
-    assert all(torch.equal(v, adapter(expected)[k]) for k, v in adapter(got).items())
+        train(denoiser, PAIRS, TrainConfig(steps=2, **SHORT), tmp_path)
+    kept = adapter(load_denoiser("tiny", tmp_path / "adapter", merge=False))
+    for name, value in adapter(denoiser).items():
+        torch.testing.assert_close(kept[name], value.bfloat16().float())
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_the_average_of_the_weights_is_what_is_kept(ema):
-    """Followed by hand: the same run, its weights read after every step."""
-    config = TrainConfig(steps=4, ema=ema, **SHORT | {"log_every": 1})
+def test_the_average_of_the_weights_is_what_is_kept():
+    config = TrainConfig(steps=4, ema=0.5, **SHORT | {"log_every": 1})
     followed = fresh()
-    expected = {name: value.float() for name, value in adapter(followed).items()}
-    steps = itertools.count(1)
+    expected = adapter(followed)
 
     def follow(row):
         if "loss" in row:
-            decay = min(ema, next(steps) / (10 + row["step"] - 1))
+            decay = min(0.5, row["step"] / (9 + row["step"]))
             for name, value in adapter(followed).items():
                 expected[name] = decay * expected[name] + (1 - decay) * value
 
@@ -426,15 +360,13 @@ def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
         train(fresh(), PAIRS, TrainConfig(steps=21, **SHORT), tmp_path, resume=True)
     path = tmp_path / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
-    torch.save({**state, "parts": 4}, path)
+    state["run"]["parts"] = 4
+    torch.save(state, path)
     trainer_of_three = trainer.Trainer(fresh(), config, pack(fresh().backbone, PAIRS, 128))
     trainer_of_three.out = tmp_path
     trainer_of_three.accelerator = type("Three", (), {"num_processes": 3})
-    with pytest.raises(InvalidInput, match=r"3 processes .* expected 1, 2, 4 of them"):
+    with pytest.raises(InvalidInput, match=r"3 processes .* expected a number that divides 4"):
         trainer_of_three.load_checkpoint()
-    torch.save({"config": {}, "step": 3}, path)
-    with pytest.raises(DamagedFile, match="of another version"):
-        train(fresh(), PAIRS, config, tmp_path, resume=True)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DamagedFile, match="no readable checkpoint"):
         train(fresh(), PAIRS, config, tmp_path, resume=True)
@@ -457,80 +389,31 @@ def test_what_cannot_be_trained_is_named(tmp_path):
         train(fresh(), PAIRS, TrainConfig(widths=(1024,)))
 
 
-def test_a_gpu_that_is_too_small_is_told_the_settings(monkeypatch):
+def test_a_gpu_that_is_too_small_names_the_settings(monkeypatch):
     def explode(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore text.")
 
     monkeypatch.setattr(trainer, "denoising_loss", explode)
-    with pytest.raises(InvalidInput) as caught:
+    settings = "gradient_checkpointing: true, loss_chunk: 1024, .*shard: true.* tiny:4bit"
+    with pytest.raises(InvalidInput, match=rf"Tried to allocate 2\.00 GiB\. More text.*{settings}"):
         train(fresh(), PAIRS, TrainConfig(steps=1, **SHORT))
-    message = str(caught.value)
-    assert "\n" not in message and "Tried to allocate" in message
-    for knob in ("gradient_checkpointing: true", "loss_chunk: 1024", "shard: true", "tiny:4bit"):
-        assert knob in message
 
 
-# -- less memory, the same numbers -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "computation",
-    [
-        {"fold_lora": False},
-        {"gradient_checkpointing": True},
-        {"fold_lora": False, "gradient_checkpointing": True, "loss_chunk": 16},
-    ],
-    ids=lambda computation: "-".join(computation),
-)
-def test_how_a_step_is_computed_does_not_show(whole, computation):
+def test_how_a_step_is_computed_does_not_show(whole):
     denoiser = fresh()
-    config = TrainConfig(**WHOLE | computation)
+    computed = {"fold_lora": False, "gradient_checkpointing": True, "loss_chunk": 16}
+    config = TrainConfig(**WHOLE | computed)
     rows = train(denoiser, PAIRS, config)
     assert config.outcome() == TrainConfig(**WHOLE).outcome()
     assert losses_of(rows) == pytest.approx(losses_of(whole[1]), rel=1e-3)
     for name, value in adapter(denoiser).items():
         torch.testing.assert_close(value, whole[2][name], atol=1e-3, rtol=1e-2)
-
-
-def test_checkpointing_keeps_less():
-    denoiser, batch, _ = small_batch(3)
-
-    def saved(**knobs) -> int:
-        sizes: list[int] = []
-
-        def note(tensor):
-            sizes.append(tensor.numel())
-            return tensor
-
-        for name, parameter in denoiser.model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-        with (
-            trainer.computation(denoiser, TrainConfig(fold_lora=False, **knobs)),
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        ):
-            answer_logits(denoiser, batch.tokens, batch.prompt_lengths, batch.answer)
-        return sum(sizes)
-
-    assert saved(gradient_checkpointing=True) < saved() / 3
     assert not denoiser.model.training
     assert not any(getattr(m, "gradient_checkpointing", False) for m in denoiser.model.modules())
 
 
-# -- settings --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"steps": None},
-        {"steps": 0},
-        {"learning_rate": 0.0},
-        {"widen": 1.5},
-        {"widths": ()},
-        {"ema": 1.2},
-        {"shard": "yes"},
-        {"seed": -1},
-    ],
+    "wrong", [{"steps": 0}, {"widen": 1.5}, {"widths": ()}, {"shard": "yes"}], ids=str
 )
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
@@ -555,4 +438,4 @@ def test_the_shipped_configurations_are_valid():
     for name in ("smollm2-135m", "llama-3.1-8b", "llama-3.1-8b-paper"):
         values = read_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
         TrainConfig.from_dict(values["training"])
-        DenoiserConfig(**values["denoiser"])
+        DenoiserConfig.from_dict(values["denoiser"])

@@ -15,7 +15,7 @@ from processes import CASES, HELD, LONG, PAIRS, adapter, fresh, layer_numbers, s
 from lad.__main__ import main
 from lad.diffusion.adapter import load_denoiser
 from lad.training import TrainConfig, train
-from lad.training.trainer import check_shardable
+from lad.training.trainer import process_mesh
 from lad.utils import InvalidInput
 
 
@@ -53,7 +53,7 @@ def test_shards_do_not_show_and_each_keeps_half(folder, case):
         torch.testing.assert_close(sharded["adapter"], whole["adapter"], atol=1e-5, rtol=1e-4)
         assert not torch.allclose(sharded["adapter"], adapter(fresh(case)), atol=1e-4), "it learnt"
         first = torch.load(folder / f"{case}-0.pt")["sharded"]["adapter"]
-        assert torch.equal(sharded["adapter"], first), "the same adapter in each process"
+        assert torch.equal(sharded["adapter"], first)
         assert whole["kept"] == layer_numbers(fresh(case)) == 2 * sharded["kept"]
 
 
@@ -62,30 +62,27 @@ def weights(path: Path) -> torch.Tensor:
 
 
 def test_a_run_in_shards_is_resumed_by_any_number_of_processes(folder):
-    """Stopped by a signal to one of two; resumed by two without shards, and by one."""
-    stopped = torch.load(folder / "part" / "checkpoint.pt", weights_only=True)
-    assert stopped["parts"] == 2 and 3 < stopped["step"] < 16
+    """Stopped by a signal to one of two; resumed by one."""
+    stopped = torch.load(folder / "part" / "checkpoint.pt", weights_only=True)["run"]
+    assert stopped["parts"] == 2 and 3 < stopped["step"] < 12
     assert not (folder / "part" / "adapter").exists()
-    torch.testing.assert_close(weights(folder / "again"), weights(folder / "whole"))
     alone = fresh()
     rows = train(alone, PAIRS, TrainConfig(**LONG), folder / "part", resume=True, held_out=HELD)
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 17))
-    assert [row["tokens"] for row in rows if "loss" in row][-1] == 16 * 2 * 384
-    torch.testing.assert_close(
-        weights(folder / "part"), weights(folder / "whole"), atol=1e-3, rtol=1e-2
-    )
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
+    assert [row["tokens"] for row in rows if "loss" in row][-1] == 12 * 2 * 384
+    expected = weights(folder / "whole")
+    torch.testing.assert_close(weights(folder / "part"), expected, atol=1e-3, rtol=1e-2)
 
 
 def test_a_run_begun_by_one_process_is_resumed_in_shards(folder):
     expected = fresh()
     train(expected, PAIRS, TrainConfig(**LONG | {"accumulate": 2}), held_out=HELD)
     log = (folder / "begun" / "training_log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in log if "loss" in line] == list(range(1, 17))
+    assert [json.loads(line)["step"] for line in log if "loss" in line] == list(range(1, 13))
     torch.testing.assert_close(weights(folder / "begun"), adapter(expected), atol=1e-3, rtol=1e-2)
 
 
 def test_the_command_trains_in_two_processes(tmp_path):
-    """The backbone is read into the host's memory first; one log, one adapter."""
     pairs, config, out = tmp_path / "pairs.jsonl", tmp_path / "config.yaml", tmp_path / "out"
     pairs.write_text("".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS))
     config.write_text(
@@ -102,12 +99,12 @@ def test_the_command_trains_in_two_processes(tmp_path):
 
 
 def test_what_cannot_be_sharded_is_refused_before_weights_are_read(tmp_path, capsys):
-    with pytest.raises(InvalidInput, match="shard = true with 1 process: expected at least 2"):
+    with pytest.raises(InvalidInput, match="shard = true with 1 process"):
         train(fresh(), PAIRS, TrainConfig(**LONG, shard=True), held_out=HELD)
     config = tmp_path / "config.yaml"
     config.write_text("training: {shard: true}\n")
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--dry-run", "--model=llama-3.1-8b", f"--config={config}"])
     assert stopped.value.code == 2 and "torchrun" in capsys.readouterr().err
-    with pytest.raises(InvalidInput, match="shard = true with 4-bit weights"):
-        check_shardable(4, type("Two", (), {"num_processes": 2}))
+    with pytest.raises(InvalidInput, match=r"shard = true with 2 process\(es\) and 4-bit weights"):
+        process_mesh(4, torch.device("cpu"), type("Two", (), {"num_processes": 2}))

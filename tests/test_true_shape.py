@@ -99,7 +99,7 @@ def test_the_8b_configurations_are_valid_and_as_large_as_they_say():
     for name, rank, layers in (("llama-3.1-8b", 64, 7), ("llama-3.1-8b-paper", 512, 2)):
         values = read_config(ROOT / "configs" / f"{name}.yaml")
         config = TrainConfig.from_dict(values["training"])
-        denoiser = DenoiserConfig(**values["denoiser"])
+        denoiser = DenoiserConfig.from_dict(values["denoiser"])
         assert (denoiser.rank, len(denoiser.layers)) == (rank, layers)
         assert not config.fold_lora, "a second copy of 8 B weights is what does not fit"
         positions = config.steps * config.batch_tokens * config.accumulate

@@ -1,11 +1,8 @@
 """LoRA layers that add the adapter to the weight before they multiply.
 
-A LoRA layer is usually the product with its weight W, plus s times that with the thin A and then B:
-two more products and a sum as large as the layer's output, which move memory more than they
-compute. With many more tokens than features it is cheaper to make `W + s B A` once a step and
-multiply once; the backward pass then computes the gradient of that sum, and A and B take theirs
-from it. The same function and the same gradients, up to rounding: in bfloat16 the sum is rounded as
-a merged adapter's is.
+With many more tokens than features it is cheaper to make `W + s B A` once a step and multiply once
+than to add the product with the thin A and B to that with W, which moves memory more than it
+computes. The same function and gradients, up to rounding.
 
 Source: LoRA (Hu et al., 2021), section 4.1, which merges for inference; here at every step.
 """

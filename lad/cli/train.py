@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, noise and initial weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only measure: memory, tokens/s, hours. No pairs.")
-    ] = False,
-    record: Annotated[
-        Path | None, typer.Option(help="Add a dry run's numbers to this JSON file.")
-    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure memory, hours.")] = False,
+    record: Annotated[Path | None, typer.Option(help="JSON file for a dry run's numbers.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -35,39 +32,34 @@ def train(
     from lad.diffusion.config import DenoiserConfig
     from lad.training import TrainConfig, read_config, read_pairs
     from lad.training import train as run_training
-    from lad.training.config import check_names
     from lad.training.trainer import load_for_training
 
-    if not dry_run and (pairs is None or out is None):
+    if not dry_run and None in (pairs, out):
         missing = "--pairs" if pairs is None else "--out"
-        raise InvalidInput(
-            f"{missing} is missing: expected --pairs FILE and --out FOLDER, or --dry-run"
-        )
+        raise InvalidInput(f"{missing} is missing: expected --pairs and --out, or --dry-run")
     values = read_config(config) if config is not None else {}
-    check_names("denoiser", values.get("denoiser", {}), DenoiserConfig)
+    denoiser_config = DenoiserConfig.from_dict(values.get("denoiser", {}))
     given = {"steps": None if dry_run else steps, "seed": seed}
     given = {name: value for name, value in given.items() if value is not None}
-    training = TrainConfig.from_dict({**values.get("training", {}), **given})
+    training = replace(TrainConfig.from_dict(values.get("training", {})), **given)
     data = [] if dry_run else read_pairs(pairs)
     device = choose_device(device)
     accelerator = Accelerator(cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        device = "cpu" if device == "cpu" else str(accelerator.device)
+    if accelerator.num_processes > 1 and device != "cpu":
+        device = str(accelerator.device)
 
     def show(row: dict) -> None:
         if "validation" in row:
-            scores = [
+            line = "held out, " + "; ".join(
                 f"{100 * float(f):.0f} % masked: CE {s['ce']:.3f}, accuracy {s['accuracy']:.3f}"
                 for f, s in row["validation"].items()
-            ]
-            line = "held out, " + "; ".join(scores)
+            )
         else:
             rate = row["tokens"] / max(row["seconds"], 1e-9)
             line = f"loss {row['loss']:.4f}, accuracy {row['accuracy']:.3f}, {rate:,.0f} tokens/s"
         typer.echo(f"step {row['step']:>6}  {row['seconds']:>7.1f} s  {line}", err=True)
 
     try:
-        denoiser_config = DenoiserConfig(**values.get("denoiser", {}))
         denoiser = load_for_training(model, adapter, denoiser_config, training, device)
         if dry_run:
             measure(denoiser, training, steps or 20, record, as_json, accelerator.is_main_process)
@@ -81,34 +73,29 @@ def train(
         typer.echo(f"wrote {out / written}", err=True)
 
 
-def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, shows: bool):
-    """A dry run, reported by the main process alone."""
+def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, is_main: bool):
     from lad.evaluation.throughput import add_run, training_throughput
 
     def show(done: int, total: int) -> None:
-        if shows:
+        if is_main:
             typer.echo(f"step {done} of {total}", err=True)
 
     run = training_throughput(denoiser, training, steps, show)
-    if not shows:
+    if not is_main:
         return
-    name = run["provenance"]["model"]
-    command = (
-        f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
-        f" --model {name} --steps {steps} --record"
-    )
-    run = {"command": command, **run}  # its settings are in the run
+    name, processor = run["provenance"]["model"], run["provenance"]["processor"]
+    start = f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
+    run = {"command": f"{start} --model {name} --steps {steps} --record", **run}
     if record is not None:
         add_run(record, run)
     if as_json:
         print_json(run)
         return
+    sharded = ", sharded" if training.shard else ""
     typer.echo(
-        f"{name}, {run['bits']} bit, on {run['processes']} x "
-        f"{run['provenance']['processor']}{', sharded' if training.shard else ''}: "
-        f"{run['tokens_per_second']:,.0f} tokens/s over "
-        f"{run['steps']} steps of {run['positions_per_step']:,} positions, "
-        f"{run['peak_memory'] / 2**30:.1f} GiB at most, "
+        f"{name}, {run['bits']} bit, on {run['processes']} x {processor}{sharded}: "
+        f"{run['tokens_per_second']:,.0f} tokens/s over {run['steps']} steps of "
+        f"{run['positions_per_step']:,} positions, {run['peak_memory'] / 2**30:.1f} GiB at most, "
         f"{100 * run['of_matrix_rate']:.0f} % of the matrix rate measured here; "
         f"{run['aim_tokens'] / 1e6:.0f} million tokens take {run['hours']:.1f} h"
     )

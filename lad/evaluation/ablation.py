@@ -28,7 +28,6 @@ from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.adapter_eval import evaluate
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, hold_out, read_pairs, train
-from lad.training.config import check_names
 from lad.utils import DamagedFile, InvalidInput, disk_errors, one_line, sha256_file, write_json
 
 PARTS = ("denoiser", "training")
@@ -88,9 +87,8 @@ def settings_of(
         if not isinstance(section, dict) or set(section) - set(PARTS):
             raise InvalidInput(f"{label}: expected no sections but {' and '.join(PARTS)}")
     parts = {part: {**grid["base"].get(part, {}), **changes.get(part, {})} for part in PARTS}
-    check_names("denoiser", parts["denoiser"], DenoiserConfig)
     training = parts["training"] | {"steps": grid["steps"] if steps is None else steps}
-    return DenoiserConfig(**parts["denoiser"]), TrainConfig.from_dict(training)
+    return DenoiserConfig.from_dict(parts["denoiser"]), TrainConfig.from_dict(training)
 
 
 def run_variants(

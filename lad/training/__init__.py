@@ -4,7 +4,7 @@ Beside them: `distillation` (the backbone writes pairs), `multiple_choice` (ques
 `contamination` (overlap with test questions).
 """
 
-from lad.training.config import DEFAULT_CORRUPTION, TrainConfig, read_config
+from lad.training.config import TrainConfig, read_config
 from lad.training.data import (
     Pair,
     everyday_prompts,
@@ -12,14 +12,12 @@ from lad.training.data import (
     hold_out,
     pack,
     read_pairs,
-    self_distil,
 )
-from lad.training.loss import MASKED_FRACTIONS, validate
+from lad.training.distillation import self_distil
+from lad.training.loss import validate
 from lad.training.trainer import train
 
 __all__ = [
-    "DEFAULT_CORRUPTION",
-    "MASKED_FRACTIONS",
     "Pair",
     "TrainConfig",
     "everyday_prompts",

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
 
 import yaml
-from pydantic import BeforeValidator
 
 from lad.diffusion.config import CorruptionConfig
-from lad.utils import InvalidInput, setting, settings
+from lad.utils import InvalidInput, one_line, setting, settings
 
-# The paper's noise, but half the answers keep their visible tokens clean, masks reach the whole
-# answer, and some form blocks or cover the end of the answer: a small model must learn the plain
-# task as well as the corrupted one, and the states that the sampler brings it into.
+# Less structural noise than in the paper, and masks in blocks or to the end: a small model must
+# learn the plain task too, and the states that the sampler brings it into.
 DEFAULT_CORRUPTION = CorruptionConfig(
     all_masked=0.05,
     mask_probability=0.8,
@@ -29,35 +24,9 @@ DEFAULT_CORRUPTION = CorruptionConfig(
 COMPUTATION = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
 
 
-def check_names(what: str, values: Mapping, cls: type) -> None:
-    """Raise InvalidInput for a name in `values` that is no field of the dataclass `cls`."""
-    names = [field.name for field in fields(cls)]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise InvalidInput(
-            f"unknown {what} setting {', '.join(map(repr, unknown))}: expected any of "
-            f"{', '.join(names)}"
-        )
-
-
-def _read_corruption(value: object) -> object:
-    """`CorruptionConfig` from plain values; anything else is left to the field's own check."""
-    if not isinstance(value, Mapping):
-        return value
-    check_names("corruption", value, CorruptionConfig)
-    try:
-        return CorruptionConfig(**value)
-    except TypeError as error:
-        raise InvalidInput(f"corruption has a wrong type ({error}): expected numbers") from error
-
-
 @settings
 class TrainConfig:
-    """Settings of one training run.
-
-    Raises:
-        InvalidInput: a value outside its range.
-    """
+    """Settings of one training run; InvalidInput for a value outside its range."""
 
     steps: int = setting(2000, "optimiser steps", ge=1)
     learning_rate: float = setting(8e-4, "its peak; falls along a cosine to 0 at the end", gt=0)
@@ -67,63 +36,36 @@ class TrainConfig:
     batch_tokens: int = setting(57_344, "positions per process and forward pass", ge=1)
     accumulate: int = setting(1, "forward passes per process and step", ge=1)
     widths: tuple[int, ...] = setting(
-        (96, 128, 192, 256), "lengths of batches in tokens; the longest is the context window"
+        (96, 128, 192, 256), "lengths of batches; the longest is the context window"
     )
     widen: float = setting(0.2, "fraction of pairs batched one width longer than needed", 0, 1)
-    corruption: Annotated[CorruptionConfig, BeforeValidator(_read_corruption)] = setting(
-        DEFAULT_CORRUPTION, "the forward process"
-    )
-    clean_share: float = setting(
-        0.5,
-        "fraction of the uncorrupted answer positions that enter the loss; 1 is all, 0 only what "
-        "has to be repaired or filled in",
-        0,
-        1,
-    )
+    corruption: CorruptionConfig = setting(DEFAULT_CORRUPTION, "the forward process")
+    clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
+    # Far from any token nothing can be predicted, and that loss drowns the rest.
     distance_decay: float = setting(
-        8.0,
-        "positions over which the weight of a masked position falls by a factor e with its "
-        "distance from the nearest visible token; 0 weights all alike. Far from any token "
-        "nothing can be predicted, and that loss drowns the rest",
-        ge=0,
+        8.0, "a masked position n from the nearest token weighs exp(-n / this); 0: all alike", ge=0
     )
+    # It keeps the backbone's next-token prediction; with target same it must be 0.
     causal_lm_fraction: float = setting(
         0.0,
-        "fraction of pairs that are left clean and predicted left to right from a random position "
-        "of the answer, which keeps the backbone's next-token prediction; 0 with target same",
+        "fraction of pairs left clean, and predicted left to right from a random token on",
         0,
         1,
     )
     eos_tail_share: float = setting(
-        0.1, "fraction of the EOS positions after the first that enter the loss", 0, 1
+        0.1, "fraction of EOS after the first that enter the loss", 0, 1
     )
-    ema: float = setting(
-        0.999,
-        "decay per step of the running average of the weights, which is validated and saved; "
-        "0 saves the last weights",
-        0,
-        1,
-    )
+    ema: float = setting(0.999, "decay per step of the weights' average; 0: the last weights", 0, 1)
     log_every: int = setting(20, "steps between log rows", ge=1)
     validate_every: int = setting(500, "steps between validations", ge=1)
     checkpoint_minutes: float = setting(3.0, "minutes between checkpoints", gt=0)
-    compile_layers: bool = setting(
-        False, "torch.compile each decoder layer; pays on a GPU in runs of minutes"
-    )
-    fold_lora: bool = setting(
-        True,
-        "compute with W + s B A, made once a step: faster with many more positions than features; "
-        "false keeps no second copy of W. No effect with shard or quantised weights",
-    )
-    gradient_checkpointing: bool = setting(
-        False, "keep only each layer's input and compute the layer again in the backward pass"
-    )
+    compile_layers: bool = setting(False, "torch.compile each layer; pays on a GPU in long runs")
+    # Faster with many more positions than features. No effect with shard or quantised weights.
+    fold_lora: bool = setting(True, "compute with W + s B A; false keeps no second copy of W")
+    gradient_checkpointing: bool = setting(False, "compute each layer again in the backward pass")
     loss_chunk: int = setting(0, "positions whose logits are in memory at once; 0 for all", ge=0)
-    shard: bool = setting(
-        False,
-        "split the decoder layers over the processes (FSDP2), for GPUs that cannot hold the "
-        "backbone; at least two processes, no quantised weights",
-    )
+    # For GPUs that cannot hold the backbone; at least two processes, no quantised weights.
+    shard: bool = setting(False, "split the decoder layers over the processes (FSDP2)")
     seed: int = setting(0, "of order, noise and initial weights", ge=0)
 
     def __post_init__(self) -> None:
@@ -147,13 +89,10 @@ def read_config(path: str | Path) -> dict:
     Raises:
         InvalidInput: no such file, not YAML, or a section that does not exist.
     """
-    path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(
-            f"{path} is no readable configuration ({' '.join(str(error).split())})"
-        ) from error
+        raise InvalidInput(f"{path} is no readable configuration ({one_line(error)})") from error
     if not isinstance(values, dict) or not set(values) <= {"denoiser", "training"}:
         raise InvalidInput(f"{path}: expected the sections denoiser and training and no others")
     return values

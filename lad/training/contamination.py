@@ -1,4 +1,4 @@
-"""Text that training must not share with what is tested: how it is found.
+"""Text that training must not share with what is tested.
 
 Two texts overlap when one is the other, but for case and punctuation, or when they have 13 words in
 a row in common, the length that GPT-3's authors chose.
@@ -11,10 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from lad.training.data import Pair
-
-__all__ = ["NGRAM", "Passages", "contaminated", "normalised"]
-
 NGRAM = 13  # words
 
 
@@ -24,37 +20,25 @@ def normalised(text: str) -> list[str]:
 
 
 class Passages:
-    """Texts to keep away from, such as the questions of a benchmark."""
+    """Texts that training pairs must not overlap with, such as the questions of a benchmark."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         # Hashes: some benchmarks have millions of n-grams, and a tuple of words takes 20 times as
-        # much room. Two that differ share one with a chance of about 1 in 10^12 for all of them.
+        # much memory. A false match has a chance of about 1 in 10^12 for all of them.
         self._whole: set[int] = set()
-        self._parts: set[int] = set()
+        self._ngrams: set[int] = set()
         for text in texts:
             words = normalised(text)
             self._whole.add(hash(tuple(words)))
-            self._parts.update(_parts(words))
+            self._ngrams.update(_ngrams(words))
 
-    def are(self, text: str) -> bool:
-        """True when one of them is `text`."""
-        return hash(tuple(normalised(text))) in self._whole
+    def overlap(self, prompt: str, *texts: str) -> bool:
+        """True when one of them is the prompt, or has 13 words in a row in common with any text."""
+        words = [normalised(text) for text in (prompt, *texts)]
+        return hash(tuple(words[0])) in self._whole or any(
+            not self._ngrams.isdisjoint(_ngrams(text)) for text in words
+        )
 
-    def share(self, text: str) -> bool:
-        """True when one of them has 13 words in a row in common with `text`."""
-        return not self._parts.isdisjoint(_parts(normalised(text)))
 
-
-def _parts(words: list[str]) -> Iterator[int]:
-    """Hashes of the n-grams of a text."""
+def _ngrams(words: list[str]) -> Iterator[int]:
     return map(hash, zip(*(words[i:] for i in range(NGRAM)), strict=False))
-
-
-def contaminated(pairs: Iterable[Pair], passages: Passages | Iterable[str]) -> set[Pair]:
-    """Pairs whose prompt is one of `passages`, or whose prompt or answer overlaps with one."""
-    away = passages if isinstance(passages, Passages) else Passages(passages)
-    return {
-        pair
-        for pair in pairs
-        if away.are(pair.prompt) or away.share(pair.prompt) or away.share(pair.answer)
-    }

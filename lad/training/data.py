@@ -1,8 +1,4 @@
-"""Pairs of prompt and answer: reading, holding out, self-distilling, packing into batches.
-
-Training answers are written by the backbone itself, left to right ("self-distillation"): the
-denoiser must learn to refine towards them. Such answers have low entropy, which drawing many
-tokens in parallel needs.
+"""Pairs of prompt and answer: reading, holding out, packing into batches.
 
 On disk: JSON Lines, one `{"prompt": ..., "answer": ...}` a line, gzipped if the name ends in .gz.
 """
@@ -11,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import zlib
@@ -22,9 +19,11 @@ import torch
 from torch import Tensor
 
 from lad.models.chat import encode_prompts
-from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone
+from lad.training.config import TrainConfig
 from lad.utils import DamagedFile, InvalidInput
+
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True)
@@ -37,33 +36,24 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class PackedPairs:
-    """Pairs as token ids, ready to be cut to any width.
+    """Pairs as token ids, ready to be cut to any width."""
 
-    Attributes:
-        tokens: `(n, context)` int32, prompt with chat template, answer, then EOS to the end.
-        prompt_lengths: `(n,)` int64.
-        ends: `(n,)` int64, the position of the first EOS.
-        dropped: pairs that did not fit the context.
-    """
-
-    tokens: Tensor
-    prompt_lengths: Tensor
-    ends: Tensor
-    dropped: int
+    tokens: Tensor  # (n, context) int32, prompt with chat template, answer, then EOS to the end
+    prompt_lengths: Tensor  # (n,) int64
+    ends: Tensor  # (n,) int64, the position of the first EOS
+    dropped: int  # pairs that did not fit the context
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> PackedPairs:
-        """The same on another device; a training step then copies nothing from the host."""
         moved = (t.to(device) for t in (self.tokens, self.prompt_lengths, self.ends))
         return PackedPairs(*moved, self.dropped)
 
 
 def read_lines(name: str) -> list[str]:
     """The lines of a text file that comes with this package."""
-    path = Path(__file__).parents[1] / "assets" / name
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return (ASSETS / name).read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def everyday_prompts() -> list[str]:
@@ -80,18 +70,16 @@ def read_pairs(path: str | Path) -> list[Pair]:
     """The pairs of a JSON Lines file.
 
     Raises:
-        InvalidInput: no such file, or no pairs in it.
-        DamagedFile: a line that is no pair, or a truncated gzip, named with its line number.
+        InvalidInput, DamagedFile: no pairs there, or a line that is none.
     """
-    path = Path(path)
+    path, pairs = Path(path), []
     if not path.is_file():
         raise InvalidInput(f"no pairs at {path}: expected a JSON Lines file of prompt and answer")
-    pairs: list[Pair] = []
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
-                if not (isinstance(row["prompt"], str) and isinstance(row["answer"], str)):
+                if not isinstance(row["prompt"], str) or not isinstance(row["answer"], str):
                     raise TypeError("prompt and answer must be text")
                 pairs.append(Pair(row["prompt"], row["answer"]))
     except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
@@ -105,28 +93,25 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out), with about one prompt in `every` held out.
-
-    The digest of a prompt decides, so a prompt is on the same side in every file, order and run.
-    """
-    train, held = [], []
+    """(training, held out); the digest of a prompt holds out about one in `every`."""
+    sides = [], []
     for pair in pairs:
         digest = hashlib.sha256(pair.prompt.strip().lower().encode()).digest()
-        (held if int.from_bytes(digest[:4], "big") % every == 0 else train).append(pair)
-    return train, held
+        sides[int.from_bytes(digest[:4], "big") % every == 0].append(pair)
+    return sides
+
+
+def encode_pairs(tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each prompt under its chat template, and of its answer."""
+    prompts = encode_prompts(tokenizer, [pair.prompt for pair in pairs])
+    answers = tokenizer([pair.answer for pair in pairs], add_special_tokens=False)["input_ids"]
+    return list(zip(prompts, answers, strict=True))
 
 
 def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> PackedPairs:
-    """Pairs tokenised under the backbone's chat template; those that do not fit are dropped.
-
-    Raises:
-        InvalidInput: none fits.
-    """
-    tokenizer = backbone.tokenizer
-    prompts = encode_prompts(tokenizer, [pair.prompt for pair in pairs])
-    answers = tokenizer([pair.answer for pair in pairs], add_special_tokens=False)["input_ids"]
-    fits = [len(p) + len(a) < context for p, a in zip(prompts, answers, strict=True)]
-    kept = [(p, a) for p, a, fit in zip(prompts, answers, fits, strict=True) if fit and a]
+    """Pairs tokenised under the backbone's chat template; those that do not fit are dropped."""
+    encoded = encode_pairs(backbone.tokenizer, pairs)
+    kept = [(p, a) for p, a in encoded if a and len(p) + len(a) < context]
     if not kept:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
@@ -141,37 +126,25 @@ def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> Packe
 
 
 def batches(
-    ends: Sequence[int],
-    widths: Sequence[int],
-    batch_tokens: int,
-    widen: float,
-    seed: int,
-    parts: int = 1,
+    ends: Sequence[int], config: TrainConfig, parts: int = 1
 ) -> Iterator[tuple[int, list[int]]]:
     """Endless (width, indices of pairs), the same in every process.
 
     Pairs of similar length share a batch, so little is spent on EOS; some are put one width up, so
-    that the denoiser sees long EOS tails too and learns where an answer ends.
-
-    Args:
-        ends: position of each pair's first EOS.
-        widths: the lengths batches come in; fixed shapes let a compiled model be reused.
-        batch_tokens: positions per part of a batch.
-        widen: fraction of pairs put one width up.
-        parts: each batch is cut into so many, one for each process and forward pass.
+    that the denoiser sees long EOS tails too and learns where an answer ends. A batch has `parts`
+    of `config.batch_tokens` positions, one for each process and forward pass.
     """
-    widths = sorted(widths)
-    epoch = 0
-    while True:
-        shuffle = random.Random(f"{seed}-{epoch}")
+    widths = config.widths  # fixed shapes let a compiled model be reused
+    for epoch in itertools.count():
+        shuffle = random.Random(f"{config.seed}-{epoch}")
         buckets: dict[int, list[int]] = {width: [] for width in widths}
         for index, end in enumerate(ends):
             level = next(i for i, width in enumerate(widths) if end < width)
-            level = min(level + (shuffle.random() < widen), len(widths) - 1)
+            level = min(level + (shuffle.random() < config.widen), len(widths) - 1)
             buckets[widths[level]].append(index)
         queue = []
         for width, bucket in buckets.items():
-            size = max(batch_tokens // width, 1) * parts
+            size = max(config.batch_tokens // width, 1) * parts
             shuffle.shuffle(bucket)
             # The last pairs of a bucket wait for the next epoch; too few for a batch are repeated.
             if 0 < len(bucket) < size:
@@ -183,27 +156,3 @@ def batches(
                 queue.append((width, bucket[first : first + size]))
         shuffle.shuffle(queue)
         yield from queue
-        epoch += 1
-
-
-def self_distil(
-    backbone: LoadedBackbone, prompts: Sequence[str], max_tokens: int = 48, batch_size: int = 16
-) -> list[Pair]:
-    """Pairs with the backbone's greedy answers, where they end within `max_tokens`.
-
-    Call it before an adapter is put on the backbone.
-    """
-    answers = generate(
-        backbone.model,
-        backbone.tokenizer,
-        encode_prompts(backbone.tokenizer, prompts),
-        max_tokens,
-        batch_size=batch_size,
-        eos_token_id=backbone.eos_token_id,
-    )
-    pairs = []
-    for prompt, ids in zip(prompts, answers, strict=True):
-        answer = backbone.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        if answer and ids[-1] == backbone.eos_token_id:
-            pairs.append(Pair(prompt, answer))
-    return pairs

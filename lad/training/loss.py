@@ -1,17 +1,15 @@
 """What a training step minimises, and how it is measured on pairs never trained on.
 
 The loss is the cross-entropy of the answer's tokens, at every corrupted position and at a fraction
-of the others: the denoiser must both repair and leave alone. EOS positions after the first are
-thinned out, since there are many and they say little. Masked positions far from any visible token
-weigh less (`loss_weights`). Inputs are pairs under structural noise (lad/diffusion/corruption.py).
-
-A fraction of the pairs is instead left clean and predicted left to right (`add_causal_lm`): the
-backbone knows the next token far better than an adapter trained for minutes, and this keeps it so.
+of the others: the denoiser must both repair and leave alone. A fraction of the pairs is instead
+left clean and predicted left to right (`add_causal_lm`), which the backbone must not forget.
 
 Shapes: b = batch, t = width, m = predicted positions, d = hidden size, v = vocabulary.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,30 +25,23 @@ from lad.training.data import PackedPairs
 MASKED_FRACTIONS = (0.25, 0.5, 0.75)
 
 
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Packed pairs cut to one width.
+    """Packed pairs cut to one width."""
 
-    Attributes:
-        tokens: `(b, t)` int64, clean.
-        prompt_lengths: `(b,)`.
-        answer: `(b, t)` bool, the answer region: everything after the prompt.
-        tail: `(b, t)` bool, the EOS positions after the first.
-    """
-
-    def __init__(self, pairs: PackedPairs, indices: Tensor, width: int) -> None:
-        self.tokens = pairs.tokens[indices, :width].long()
-        self.prompt_lengths = pairs.prompt_lengths[indices]
-        position = torch.arange(width, device=self.tokens.device)
-        self.answer = position >= self.prompt_lengths[:, None]
-        self.tail = position > pairs.ends[indices][:, None]
+    tokens: Tensor  # (b, t) int64, clean
+    prompt_lengths: Tensor  # (b,)
+    answer: Tensor  # (b, t) bool, the answer region: everything after the prompt
+    tail: Tensor  # (b, t) bool, the EOS positions after the first
 
 
 def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
     """A batch of the pairs at `indices`, cut to `width` positions."""
-    return Batch(pairs, torch.tensor(indices, device=pairs.tokens.device), width)
-
-
-# -- logits and losses ----------------------------------------------------------------------------
+    position = torch.arange(width, device=pairs.tokens.device)
+    indices = torch.tensor(indices, device=position.device)
+    lengths, ends = pairs.prompt_lengths[indices], pairs.ends[indices]
+    tokens = pairs.tokens[indices, :width].long()
+    return Batch(tokens, lengths, position >= lengths[:, None], position > ends[:, None])
 
 
 def answer_states(
@@ -60,24 +51,15 @@ def answer_states(
     chosen: Tensor,
     causal_from: Tensor | None = None,
 ) -> Tensor:
-    """`(m, d)` final hidden states that predict the `m` positions marked in `chosen`.
+    """`(m, d)` final hidden states that predict the `m` positions marked in `chosen` `(b, t)`.
 
-    Args:
-        inputs: `(b, t)` int64, corrupted.
-        chosen: `(b, t)` bool; no position 0 with target "next".
-        causal_from: `(b,)` int64, from `add_causal_lm`.
+    `causal_from` is `(b,)` int64, from `add_causal_lm`.
     """
-    config = denoiser.config
+    config, width = denoiser.config, inputs.shape[1]
     # A prompt that holds the MASK token as text is read as text.
-    answer = torch.arange(inputs.shape[1], device=inputs.device) >= prompt_lengths[:, None]
-    mask = attention_mask(
-        prompt_lengths,
-        inputs.shape[1],
-        config.attention,
-        config.target,
-        is_masked=(inputs == denoiser.mask_token_id) & answer,
-        causal_from=causal_from,
-    )
+    answer = torch.arange(width, device=inputs.device) >= prompt_lengths[:, None]
+    given = {"is_masked": (inputs == denoiser.mask_token_id) & answer, "causal_from": causal_from}
+    mask = attention_mask(prompt_lengths, width, config.attention, config.target, **given)
     states = denoiser.hidden_states(inputs, mask)  # (b, t, d)
     return states[chosen.roll(-config.shift, dims=1)]
 
@@ -98,34 +80,26 @@ def chunked_losses(
 ) -> tuple[Tensor, Tensor]:
     """`token_losses` of `(m, d)` states with the logits of `chunk` positions in memory at a time.
 
-    The logits are computed again in the backward pass: 2,048 positions of LLaMA 3's vocabulary
-    take 1 GB in float32, and their gradient as much again. 0 computes all of them once.
+    They are computed again in the backward pass: 2,048 positions of LLaMA 3's vocabulary take 1 GB
+    in float32, and their gradient as much again. 0 computes all of them once.
     """
-
-    def losses_of(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return token_losses(head(states), targets)
-
     if not chunk:
-        return losses_of(states, targets)
+        return _head_losses(head, states, targets)
     parts = [
-        checkpoint(losses_of, *part, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(_head_losses, head, *part, use_reentrant=False, preserve_rng_state=False)
         for part in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
-    losses, correct = zip(*parts, strict=True)
-    return torch.cat(losses), torch.cat(correct)
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-# -- the training loss ----------------------------------------------------------------------------
+def _head_losses(head: nn.Module, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return token_losses(head(states), targets)
 
 
 def denoising_loss(
     denoiser: Denoiser, batch: Batch, config: TrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Weighted mean cross-entropy (nats, with a gradient) and accuracy of a newly corrupted batch.
-
-    Args:
-        generator: draws the corruption first, then `add_causal_lm`, then `loss_weights`.
-    """
+    """Weighted mean cross-entropy (nats, with a gradient) and accuracy of a batch under noise."""
     inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
     causal_from = None
     if config.causal_lm_fraction:
@@ -143,8 +117,8 @@ def corrupt_batch(
     denoiser: Denoiser, batch: Batch, config: CorruptionConfig, generator: torch.Generator
 ) -> Tensor:
     """`(b, t)` int64, the batch's tokens with its answers under noise."""
-    size, mask = denoiser.vocabulary_size, denoiser.mask_token_id
-    return corrupt(batch.tokens, batch.answer, size, mask, generator, config)
+    vocabulary = (denoiser.vocabulary_size, denoiser.mask_token_id)
+    return corrupt(batch.tokens, batch.answer, *vocabulary, generator, config)
 
 
 def add_causal_lm(
@@ -153,11 +127,8 @@ def add_causal_lm(
     """A fraction of the batch made clean, to be predicted left to right from a random position on.
 
     Up to that position of the answer, attention is that of the denoiser; from there on each token
-    is predicted from those before it alone.
-
-    Returns:
-        `(b, t)` int64, `inputs` with those sequences clean, and `(b,)` int64, the position where
-        left-to-right prediction begins: t for all other sequences.
+    is predicted from those before it alone. Returned are `(b, t)` inputs and `(b,)` these
+    positions, t for all other sequences.
     """
     b, t = inputs.shape
     chance, place = torch.rand((2, b), generator=generator, device=inputs.device)
@@ -178,11 +149,7 @@ def loss_weights(
 ) -> Tensor:
     """`(b, t)` float32: the weight of each position in the loss; 0 is left out.
 
-    Args:
-        inputs: `(b, t)` int64, corrupted.
-        config: `clean_share`, `eos_tail_share` and `distance_decay` are read.
-        causal_from: `(b,)` int64, from `add_causal_lm`: such a sequence counts from there to its
-            first EOS, in full.
+    A sequence of `add_causal_lm` counts from `causal_from` to its first EOS, in full.
     """
     t = inputs.shape[1]
     chance = torch.rand((2, *inputs.shape), generator=generator, device=inputs.device)
@@ -194,63 +161,42 @@ def loss_weights(
         chosen = torch.where(causal_from[:, None] < t, ahead, chosen)
     if not config.distance_decay:
         return chosen.float()
-    # Masks between a masked position and the nearest token; on the left there always is one, the
-    # prompt's last.
     masked = batch.answer & (inputs == mask_token_id)
     left = torch.where(masked, 0, position).cummax(dim=1).values
     right = torch.where(masked, 2 * t, position).flip(1).cummin(dim=1).values.flip(1)
+    # Masks between a masked position and the nearest token; on the left, at least the prompt's.
     distance = torch.minimum(position - left, right - position) - masked.long()
     return chosen * torch.exp(-distance / config.distance_decay)
-
-
-# -- validation -----------------------------------------------------------------------------------
 
 
 def mask_share(
     denoiser: Denoiser, batch: Batch, fraction: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A given fraction of each answer masked, the rest clean.
+    """`(b, t)` int64 tokens with a fraction of each answer masked, and `(b, t)` bool, which count.
 
     Masks fall on the whole answer region, EOS tail included, so the answer's length is not given
-    away; only tokens of the answer and its first EOS are counted.
-
-    Returns:
-        `(b, t)` int64, the corrupted tokens, and `(b, t)` bool, the masked positions that count.
+    away; only masked tokens of the answer and its first EOS count.
     """
-    only_masks = CorruptionConfig(
-        all_masked=0.0,
-        mask_probability=1.0,
-        mask_fraction=(fraction, fraction),
-        structural_probability=0.0,
-    )
+    amounts = {"all_masked": 0.0, "mask_probability": 1.0, "mask_fraction": (fraction, fraction)}
+    only_masks = CorruptionConfig(**amounts, kinds=())
     noisy = corrupt_batch(denoiser, batch, only_masks, generator)
     return noisy, (noisy == denoiser.mask_token_id) & batch.answer & ~batch.tail
 
 
 def validate(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int,
-    most_pairs: int = 512,
-    seed: int = 0,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Cross-entropy and accuracy where a given fraction of the answer is masked (`mask_share`).
-
-    Returns:
-        {"0.25": {"ce": nats, "accuracy": fraction, "n": tokens counted}, ...}
-    """
-    context = pairs.tokens.shape[1]
-    count = min(len(pairs), most_pairs)
+    """{"0.25": {"ce": nats, "accuracy": fraction, "n": tokens counted}, ...}, see `mask_share`."""
+    device, context = pairs.tokens.device, pairs.tokens.shape[1]
+    count = min(len(pairs), 512)
     scores = {}
     for fraction in MASKED_FRACTIONS:
-        # The same masks at every call: validations of one run differ by the model alone.
-        generator = torch.Generator(pairs.tokens.device).manual_seed(seed)
-        total = torch.zeros(3, device=pairs.tokens.device, dtype=torch.float64)
+        generator = torch.Generator(device).manual_seed(seed)  # the same masks at every call
+        total = torch.zeros(3, device=device, dtype=torch.float64)
         for first in range(0, count, batch_size):
             # One shape throughout, so that a compiled model is reused: the last batch wraps round
             # and what it repeats is not counted.
-            indices = [i % count for i in range(first, first + batch_size)]
-            batch = take(pairs, indices, context)
+            batch = take(pairs, [i % count for i in range(first, first + batch_size)], context)
             noisy, counted = mask_share(denoiser, batch, fraction, generator)
             counted[max(count - first, 0) :] = False
             # With gradients, as in training, so that compiled layers are not compiled again.
