@@ -144,8 +144,9 @@ def test_curve(capsys, adapter, source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--n=0"], "n = '0': expected a whole number"),
-        (["--n=99"], "n = 99: arc-easy has 12 questions in test"),
+        (["--n=0"], "n = 0: expected a whole number"),
+        (["--n=some"], "n = 'some': expected a whole number"),
+        (["--n=99"], "n = 99: expected 1 to 12"),
         (["--task=arc"], "unknown task 'arc'"),
         (["--scoring=guess"], "scoring = 'guess'"),
         (["--scoring=likelihood", "--target=word"], "target = 'word'"),

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from lad.evaluation.benchmark import BenchmarkConfig, Run, compare, digest, questions_of
 from lad.evaluation.tables import read_letters
 from lad.evaluation.tasks import LETTERS, get_task, is_cached, load_items
-from lad.viz.gallery import CHECKOUT, read_numbers
+from lad.viz.gallery import read_numbers
 
 FILES = {name: read_numbers(name) for name in
          ("benchmarks", "benchmarks_left_to_right", "benchmarks_float32")}  # fmt: skip
@@ -26,11 +26,6 @@ def runs_of(file: str) -> dict:
 
 RUNS = runs_of("benchmarks")
 ALL = {name: one for file in FILES for name, one in runs_of(file).items()}
-WAYS = [
-    (name, way)
-    for name, (one, asked) in ALL.items()
-    for way in ["", "_normalised"][: 1 + (asked.scoring == "likelihood")]
-]
 
 
 def interval(hits: int, n: int) -> list[float]:
@@ -63,7 +58,7 @@ def test_what_is_recorded_is_what_is_recorded():
     for one, asked in RUNS.values():
         task = get_task(asked.task)
         assert (asked.split, asked.n) == (task.tested_on, None)
-        assert one["n"] == task.split(asked.split).items == len(one["choices"])
+        assert one["n"] == task.splits[asked.split].items == len(one["choices"])
         assert (one["adapter_sha256"] is None) == (one["by"] == "backbone")
     # One backbone, one adapter, one machine and the same versions.
     for part in ("backbone_digest", "processor", "dtype", "torch", "transformers", "lad"):
@@ -72,15 +67,16 @@ def test_what_is_recorded_is_what_is_recorded():
     assert all("benchmark" in command for data in FILES.values() for command in data["commands"])
 
 
-@pytest.mark.parametrize(("name", "way"), WAYS)
-def test_accuracies_and_intervals_are_those_of_the_letters(name, way):
+@pytest.mark.parametrize("name", ALL)
+def test_accuracies_and_intervals_are_those_of_the_letters(name):
     one, asked = ALL[name]
-    letters = read_letters(one[f"choices{way}"])
-    hits = sum(right for _, right in letters)
-    assert asked.rotate or one["n"] == len(letters)
-    assert one[f"accuracy{way}"] == pytest.approx(hits / len(letters), abs=1e-12)
-    if not asked.rotate:  # else a question's rows are not independent, and drawn again together
-        assert one[f"interval{way}"] == pytest.approx(interval(hits, len(letters)), abs=1e-9)
+    for way in ["", "_normalised"][: 1 + (asked.scoring == "likelihood")]:
+        letters = read_letters(one[f"choices{way}"])
+        hits = sum(right for _, right in letters)
+        assert one[f"accuracy{way}"] == pytest.approx(hits / len(letters), abs=1e-12)
+        if not asked.rotate:  # else a question's rows are not independent
+            assert one["n"] == len(letters)
+            assert one[f"interval{way}"] == pytest.approx(interval(hits, len(letters)), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -91,7 +87,6 @@ def test_shares_are_those_of_the_letters(name):
     assert set(chosen) <= set(one["letters"])
     for letter, share in one["letters"].items():
         assert share["chosen"] == pytest.approx(chosen[letter] / one["n"], abs=1e-12)
-    assert sum(share["right"] for share in one["letters"].values()) == pytest.approx(1)
     assert one["majority"] == max(share["right"] for share in one["letters"].values())
     assert one["parsable"] == pytest.approx(1 - chosen["none"] / one["n"], abs=1e-12)
     if asked.task == "mmlu":
@@ -99,10 +94,6 @@ def test_shares_are_those_of_the_letters(name):
         assert sum(x["n"] for x in subjects) == one["n"]
         hits = [round(x["value"] * x["n"]) for x in subjects]
         assert sum(hits) == sum(right for _, right in letters)
-        for subject, own in zip(subjects, hits, strict=True):
-            assert subject["value"] == pytest.approx(own / subject["n"])
-            ends = [subject["low"], subject["high"]]
-            assert ends == pytest.approx(interval(own, subject["n"]), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -122,42 +113,32 @@ def test_comparisons_are_those_of_the_letters(recorded):
     pairs = [(True, True), (True, False), (False, True), (False, False)]
     assert counts == [cells[one] for one in pairs]
     assert recorded["p"] == pytest.approx(binomtest(recorded["only_a"], sum(counts[1:3])).pvalue)
-    gained = (recorded["only_b"] - recorded["only_a"]) / recorded["n"]
-    assert recorded["difference"]["value"] == pytest.approx(gained, abs=1e-12)
-    spread = (sum(counts[1:3]) / recorded["n"] - gained**2) ** 0.5 / recorded["n"] ** 0.5
-    ends = [recorded["difference"]["low"], recorded["difference"]["high"]]
-    assert ends == pytest.approx([gained - 1.96 * spread, gained + 1.96 * spread], abs=0.003)
 
 
 @pytest.mark.skipif(not is_cached(), reason="the benchmarks are not on this disk: lad benchmark")
 @pytest.mark.parametrize("task", ["arc-easy", "arc-challenge", "hellaswag", "mmlu"])
 def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
     items = load_items(task, progress=False)
-    by_target = {}
-    for one, asked in RUNS.values():
-        if asked.task != task:
-            continue
-        kind = one["target"]
-        if kind not in by_target:
-            by_target[kind] = questions_of(items, asked)
-        assert one["items_sha256"] == digest(by_target[kind])
-        questions = sorted(by_target[kind], key=lambda question: question.key)
+    for kind in ("line", "text"):
+        runs = [pair for pair in RUNS.values() if (pair[1].task, pair[0]["target"]) == (task, kind)]
+        questions = questions_of(items, runs[0][1])
+        assert {one["items_sha256"] for one, _ in runs} == {digest(questions)}
+        questions.sort(key=lambda question: question.key)
         options = [len(question.lines) for question in questions]
-        assert one["chance"] == pytest.approx(sum(1 / many for many in options) / len(options))
         golds = Counter(LETTERS[question.gold] for question in questions)
-        for letter, share in one["letters"].items():
-            assert share["right"] == pytest.approx(golds[letter] / len(questions))
-        for question, (choice, right) in zip(questions, read_letters(one["choices"]), strict=True):
-            assert choice is None or choice < len(question.lines)
-            same = choice == question.gold
-            if kind == "text" and not same:  # two options may be the same text
-                same = question.answers[choice] == question.answers[question.gold]
-            assert right == same, question.key
+        for one, _ in runs:
+            assert one["chance"] == pytest.approx(sum(1 / many for many in options) / len(options))
+            for letter, share in one["letters"].items():
+                assert share["right"] == pytest.approx(golds[letter] / len(questions))
+            letters = read_letters(one["choices"])
+            for question, (choice, right) in zip(questions, letters, strict=True):
+                same = choice == question.gold
+                if kind == "text":  # two options may be the same text
+                    same = question.answers[choice] == question.answers[question.gold]
+                assert right == same, question.key
 
 
 def test_the_curve_hangs_together():
-    if not (CHECKOUT / "figures" / "data" / "benchmark_curve.json").is_file():
-        pytest.skip("no curve is recorded yet: lad benchmark curve")
     curve = read_numbers("benchmark_curve")
     seen = [(p["task"], p["preset"], p["iterations"]) for p in curve["points"]]
     assert len(set(seen)) == len(seen) > 1
