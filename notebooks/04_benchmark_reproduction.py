@@ -37,7 +37,6 @@ from lad.evaluation.statistics import wilson
 from lad.evaluation.tables import (
     authors_text,
     bias_text,
-    places_text,
     read_letters,
     results_text,
     scoring_label,
@@ -228,12 +227,10 @@ for one in left["comparisons"]:
 print(bias_text(results))
 
 # %% [markdown]
-# And the other way round: how often was a letter right when it was chosen, and how much of what was
-# right was found? A model that knows nothing is right with every letter about as often as that
-# letter is right at all, and finds a letter exactly as often as it chooses it.
+# And the other way round: how often was A right when it was chosen? A model that knows nothing is
+# right with every letter about as often as that letter is right at all.
 
 # %%
-print(places_text(results))
 for one in answers:
     letters = read_letters(one["choices"])
     chose_a = [right for place, right in letters if place == 0]

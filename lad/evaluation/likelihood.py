@@ -1,35 +1,21 @@
 """The log-likelihood of every option of a question: by a denoiser, and by its backbone.
 
-A denoiser has no order of tokens, so its log-likelihood of an answer of L tokens is an expectation
-over masks, estimated from samples (LLaDA's estimator): draw how many tokens are masked, l, evenly
-from 1 to L, then which; the sample is L / l times the sum of log p over the masked tokens. All
-options of a question share their random numbers, so that the masks affect them alike, and l is
-drawn in equal steps over the samples. The standard error is that of independent samples, which the
-true one does not exceed.
-
-Without samples, an option is read from left to right: everything after a token is MASK, only that
-token is scored, and the sum is a likelihood too, exact in this one order.
-
-One visible EOS follows the option in the answer region, as an answer ends in training; EOS itself
-is not scored. For the target "letter" everything after the letter is MASK, in a region as long as
-the longest line: one token, one mask, nothing random.
-
-A backbone reads left to right, and its log-likelihood is exact.
-
-A prompt is computed once for all its options and samples, and equal inputs are run once.
-
-Reference: Large Language Diffusion Models, Nie et al. 2025, https://arxiv.org/abs/2502.09992
+A denoiser's is an expectation over masks, estimated from samples (LLaDA's estimator, Nie et al.
+2025, https://arxiv.org/abs/2502.09992): the number l of masked tokens is drawn evenly from 1 to L,
+then which; the sample is L / l times the sum of log p over the masked tokens. Options of a question
+share their random numbers. With 0 samples an option is read from left to right instead: all behind
+a token is MASK, only that token is scored. A backbone reads left to right, and its is exact.
 
 Shapes: b = inputs of a batch, p = prompt positions, a = answer positions, d = hidden size,
-v = vocabulary, s = samples.
+v = vocabulary, s = samples, t = tokens that are scored.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,58 +26,54 @@ from transformers import LlamaForCausalLM
 
 from lad.diffusion.denoiser import Denoiser, PromptCache, pad_prompts
 from lad.evaluation.tasks import Question
+from lad.evaluation.text_metrics import answer_losses
 from lad.models.chat import encode_prompts
 from lad.utils import InvalidInput, NumericalError
 
-# Keys and values of inputs that run together: 8 GB of a GPU's memory, 256 MB of a CPU's.
-BYTES_AT_ONCE = {"cpu": 2**28, "cuda": 2**33}
+# Positions of inputs that run together: 8 GB of keys and values at 8 B, less at fewer parameters.
+POSITIONS_AT_ONCE = {"cpu": 2**13, "cuda": 2**16}
+OPTIONS_AT_ONCE = {"cpu": 16, "cuda": 128}  # sequences that a backbone reads together
 FLOATS_AT_ONCE = 2**26  # logits that are float32 at a time
-# Every batch has another shape, for each of which cuDNN's attention would make a plan; and it has
-# stopped with an error in the middle of such runs.
+# Batches differ in shape: cuDNN would plan attention for each, and has failed in long runs.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
 class Score:
-    """The log-likelihood of one option.
+    """The log-likelihood of one option, in nats."""
 
-    Attributes:
-        log_likelihood: in nats.
-        standard_error: of the estimate; 0 where nothing is random.
-        samples: `(s,)`, whose mean it is; those of a question's options are paired.
-        greedy: every token was the likeliest one where it was scored.
-    """
+    samples: np.ndarray  # `(s,)`, whose mean it is; those of a question's options are paired
+    greedy: bool | None = None  # every token was the likeliest where scored; None for a backbone
 
-    log_likelihood: float
-    standard_error: float
-    samples: np.ndarray
-    greedy: bool
+    @property
+    def log_likelihood(self) -> float:
+        """The estimate."""
+        return float(self.samples.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the estimate; 0 where nothing is random."""
+        n = len(self.samples)
+        return float(self.samples.std(ddof=1) / n**0.5) if n > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """A question as token ids.
+    """A question as token ids."""
 
-    Attributes:
-        key: seeds its masks, together with the run's seed.
-        prompt: with its chat template, at least one.
-        options: the tokens scored of each option, at least one each.
-        suffix: input ids that follow an option's tokens.
-    """
-
-    key: str
-    prompt: list[int]
-    options: list[list[int]]
-    suffix: list[int] = field(default_factory=list)
+    key: str  # seeds its masks, together with the run's seed
+    prompt: list[int]  # with its chat template, at least one
+    options: list[list[int]]  # the tokens scored of each option, at least one each
+    suffix: list[int] = field(default_factory=list)  # what follows them in a denoiser's answer
 
 
 def encode_questions(
     tokenizer, questions: Sequence[Question], target: str, mask_token_id: int, eos_token_id: int
 ) -> list[EncodedQuestion]:
-    """Questions as token ids.
+    """Questions as token ids; InvalidInput for letters that begin with the same token.
 
-    Raises:
-        InvalidInput: letters that this tokenizer cannot tell apart by their first token.
+    One EOS follows an option, as an answer ends in training. A letter is followed by MASK, in a
+    region as long as the longest line: one token, one mask, nothing random.
     """
     prompts = encode_prompts(tokenizer, [question.prompt for question in questions])
     encoded = []
@@ -117,10 +99,9 @@ def encode_questions(
 def sample_masks(
     lengths: Sequence[int], samples: int, seed: int, key: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Masks for options of these lengths, from the same random numbers.
+    """For each option `(s, length)`, True is masked, and `(s,)` weights length / masked.
 
-    Returns:
-        For each option `(s, length)` bool, True is masked, and `(s,)` the weights length / masked.
+    Options of these lengths share their random numbers.
     """
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     generator = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
@@ -135,37 +116,9 @@ def sample_masks(
     return masks
 
 
-class _Reading(NamedTuple):
-    """What is read off one input: tokens of an option, for one sample."""
-
-    option: int
-    sample: int
-    weight: float
-    places: np.ndarray
-    tokens: np.ndarray
-
-
-def _readings(
-    part: list[EncodedQuestion], mask_token_id: int | None, samples: int, seed: int
-) -> dict[tuple[int, tuple[int, ...]], list[_Reading]]:
-    """(index of the question, input ids of the answer region) -> what is read off that input."""
-    readings: dict[tuple[int, tuple[int, ...]], list[_Reading]] = {}
-    for n, question in enumerate(part):
-        suffix = [] if mask_token_id is None else question.suffix
-        for option, masks in enumerate(_masks(question, mask_token_id is None, samples, seed)):
-            tokens = np.array(question.options[option])
-            for sample, weight, mask, places in masks:
-                region = np.where(mask, mask_token_id or 0, tokens).tolist()
-                reading = _Reading(option, sample, weight, places, tokens[places])
-                readings.setdefault((n, (*region, *suffix)), []).append(reading)
-    return readings
-
-
-def _masks(question: EncodedQuestion, causal: bool, samples: int, seed: int) -> list[list[tuple]]:
-    """For each option: the sample, its weight, `(length,)` True is masked, and places scored."""
+def _masks(question: EncodedQuestion, samples: int, seed: int) -> list[list[tuple]]:
+    """For each option: sample, weight, `(length,)` True is masked, and the places scored."""
     lengths = [len(ids) for ids in question.options]
-    if causal:
-        return [[(0, 1.0, np.zeros(n, dtype=bool), np.arange(n))] for n in lengths]
     if not samples:
         return [[(0, 1.0, np.arange(n) >= i, np.array([i])) for i in range(n)] for n in lengths]
     return [
@@ -189,7 +142,6 @@ def loglikelihood(
     Args:
         model: a denoiser, or a causal LM (bare, or inside `Denoiser.adapter_off`).
         samples: masks an option; 0 reads from left to right. A denoiser only.
-        seed: of the masks.
 
     Raises:
         InvalidInput: negative samples, or a question longer than the backbone can read.
@@ -197,110 +149,8 @@ def loglikelihood(
     """
     if samples < 0:
         raise InvalidInput(f"samples = {samples}: expected at least 1, or 0 for left to right")
-    reader = model if isinstance(model, Denoiser) else _CausalReader(model)
-    for indices, most in _batches(questions, reader.causal_lm):
-        part = [questions[index] for index in indices]
-        yield from zip(indices, _score_batch(reader, part, samples, seed, most), strict=True)
-
-
-class _CausalReader:
-    """A causal LM behind the methods of a denoiser that scoring calls."""
-
-    mask_token_id = None
-
-    def __init__(self, causal_lm: LlamaForCausalLM) -> None:
-        self.causal_lm = causal_lm
-        self.device = causal_lm.lm_head.weight.device
-
-    def read_prompt(self, prompts: Tensor, padding: Tensor | None) -> PromptCache | None:
-        """Keys and values of all but the last prompt token, which predicts the first answer's."""
-        if prompts.shape[1] == 1:
-            return None
-        cache = PromptCache(config=self.causal_lm.config)
-        self._states(prompts[:, :-1], cache, 0, padding)
-        return cache
-
-    def logits(self, prompts, answer, cache, padding, width) -> Tensor:
-        """`(b, a, v)` logits of every answer position, from what stands before it."""
-        tokens = torch.cat([prompts[:, -1:], answer[:, :-1]], dim=1)
-        states = self._states(tokens, cache, prompts.shape[1] - 1, padding)
-        return self.causal_lm.lm_head(states)
-
-    def _states(self, tokens, cache, start: int, padding: Tensor | None) -> Tensor:
-        """`(b, ·, d)` states of tokens from position `start` on."""
-        padding = tokens.new_zeros(len(tokens)) if padding is None else padding
-        position = torch.arange(start, start + tokens.shape[1], device=tokens.device)
-        key = torch.arange(start + tokens.shape[1], device=tokens.device)
-        visible = (key <= position[:, None]) & (key >= padding[:, None, None])
-        visible |= key == position[:, None]  # padding sees itself: a softmax over nothing is NaN
-        return self.causal_lm.model(
-            input_ids=tokens,
-            attention_mask=visible[:, None],
-            position_ids=(position - padding[:, None]).clamp(min=0),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-
-
-@sdpa_kernel(KERNELS)
-def _score_batch(
-    reader: Denoiser | _CausalReader,
-    part: list[EncodedQuestion],
-    samples: int,
-    seed: int,
-    most: int,
-) -> list[list[Score]]:
-    readings = _readings(part, reader.mask_token_id, samples, seed)
-    prompts, padding = pad_prompts([torch.tensor(question.prompt) for question in part])
-    prompts = prompts.to(reader.device)
-    padding = None if padding is None else padding.to(reader.device)
-    cache = reader.read_prompt(prompts, padding)
-    drawn = 1 if reader.mask_token_id is None else max(samples, 1)
-    values = [np.zeros((len(question.options), drawn)) for question in part]
-    greedy = [np.ones(len(question.options), dtype=bool) for question in part]
-    inputs = sorted(readings, key=lambda key: len(key[1]))
-    at_once = max(1, most // (prompts.shape[1] + len(inputs[-1][1])))
-    for first in range(0, len(inputs), at_once):
-        chunk = inputs[first : first + at_once]
-        owner = torch.tensor([n for n, _ in chunk], device=reader.device)
-        width = torch.tensor([len(ids) for _, ids in chunk], device=reader.device)
-        answer = pad_sequence([torch.tensor(ids) for _, ids in chunk], batch_first=True)  # (b, a)
-        logits = reader.logits(
-            prompts[owner],
-            answer.to(reader.device),
-            None if cache is None else _select(cache, owner, reader.causal_lm),
-            None if padding is None else padding[owner],
-            width if bool((width < width.max()).any()) else None,
-        )
-        if reader.mask_token_id is not None:
-            logits[..., reader.mask_token_id] = -torch.inf  # MASK is an input, never an answer
-        found = [(i, key[0], reading) for i, key in enumerate(chunk) for reading in readings[key]]
-        scored = _log_probabilities(logits, [(i, r.places, r.tokens) for i, _, r in found])
-        del logits
-        for (_, n, reading), (log_p, likeliest) in zip(found, scored, strict=True):
-            values[n][reading.option, reading.sample] += reading.weight * log_p.sum()
-            greedy[n][reading.option] &= likeliest
-    return [
-        [_score(*x) for x in zip(v, g, strict=True)] for v, g in zip(values, greedy, strict=True)
-    ]
-
-
-def _score(samples: np.ndarray, greedy: bool) -> Score:
-    error = samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else 0.0
-    return Score(float(samples.mean()), float(error), samples, bool(greedy))
-
-
-# -- batches ---------------------------------------------------------------------------------------
-
-
-def _batches(
-    questions: Sequence[EncodedQuestion], model: LlamaForCausalLM
-) -> Iterator[tuple[list[int], int]]:
-    """Indices of questions with prompts of similar length, and how many positions fit at once.
-
-    The prompts of a batch fit in a quarter of these positions; the rest is for their inputs.
-    """
-    config, limit = model.config, model.config.max_position_embeddings
+    causal_lm = model.causal_lm if isinstance(model, Denoiser) else model
+    limit = causal_lm.config.max_position_embeddings
     for question in questions:
         longest = len(question.prompt) + max(map(len, question.options)) + len(question.suffix)
         if longest > limit:
@@ -309,17 +159,105 @@ def _batches(
                 f"{limit}, all that this backbone can read; use a smaller --n, another --seed or "
                 "another task"
             )
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    one = 2 * config.num_hidden_layers * config.num_key_value_heads * size * model.dtype.itemsize
-    most = BYTES_AT_ONCE.get(model.lm_head.weight.device.type, 2**28) // one
+    if not isinstance(model, Denoiser):
+        yield from _causal_scores(model, questions)
+        return
+    most = POSITIONS_AT_ONCE.get(model.device.type, 2**13)
+    for indices in _batches(questions, most):
+        part = [questions[index] for index in indices]
+        yield from zip(indices, _score_batch(model, part, samples, seed, most), strict=True)
+
+
+def _causal_scores(
+    model: LlamaForCausalLM, questions: Sequence[EncodedQuestion]
+) -> Iterator[tuple[int, list[Score]]]:
+    """Exact scores; a few questions at a time, so that a run can be resumed."""
+    size = OPTIONS_AT_ONCE.get(model.lm_head.weight.device.type, 16)
+    order = sorted(range(len(questions)), key=lambda n: len(questions[n].prompt))
+    for first in range(0, len(order), size // 2):
+        part = [(n, ids) for n in order[first : first + size // 2] for ids in questions[n].options]
+        prompts = [questions[n].prompt for n, _ in part]
+        losses = iter(answer_losses(model, prompts, [ids for _, ids in part], size))
+        for n in order[first : first + size // 2]:
+            yield n, [Score(-next(losses).sum(keepdims=True)) for _ in questions[n].options]
+
+
+@sdpa_kernel(KERNELS)
+def _score_batch(
+    denoiser: Denoiser, part: list[EncodedQuestion], samples: int, seed: int, most: int
+) -> list[list[Score]]:
+    device, mask_token_id = denoiser.device, denoiser.mask_token_id
+    # (question, input ids of the answer region) -> option, sample, weight and places scored.
+    inputs = defaultdict(list)
+    for n, question in enumerate(part):
+        for option, masks in enumerate(_masks(question, samples, seed)):
+            for sample, weight, mask, places in masks:
+                region = np.where(mask, mask_token_id, question.options[option]).tolist()
+                inputs[n, (*region, *question.suffix)].append((option, sample, weight, places))
+    prompts, padding = pad_prompts([torch.tensor(q.prompt, device=device) for q in part])
+    cache = denoiser.read_prompt(prompts, padding)
+    values = np.zeros((len(part), max(len(q.options) for q in part), max(samples, 1)))
+    greedy = np.ones(values.shape[:2], dtype=bool)
+    keys = sorted(inputs, key=lambda key: len(key[1]))
+    at_once = max(1, most // (prompts.shape[1] + len(keys[-1][1])))
+    for first in range(0, len(keys), at_once):
+        chunk = keys[first : first + at_once]
+        index = torch.tensor([n for n, _ in chunk], device=device)
+        lengths = torch.tensor([len(ids) for _, ids in chunk], device=device)
+        answer = pad_sequence([torch.tensor(ids) for _, ids in chunk], batch_first=True)  # (b, a)
+        logits = denoiser.logits(
+            prompts[index],
+            answer.to(device),
+            None if cache is None else _select(cache, index, denoiser.causal_lm),
+            None if padding is None else padding[index],
+            lengths if bool((lengths < lengths.max()).any()) else None,
+        )
+        logits[..., mask_token_id] = -torch.inf  # MASK is an input, never an answer
+        read = [(i, n, *x) for i, (n, ids) in enumerate(chunk) for x in inputs[n, ids]]
+        *labels, places = zip(*read, strict=True)
+        batch, n, option, sample, weight = (np.repeat(x, [*map(len, places)]) for x in labels)
+        tokens = [np.array(part[x[1]].options[x[2]])[x[-1]] for x in read]
+        flat = (batch, np.concatenate(places), np.concatenate(tokens))
+        log_p, best = _log_probabilities(logits, *flat)
+        np.add.at(values, (n, option, sample), weight * log_p)
+        np.logical_and.at(greedy, (n, option), best)
+    return [
+        [Score(values[n, k], bool(greedy[n, k])) for k in range(len(question.options))]
+        for n, question in enumerate(part)
+    ]
+
+
+def _log_probabilities(
+    logits: Tensor, batch: np.ndarray, places: np.ndarray, tokens: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(t,)` log p of tokens at places of a batch, and whether each is the likeliest there."""
+    log_p, best = [], []
+    at_once = max(1, FLOATS_AT_ONCE // logits.shape[-1])
+    for first in range(0, len(tokens), at_once):
+        chunk = slice(first, first + at_once)
+        n, i, ids = (torch.from_numpy(x[chunk]).to(logits.device) for x in (batch, places, tokens))
+        chosen = logits[n, i].float()  # (·, v)
+        log_p.append((chosen.gather(-1, ids[:, None])[:, 0] - chosen.logsumexp(-1)).double().cpu())
+        best.append((chosen.argmax(dim=-1) == ids).cpu())
+    values = torch.cat(log_p).numpy()
+    if not np.isfinite(values).all():
+        raise NumericalError(
+            "a log-likelihood is NaN or infinite, expected finite numbers; check the adapter with "
+            "`lad info`, or use float32"
+        )
+    return values, torch.cat(best).numpy()
+
+
+def _batches(questions: Sequence[EncodedQuestion], most: int) -> Iterator[list[int]]:
+    """Indices of questions with similar prompts, which fill a quarter of `most` positions."""
     part: list[int] = []
     for index in sorted(range(len(questions)), key=lambda n: len(questions[n].prompt)):
         if part and (len(part) + 1) * len(questions[index].prompt) > most // 4:
-            yield part, most
+            yield part
             part = []
         part.append(index)
     if part:
-        yield part, most
+        yield part
 
 
 def _select(cache: PromptCache, indices: Tensor, model: LlamaForCausalLM) -> PromptCache:
@@ -327,36 +265,5 @@ def _select(cache: PromptCache, indices: Tensor, model: LlamaForCausalLM) -> Pro
     selected = PromptCache(config=model.config)
     for number, layer in enumerate(cache.layers):
         selected.update(layer.keys[indices], layer.values[indices], number)
-    selected.whole = True
+    selected.complete = True
     return selected
-
-
-def _log_probabilities(
-    logits: Tensor, parts: Sequence[tuple[int, np.ndarray, np.ndarray]]
-) -> list[tuple[np.ndarray, bool]]:
-    """log p of the tokens of each part, and whether all of them are the likeliest.
-
-    Args:
-        logits: `(b, a, v)`.
-        parts: index in the batch, `(t,)` positions, `(t,)` token ids.
-    """
-    lengths = [len(places) for _, places, _ in parts]
-    batch = np.repeat([n for n, _, _ in parts], lengths)
-    places, tokens = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
-    log_p, likeliest = [], []
-    at_once = max(1, FLOATS_AT_ONCE // logits.shape[-1])
-    for first in range(0, len(tokens), at_once):
-        chunk = slice(first, first + at_once)
-        n, i, ids = (torch.from_numpy(x[chunk]).to(logits.device) for x in (batch, places, tokens))
-        chosen = logits[n, i].float()  # (·, v)
-        log_p.append((chosen.gather(-1, ids[:, None])[:, 0] - chosen.logsumexp(-1)).double().cpu())
-        likeliest.append((chosen.argmax(dim=-1) == ids).cpu())
-    values = torch.cat(log_p).numpy()
-    if not np.isfinite(values).all():
-        raise NumericalError(
-            "a log-likelihood is NaN or infinite, expected finite numbers; check the adapter with "
-            "`lad info`, or use float32"
-        )
-    ends = np.cumsum(lengths)[:-1]
-    split = (np.split(values, ends), np.split(torch.cat(likeliest).numpy(), ends))
-    return [(x, bool(best.all())) for x, best in zip(*split, strict=True)]

