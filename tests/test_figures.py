@@ -88,7 +88,7 @@ def test_a_figure_is_the_same_bytes_twice_and_its_axes_are_named(name):
 
 def test_recorded_figures_are_drawn_without_torch_and_pyplot():
     code = (
-        "import sys; from lad.viz import gallery\n"
+        "import sys, lad.cli.assets; from lad.viz import gallery\n"
         "for name in gallery.DRAWN: gallery.draw(name)\n"
         "print(*{'torch', 'transformers', 'peft', 'matplotlib.pyplot'} & set(sys.modules))"
     )

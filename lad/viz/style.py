@@ -214,11 +214,10 @@ def show(figure: Figure, alt: str, name: str | None = None) -> Picture:
     """
     if not alt.strip():
         raise InvalidInput("alt is empty: expected a sentence that says what the figure shows")
-    if name is not None:
-        save(figure, name)
+    png = save(figure, name).read_bytes() if name else to_png(figure)
     title = figure.get_suptitle()
     words = f"{title}. {alt}" if title else alt
-    return Picture(to_png(figure), " ".join(words.split()))
+    return Picture(png, " ".join(words.split()))
 
 
 def save(figure: Figure, name: str, svg: bool = False) -> Path:
