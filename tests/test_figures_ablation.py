@@ -1,16 +1,13 @@
 """The ablation's figure: verdicts, title, and what notebook 2 says of the committed numbers."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-import lad
 from lad.viz.ablation import MEASURES, ablation, seed_spread, verdict
-from lad.viz.style import to_png
+from lad.viz.gallery import read_numbers
 
-COMMITTED = Path(lad.__file__).parents[1] / "figures" / "data" / "ablation.json"
 BASE = {"ce": 2.0, "restored": 0.6, "kept": 0.9, "repeats": 0.5}
+BETTER = {"ce": 1.5, "restored": 0.8, "kept": 0.95, "repeats": 0.2}
+WORSE = {key: 2 * BASE[key] - value for key, value in BETTER.items()}
 
 
 def variant(name: str, changes: dict | None = None, half: float = 0.02, **values: float) -> dict:
@@ -26,18 +23,14 @@ def data(*variants: dict) -> dict:
     return {"steps": 1500, "base": "plain", "variants": [variant("plain"), *variants]}
 
 
-def title(values: dict) -> str:
-    return ablation(values).get_suptitle()
-
-
-BETTER = {"ce": 1.5, "restored": 0.8, "kept": 0.95, "repeats": 0.2}
+def verdicts(rows: dict, name: str) -> set[str]:
+    (row,) = (row for row in rows["variants"] if row["name"] == name)
+    return {verdict(rows, row, measure) for measure in MEASURES}
 
 
 def test_better_means_less_of_some_things_and_more_of_others():
-    rows = data(variant("good", **BETTER))
-    assert {verdict(rows, rows["variants"][1], m) for m in MEASURES} == {"better"}
-    turned = data(variant("bad", **{k: 2 * BASE[k] - v for k, v in BETTER.items()}))
-    assert {verdict(turned, turned["variants"][1], m) for m in MEASURES} == {"worse"}
+    rows = data(variant("good", **BETTER), variant("bad", **WORSE))
+    assert verdicts(rows, "good") == {"better"} and verdicts(rows, "bad") == {"worse"}
 
 
 def test_a_difference_within_an_interval_or_a_seed_is_none():
@@ -54,63 +47,35 @@ def test_a_difference_within_an_interval_or_a_seed_is_none():
 
 def test_the_title_names_what_wins_everywhere():
     paid = variant("masks", ce=1.5, restored=0.3)
-    assert title(data(paid, variant("good", **BETTER))) == (
-        "After 1,500 steps “good” beats the base on all four measures"
-    )
-    several = [variant(name, **BETTER) for name in "abc"]
-    assert "steps 3 changes beat the base" in title(data(*several))
-    assert "steps no changes beat the base" in title(data(paid))
-
-
-def test_the_figure_is_the_same_bytes_twice_and_names_its_axes():
-    rows = data(variant("good", **BETTER), variant("again", {"training.seed": 1}, ce=2.2))
-    figure = ablation(rows)
-    assert to_png(figure) == to_png(ablation(rows))
-    assert [axes.get_xlabel() != "" for axes in figure.axes] == [True] * 4
+    figure = ablation(data(paid, variant("good", **BETTER)))
+    expected = "After 1,500 steps “good” beats the base on all four measures"
+    assert figure.get_suptitle() == expected
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert names == ["plain (base)", "good", "again"]
-    words = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert words[-1] == "what another seed changes"
-    unseeded = ablation(data(variant("good", **BETTER))).legends[0].get_texts()
-    assert [text.get_text() for text in unseeded][-1] == "the base"
+    assert names == ["plain (base)", "masks", "good"]
+    several = [variant(name, **BETTER) for name in "abc"]
+    assert "steps 3 changes beat the base" in ablation(data(*several)).get_suptitle()
+    seeded = ablation(data(paid, variant("again", {"training.seed": 1}, ce=2.2)))
+    assert "steps no changes beat the base" in seeded.get_suptitle()
+    last = [one.legends[0].get_texts()[-1].get_text() for one in (figure, seeded)]
+    assert last == ["the base", "what another seed changes"]
 
 
-# -- the committed numbers -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def committed() -> dict:
-    return json.loads(COMMITTED.read_text(encoding="utf-8"))
-
-
-def test_the_committed_numbers_name_what_made_them(committed):
-    assert committed["command"].startswith("lad ablate")
-    assert committed["settings"]["training"]["steps"] == committed["steps"]
-    for key in ("model", "backbone_digest", "pairs_sha256", "device", "dtype", "torch", "seed"):
-        assert committed["provenance"][key] is not None
-    for row in committed["variants"]:
-        for measure in row["measures"].values():
-            assert measure["low"] <= measure["value"] <= measure["high"] and measure["n"] >= 100
-    assert seed_spread(committed, "ce") > 0  # the band that the notebook speaks of
-
-
-def test_what_notebook_2_says_of_the_ablation_is_in_the_numbers(committed):
+def test_what_notebook_2_says_of_the_ablation_is_in_the_numbers():
+    committed = read_numbers("ablation")
     rows = {row["name"]: row for row in committed["variants"]}
-    value = {
-        name: {key: m["value"] for key, m in row["measures"].items()} for name, row in rows.items()
-    }
 
-    def found(name: str, measure: str) -> str:
-        return verdict(committed, rows[name], measure)
+    def found(name: str, *measures: str) -> set[str]:
+        return {verdict(committed, rows[name], measure) for measure in measures}
 
     # Masks alone: better at filling in, the worst of all at repairing.
-    assert found("masks only", "ce") == "better"
+    assert found("masks only", "ce") == {"better"}
     for measure in ("restored", "kept"):
-        assert min(value, key=lambda name: value[name][measure]) == "masks only"
+        worst = min(rows, key=lambda name: rows[name]["measures"][measure]["value"])
+        assert worst == "masks only"
     # Drafts, this early: leaving them out is better on every count.
-    assert {found("no drafts", measure) for measure in MEASURES} == {"better"}
+    assert found("no drafts", *MEASURES) == {"better"}
     # Rank: the wider the better at filling in and at repairing.
-    assert found("rank 16", "ce") == found("rank 16", "restored") == "worse"
-    assert found("rank 256", "ce") == found("rank 256", "restored") == "better"
+    assert found("rank 16", "ce", "restored") == {"worse"}
+    assert found("rank 256", "ce", "restored") == {"better"}
     # The target of the backbone's pretraining is worth keeping.
-    assert found("target same", "ce") == found("target same", "restored") == "worse"
+    assert found("target same", "ce", "restored") == {"worse"}

@@ -1,8 +1,4 @@
-"""The ablation: what each choice in training does, measured one change at a time.
-
-The numbers are those of `lad ablate`: every variant with what it changes against the base, and four
-measures of it, each with its interval.
-"""
+"""The ablation: what each choice in training does, measured one change at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lad.viz.style import COLORS, FONT_SIZE, change, new_figure, set_title, styled
+from lad.viz.style import COLORS, FONT_SIZE, change, new_figure, styled, titled
 
 # measure -> its panel's name, axis, factor, and whether more is better
 MEASURES: dict[str, tuple[str, str, float, bool]] = {
@@ -32,20 +28,15 @@ WORDS = {"better": "better than the base", "worse": "worse", "alike": "no clear 
 def seed_spread(data: Mapping, measure: str) -> float:
     """How far the base moves when nothing but its seed is changed; 0 when that was not tried."""
     base = _base(data)["measures"][measure]["value"]
-    others = [
-        variant["measures"][measure]["value"]
-        for variant in data["variants"]
-        if set(variant["changes"]) == {"training.seed"}
-    ]
-    return max((abs(value - base) for value in others), default=0.0)
+    seeded = [one for one in data["variants"] if set(one["changes"]) == {"training.seed"}]
+    return max((abs(one["measures"][measure]["value"] - base) for one in seeded), default=0.0)
 
 
 def verdict(data: Mapping, variant: Mapping, measure: str) -> str:
     """ "better" or "worse" than the base, or "alike" where there is no clear difference.
 
-    A difference is clear where each value lies outside the other's interval, and the two are
-    further apart than the base and itself with another seed. All are measured on the same answers,
-    so the intervals share most of their causes, and that they do not overlap is not required.
+    A difference is clear where each value lies outside the other's interval (they may overlap: all
+    are of the same answers), and the two are further apart than the base with another seed is.
     """
     base, measured = _base(data)["measures"][measure], variant["measures"][measure]
     direction = change(base, measured)
@@ -60,39 +51,28 @@ def _base(data: Mapping) -> Mapping:
 
 @styled
 def ablation(data: Mapping) -> Figure:
-    """Four measures of every variant as dots with 95 % intervals; the base is a dashed line.
+    """Four measures of every variant as dots with 95 % intervals, from what `lad ablate` wrote.
 
-    A grey band around the line is as wide as what another seed changes. Pointing up, filled: better
-    than the base; pointing down: worse; a hollow dot: no clear difference, see `verdict`.
-
-    Args:
-        data: what `lad ablate` wrote.
+    The base is a dashed line, and the grey band around it as wide as what another seed changes. The
+    marks are those of `verdict`.
     """
     variants = data["variants"]
-    figure = new_figure(1, len(MEASURES), height=2.0 + 0.3 * len(variants), sharey=True)
+    figure, _ = new_figure(1, len(MEASURES), height=2.0 + 0.3 * len(variants), sharey=True)
     for axes, measure in zip(figure.axes, MEASURES, strict=True):
         _panel(axes, data, measure)
     names = [one["name"] + " (base)" * (one["name"] == data["base"]) for one in variants]
     first = figure.axes[0]
     first.set_yticks(range(len(names)), names)
-    first.set_ylim(len(names) - 0.4, -0.6)
-    first.set_ylabel("what was changed")
-    marks = [
-        Line2D([], [], linestyle="", label=WORDS[name], **mark) for name, mark in MARKS.items()
-    ]
+    first.set(ylim=(len(names) - 0.4, -0.6), ylabel="what was changed")
+    marks = [Line2D([], [], linestyle="", label=WORDS[key], **mark) for key, mark in MARKS.items()]
     marks.append(Line2D([], [], color=COLORS["text"], linestyle="--", label="the base"))
-    if any(seed_spread(data, measure) for measure in MEASURES):
-        band = {"color": COLORS["grid"], "linewidth": 8}
-        marks.append(Line2D([], [], label="what another seed changes", **band))
+    seed = Line2D([], [], color=COLORS["grid"], linewidth=8, label="what another seed changes")
+    marks += [seed] * any(seed_spread(data, measure) for measure in MEASURES)
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), handlelength=1.6)
-    winners = [
-        f"“{one['name']}”"
-        for one in variants
-        if {verdict(data, one, measure) for measure in MEASURES} == {"better"}
-    ]
-    beat = f"{winners[0]} beats" if len(winners) == 1 else f"{len(winners) or 'no'} changes beat"
-    set_title(figure, f"After {data['steps']:,} steps {beat} the base on all four measures")
-    return figure
+    better = [all(verdict(data, one, m) == "better" for m in MEASURES) for one in variants]
+    winners = [one["name"] for one, won in zip(variants, better, strict=True) if won]
+    beat = f"“{winners[0]}” beats" if len(winners) == 1 else f"{len(winners) or 'no'} changes beat"
+    return titled(figure, f"After {data['steps']:,} steps {beat} the base on all four measures")
 
 
 def _panel(axes: Axes, data: Mapping, measure: str) -> None:
@@ -104,10 +84,10 @@ def _panel(axes: Axes, data: Mapping, measure: str) -> None:
     axes.axvline(factor * centre, color=COLORS["text"], linestyle="--", linewidth=1.2)
     for row, variant in enumerate(data["variants"]):
         measured, mark = variant["measures"][measure], MARKS[verdict(data, variant, measure)]
-        interval = [factor * measured["low"], factor * measured["high"]]
+        low, value, high = (factor * measured[key] for key in ("low", "value", "high"))
         bar = {"color": mark["color"], "linewidth": 1.4, "marker": "|", "markersize": 6}
-        axes.plot(interval, [row, row], **bar)
-        axes.plot([factor * measured["value"]], [row], linestyle="", **mark)
+        axes.plot([low, high], [row, row], **bar)
+        axes.plot([value], [row], linestyle="", **mark)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.1)
     axes.set_xlabel(unit)

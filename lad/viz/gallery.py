@@ -1,12 +1,8 @@
 """Figures and runs that are drawn from recorded data, without a model and without torch.
 
-`figures/data/` holds what is behind the committed figures; each file names the model, the adapter's
-digest, settings, seed, versions, device and command that made it. `lad figures` draws them.
-
-    filmstrips, settling heatmaps    traces, recorded by notebook 3 in the full profile
-    quality, convergence, ...        numbers, written by `lad study` and others, see `DRAWN`
-    kinds of noise, masks            examples, recorded by notebooks 1 and 2
-    the schedule                     nothing: it is computed as it is drawn
+`figures/data/` holds what is behind the committed figures: traces recorded by notebook 3, examples
+by notebooks 1 and 2, numbers by `lad study` and others, see `DRAWN`. Each file names the model, the
+adapter's digest, settings, seed, versions, device and command that made it.
 """
 
 from __future__ import annotations
@@ -22,20 +18,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lad.diffusion.trace import Trace
-from lad.utils import (
-    DamagedFile,
-    InvalidInput,
-    LADError,
-    disk_errors,
-    figures_folder,
-    profile,
-    write_json,
-)
+from lad.utils import DamagedFile, InvalidInput, disk_errors, figures_folder, profile, write_json
 from lad.viz import attention, benchmarks, convergence, noise, refinement, throughput
 from lad.viz.ablation import ablation
 from lad.viz.style import Picture, save, show
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+COMMAND = "make report"  # runs the notebooks, which record traces and examples
 
 # figure -> the trace it shows, and the iterations, which are those of the authors' page
 FIGURES: dict[str, tuple[str, list[int]]] = {
@@ -53,80 +42,54 @@ GALLERY = {
 }
 
 
-# -- recorded data ---------------------------------------------------------------------------------
-
-
-def save_trace(trace: Trace, name: str, command: str = "make report") -> Path:
-    """Record a run as `figures/data/NAME.jsonl`, with the command and profile that made it.
-
-    Wall times are left out, so that a rerun on the same kind of machine gives the same file.
-    """
-    made_by = {"command": command, "profile": profile()}
-    path = figures_folder() / "data" / f"{name}.jsonl"
+def save_trace(trace: Trace, name: str) -> Path:
+    """Record a run as `figures/data/NAME.jsonl`, without its wall times, which vary by run."""
+    made_by = {"command": COMMAND, "profile": profile()}
     steps = [replace(step, seconds=0.0) for step in trace.steps]
-    return replace(trace, steps=steps, provenance=trace.provenance | made_by).save(path)
+    recorded = replace(trace, steps=steps, provenance=trace.provenance | made_by)
+    return recorded.save(figures_folder() / "data" / f"{name}.jsonl")
 
 
-def save_numbers(name: str, numbers: Mapping, command: str = "make report") -> Path:
+def save_numbers(name: str, numbers: Mapping) -> Path:
     """Record plain values as `figures/data/NAME.json`, with the command that made them."""
     path = figures_folder() / "data" / f"{name}.json"
     with disk_errors(path, "set LAD_FIGURES to another folder"):
         path.parent.mkdir(exist_ok=True)
-        write_json(path, {"command": command, **numbers})
+        write_json(path, {"command": COMMAND, **numbers})
     return path
 
 
 def _find(file: str) -> Path | None:
-    """A file of `figures/data/`: in the figures folder, or else in the checkout's.
-
-    `LAD_FIGURES` may name a folder that holds figures only.
-    """
-    folders = (figures_folder() / "data", CHECKOUT / "figures" / "data")
-    return next((folder / file for folder in folders if (folder / file).is_file()), None)
+    """A file of `figures/data/`; `LAD_FIGURES` may name a folder that holds figures only."""
+    paths = (figures_folder() / "data" / file, CHECKOUT / "figures" / "data" / file)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def read_numbers(name: str) -> dict:
     """What a command wrote to `figures/data/NAME.json`; InvalidInput if there is no such file."""
     path = _find(f"{name}.json")
     if path is None:
-        raise InvalidInput(
-            f"no numbers at {figures_folder() / 'data' / name}.json: expected a file that `lad` "
-            "wrote; check it out again"
-        )
+        missing = figures_folder() / "data" / f"{name}.json"
+        raise InvalidInput(f"no numbers at {missing}: expected what `lad` wrote; check it out")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DamagedFile(
-            f"{path} cannot be read ({error}): expected JSON; check it out again"
-        ) from error
+        raise DamagedFile(f"{path} cannot be read ({error}): expected JSON; restore it") from error
 
 
 def gallery() -> dict[str, Trace]:
     """The recorded runs that there are, by what they show."""
-    found = {}
-    for name, words in GALLERY.items():
-        path = _find(f"{name}.jsonl")
-        if path is not None:
-            trace = Trace.load(path)
-            found[f"{' '.join(trace.prompt.split())[:60]} ({words})"] = trace
-    return found
-
-
-# -- the figures -----------------------------------------------------------------------------------
+    paths = {words: _find(f"{name}.jsonl") for name, words in GALLERY.items()}
+    traces = {words: Trace.load(path) for words, path in paths.items() if path is not None}
+    return {f"{' '.join(t.prompt.split())[:60]} ({words})": t for words, t in traces.items()}
 
 
 class Drawing(NamedTuple):
-    """How a figure is drawn again.
-
-    Attributes:
-        data: its file in `figures/data/`; None for one that needs no data.
-        draw: makes the figure from what is in the file, or from nothing.
-        by: the command that records the file.
-    """
+    """How a figure is drawn: a function of its file in `figures/data/`, if it needs one."""
 
     data: str | None
     draw: Callable[..., Figure]
-    by: str = "make report"
+    by: str = COMMAND  # which records the file
 
 
 def _kinds_of_noise(data: Mapping) -> Figure:
@@ -139,10 +102,7 @@ def _attention_masks(data: Mapping) -> Figure:
     return attention.attention_masks(masks, data["prompt_length"], data["masked"])
 
 
-def _study(draw: Callable[[Mapping], Figure]) -> Drawing:
-    return Drawing("study.json", draw, "lad study")
-
-
+_LARGE = "lad bench --model llama-3.1-8b:random --record"
 DRAWN: dict[str, Drawing] = {
     **{
         name: Drawing(f"{trace}.jsonl", partial(refinement.filmstrip_figure, iterations=iterations))
@@ -150,15 +110,13 @@ DRAWN: dict[str, Drawing] = {
     },
     "settling_renoised": Drawing("amsterdam_renoised.jsonl", refinement.settling_heatmap),
     "settling_noiseless": Drawing("amsterdam_noiseless.jsonl", refinement.settling_heatmap),
-    "quality_against_iterations": _study(convergence.quality_curve),
-    "convergence": _study(convergence.convergence),
-    "calibration": _study(convergence.calibration_curve),
-    "settled_share": _study(convergence.settled_shares),
-    "settling_order": _study(convergence.settling_order),
+    "quality_against_iterations": Drawing("study.json", convergence.quality_curve, "lad study"),
+    "convergence": Drawing("study.json", convergence.convergence, "lad study"),
+    "calibration": Drawing("study.json", convergence.calibration_curve, "lad study"),
+    "settled_share": Drawing("study.json", convergence.settled_shares, "lad study"),
+    "settling_order": Drawing("study.json", convergence.settling_order, "lad study"),
     "speed": Drawing("bench.json", throughput.speed, "lad bench"),
-    "true_shape": Drawing(
-        "llama-3.1-8b.json", throughput.true_shape, "lad bench --model llama-3.1-8b:random --record"
-    ),
+    "true_shape": Drawing("llama-3.1-8b.json", throughput.true_shape, _LARGE),
     "ablation": Drawing("ablation.json", ablation, "lad ablate"),
     "benchmarks": Drawing("benchmarks.json", benchmarks.accuracies, "lad benchmark collect"),
     "benchmark_curve": Drawing(
@@ -174,20 +132,20 @@ DRAWN: dict[str, Drawing] = {
 def draw(name: str) -> Figure:
     """A figure of `DRAWN` from its recorded data (DamagedFile if that holds something else)."""
     _check([name])
-    file = DRAWN[name].data
+    file, make, command = DRAWN[name]
     if file is None:
-        return DRAWN[name].draw()
+        return make()
     if file.endswith(".jsonl"):
-        return DRAWN[name].draw(Trace.load(_find(file) or figures_folder() / "data" / file))
+        return make(Trace.load(_find(file) or figures_folder() / "data" / file))
     numbers = read_numbers(Path(file).stem)
     try:
-        return DRAWN[name].draw(numbers)
-    except LADError:
+        return make(numbers)
+    except DamagedFile:
         raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise DamagedFile(
-            f"figures/data/{file} has other numbers than the figure {name} shows ({error!r}): "
-            f"expected what `{DRAWN[name].by}` writes; run it again"
+            f"figures/data/{file} has other numbers than {name} shows ({error!r}): expected what "
+            f"`{command}` writes; run it again"
         ) from error
 
 
@@ -197,10 +155,7 @@ def unrecorded() -> dict[str, str]:
 
 
 def show_recorded(name: str, alt: str) -> Picture | None:
-    """A figure from recorded data as the last line of a notebook cell.
-
-    If its data is not recorded, a line is printed that names the command which records it.
-    """
+    """A recorded figure as the last line of a cell; without its data, a line on how to get it."""
     missing = unrecorded()
     if name in missing:
         print(f"{name}: nothing to show yet, its numbers come with `{missing[name]}`.")

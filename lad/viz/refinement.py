@@ -1,20 +1,13 @@
 """Figures of one refinement, or of a few side by side: Trace in, matplotlib Figure out.
 
-    filmstrip_figure     the draft at chosen iterations, every token coloured by confidence
-    confidence_heatmap   confidence by position and iteration
-    settling_heatmap     masked, changed, unchanged or settled, by position and iteration
-    settled_curve        share of the answer that has its final tokens, against iteration
-    confidence_curve     mean confidence of the draft, against iteration
-
-Iterations count from 0, as in the trace. Heatmaps leave out positions that were EOS in every draft.
-Confidence has the colour scale of `lad.viz.tokens` everywhere.
-
+Iterations count from 0, as in the trace. Confidence has the colour scale of `lad.viz.tokens`.
 The filmstrip follows the figure on the authors' project page (LAD, EMNLP 2025 demo).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,81 +19,48 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
-from lad.viz.style import (
-    COLORS,
-    HATCHES,
-    MONOSPACE,
-    TITLE_LENGTH,
-    WIDTH,
-    label,
-    new_figure,
-    series,
-    set_title,
-    styled,
-)
-from lad.viz.tokens import (
-    CONFIDENCE_STOPS,
-    TokenSpan,
-    choose_steps,
-    confidence_color,
-    count,
-    half_settled,
-    remasking_words,
-    token_spans,
-    visible,
-)
+from lad.viz import style, tokens
+from lad.viz.style import COLORS, WIDTH, label, new_figure, styled, titled
+from lad.viz.tokens import CONFIDENCE_STOPS, TokenSpan, count, remasking_words, token_spans
 
 CONFIDENCE_MAP = LinearSegmentedColormap.from_list(
     "confidence", [(stop, [c / 255 for c in color]) for stop, color in CONFIDENCE_STOPS]
 )
 
-POINT = 1 / 72  # inch
-TOKEN_SIZE = 8.0  # points
-ADVANCE = 0.602 * TOKEN_SIZE * POINT  # inches a character: the font is monospaced
-LINE = 1.5 * TOKEN_SIZE * POINT  # inches a line
+TOKEN_SIZE = 8.0  # points, 72 an inch
+ADVANCE = 0.602 * TOKEN_SIZE / 72  # inches a character: the font is monospaced
+LINE = 1.5 * TOKEN_SIZE / 72  # inches a line
 MASK_WIDTH = 3  # characters
 ROW_LABEL = 0.75  # inches
 GAP = 0.25  # inches, between the columns and around everything
 HEAD = 0.75  # inches: title and column names
 
 
-# -- filmstrip -----------------------------------------------------------------------------------
-
-
 @styled
 def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> Figure:
-    """The draft at chosen iterations, every token on the colour of its confidence.
+    """The draft at chosen iterations, every token on the colour of its confidence; MASK is black.
 
     A run with re-masking has two columns, what the denoiser saw and what it drew; a noiseless one
-    needs only the second. MASK is black.
-
-    Args:
-        iterations: see `lad.viz.tokens.choose_steps`; by default 0, 4, 8, 16, ... and the last.
+    needs only the second. `iterations` is as in `lad.viz.tokens.choose_steps`.
     """
-    steps = choose_steps(trace, iterations)
-    columns = {"input": "what the denoiser saw", "denoised": "the draft it drew"}
-    if not trace.remask.any():
-        del columns["input"]
+    steps = tokens.choose_steps(trace, iterations)
+    columns = {"input": "what the denoiser saw"} if trace.remask.any() else {}
+    columns["denoised"] = "the draft it drew"
     width = (WIDTH - ROW_LABEL - GAP * len(columns)) / len(columns)  # inches a column
-    strips = [
-        [_wrap(_spans(trace, step, phase), int(width / ADVANCE)) for phase in columns]
-        for step in steps
-    ]
+    fits = int(width / ADVANCE)  # characters
+    strips = [[_wrap(_spans(trace, step, phase), fits) for phase in columns] for step in steps]
     heights = [max(map(len, strip)) * LINE + 0.16 for strip in strips]
     height = HEAD + sum(heights) + 0.45  # and the colour scale
     # Everything is placed by hand, in inches from the top left.
-    figure = new_figure(rows=0, height=height, layout=None)
-    set_title(figure, _filmstrip_title(trace), y=1 - 0.1 / height)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    figure, axes = new_figure(height=height, layout="none")
+    titled(figure, _filmstrip_title(trace), y=1 - 0.1 / height)
+    axes.set(position=(0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
-
     left = [ROW_LABEL + column * (width + GAP) for column in range(len(columns))]
     for x, name in zip([GAP / 2, *left], ["iteration", *columns.values()], strict=True):
         axes.text(x, HEAD - 0.14, name, color=COLORS["muted"], size=9)
@@ -118,17 +78,14 @@ def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> F
 
 
 def _filmstrip_title(trace: Trace) -> str:
-    tokens, ran = count(trace.tokens, "token"), count(trace.nfe, "iteration")
-    cost = f"”: {tokens} in {ran} {remasking_words(trace)}"
-    prompt = " ".join(trace.prompt.split())
-    most = TITLE_LENGTH - len(cost) - 1
-    prompt = prompt if len(prompt) <= most else prompt[: most - 1] + "…"
-    return f"“{_drawable(prompt)}{cost}"
+    cost = f"”: {count(trace.tokens, 'token')} in {_ran(trace)}"
+    prompt, most = " ".join(trace.prompt.split()), style.TITLE_LENGTH - len(cost) - 1
+    return f"“{_drawable(prompt if len(prompt) <= most else prompt[: most - 1] + '…')}{cost}"
 
 
 def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
-    """The spans, but neighbouring EOS in one, since this figure does not tell their states."""
-    spans: list[TokenSpan] = []
+    """The spans, with neighbouring EOS in one: this figure does not show their states."""
+    spans = []
     for span in token_spans(trace, step, phase):
         if spans and spans[-1].kind == span.kind == "eos":
             span = replace(span, positions=spans.pop().positions + span.positions)
@@ -137,24 +94,22 @@ def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
 
 
 def _wrap(spans: list[TokenSpan], columns: int) -> list[list[tuple[str, TokenSpan]]]:
-    """Break spans into lines of at most `columns` characters; a newline ends a line, too."""
-    lines: list[list[tuple[str, TokenSpan]]] = [[]]
-    used = 0
+    """Break spans into lines of at most `columns` characters; a newline ends a line."""
+    lines = [[]]
     for span in spans:
         for piece in _pieces(span):
             text = piece.rstrip("\n")
             while text:
-                space = columns - used
-                if _width(text) > space and used and (_width(text) <= columns or space < 8):
+                space = columns - sum(_width(before) for before, _ in lines[-1])
+                if lines[-1] and _width(text) > space and (_width(text) <= columns or space < 8):
                     lines.append([])
-                    used, space = 0, columns
-                taken = _take(text, space)
+                    continue
+                ends = itertools.accumulate(map(_width, text))
+                taken = max(sum(end <= space for end in ends), 1)
                 lines[-1].append((text[:taken], span))
-                used += _width(text[:taken])
                 text = text[taken:]
             if piece.endswith("\n"):
                 lines.append([])
-                used = 0
     return lines if lines[-1] or len(lines) == 1 else lines[:-1]
 
 
@@ -163,17 +118,7 @@ def _pieces(span: TokenSpan) -> list[str]:
         return ["\0" * MASK_WIDTH]
     if span.kind in ("mask", "eos"):
         return [f" {span.text} × {span.count} " if span.count > 1 else f" {span.text} "]
-    return _drawable(visible(span.text)).splitlines(keepends=True) or [""]
-
-
-def _take(text: str, space: int) -> int:
-    """How many characters of `text` fit into `space`, at least one."""
-    width = 0
-    for number, character in enumerate(text):
-        width += _width(character)
-        if width > space:
-            return max(number, 1)
-    return len(text)
+    return _drawable(tokens.visible(span.text)).splitlines(keepends=True) or [""]
 
 
 def _width(text: str) -> int:
@@ -181,37 +126,30 @@ def _width(text: str) -> int:
 
 
 @functools.cache
-def _font_characters() -> frozenset[int]:
-    font = font_manager.findfont(MONOSPACE)
-    return frozenset(FT2Font(font).get_charmap())
+def _font() -> FT2Font:
+    return FT2Font(font_manager.findfont(style.MONOSPACE))
 
 
 def _drawable(text: str) -> str:
     """A box for every character the font lacks: matplotlib would warn and draw its own."""
-    there = _font_characters()
-    return "".join(c if c == "\n" or ord(c) in there else "□" for c in text)
+    return "".join(c if c == "\n" or _font().get_char_index(ord(c)) else "□" for c in text)
 
 
-def _draw_lines(
-    axes: Axes, lines: list[list[tuple[str, TokenSpan]]], left: float, top: float
-) -> None:
+def _draw_lines(axes: Axes, lines: list, left: float, top: float) -> None:
+    font = {"family": "monospace", "size": TOKEN_SIZE, "va": "center_baseline"}
     for number, line in enumerate(lines):
         x, y = left, top + number * LINE
         for text, span in line:
             width = _width(text) * ADVANCE
             masked = span.kind == "mask"
-            box = Rectangle((x, y + 0.01), width - 0.012 * masked, LINE - 0.02, linewidth=0)
-            box.set_facecolor("black" if masked else confidence_color(span.confidence))
-            if span.kind == "eos":
-                box.set(facecolor="#EEEEEE")
-            axes.add_patch(box)
+            fills = {"mask": "black", "eos": "#EEEEEE"}
+            fill = fills.get(span.kind) or tokens.confidence_color(span.confidence)
+            box = (x, y + 0.01), width - 0.012 * masked, LINE - 0.02
+            axes.add_patch(Rectangle(*box, linewidth=0, facecolor=fill))
             if text.strip("\0"):
-                axes.text(
-                    x, y + LINE / 2, text, parse_math=False, va="center_baseline",
-                    family="monospace", size=TOKEN_SIZE,
-                    color="white" if masked else COLORS["text"],
-                    style="italic" if span.after_eos else "normal",
-                )  # fmt: skip
+                look = {"color": "white" if masked else COLORS["text"]}
+                look["style"] = "italic" if span.after_eos else "normal"
+                axes.text(x, y + LINE / 2, text, parse_math=False, **font, **look)
             x += width
 
 
@@ -219,76 +157,64 @@ def _filmstrip_key(figure: Figure, axes: Axes, y: float, masks: bool) -> None:
     height = figure.get_figheight()
     box = (ROW_LABEL / WIDTH + 0.115, 1 - (y + 0.1) / height, 0.2, 0.13 / height)
     scale = ScalarMappable(cmap=CONFIDENCE_MAP)
-    bar = figure.colorbar(scale, cax=figure.add_axes(box), orientation="horizontal")
-    bar.set_ticks([])
+    bar = figure.colorbar(scale, cax=figure.add_axes(box), orientation="horizontal", ticks=[])
     bar.outline.set_linewidth(0.5)
     after = ROW_LABEL + (0.115 + 0.2) * WIDTH + 0.06
     words = {ROW_LABEL: "confidence 0", after: "1"}
     if masks:
-        mask = after + 0.45
-        axes.add_patch(Rectangle((mask, y - 0.03), MASK_WIDTH * ADVANCE, 0.13, color="k"))
-        words[mask + MASK_WIDTH * ADVANCE + 0.08] = "MASK"
+        left, width = after + 0.45, MASK_WIDTH * ADVANCE
+        axes.add_patch(Rectangle((left, y - 0.03), width, 0.13, color="k"))
+        words[left + width + 0.08] = "MASK"
     for x, text in words.items():
         axes.text(x, y + 0.035, text, va="center", size=9)
-
-
-# -- heatmaps ------------------------------------------------------------------------------------
 
 
 @styled
 def confidence_heatmap(trace: Trace) -> Figure:
     """Confidence of the token drawn, by position (across) and iteration (downwards)."""
     figure, image = _heatmap(trace, trace.confidence, CONFIDENCE_MAP, 1)
-    words = {"label": "confidence (probability)"}
-    figure.colorbar(image, ax=figure.axes[0], fraction=0.04, pad=0.02, **words)
+    bar = figure.colorbar(image, ax=figure.axes[0], fraction=0.04, pad=0.02)
+    bar.set_label("confidence (probability)")
     means = _mean_confidence(trace)
-    ran = f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
-    set_title(figure, f"Mean confidence goes from {means[0]:.2f} to {means[-1]:.2f} in {ran}")
-    return figure
+    ends = f"{means[0]:.2f} to {means[-1]:.2f}"
+    return titled(figure, f"Mean confidence goes from {ends} in {_ran(trace)}")
+
+
+def _ran(trace: Trace) -> str:
+    return f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
 
 
 @styled
 def settling_heatmap(trace: Trace) -> Figure:
-    """What happened to each position (across) in each iteration (downwards).
-
-    Three fills, dark to light: changed, unchanged for now, settled (its final token, kept to the
-    end). A hatch lies over the positions that were MASK in that iteration's input.
-    """
+    """What happened to each position (across) in each iteration (downwards)."""
     rows = np.arange(len(trace.steps))[:, None]
     state = np.where(trace.changed, 0, 1)
-    state[rows >= trace.settled_at[None, :]] = 2  # the change that brings the final token settles
+    state[rows >= trace.settled_at] = 2  # the change that brings the final token settles
     fills = (COLORS["changed"], "#C4C4C4", "#E8F3FB")
     figure, image = _heatmap(trace, state, ListedColormap(fills), 2)
-    hatch = {"hatch": HATCHES["masked"] * 2, "facecolor": "none", "linewidth": 0}
+    hatch = {"hatch": style.HATCHES["masked"] * 2, "facecolor": "none", "linewidth": 0}
     hatch["edgecolor"] = "#8A3D00"
     for row, masked in enumerate(trace.is_masked[:, : image.get_array().shape[1]]):
         edges = np.flatnonzero(np.diff(masked.astype(np.int8), prepend=0, append=0))
         for start, stop in edges.reshape(-1, 2):
             box = Rectangle((start - 0.5, row - 0.5), stop - start, 1, **hatch)
             figure.axes[0].add_patch(box)
-    keys = [
-        Patch(facecolor=fills[0], label="changed, not final"),
-        Patch(facecolor=fills[1], label="unchanged, not final"),
-        Patch(facecolor=fills[2], edgecolor=COLORS["muted"], linewidth=0.5, label="settled"),
-        Patch(label="was MASK in the input", **hatch),
-    ]
+    names = ("changed, not final", "unchanged, not final", "settled")
+    keys = [Patch(facecolor=fill, label=name) for fill, name in zip(fills, names, strict=True)]
+    keys[-1].set(edgecolor=COLORS["muted"], linewidth=0.5)
+    keys.append(Patch(label="was MASK in the input", **hatch))
     figure.legend(handles=keys, loc="outside lower left", ncols=4)
     final = trace.settled_at[: max(trace.tokens, 1)]
     late = int(np.sum(final > (len(trace.steps) - 1) / 2))
-    ran = f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
     share = f"{late} of {count(len(final), 'answer token')}"
-    set_title(figure, f"{share} settle in the second half of {ran}")
-    return figure
+    return titled(figure, f"{share} settle in the second half of {_ran(trace)}")
 
 
-def _heatmap(
-    trace: Trace, values: np.ndarray, colors: Colormap, high: int
-) -> tuple[Figure, AxesImage]:
-    """`(i, a)` values as a picture, up to the last position that held text in some draft."""
-    text = np.flatnonzero((trace.drafts != trace.eos_token_id).any(axis=0))
-    used = int(text[-1]) + 1 if len(text) else 1
-    figure = new_figure(height=float(np.clip(1.7 + 0.09 * len(trace.steps), 2.4, 5.0)))
-    axes = figure.axes[0]
+def _heatmap(trace: Trace, values: np.ndarray, colors: Colormap, high: int):
+    """`(i, a)` values as figure and image, without positions that are EOS in every draft."""
+    text = (trace.drafts != trace.eos_token_id).any(axis=0)
+    used = max(np.flatnonzero(text), default=0) + 1
+    figure, axes = new_figure(height=float(np.clip(1.7 + 0.09 * len(trace.steps), 2.4, 5.0)))
     axes.grid(False)
     shown = {"vmin": 0, "vmax": high, "aspect": "auto", "interpolation": "nearest"}
     image = axes.imshow(values[:, :used], cmap=colors, **shown)
@@ -302,37 +228,31 @@ def _heatmap(
     return figure, image
 
 
-# -- curves --------------------------------------------------------------------------------------
-
-
 @styled
 def settled_curve(traces: Mapping[str, Trace]) -> Figure:
     """Share of each final answer's tokens that have their final value, against iteration."""
-    figure = _curves(traces, {n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
+    figure = _curves({n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    half = [f"{half_settled(trace)} ({_drawable(name)})" for name, trace in traces.items()]
-    set_title(figure, f"Half of the answer is final after iteration {', '.join(half)}")
-    return figure
+    half = [f"{tokens.half_settled(trace)} ({_drawable(name)})" for name, trace in traces.items()]
+    return titled(figure, f"Half of the answer is final after iteration {', '.join(half)}")
 
 
 @styled
 def confidence_curve(traces: Mapping[str, Trace]) -> Figure:
     """Mean confidence of each draft's tokens before EOS, against iteration."""
     means = {name: _mean_confidence(trace) for name, trace in traces.items()}
-    figure = _curves(traces, means, "mean confidence (probability)")
+    figure = _curves(means, "mean confidence (probability)")
     ends = [f"{m[0]:.2f} to {m[-1]:.2f} ({_drawable(name)})" for name, m in means.items()]
-    set_title(figure, f"Mean confidence goes from {', '.join(ends)}")
-    return figure
+    return titled(figure, f"Mean confidence goes from {', '.join(ends)}")
 
 
-def _curves(traces: Mapping[str, Trace], lines: Mapping[str, np.ndarray], y: str) -> Figure:
-    if not traces:
+def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
+    if not lines:
         raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
-    figure = new_figure(height=3.6)
-    axes = figure.axes[0]
+    figure, axes = new_figure(height=3.6)
     for number, (name, values) in enumerate(lines.items()):
-        every = max(len(values) // 16, 1)
-        axes.plot(values, label=_plain(name), markevery=every, **series(number))
+        line = style.series(number) | {"label": _drawable(name).replace("$", r"\$")}
+        axes.plot(values, markevery=max(len(values) // 16, 1), **line)
     axes.set_ylim(-0.02, 1.04)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     label(axes, "iteration", y)
@@ -340,12 +260,7 @@ def _curves(traces: Mapping[str, Trace], lines: Mapping[str, np.ndarray], y: str
     return figure
 
 
-def _plain(text: str) -> str:
-    """Text for a title or a label: no missing characters, no formulas."""
-    return _drawable(text).replace("$", r"\$")
-
-
 def _mean_confidence(trace: Trace) -> np.ndarray:
-    """`(i,)`: over the tokens before EOS; for an empty draft the confidence of its EOS."""
+    """`(i,)`: over the tokens before EOS; of an empty draft the confidence of its EOS."""
     lengths = [max(trace.answer_length(step), 1) for step in range(len(trace.steps))]
     return np.array([trace.confidence[step, :n].mean() for step, n in enumerate(lengths)])

@@ -1,12 +1,9 @@
 """How figures look: size, colours, a second cue beside each colour, titles, PNG and SVG.
 
 `pyplot` is never used: it keeps a global list of figures and expects the main thread, and widget
-callbacks run elsewhere. A plain `Figure` with an Agg canvas has neither limit.
+callbacks run elsewhere.
 
-Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart. In grey
-print the second cue remains: a hatch, a line style, a marker, an underline.
-
-Reference: Okabe and Ito (2008), "Color universal design", https://jfly.uni-koeln.de/color/
+Colours: Okabe and Ito (2008), "Color universal design", https://jfly.uni-koeln.de/color/
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec
 
 import matplotlib
 import numpy as np
@@ -53,14 +49,8 @@ COLORS = {
 COLORS["mask"] = COLORS["masked"]
 
 # One hatch for one thing, wherever that thing is drawn as an area.
-HATCHES = {
-    "masked": "///",
-    "mask": "///",
-    "swap": "xx",
-    "duplicate": "||",
-    "replace": "oo",
-    "shift": "--",
-}
+HATCHES = {"masked": "///", "swap": "xx", "duplicate": "||", "replace": "oo", "shift": "--"}
+HATCHES["mask"] = HATCHES["masked"]
 
 _SERIES = (
     ("#0072B2", "-", "o"),
@@ -77,54 +67,40 @@ _RC = matplotlib.rc_params_from_file(ASSETS / "lad.mplstyle", use_default_templa
 # matplotlib's settings and caches are shared by all threads, and widgets draw from several.
 _LOCK = threading.RLock()
 
-Arguments = ParamSpec("Arguments")
 
-
-def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Decorator of a figure function: what it draws is in the common style, one at a time."""
 
     @functools.wraps(draw)
-    def in_style(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+    def in_style(*args, **kwargs) -> Figure:
         with _LOCK, matplotlib.rc_context(_RC):
             return draw(*args, **kwargs)
 
     return in_style
 
 
-@styled
 def new_figure(
-    rows: int = 1,
-    columns: int = 1,
-    height: float = 3.4,
-    width: float = WIDTH,
-    layout: str | None = "constrained",
-    **subplots,
-) -> Figure:
-    """An empty figure of `rows` x `columns` panels in the common style; they are its `axes`.
+    rows: int = 1, columns: int = 1, height: float = 3.4, layout: str = "constrained", **subplots
+) -> tuple[Figure, Axes | list[Axes]]:
+    """An empty figure, `height` inches high, of `rows` x `columns` panels, and the panel or panels.
 
-    Args:
-        rows, columns: numbers of panels; 0 rows for a bare figure.
-        height, width: inches.
-        layout: None for panels placed by `subplots_adjust`, which saves half the drawing time.
-        subplots: further arguments of `Figure.subplots`, such as `sharey` or `width_ratios`.
+    A layout of "none" is for panels placed by hand and saves half the drawing time. `subplots` goes
+    to `Figure.subplots`.
     """
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
-    if rows:
-        figure.subplots(rows, columns, **subplots)
-    return figure
+    figure.subplots(rows, columns, **subplots)
+    return figure, figure.axes[0] if rows * columns == 1 else figure.axes
 
 
-# -- words ----------------------------------------------------------------------------------------
-
-
-def set_title(figure: Figure, finding: str, details: str = "", **place) -> None:
-    """Set the finding above the whole figure, on one line, and perhaps details in small below."""
+def titled(figure: Figure, finding: str, details: str = "", **place) -> Figure:
+    """The figure with its finding above, on one line, and perhaps details in small below."""
     if len(finding) > TITLE_LENGTH:
         finding = finding[: TITLE_LENGTH - 1].rstrip() + "…"
     figure.suptitle(finding, x=0.008, ha="left", color=COLORS["text"], parse_math=False, **place)
     if details:
         figure.supxlabel(details, x=0.008, ha="left", color=COLORS["muted"], fontsize=8)
+    return figure
 
 
 def label(axes: Axes, x: str, y: str, title: str | None = None) -> None:
@@ -137,18 +113,12 @@ def label(axes: Axes, x: str, y: str, title: str | None = None) -> None:
 
 def listed(names: Sequence[str]) -> str:
     """Names as a phrase: "a", "a and b", "a, b and c"; "none" if there are none."""
-    if not names:
-        return "none"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]])) or "none"
 
 
 def span(values: Sequence[float], digits: int = 1) -> str:
     """The range of some numbers: "1.2 to 1.4", or "1.2" where both ends read alike."""
-    ends = [f"{end:.{digits}f}" for end in (min(values), max(values))]
-    return " to ".join(dict.fromkeys(ends))
-
-
-# -- lines and colours ----------------------------------------------------------------------------
+    return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (min(values), max(values))))
 
 
 def log2_axis(axes: Axes, ticks: Sequence[int]) -> None:
@@ -164,26 +134,24 @@ def series(number: int) -> dict:
     return {"color": color, "linestyle": linestyle, "marker": marker}
 
 
-def errorbars(
-    axes: Axes,
-    places: Sequence[float],
-    estimates: Sequence[Mapping],
-    factor: float = 1,
-    horizontal: bool = False,
-    **line,
-) -> None:
-    """Draw estimates (`value`, `low`, `high`) as points with intervals, times `factor`.
+def errorbars(axes: Axes, x: Sequence, estimates: Sequence[Mapping], factor=1, **line) -> None:
+    """Draw estimates (`value`, `low`, `high`) as points with intervals, times `factor`."""
+    values, low, high = intervals(estimates, factor)
+    axes.errorbar(x, values, yerr=[values - low, high - values], **line)
 
-    An end that is None, for infinity, leaves the panel.
-    """
-    values = factor * np.array([e["value"] for e in estimates], dtype=float)
-    low = factor * np.array([e["low"] for e in estimates], dtype=float)
-    high = factor * np.array(
-        [10 * e["value"] if e["high"] is None else e["high"] for e in estimates], dtype=float
-    )
-    ends = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
-    points = (values, places) if horizontal else (places, values)
-    axes.errorbar(*points, **{"xerr" if horizontal else "yerr": ends}, **line)
+
+def intervals(estimates: Sequence[Mapping], factor: float = 1) -> list[np.ndarray]:
+    """Value, low <= value and high >= value of n estimates, times `factor`, `(n,)` each."""
+    keys = ("value", "low", "high")
+    values, low, high = factor * np.array([[e[k] for e in estimates] for k in keys], dtype=float)
+    high = np.where(np.isnan(high), 10 * values, high)  # None is infinity: far outside
+    return [values, np.minimum(low, values), np.maximum(high, values)]
+
+
+def shared_legend(figure: Figure, place: str = "outside lower left", panel: int = 0) -> None:
+    """Put the legend of one panel below the whole figure, in one line."""
+    handles, names = figure.axes[panel].get_legend_handles_labels()
+    figure.legend(handles, names, loc=place, ncols=len(names))
 
 
 def change(first: Mapping, last: Mapping) -> str:
@@ -196,9 +164,6 @@ def change(first: Mapping, last: Mapping) -> str:
 def tint(color: str, share: float = 0.3) -> tuple[float, float, float]:
     """A colour thinned with white, light enough for black text."""
     return tuple(1 - share * (1 - channel) for channel in to_rgb(color))
-
-
-# -- files ----------------------------------------------------------------------------------------
 
 
 def to_png(figure: Figure) -> bytes:
@@ -224,10 +189,7 @@ def _print(figure: Figure, kind: str, **metadata) -> bytes:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a notebook cell shows: the PNG, and the same in words.
-
-    JupyterLab drops the `alt` of a bare PNG output, so the picture also goes as HTML that has it.
-    """
+    """What a notebook cell shows: the PNG, also as HTML with the words JupyterLab would drop."""
 
     png: bytes
     alt: str
@@ -236,8 +198,8 @@ class Picture:
     def html(self) -> str:
         """An `<img>` that holds the picture itself."""
         source = f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
-        look = "max-width: 100%; background: white"
-        return f'<img src="{source}" alt="{html.escape(self.alt)}" style="{look}">'
+        style = "max-width: 100%; background: white"
+        return f'<img src="{source}" alt="{html.escape(self.alt)}" style="{style}">'
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         encoded = base64.b64encode(self.png).decode()
@@ -245,41 +207,26 @@ class Picture:
 
 
 def show(figure: Figure, alt: str, name: str | None = None) -> Picture:
-    """The figure as the last line of a notebook cell, with what it shows in words.
+    """The figure as the last line of a notebook cell, with its title and `alt` in words.
 
-    Args:
-        figure: its title, if it has one, becomes the beginning of those words.
-        alt: what is drawn, for a reader who does not see it; InvalidInput if empty.
-        name: also write it to the figures folder, see `save`.
+    `alt` says what is drawn to a reader who does not see it, or InvalidInput is raised. With a
+    `name` the figure is also written to the figures folder, see `save`.
     """
     if not alt.strip():
         raise InvalidInput("alt is empty: expected a sentence that says what the figure shows")
-    png = to_png(figure)
-    if name is not None:
-        _write(name, ".png", png)
+    png = save(figure, name).read_bytes() if name else to_png(figure)
     title = figure.get_suptitle()
     words = f"{title}. {alt}" if title else alt
     return Picture(png, " ".join(words.split()))
 
 
 def save(figure: Figure, name: str, svg: bool = False) -> Path:
-    """Write `name`.png (and .svg) into the figures folder; a file appears whole or not at all.
-
-    Args:
-        name: letters, digits, dot, dash and underscore; no folder.
-
-    Returns:
-        The PNG's path; InvalidInput for another name, CacheError for a folder that is read-only.
-    """
-    if svg:
-        _write(name, ".svg", to_svg(figure))
-    return _write(name, ".png", to_png(figure))
-
-
-def _write(name: str, suffix: str, data: bytes) -> Path:
+    """Write `name`.png (and .svg) into the figures folder, whole or not at all; the PNG's path."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InvalidInput(f"figure name {name!r}: expected letters, digits, '.', '-' or '_'")
-    path = figures_folder() / (name + suffix)
+    path = figures_folder() / f"{name}.png"
     with disk_errors(path, "set LAD_FIGURES to another folder"):
-        write_whole(path, data)
+        write_whole(path, to_png(figure))
+        if svg:
+            write_whole(path.with_name(f"{name}.svg"), to_svg(figure))
     return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
-from torch import Tensor
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
@@ -18,17 +17,10 @@ from lad.models.chat import Prompt
 from lad.viz.tokens import token_spans
 
 
-def watch(
-    denoiser: Denoiser,
-    prompt: Prompt,
-    config: RefineConfig,
-    *,
-    draft: Tensor | None = None,
-    fixed: Tensor | None = None,
-) -> Trace:
+def watch(denoiser: Denoiser, prompt: Prompt, config: RefineConfig, **start) -> Trace:
     """Refine with a live view: green and underlined what changed, red and struck what is masked.
 
-    `draft` and `fixed` are as in `lad.diffusion.sampler.refine`.
+    `start` has the `draft` and `fixed` of `lad.diffusion.sampler.refine`.
     """
     console = Console()
     prompt_ids = denoiser.encode(prompt)
@@ -47,12 +39,9 @@ def watch(
         live.update(Group(line, Text(done, style="dim")), refresh=True)
 
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        trace = record(denoiser, prompt, config, on_step=update, draft=draft, fixed=fixed)
+        trace = record(denoiser, prompt, config, on_step=update, **start)
     console.print(Text(trace.answer))
     stopped = ", stopped early" if trace.stopped_early else ""
-    cost = (
-        f"{trace.tokens} tokens in {trace.nfe} iterations{stopped}, {trace.seconds:.1f} s "
-        f"({trace.tpf:.2f} tokens per forward pass)"
-    )
-    console.print(Text(cost, style="dim"))
+    cost = f"{trace.tokens} tokens in {trace.nfe} iterations{stopped}, {trace.seconds:.1f} s"
+    console.print(Text(f"{cost} ({trace.tpf:.2f} tokens per forward pass)", style="dim"))
     return trace

@@ -1,8 +1,5 @@
 """How fast answers are made: the figures of `lad bench`.
 
-    speed        seconds of an answer, milliseconds of an iteration, an answer as it goes on
-    true_shape   a large model's iteration against its roofline, and its training on several GPUs
-
 Recorded numbers call the roofline, the time that memory and arithmetic allow at best, `floor`.
 """
 
@@ -15,52 +12,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lad.utils import DamagedFile
-from lad.viz.style import (
-    COLORS,
-    label,
-    log2_axis,
-    new_figure,
-    series,
-    set_title,
-    span,
-    styled,
-)
+from lad.viz.style import COLORS, label, log2_axis, new_figure, series, span, styled, titled
+from lad.viz.tokens import count
 
 ENGINES = {"reference": "plain loops", "generate": "left to right", "sampler": "refinement"}
 DOTTED = {"color": COLORS["muted"], "linestyle": ":", "linewidth": 1.2}
 
 
-# -- the default model -----------------------------------------------------------------------------
-
-
 @styled
 def speed(data: Mapping) -> Figure:
-    """Seconds of an answer by window; an iteration by window and batch; an answer as it goes on.
-
-    `data` is what `lad bench` wrote.
-    """
-    batches: dict[int, list[Mapping]] = {}
+    """Seconds of an answer, and milliseconds of an iteration, from what `lad bench` wrote."""
+    batches = {}
     for cell in sorted(data["cells"], key=lambda cell: (cell["batch"], cell["window"])):
         batches.setdefault(cell["batch"], []).append(cell)
     if not batches:
         raise DamagedFile("no timings among these: expected some; run `lad bench` again")
     smallest = min(batches)
-    figure = new_figure(1, 3, height=3.6)
-    answers, iterations, progress = figure.axes
+    figure, (answers, iterations, progress) = new_figure(1, 3, height=3.6)
+    at_once = {batch: f"{count(batch, 'prompt')} at once" for batch in batches}
 
     for number, (engine, words) in enumerate(ENGINES.items()):
         timed = [cell for cell in batches[smallest] if cell[engine] is not None]
-        seconds = [cell[engine]["seconds_per_answer"] for cell in timed]
         if timed:
+            seconds = [cell[engine]["seconds_per_answer"] for cell in timed]
             x = [cell["window"] for cell in timed]
             answers.plot(x, seconds, **series(number), label=words)
     _log_panel(answers, [cell["window"] for cell in batches[smallest]])
-    label(answers, "window (positions)", "seconds an answer", _prompts(smallest))
+    label(answers, "window (positions)", "seconds an answer", at_once[smallest])
 
     for number, (batch, cells) in enumerate(batches.items()):
         x = [cell["window"] for cell in cells]
         y = [1000 * cell["sampler"]["iteration_seconds"] for cell in cells]
-        iterations.plot(x, y, **series(number), label=_prompts(batch))
+        iterations.plot(x, y, **series(number), label=at_once[batch])
         iterations.plot(x, [1000 * cell["floor"]["seconds"] for cell in cells], **DOTTED)
     _log_panel(iterations, sorted({cell["window"] for cell in data["cells"]}))
     label(iterations, "window (dotted: roofline)", "milliseconds an iteration", "one iteration")
@@ -70,7 +53,7 @@ def speed(data: Mapping) -> Figure:
         line = series(number) | {"marker": "none", "label": f"window {cell['window']}"}
         progress.plot(range(1, len(elapsed) + 1), elapsed, **line)
     progress.set_ylim(bottom=0)
-    label(progress, "iterations", "milliseconds elapsed", _prompts(smallest))
+    label(progress, "iterations", "milliseconds elapsed", at_once[smallest])
     progress.legend()
 
     parts = []
@@ -78,13 +61,9 @@ def speed(data: Mapping) -> Figure:
         ratios = [cell["speedup_vs_generate"]["value"] for cell in batches[batch]]
         parts.append(f"{span(ratios)} at batch {batch}")
     nearest = min(cell["sampler"]["iteration_by_floor"] for cell in data["cells"])
-    set_title(
-        figure,
-        f"Times as fast as left to right: {', '.join(parts)}",
-        f"{data['provenance']['model']} on {data['provenance']['processor']}; an iteration takes "
-        f"{nearest:.1f} times its roofline at best",
-    )
-    return figure
+    machine = f"{data['provenance']['model']} on {data['provenance']['processor']}"
+    details = f"{machine}; an iteration takes {nearest:.1f} times its roofline at best"
+    return titled(figure, f"Times as fast as left to right: {', '.join(parts)}", details)
 
 
 def _log_panel(axes: Axes, ticks: list[int]) -> None:
@@ -96,59 +75,41 @@ def _log_panel(axes: Axes, ticks: list[int]) -> None:
     axes.legend(loc="upper left")
 
 
-def _prompts(batch: int) -> str:
-    return f"{batch} prompt{'s' if batch > 1 else ''} at once"
-
-
-# -- a large model at its true shape ---------------------------------------------------------------
-
-
 @styled
 def true_shape(data: Mapping) -> Figure:
     """An iteration's time by its roofline, against the batch; training's rate, against GPUs.
 
-    `data` is what `lad bench --model llama-3.1-8b:random --record FILE` and `lad train --dry-run
-    --record FILE` added to one file.
-    A rate on one number of GPUs is no curve: beside iterations it stands in the details alone.
+    `data` is what `lad bench` and `lad train --dry-run` with `--record FILE` added to one file.
     """
     iterations = [run for run in data["runs"] if run["kind"] == "iteration"]
     training = [run for run in data["runs"] if run["kind"] == "training"]
     panels = [(_iteration_panel, iterations)] if iterations else []
+    # A rate on one number of GPUs is no curve: beside iterations it stands in the details alone.
     if training and (not iterations or len({run["processes"] for run in training}) > 1):
         panels.append((_training_panel, training))
     if not panels:
-        raise DamagedFile(
-            "no runs among these: run `lad bench --model llama-3.1-8b:random --record` again"
-        )
-    figure = new_figure(1, len(panels), height=3.8, squeeze=False)
+        raise DamagedFile("no runs among these: expected some; run `lad bench --record` again")
+    figure, _ = new_figure(1, len(panels), height=3.8)
     for axes, (draw, runs) in zip(figure.axes, panels, strict=True):
         draw(axes, runs)
-
-    by_bits: dict[int, list[float]] = {}
+    parts = []
     for run in iterations:
         ratios = [cell["sampler"]["iteration_by_floor"] for cell in run["cells"]]
-        by_bits.setdefault(run["bits"], []).extend(ratios)
-    parts = [f"{span(ratios)} ({bits} bit)" for bits, ratios in by_bits.items()]
+        parts.append(f"{span(ratios)} ({run['bits']} bit)")
     details = []
     for runs in _by_settings(training)[:1]:
         first, last = runs[0], runs[-1]
         tokens = f"{first['aim_tokens'] / 1e6:.0f} million tokens"
-        details.append(f"{tokens} take {first['hours']:.1f} h on {_gpus(first['processes'])}")
+        details.append(
+            f"{tokens} take {first['hours']:.1f} h on {count(first['processes'], 'GPU')}"
+        )
         if len(runs) > 1:
             gain = last["tokens_per_second"] / first["tokens_per_second"]
-            details.append(f"{_gpus(last['processes'])} are {gain:.1f} times as fast")
+            details.append(f"{count(last['processes'], 'GPU')} are {gain:.1f} times as fast")
     model = data["runs"][0]["provenance"]["model"].split(":")[0]
-    finding = (
-        f"An iteration takes {', '.join(parts)} times its roofline"
-        if parts
-        else f"Training: {details[0]}"
-    )
-    set_title(figure, finding, f"{model}: " + "; ".join(details) if details else model)
-    return figure
-
-
-def _gpus(number: int) -> str:
-    return f"{number} GPU{'s' if number > 1 else ''}"
+    finding = f"An iteration takes {', '.join(parts)} times its roofline"
+    below = f"{model}: " + "; ".join(details) if details else model
+    return titled(figure, finding if parts else f"Training: {details[0]}", below)
 
 
 def _iteration_panel(axes: Axes, runs: list[Mapping]) -> None:
@@ -185,7 +146,7 @@ def _settings(run: Mapping) -> str:
 
 def _by_settings(runs: list[Mapping]) -> list[list[Mapping]]:
     """Runs that differ in the number of GPUs alone; of two alike the later."""
-    groups: dict[str, dict[int, Mapping]] = {}
+    groups = {}
     for run in runs:
         groups.setdefault(_settings(run), {})[run["processes"]] = run
     return [[group[n] for n in sorted(group)] for group in groups.values()]

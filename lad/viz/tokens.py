@@ -1,20 +1,10 @@
 """A draft as token spans, plain data: pieces of text, each in one state, with a confidence.
 
-A page, a terminal and a figure show the same spans: `lad/viz/html.py` draws them as HTML and plain
-text, `lad/viz/refinement.py` with matplotlib.
-
 A step of a trace has three phases, in the order in which they happen:
 
     input      what the denoiser saw: MASK, and the tokens kept from the draft before
-    denoised   the draft it drew; a token that differs from the draft before is "changed", and in
-               the first step one that differs from what the run started from, MASK or a text
+    denoised   the draft it drew; a token that differs from the draft before is "changed"
     remasked   the same draft after re-masking; a token that was masked again is "masked"
-
-A token is bytes, not characters. A character split over several tokens is one span, since its
-halves mean nothing alone. The EOS tokens that fill the region after the answer are one span with a
-count.
-
-Colours: Okabe and Ito (2008), "Color universal design", https://jfly.uni-koeln.de/color/
 """
 
 from __future__ import annotations
@@ -30,16 +20,19 @@ from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 
 PHASES = ("input", "denoised", "remasked")
+SOLID = ("text", "special")  # kinds of span that can stand in an answer
 
-# Confidence from 0 to 1: dark red, olive, pale green, as in the authors' figure, except that the
-# lightness rises evenly (CIELAB 51, 70, 90). So it reads the same in grey and for colour-blind
-# eyes, and black text stands on all of it.
+# Dark red, olive, pale green, as in the authors' figure, except that the lightness rises evenly
+# (CIELAB 51, 70, 90): it reads the same in grey, and black text stands on all of it.
 CONFIDENCE_STOPS = ((0.0, (200, 86, 64)), (0.5, (190, 170, 62)), (1.0, (199, 238, 195)))
 
 
 @dataclass(frozen=True)
 class TokenSpan:
     """A piece of a draft that is drawn as a unit.
+
+    A token is bytes: a character split over several tokens is one span. The EOS tokens that fill
+    the region after the answer are one span with a count.
 
     Attributes:
         positions: positions of the answer region it covers, at least one.
@@ -66,11 +59,12 @@ class TokenSpan:
 def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenSpan]:
     """The spans of one step of a trace, left to right; every position is in exactly one.
 
-    Args:
-        step: index into `trace.steps`; negative counts from the end.
-        phase: one of `PHASES`.
+    `step` is an index into `trace.steps`, negative from the end; `phase` is one of `PHASES`.
     """
-    step = _check_step(trace, step)
+    steps = len(trace.steps)
+    if not -steps <= step < steps:
+        raise InvalidInput(f"step {step}: the trace has {steps}, expected 0 to {steps - 1}")
+    step %= steps
     if phase not in PHASES:
         raise InvalidInput(f"phase = {phase!r}: expected one of {', '.join(PHASES)}")
     tokens, confidence = trace.drafts[step], trace.confidence[step]
@@ -84,22 +78,19 @@ def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenS
         states[changed(trace, step)] = "changed"
     else:
         states[trace.remask[step]] = "masked"
-    eos = np.flatnonzero(tokens == trace.eos_token_id)
-    end = int(eos[0]) if len(eos) else len(tokens)
-
+    end = [*tokens.tolist(), trace.eos_token_id].index(trace.eos_token_id)
+    groups = []
+    for kind, group in _groups(trace, tokens):
+        # EOS is split by state, so that what changed or was masked is not lost in the others.
+        parts = dict.fromkeys(states[group]) if kind == "eos" else [None]
+        groups += [(kind, [p for p in group if s in (None, states[p])]) for s in parts]
     spans = []
-    for kind, positions in _by_state(_groups(trace, tokens), states):
-        marked = [states[p] for p in positions if states[p] != "plain"]
-        spans.append(
-            TokenSpan(
-                positions=tuple(positions),
-                text={"mask": "MASK", "eos": "EOS"}.get(kind) or trace.decode(tokens[positions]),
-                kind=kind,
-                state=marked[0] if marked else "plain",
-                confidence=math.nan if kind == "mask" else float(confidence[positions].mean()),
-                after_eos=kind not in ("eos", "mask") and positions[0] > end,
-            )
-        )
+    for kind, positions in groups:
+        state = next((states[p] for p in positions if states[p] != "plain"), "plain")
+        text = {"mask": "MASK", "eos": "EOS"}.get(kind) or trace.decode(tokens[positions])
+        mean = math.nan if kind == "mask" else float(confidence[positions].mean())
+        after_eos = kind in SOLID and positions[0] > end
+        spans.append(TokenSpan(tuple(positions), text, kind, state, mean, after_eos))
     return spans
 
 
@@ -108,55 +99,36 @@ def changed(trace: Trace, step: int) -> np.ndarray:
     return trace.changed[step] if step else trace.drafts[0] != trace.inputs[0]
 
 
-def _by_state(
-    groups: Iterator[tuple[str, list[int]]], states: np.ndarray
-) -> Iterator[tuple[str, list[int]]]:
-    """Split a group of EOS by state, so that what changed or was masked is not lost in it."""
-    for kind, group in groups:
-        if kind == "eos":
-            for state in dict.fromkeys(states[group]):
-                yield kind, [p for p in group if states[p] == state]
-        else:
-            yield kind, group
-
-
 def _groups(trace: Trace, tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]:
-    """Split positions into (kind, positions) that belong together."""
-    empty = (tokens == trace.eos_token_id) | (tokens == trace.mask_token_id)
-    solid = np.flatnonzero(~empty)
-    after_text = int(solid[-1]) + 1 if len(solid) else 0
-    tail = np.flatnonzero(tokens[after_text:] == trace.eos_token_id)
-    tail_start = after_text + int(tail[0]) if len(tail) else len(tokens)
-
-    position = 0
-    while position < tail_start:
-        token = int(tokens[position])
-        group = [position]
-        if token == trace.mask_token_id:
-            kind = "mask"
-        elif token == trace.eos_token_id:
-            kind = "eos"
-            while tokens[group[-1] + 1] == token:  # text follows, or it would be the tail
-                group.append(group[-1] + 1)
-        elif token in trace.special_ids:
-            kind = "special"
-        else:
-            kind = "text"
-            data = trace.vocabulary[token]
-            while _ends_early(data) and group[-1] + 1 < len(tokens):
-                following = int(tokens[group[-1] + 1])
-                piece = b"" if following in trace.special_ids else trace.vocabulary[following]
-                if not piece or not 0x80 <= piece[0] < 0xC0:  # the character is never finished
+    """Kind and positions of what belongs together."""
+    kinds = [_kind(trace, token) for token in tokens.tolist()]
+    after_text = max((i + 1 for i, kind in enumerate(kinds) if kind in SOLID), default=0)
+    end = after_text + [*kinds[after_text:], "eos"].index("eos")
+    pieces = [trace.vocabulary[token] for token in tokens.tolist()]
+    at = 0
+    while at < end:
+        stop = at + 1
+        if kinds[at] == "eos":
+            while kinds[stop] == "eos":  # text follows, or it would be the end
+                stop += 1
+        elif kinds[at] == "text":
+            while _ends_early(b"".join(pieces[at:stop])) and kinds[stop : stop + 1] == ["text"]:
+                if not b"\x80" <= pieces[stop][:1] < b"\xc0":  # the character is never finished
                     break
-                group.append(group[-1] + 1)
-                data += piece
-        yield kind, group
-        position = group[-1] + 1
+                stop += 1
+        yield kinds[at], list(range(at, stop))
+        at = stop
     # What follows the text: EOS, and MASK where EOS was masked again.
-    for kind, token in (("eos", trace.eos_token_id), ("mask", trace.mask_token_id)):
-        positions = (tail_start + np.flatnonzero(tokens[tail_start:] == token)).tolist()
+    for kind in ("eos", "mask"):
+        positions = [i for i in range(end, len(kinds)) if kinds[i] == kind]
         if positions:
             yield kind, positions
+
+
+def _kind(trace: Trace, token: int) -> str:
+    if token in (trace.mask_token_id, trace.eos_token_id):
+        return "mask" if token == trace.mask_token_id else "eos"
+    return "special" if token in trace.special_ids else "text"
 
 
 def _ends_early(data: bytes) -> bool:
@@ -176,12 +148,9 @@ def confidence_color(confidence: float) -> str:
     """`#rrggbb` for a confidence in [0, 1], to be written on in black; NaN is white."""
     if math.isnan(confidence):
         return "#ffffff"
-    at = [stop for stop, _ in CONFIDENCE_STOPS]
-    channels = zip(*(color for _, color in CONFIDENCE_STOPS), strict=True)
+    at, colors = zip(*CONFIDENCE_STOPS, strict=True)
+    channels = zip(*colors, strict=True)
     return "#" + "".join(f"{round(float(np.interp(confidence, at, c))):02x}" for c in channels)
-
-
-# -- which steps to show --------------------------------------------------------------------------
 
 
 def choose_steps(trace: Trace, iterations: Sequence[int] | None = None) -> list[int]:
@@ -194,12 +163,11 @@ def choose_steps(trace: Trace, iterations: Sequence[int] | None = None) -> list[
         doubling = [0, *(4 * 2**n for n in range(10))]
         iterations = range(last + 1) if last < 6 else [n for n in doubling if n < last - 1] + [last]
     for number in iterations:
-        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 0:
+        if not isinstance(number, int | np.integer) or number < 0:
             raise InvalidInput(f"iteration {number!r}: expected a whole number from 0")
-    steps = sorted({min(int(number), last) for number in iterations})
-    if not steps:
+    if not len(iterations):
         raise InvalidInput("no iterations to show: expected at least one")
-    return steps
+    return sorted({min(int(number), last) for number in iterations})
 
 
 def frames(trace: Trace) -> list[tuple[int, str]]:
@@ -207,40 +175,30 @@ def frames(trace: Trace) -> list[tuple[int, str]]:
 
     A run that started from a text, and not from MASK alone, begins with that text.
     """
-    started = trace.inputs[0] != trace.mask_token_id
-    found = [(0, "input")] if started.any() else []
-    for step in range(len(trace.steps)):
-        found.append((step, "denoised"))
-        if trace.remask[step].any():
-            found.append((step, "remasked"))
+    found = [] if trace.is_masked[0].all() else [(0, "input")]
+    for step, remask in enumerate(trace.remask):
+        found += [(step, "denoised")] + [(step, "remasked")] * bool(remask.any())
     return found
-
-
-# -- in words -------------------------------------------------------------------------------------
 
 
 def sentence(trace: Trace, step: int, settled: bool = True) -> str:
     """What happened in one iteration, in words; the numbers concern the tokens before EOS.
 
-    Args:
-        step: index into `trace.steps`.
-        settled: add which share of the final answer stands already; for a finished run.
+    `settled` adds which share of the answer is final already; for a finished run.
     """
-    step = _check_step(trace, step)
+    step %= len(trace.steps)
     length = trace.answer_length(step)
     again, tail = (int(part.sum()) for part in np.split(trace.remask[step], [length]))
     parts = []
+    number = int(changed(trace, step)[:length].sum())
     if length == 0:
         parts.append("the draft is empty")
-    elif step == 0 and changed(trace, 0)[:length].all():
+    elif step == 0 and number == length:
         parts.append(f"all {length} tokens are new" if length > 1 else "the one token is new")
     else:
-        parts.append(
-            f"{int(changed(trace, step)[:length].sum())} of {count(length, 'token')} changed"
-        )
+        parts.append(f"{number} of {count(length, 'token')} changed")
     if again or tail:
-        beside = f" (and {tail} EOS after the end)" if tail else ""
-        parts.append(f"{again} masked again{beside}")
+        parts.append(f"{again} masked again" + f" (and {tail} EOS after the end)" * (tail > 0))
     if length:
         parts.append(f"mean confidence {trace.confidence[step][:length].mean():.2f}")
     text = f"Iteration {trace.steps[step].iteration}: " + ", ".join(parts)
@@ -259,8 +217,8 @@ def summary(trace: Trace) -> str:
     else:
         end = f"Ran all {ran} iterations." if ran > 1 else "Ran its one iteration."
     cost = f"{count(trace.tokens, 'token')} from {count(trace.nfe, 'forward pass')}"
-    took = ""  # a recorded run may come without its wall times
-    if trace.seconds:
+    took = ""
+    if trace.seconds:  # recorded runs have none
         rate = trace.nfe / trace.seconds
         took = f" in {trace.seconds:.1f} s, {rate:.1f} iterations a second"
     return f"{end} {cost} ({trace.tpf:.2f} tokens a pass){took}."
@@ -273,7 +231,6 @@ def count(number: int, thing: str) -> str:
 
 
 def remasking_words(trace: Trace) -> str:
-    """ "with re-masking" or "without re-masking"."""
     return f"with{'' if trace.remask.any() else 'out'} re-masking"
 
 
@@ -286,10 +243,3 @@ def repeated_share(trace: Trace) -> float:
     """Share of the final answer's tokens that equal the token before: how much it stutters."""
     answer = trace.drafts[-1][: trace.tokens]
     return float((answer[1:] == answer[:-1]).mean()) if len(answer) > 1 else 0.0
-
-
-def _check_step(trace: Trace, step: int) -> int:
-    steps = len(trace.steps)
-    if not -steps <= step < steps:
-        raise InvalidInput(f"step {step}: the trace has {steps}, expected 0 to {steps - 1}")
-    return step % steps

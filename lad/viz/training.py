@@ -1,11 +1,12 @@
 """Figures of training: the loss over the steps, and the scores on pairs never trained on.
 
-The log is that of `lad.training.train`: rows of `{"step", "loss", "accuracy", "tokens", "seconds",
-...}` and, now and then, `{"step", "validation": {"0.25": {"ce", "accuracy", "n"}, ...}, ...}`.
+The log is that of `lad.training`: rows of `{"step", "loss", "seconds", ...}` and, now and then,
+`{"step", "validation": {"0.25": {"ce", "accuracy", "n"}, ...}, ...}`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,32 +14,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lad.evaluation.statistics import wilson
 from lad.utils import InvalidInput
-from lad.viz.style import COLORS, errorbars, label, new_figure, series, set_title, styled
-
-
-def running_median(values: np.ndarray, width: int) -> np.ndarray:
-    """Median over a window of `width` around each value, cut off at both ends: `(n,)` to `(n,)`."""
-    half = max(width // 2, 0)
-    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))
-    return np.array([np.median(window) for window in windows])
+from lad.viz.style import COLORS, errorbars, label, new_figure, series, styled, titled
 
 
 @styled
 def loss_curve(log: Sequence[dict]) -> Figure:
-    """The training loss: every logged row as a dot, and their running median.
+    """The training loss: every logged row (two at least) as a dot, and their running median.
 
-    The upper axis shows the time that had passed at the steps below it. At least two rows have a
-    loss, or InvalidInput.
+    The upper axis shows the time that had passed at the steps below it.
     """
     log = [row for row in log if "loss" in row]
     if len(log) < 2:
         raise InvalidInput(f"{len(log)} rows with a loss: expected at least 2 to draw a curve")
     steps = np.array([row["step"] for row in log])
     losses = np.array([row["loss"] for row in log], dtype=float)
-    smooth = running_median(losses, max(len(log) // 10, 3))
-    figure = new_figure(height=3.4)
-    axes = figure.axes[0]
+    half = max(len(log) // 10, 3) // 2
+    smooth = [np.median(losses[max(i - half, 0) : i + half + 1]) for i in range(len(losses))]
+    figure, axes = new_figure(height=3.4)
     axes.plot(steps, losses, "o", color=COLORS["shift"], markersize=3, label="a log row")
     axes.plot(steps, smooth, color=COLORS["swap"], linewidth=2.2, label="running median")
     axes.legend(loc="upper right")
@@ -50,32 +44,22 @@ def loss_curve(log: Sequence[dict]) -> Figure:
         _time_axis(axes, steps, seconds)
     first, last = smooth[0], smooth[-1]
     spread = 1.4826 * np.median(np.abs(losses - smooth))  # a robust standard deviation
-    verb = "stays where it is"
-    if abs(last - first) > 2 * spread:
-        verb = "falls" if last < first else "rises"
-    set_title(
-        figure, f"The loss {verb}: {first:.2f} at first, {last:.2f} at step {steps[-1]:,} (medians)"
-    )
-    return figure
+    verb = "falls" if last < first - 2 * spread else "stays where it is"
+    verb = "rises" if last > first + 2 * spread else verb
+    ends = f"{first:.2f} at first, {last:.2f} at step {steps[-1]:,}"
+    return titled(figure, f"The loss {verb}: {ends} (medians)")
 
 
 def _time_axis(axes: Axes, steps: np.ndarray, seconds: np.ndarray) -> None:
-    """A second axis above: wall time, read off the log because training does not run evenly.
-
-    Beyond both ends the axis goes on at the run's mean speed.
-    """
+    """A second axis above: wall time, read off the log; beyond its ends, at its mean speed."""
     minutes = seconds[-1] > 300
     at_step, at_time = (
         np.array([2 * values[0] - values[-1], *values, 2 * values[-1] - values[0]])
         for values in (steps, seconds / (60 if minutes else 1))
     )
-    upper = axes.secondary_xaxis(
-        "top",
-        functions=(
-            lambda x: np.interp(x, at_step, at_time),
-            lambda x: np.interp(x, at_time, at_step),
-        ),
-    )
+    to_time = functools.partial(np.interp, xp=at_step, fp=at_time)
+    to_step = functools.partial(np.interp, xp=at_time, fp=at_step)
+    upper = axes.secondary_xaxis("top", functions=(to_time, to_step))
     upper.set_xlabel("minutes" if minutes else "seconds")
 
 
@@ -83,30 +67,21 @@ def _time_axis(axes: Axes, steps: np.ndarray, seconds: np.ndarray) -> None:
 def validation_curves(log: Sequence[dict]) -> Figure:
     """Cross-entropy and accuracy on held-out pairs, for each share of the answer masked.
 
-    Accuracy has 95 % Wilson intervals where the row gives the number of tokens `n`. They treat
-    tokens as independent; tokens of one answer are not quite, so they are a little too narrow.
-    At least one row has a validation, or InvalidInput.
+    Accuracy has Wilson's intervals over tokens, which are a little too narrow: the tokens of one
+    answer are not independent.
     """
-    from lad.evaluation.statistics import wilson
-
     log = [row for row in log if "validation" in row]
     if not log:
         raise InvalidInput("no row with a validation: expected at least one")
     shares = sorted(log[-1]["validation"], key=float)
-    figure = new_figure(1, 2, height=3.3)
-    left, right = figure.axes
+    figure, (left, right) = new_figure(1, 2, height=3.3)
     for number, share in enumerate(shares):
         rows = [row for row in log if share in row["validation"]]
         steps = [row["step"] for row in rows]
         scores = [row["validation"][share] for row in rows]
         name = f"{100 * float(share):g} % masked"
         left.plot(steps, [score["ce"] for score in scores], label=name, **series(number))
-        estimates = [
-            wilson(round(s["accuracy"] * s["n"]), s["n"]).to_dict()
-            if s.get("n")
-            else dict.fromkeys(("value", "low", "high"), s["accuracy"])
-            for s in scores
-        ]
+        estimates = [wilson(round(s["accuracy"] * s["n"]), s["n"]).to_dict() for s in scores]
         errorbars(right, steps, estimates, 100, capsize=2.5, **series(number))
     left.legend()
     label(left, "optimiser step", "cross-entropy (nats a token)")
@@ -119,5 +94,4 @@ def validation_curves(log: Sequence[dict]) -> Figure:
     text += "tokens are right"
     if len(log) > 1 and first:
         text += f", {100 * first['accuracy']:.0f} % at step {log[0]['step']:,}"
-    set_title(figure, text)
-    return figure
+    return titled(figure, text)
