@@ -8,33 +8,25 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    LlamaConfig,
     MistralConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
-from lad.models.random_weights import SHAPES, shape_config
+from lad.models.random_weights import SHAPES
 
 # What LLaMA 3's templates do: a beginning of text, headers, a date in the system turn that is
 # today's unless it is told, contents without their outer white space.
 LLAMA_3 = """\
 {{- bos_token }}
 {%- if not date_string is defined %}
-    {%- if strftime_now is defined %}
-        {%- set date_string = strftime_now("%d %b %Y") %}
-    {%- else %}
-        {%- set date_string = "26 Jul 2024" %}
-    {%- endif %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
 {%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system = messages[0]['content'] | trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system = "" %}
-{%- endif %}
+{%- set has_system = messages[0]['role'] == 'system' %}
 {{- "<|start_header_id|>system<|end_header_id|>\\n\\nDate: " + date_string + "\\n\\n" }}
-{{- system + "<|eot_id|>" }}
-{%- for message in messages %}
+{{- (messages[0]['content'] | trim if has_system else "") + "<|eot_id|>" }}
+{%- for message in messages[1 if has_system else 0:] %}
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
     {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
@@ -89,20 +81,14 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 def config(kind: str):
     """LLaMA 3 with stretched positions, Qwen2 with biases, Mistral with sliding windows."""
-    common = {
-        "vocab_size": 320,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    }
+    llama = SHAPES["tiny"]
     if kind == "llama":
-        return shape_config(SHAPES["tiny"])
+        return LlamaConfig(**llama)
+    common = {key: value for key, value in llama.items() if key != "rope_parameters"}
     if kind == "qwen2":
-        return Qwen2Config(**common, tie_word_embeddings=True)
-    return MistralConfig(**common, head_dim=16, sliding_window=384)
+        return Qwen2Config(**common)
+    common["tie_word_embeddings"] = False
+    return MistralConfig(**common, head_dim=24, sliding_window=384)
 
 
 def save_checkpoint(folder: Path, kind: str, seed: int = 0) -> Path:
