@@ -6,15 +6,11 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from lad.models.random_weights import SHAPES
+from lad.models.tiny import CHATML
 
 # What LLaMA 3's templates do: a beginning of text, headers, a date in the system turn that is
 # today's unless it is told, contents without their outer white space.
@@ -50,7 +46,7 @@ MISTRAL = """\
 """
 
 
-def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+def tokenizer(kind: str) -> FastTokenizer:
     """One token a byte, and a family's special ones; for LLaMA 3 the word "MASK" is one more."""
     names = {
         "llama": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
@@ -58,19 +54,15 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         "mistral": ["<s>", "</s>", "[INST]", "[/INST]", "<unk>"],
     }[kind]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)}
-    merges = []
-    if kind == "llama":
-        merges = [("M", "A"), ("S", "K"), ("MA", "SK")]
-        vocabulary |= {a + b: 256 + n for n, (a, b) in enumerate(merges)}
+    merges = [("M", "A"), ("S", "K"), ("MA", "SK")] if kind == "llama" else []
+    pieces = [*alphabet, *(a + b for a, b in merges)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
     plain = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
     plain.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in names])
     ends = {"llama": "<|eot_id|>", "qwen2": "<|im_end|>", "mistral": "</s>"}
-    from lad.models.tiny import CHATML
-
-    return PreTrainedTokenizerFast(
+    return FastTokenizer(
         tokenizer_object=plain,
         bos_token=None if kind == "qwen2" else names[0],
         eos_token=ends[kind],

@@ -57,7 +57,6 @@ def _git_hash(data: bytes) -> str:
 
 @contextmanager
 def serve(stub: HubStub):
-    """Run the stand-in for the length of the block, on a port of the system's choice."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -61,7 +62,6 @@ def test_a_folder_is_a_backbone(folder):
         "qwen2": ("<|fim_pad|>", "<|im_end|>"),
         "mistral": ("<unk>", "</s>"),
     }[kind]
-    assert loaded.tokenizer.decode([loaded.mask_token_id]) == spec.mask_token
     assert spec.parameters == loaded.model.num_parameters()
     # As far as a window reaches, a model with sliding windows is one without.
     assert spec.context == (384 if kind == "mistral" else 512)
@@ -69,13 +69,8 @@ def test_a_folder_is_a_backbone(folder):
     assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32
     values = describe(str(folder))
     assert values["cached"] and values["folder"] == str(folder) and values["bytes"] > 0
-
-
-def test_the_digest_is_of_the_weights(folders, tmp_path):
-    digest = load_backbone(str(folders["llama"])).digest
-    assert load_backbone(str(copy(folders["llama"], tmp_path / "same"))).digest == digest
-    other = save_checkpoint(tmp_path / "a-llama", "llama", seed=1)
-    assert load_backbone(str(other)).digest != digest
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert loaded.digest == hashlib.sha256(f"model.safetensors {weights}\n".encode()).hexdigest()
 
 
 def copy(folder: Path, to: Path) -> Path:
@@ -270,7 +265,6 @@ def test_random_weights_of_a_shape():
     assert (one.spec.name, one.digest) == ("tiny:random", "random")
     state = two.model.state_dict()
     assert all(torch.equal(w, state[k]) for k, w in one.model.state_dict().items())
-    assert not any(p.is_meta for p in (*one.model.parameters(), *one.model.buffers()))
     assert one.model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert one.model.lm_head.weight is one.model.model.embed_tokens.weight
 

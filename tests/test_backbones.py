@@ -15,13 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lad.models import download, loading
-from lad.models.registry import (
-    BACKBONES,
-    describe,
-    fetch_backbone,
-    get_backbone,
-    load_backbone,
-)
+from lad.models.registry import BACKBONES, describe, fetch_backbone, get_backbone, load_backbone
 from lad.utils import DamagedFile, InvalidInput
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -39,17 +33,10 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def one_line(error: pytest.ExceptionInfo) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
 def test_unknown_name_lists_the_known_ones():
     for name in ("gpt-5", "", None, ["tiny"], "a/b/c", "owner/name@", "./nowhere/at all"):
-        with pytest.raises(InvalidInput) as caught:
+        with pytest.raises(InvalidInput, match=r"smollm2-135m, tiny, llama-3\.1-8b"):
             get_backbone(name)
-        assert "smollm2-135m, tiny, llama-3.1-8b" in one_line(caught)
 
 
 def test_repositories_and_suffixes_are_names():
@@ -100,9 +87,7 @@ def test_tiny_is_the_same_everywhere(tiny):
     half = load_backbone("tiny", dtype=torch.bfloat16)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert half.digest == TINY_DIGEST and not half.model.training
-    assert {(p.requires_grad, p.dtype) for p in half.model.parameters()} == {
-        (False, torch.bfloat16)
-    }
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     # Rounded rotary frequencies would shift every position by its own little bit.
     assert half.model.model.rotary_emb.inv_freq.dtype == torch.float32
 
@@ -196,24 +181,19 @@ def test_hub_model_is_named_by_its_commit(hub_copy, tiny, monkeypatch):
         load_backbone("llama-3.1-8b")
 
 
-def drop_a_weight(path: Path) -> None:
-    state = load_file(path)
-    del state["model.layers.1.mlp.up_proj.weight"]
-    save_file(state, path, {"format": "pt"})
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "a weight"])
 def test_a_damaged_hub_model(hub_copy, name):
     if name == "a weight":
-        drop_a_weight(hub_copy / "model.safetensors")
+        state = load_file(hub_copy / "model.safetensors")
+        del state["model.layers.1.mlp.up_proj.weight"]
+        save_file(state, hub_copy / "model.safetensors", {"format": "pt"})
     else:
         data = (hub_copy / name).read_bytes()
         (hub_copy / name).write_bytes(data[: len(data) // 2])
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    with pytest.raises(DamagedFile) as caught:
+    with pytest.raises(DamagedFile, match=f"^{hub_copy}.*lad fetch.*$"):
         load_backbone("llama-3.1-8b")
-    assert str(hub_copy) in one_line(caught) and "lad fetch" in one_line(caught)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

