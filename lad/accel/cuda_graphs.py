@@ -27,9 +27,7 @@ from lad.diffusion.denoiser import Denoiser, PromptCache, PromptForward, attenti
 from lad.diffusion.sampler import SamplerState, StepOutput, step
 
 PROMPT_STEP = 32
-MAX_GRAPHS = 32  # kept at once; each holds its own logits, keys and values
 MAX_LOGITS = 2**31  # in all graphs together: 4 GB in 16 bit
-MAX_STEPS = 8  # settings whose step is kept for each pass
 WARM_UP = 3  # passes before a capture, in which libraries choose kernels and allocate workspace
 
 
@@ -69,20 +67,14 @@ class GraphCache:
         shape = (*padded_shape(batch, prompt), answer)
         found = self.passes.pop(shape, None)
         if found is None:
-            self._make_room(shape)
+            positions = shape[0] * shape[2] + sum(b * a for b, _, a in self.passes)
+            while self.passes and positions * self.denoiser.vocabulary_size > MAX_LOGITS:
+                b, _, a = oldest = next(iter(self.passes))
+                positions -= b * a
+                del self.passes[oldest]
             found = CapturedPass(self.denoiser, self.layers, *shape)
         self.passes[shape] = self.last = found
         return found
-
-    def _make_room(self, shape: tuple[int, int, int]) -> None:
-        def num_logits(shape: tuple[int, int, int]) -> int:
-            return shape[0] * shape[2] * self.denoiser.vocabulary_size
-
-        while self.passes:
-            total = num_logits(shape) + sum(map(num_logits, self.passes))
-            if len(self.passes) < MAX_GRAPHS and total <= MAX_LOGITS:
-                return
-            del self.passes[next(iter(self.passes))]
 
 
 class CapturedForward(PromptForward):
@@ -256,8 +248,6 @@ def captured_step(
     if not config.greedy or one is None or logits.data_ptr() != one.output.data_ptr():
         return step(logits, state, config, i, uniforms)
     if config not in one.steps:
-        if len(one.steps) >= MAX_STEPS:
-            del one.steps[next(iter(one.steps))]
         n = 0 if uniforms is None else uniforms.shape[1]
         one.steps[config] = CapturedStep(one, state, config, n)
     return one.steps[config](state, i, uniforms)
