@@ -14,9 +14,9 @@ from lad.evaluation.throughput import add_run, bench, machine_rates, roofline
 from lad.models.registry import load_backbone
 from lad.utils import CacheError, DamagedFile
 
+RATES = ("bytes_per_second", "flops_per_second")
 FEW = RefineConfig(iterations=4, answer_length=8)
 PROMPTS = ["hello", "a longer one", "hi"]
-RATES = ("bytes_per_second", "flops_per_second", "flops_per_second_of_normals")
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +117,7 @@ def test_the_roofline_is_weights_read_once_or_arithmetic_done_once():
 
 def test_rates_of_this_machine_are_plausible():
     rates = machine_rates(torch.device("cpu"), torch.float32)
-    assert 1e8 < rates.pop("bytes_per_second") < 1e13
-    assert len(rates) == 2 and all(1e8 < rate < 1e15 for rate in rates.values())
+    assert 1e8 < rates["bytes_per_second"] < 1e13 and 1e8 < rates["flops_per_second"] < 1e15
 
 
 def test_a_reference_cut_short_still_gives_whole_answers(backbone):

@@ -9,8 +9,8 @@ import torch
 from scripted import line_of, oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
-from lad.evaluation.answers import greedy_answers
 from lad.evaluation.benchmark import ScoredModel, refine_traces, region_lengths
+from lad.evaluation.generation import greedy_answers
 from lad.evaluation.likelihood import (
     EncodedQuestion,
     encode_questions,

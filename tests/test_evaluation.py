@@ -18,7 +18,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record, refine
 from lad.evaluation import adapter_eval
 from lad.evaluation.adapter_eval import lookahead_accuracy, masked_scores, repair_scores
-from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers
+from lad.evaluation.generation import Answers, greedy_answers, measure_answers, refine_traces
 from lad.evaluation.statistics import Estimate
 from lad.models.chat import encode_prompts
 from lad.models.registry import load_backbone
@@ -148,7 +148,8 @@ def test_repair_is_noiseless_refinement_of_the_corrupted_answer(any_denoiser):
 def test_refined_answers_are_those_of_single_runs(denoiser):
     done = []
     config = SETTINGS["noisy"]
-    answers = refined_answers(denoiser, PROMPTS, config, 3, lambda *n: done.append(n))
+    traces = refine_traces(denoiser, PROMPTS, config, 3, lambda *n: done.append(n))
+    answers = Answers.from_traces(traces)
     assert done == [(3, 4), (4, 4)]
     for row, prompt in enumerate(PROMPTS):
         run = record(denoiser, prompt, config)

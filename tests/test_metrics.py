@@ -39,8 +39,6 @@ def test_impossible_counts_are_refused():
     for hits in (-1, 4):
         with pytest.raises(InvalidInput, match=f"{hits} of 3"):
             statistics.wilson(hits, 3)
-    with pytest.raises(InvalidInput, match="2 numerators and 1 denominators"):
-        statistics.pooled_ratio([1, 2], [1])
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
@@ -148,11 +146,9 @@ def test_equal_answers_do_not_lower_the_share_of_distinct_trigrams():
 
 
 def test_cost_is_pooled_and_empty_answers_count():
-    tokens, forwards = [10, 0, 30], [5, 5, 10]
-    assert text_metrics.tokens_per_forward(tokens, forwards).value == 2
-    assert text_metrics.forwards_per_token(tokens, forwards).value == 0.5
-    assert text_metrics.forwards_per_token(tokens, forwards).n == 3
-    assert text_metrics.forwards_per_token([0], [4]).value == math.inf
+    estimate = statistics.pooled_ratio([5, 5, 10], [10, 0, 30])
+    assert (estimate.value, estimate.n) == (0.5, 3)
+    assert statistics.pooled_ratio([4], [0]).value == math.inf
 
 
 # -- perplexity ------------------------------------------------------------------------------------
@@ -188,9 +184,7 @@ def test_the_baseline_is_the_backbone_without_the_adapter(denoiser, backbone):
         assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_bad_losses_and_lengths_are_named(backbone):
-    with pytest.raises(InvalidInput, match="2 prompts and 1 answers"):
-        text_metrics.answer_losses(backbone, PROMPTS[:2], REPLIES[:1])
+def test_bad_losses_are_named():
     broken = load_backbone("tiny").model
     broken.model.norm.weight.data.fill_(math.nan)
     with pytest.raises(NumericalError, match="NaN or infinite"):
@@ -212,5 +206,3 @@ def test_an_empty_answer_is_the_worst():
     estimate = text_metrics.relative_perplexity([one, nothing, nothing], [one, one, one])
     assert estimate.value == math.inf and estimate.n == 3
     assert text_metrics.relative_perplexity([one, one], [one, nothing]) == Estimate(1, 1, 1, 1)
-    with pytest.raises(InvalidInput, match="1 answers and 2 baselines"):
-        text_metrics.relative_perplexity([one], [one, one])

@@ -9,8 +9,8 @@ from traces import EOS, make_trace, words
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import record
-from lad.evaluation.answers import Answers
 from lad.evaluation.convergence import QUALITY, WAYS, calibration_bins, run_study, settling
+from lad.evaluation.generation import Answers
 from lad.training import Pair, held_out_prompts
 from lad.utils import InvalidInput
 from lad.viz import convergence as figures

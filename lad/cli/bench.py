@@ -133,13 +133,12 @@ def load(model: str, adapter: Path | None, where: str, config: Path | None):
     from lad.diffusion.config import DenoiserConfig
     from lad.diffusion.denoiser import Denoiser
     from lad.models.registry import load_backbone
-    from lad.training.config import check_names, read_config
+    from lad.training.config import read_config
 
     if ":random" not in model:
         return load_denoiser(model, adapter, where)
     values = read_config(config).get("denoiser", {}) if config is not None else {}
-    check_names("denoiser", values, DenoiserConfig)
-    denoiser = Denoiser.create(load_backbone(model, where), DenoiserConfig(**values))
+    denoiser = Denoiser.create(load_backbone(model, where), DenoiserConfig.from_dict(values))
     return denoiser if denoiser.backbone.spec.bits else denoiser.merge()
 
 

@@ -67,7 +67,7 @@ def train(
         typer.echo(f"step {row['step']:>6}  {row['seconds']:>7.1f} s  {line}", err=True)
 
     try:
-        denoiser_config = DenoiserConfig(**values.get("denoiser", {}))
+        denoiser_config = DenoiserConfig.from_dict(values.get("denoiser", {}))
         denoiser = load_for_training(model, adapter, denoiser_config, training, device)
         if dry_run:
             measure(denoiser, training, steps or 20, record, as_json, accelerator.is_main_process)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from lad import utils
 from lad.diffusion.config import CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.answers import Answers, measure_answers, refined_answers, score_outputs
+from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
@@ -95,12 +96,11 @@ def evaluate(
     lookahead = lookahead_accuracy(denoiser, packed, batch_size, seed, on_progress)
     repair = repair_scores(denoiser, packed, batch_size, seed, on_progress)
 
-    outputs = {
-        name: refined_answers(
-            denoiser, prompts, config, batch_size, lambda *done, n=name: on_progress(n, *done)
-        )
-        for name, config in settings.items()
-    }
+    outputs = {}
+    for name, config in settings.items():
+        start = time.perf_counter()
+        traces = refine_traces(denoiser, prompts, config, batch_size, partial(on_progress, name))
+        outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
     on_progress("backbone", 0, len(prompts))

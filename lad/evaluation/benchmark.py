@@ -41,7 +41,7 @@ from lad.diffusion.config import PRESETS, RANGES, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
-from lad.evaluation.answers import greedy_answers
+from lad.evaluation.generation import greedy_answers
 from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
 from lad.evaluation.statistics import mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, write_letters

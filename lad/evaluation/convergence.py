@@ -34,7 +34,7 @@ from lad.evaluation.adapter_eval import (
     provenance,
     silent,
 )
-from lad.evaluation.answers import Answers, measure_answers, refine_traces, score_outputs
+from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs
 from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack

@@ -25,7 +25,7 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import RANGES, RefineConfig, preset
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
-from lad.evaluation.answers import greedy_answers
+from lad.evaluation.generation import greedy_answers
 from lad.evaluation.likelihood import EncodedQuestion, loglikelihood
 from lad.models.chat import encode_prompt
 from lad.models.registry import LoadedBackbone, load_backbone
