@@ -6,15 +6,8 @@
     settings    answers to held-out prompts, setting by setting: repeats, variety, perplexity
                 relative to the backbone's greedy answers, and cost
 
-Pairs for the first three are the backbone's answers to prompts that were never trained on. The
-baseline of the last is the backbone, left to right and greedy: a denoiser is trained to give its
-answers.
-
-Everything is greedy or seeded, so one machine gives one set of numbers; the batch size moves them
-by rounding alone.
-
-Source of structural repair: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System
-Demonstrations, whose denoiser refines with nothing masked.
+Everything is greedy or seeded. Source of structural repair: LAD: LoRA-Adapted Diffusion, Kuiper et
+al., EMNLP 2025 System Demonstrations.
 
 Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v = vocabulary.
 """
@@ -68,17 +61,12 @@ def evaluate(
     """All four parts, as plain values for JSON.
 
     Args:
-        pairs: held out from training; those longer than the denoiser's context are dropped.
-        prompts: texts of one turn, held out from training too.
-        settings: name -> settings to answer them with.
-        seed: of masks and corruption; the settings have seeds of their own.
+        pairs, prompts: not trained on; pairs longer than the denoiser's context are dropped.
+        settings: name -> settings to answer the prompts with.
+        seed: of masks and corruption.
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
-        backbone: the baseline; by default the denoiser's own with its adapter off, which in half
-            precision is not to the last bit what it was before a merge.
+        backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
         keep_answers: put the text of every answer into the result.
-
-    Returns:
-        provenance, settings, counts, and numbers as `Estimate.to_dict`.
 
     Raises:
         InvalidInput: nothing to measure on, or a prompt too long for its answer to fit.
@@ -92,11 +80,9 @@ def evaluate(
     batch_size = batch_size or default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
-    masked = masked_scores(denoiser, packed, batch_size, seed, on_progress)
-    lookahead = lookahead_accuracy(denoiser, packed, batch_size, seed, on_progress)
-    repair = repair_scores(denoiser, packed, batch_size, seed, on_progress)
-
-    outputs = {}
+    measured_on = denoiser, packed, batch_size, seed, on_progress
+    masked, ahead = masked_scores(*measured_on), lookahead_accuracy(*measured_on)
+    repair, outputs = repair_scores(*measured_on), {}
     for name, config in settings.items():
         start = time.perf_counter()
         traces = refine_traces(denoiser, prompts, config, batch_size, partial(on_progress, name))
@@ -111,19 +97,18 @@ def evaluate(
         scores = measure_answers(answers, baseline.truncate(length))
         if keep_answers:
             texts = denoiser.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
-            scores["answers"] = [
-                {"prompt": prompt, "answer": text}
-                for prompt, text in zip(prompts, texts, strict=True)
-            ]
+            both = zip(prompts, texts, strict=True)
+            scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in both]
         return scores
 
+    seconds = time.perf_counter() - started
     return {
         "provenance": provenance(denoiser.backbone, denoiser.adapter_sha256)
-        | {"seed": seed, "batch_size": batch_size, "seconds": time.perf_counter() - started},
+        | {"seed": seed, "batch_size": batch_size, "seconds": seconds},
         "pairs": {"used": len(packed), "too_long": packed.dropped},
         "prompts": {"used": len(prompts)},
         "masked": masked,
-        "ahead": lookahead,
+        "ahead": ahead,
         "repair": repair,
         "settings": {
             name: {"config": config.to_dict()} | measured(outputs[name], config.answer_length)
@@ -141,12 +126,9 @@ def default_batch_size(denoiser: Denoiser) -> int:
 def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> dict:
     """`lad.utils.provenance` of a loaded model, and the machine that it is on."""
     device = backbone.model.device
+    dtype = str(backbone.model.dtype)
     origin = utils.provenance(
-        backbone.spec.name,
-        device.type,
-        str(backbone.model.dtype),
-        adapter_sha256,
-        backbone.digest,
+        backbone.spec.name, device.type, dtype, adapter_sha256, backbone.digest
     )
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return origin | {
@@ -165,13 +147,9 @@ def masked_predictions(
     fraction: float,
     batch_size: int,
     seed: int,
-    on_done: Callable[[int], object],
+    on_done: Callable[[int, int], object],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What a denoiser predicts where a given share of every answer is masked, see `mask_share`.
-
-    Args:
-        seed: of the masks, which the batch size does not change.
-        on_done: called with how many answers are done.
 
     Yields:
         `(m, v)` float32 logits, `(m,)` int64 right tokens, and `(m,)` int64, on the CPU, the
@@ -184,7 +162,7 @@ def masked_predictions(
     for part, logits in _predictions(denoiser, batch.prompt_lengths, noisy, counted, batch_size):
         answers = part.start + counted[part].nonzero()[:, 0].cpu()
         yield logits.float(), batch.tokens[part][counted[part]], answers
-        on_done(min(part.stop, n))
+        on_done(min(part.stop, n), n)
 
 
 def _predictions(
@@ -208,8 +186,7 @@ def masked_scores(
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
-    The protocol of `lad.training.validate`, but every answer keeps its own sums, for an interval
-    over answers.
+    The protocol of `lad.training.validate`, with intervals.
 
     Returns:
         {"0.25": {"ce": nats, "accuracy": share, "tokens": how many were counted}, ...}
@@ -218,10 +195,9 @@ def masked_scores(
     for fraction in MASKED_FRACTIONS:
         losses, right = torch.zeros((2, n), dtype=torch.float64)  # (n,) each, sums
         tokens = torch.zeros(n, dtype=torch.int64)
-        for logits, targets, answer in masked_predictions(
-            denoiser, pairs, fraction, batch_size, seed,
-            lambda done, f=fraction: on_progress(f"{100 * f:.0f} % masked", done, n),
-        ):  # fmt: skip
+        on_done = partial(on_progress, f"{100 * fraction:.0f} % masked")
+        predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
+        for logits, targets, answer in predictions:
             found, hits = token_losses(logits, targets)
             losses.index_add_(0, answer, found.double().cpu())
             right.index_add_(0, answer, hits.double().cpu())
@@ -245,8 +221,7 @@ def lookahead_accuracy(
     """Accuracy of the tokens behind a clean beginning, everything after it masked.
 
     Each answer is cut at a random point. The first token behind the cut is what a left-to-right
-    model is trained to predict; the accuracy of the later ones, in the same forward pass, limits
-    how many tokens can be decoded in parallel.
+    model is trained to predict; the accuracy of the later ones limits parallel decoding.
 
     Returns:
         {"1": accuracy of the first token behind the cut, "2": of the second, ...}, for `LOOKAHEAD`.
@@ -283,27 +258,18 @@ def repair_scores(
 ) -> dict:
     """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
 
-    The answer region, EOS tail included, is corrupted at severity p = 0.3 with every structural
-    kind of the paper (swapped, duplicated, replaced, shifted), then predicted 4 times, each draft
-    the input of the next. Counted are tokens of the answer and its first EOS.
+    Counted are tokens of the answer and its first EOS, after 4 iterations at severity p = 0.3.
 
     Returns:
-        restored: share of corrupted tokens (those that differ from the clean answer) that are right
-        in the last draft; kept: the same of the others; damaged: share that was corrupted; and the
-        number of tokens counted, severity and iterations.
+        restored: share of the corrupted tokens that are right in the last draft; kept: the same of
+        the others; damaged: share that was corrupted; tokens counted, severity and iterations.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
+    generator = torch.Generator(batch.tokens.device).manual_seed(seed)
+    ids = denoiser.vocabulary_size, denoiser.mask_token_id
     # All answers at once, so that the batch size does not change what is corrupted.
-    noisy = corrupt(
-        batch.tokens,
-        batch.answer,
-        denoiser.vocabulary_size,
-        denoiser.mask_token_id,
-        torch.Generator(batch.tokens.device).manual_seed(seed),
-        STRUCTURAL,
-        REPAIR_SEVERITY,
-    )
+    noisy = corrupt(batch.tokens, batch.answer, *ids, generator, STRUCTURAL, REPAIR_SEVERITY)
     repaired = torch.empty_like(noisy)
     for first in range(0, n, batch_size):
         part = slice(first, first + batch_size)

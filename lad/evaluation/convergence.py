@@ -1,25 +1,19 @@
 """What refinement does over many answers: the numbers behind five figures.
 
     quality       repeats, variety and perplexity of the answers against the iterations allowed
-    runs          for each answer, its tokens and the iterations after which it stood
+    runs          for each answer, its tokens and the iterations after which it was final
     settled       share of an answer's tokens that are final, against iteration
     order         the iteration at which a token becomes final, against its place in the answer
     calibration   accuracy of the likeliest token behind a MASK, against its confidence
 
-Three ways to refine are compared: noiseless, with re-masking, and with a confidence threshold,
-window after window. Prompts and pairs are held out from training. Everything is greedy or seeded.
-Every mean has its 95 % interval over answers.
-
-Source of the claims: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System Demonstrations
-(more iterations, better answers; fewer iterations than tokens).
-
-Shapes: n = answers, a = positions of the answer region, i = iterations, m = masked positions.
+Shapes: n = answers, i = iterations, m = masked positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,16 +60,12 @@ def run_study(
     command: str = "lad study",
     on_progress: Progress = silent,
 ) -> dict:
-    """Measurements of every way and every number of iterations.
+    """Measurements of every way and every number of iterations; `lad.viz.convergence` draws them.
 
     Args:
-        prompts, pairs: held out from training; pairs longer than the context are dropped.
+        prompts, pairs: not trained on; pairs longer than the context are dropped.
         iterations: rising numbers, 1 to 512; the runs that are followed step by step get the last.
-        batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
-        backbone: the baseline of perplexity, as in `lad.evaluation.adapter_eval.evaluate`.
-
-    Returns:
-        Plain values for JSON, see the module's docstring; `lad.viz.convergence` draws them.
+        batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
 
     Raises:
         InvalidInput: nothing to measure on, or iterations that do not rise.
@@ -92,10 +82,7 @@ def run_study(
     confidence = calibration(denoiser, packed, batch_size, seed, on_progress)
 
     def refine(config: RefineConfig, stage: str) -> list[Trace]:
-        def on_batch(done: int, total: int) -> None:
-            on_progress(stage, done, total)
-
-        return refine_traces(denoiser, prompts, config, batch_size, on_batch)
+        return refine_traces(denoiser, prompts, config, batch_size, partial(on_progress, stage))
 
     most = iterations[-1]
     traces = {name: refine(replace(way, iterations=most), name) for name, way in WAYS.items()}
@@ -111,10 +98,10 @@ def run_study(
             # A run with a threshold ends when every token has passed it: there is no shorter one.
 
     longest = max(way.answer_length for way in WAYS.values())
+    on_scored = partial(on_progress, "perplexity")
     baseline, outputs = score_outputs(
-        denoiser, prompts, outputs, longest, batch_size, backbone,
-        lambda done, total: on_progress("perplexity", done, total),
-    )  # fmt: skip
+        denoiser, prompts, outputs, longest, batch_size, backbone, on_scored
+    )
     quality: dict[str, list[dict]] = {name: [] for name in WAYS}
     for name, number in sorted(outputs, key=lambda key: key[1]):
         length = WAYS[name].answer_length
@@ -134,28 +121,20 @@ def run_study(
 
 
 def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
-    """When tokens and answers become final.
+    """When tokens and answers become final: `runs`, `settled` and `order` of each way.
 
     Args:
-        traces: way -> its traces.
-        iterations: how many each was allowed.
+        traces: way -> its traces, each of which was allowed `iterations`.
 
-    Returns:
-        runs: way -> for each answer its tokens, the iterations after which it stood (its EOS too)
-        and the iterations that were run. settled: way -> for each iteration, from the first, the
-        mean share of an answer's tokens that are final. order: way -> for each tenth of the answer
-        the mean iteration, counted from 1, after which its tokens are final; answers of fewer than
-        10 tokens are left out.
+    Iterations count from 1. `order` has the mean for each tenth of the answer; answers of fewer
+    than 10 tokens are left out of it.
     """
     runs, settled, order = {}, {}, {}
     for name, group in traces.items():
+        stood = [int(trace.settled_at[: trace.tokens + 1].max()) + 1 for trace in group]
         runs[name] = [
-            {
-                "tokens": trace.tokens,
-                "stood": int(trace.settled_at[: trace.tokens + 1].max()) + 1,
-                "ran": len(trace.steps),
-            }
-            for trace in group
+            {"tokens": trace.tokens, "stood": last, "ran": trace.nfe}
+            for trace, last in zip(group, stood, strict=True)
         ]
         nonempty = [trace for trace in group if trace.tokens]
         shares = np.ones((len(nonempty), iterations))  # (n, i), final once the run has ended
@@ -163,15 +142,9 @@ def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
             shares[row, : len(trace.steps)] = trace.settled_share
         settled[name] = [mean(column).to_dict() for column in shares.T]
         long = [trace for trace in nonempty if trace.tokens >= MIN_TOKENS]
-        tenths = np.array([_tenths(trace) for trace in long]).reshape(len(long), BINS)
-        order[name] = [mean(column).to_dict() for column in tenths.T]
+        tenths = [np.array_split(trace.settled_at[: trace.tokens] + 1, BINS) for trace in long]
+        order[name] = [mean([parts[k].mean() for parts in tenths]).to_dict() for k in range(BINS)]
     return {"runs": runs, "settled": settled, "order": order}
-
-
-def _tenths(trace: Trace) -> list[float]:
-    """Mean iteration, from 1, at which the tokens of each tenth of an answer became final."""
-    parts = np.array_split(trace.settled_at[: trace.tokens] + 1, BINS)
-    return [float(part.mean()) for part in parts]
 
 
 @torch.inference_mode()
@@ -188,17 +161,14 @@ def calibration(
     in the backbone's answer.
 
     Returns:
-        For each share masked: bins of confidence (low, high, its mean in the bin, right as an
-        `Estimate`, tokens), and gap, the expected calibration error: the mean distance of
-        confidence and accuracy over all tokens.
+        For each share masked: bins of confidence, and `gap`, the expected calibration error.
     """
     found = {}
     for fraction in MASKED_FRACTIONS:
         confidence, right, owner = [], [], []
-        for logits, targets, answers in masked_predictions(
-            denoiser, pairs, fraction, batch_size, seed,
-            lambda done, f=fraction: on_progress(f"calibration, {100 * f:.0f} %", done, len(pairs)),
-        ):  # fmt: skip
+        on_done = partial(on_progress, f"calibration, {100 * fraction:.0f} %")
+        predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
+        for logits, targets, answers in predictions:
             top, tokens = logits.softmax(dim=-1).max(dim=-1)  # (m,)
             confidence.append(top.cpu().numpy())
             right.append((tokens == targets).cpu().numpy())
@@ -217,15 +187,8 @@ def calibration_bins(confidence: np.ndarray, right: np.ndarray, answer: np.ndarr
         average = float(confidence[inside].mean()) if tokens else None
         if tokens:
             gap += tokens / len(number) * abs(average - float(right[inside].mean()))
-        bins.append(
-            {
-                "low": k / BINS,
-                "high": (k + 1) / BINS,
-                "confidence": average,
-                "right": pooled_share(
-                    np.bincount(answer[inside], weights=right[inside]), np.bincount(answer[inside])
-                ).to_dict(),
-                "tokens": tokens,
-            }
-        )
+        hits, counts = (np.bincount(answer[inside], weights=w) for w in (right[inside], None))
+        share = pooled_share(hits, counts).to_dict()
+        limits = {"low": k / BINS, "high": (k + 1) / BINS}
+        bins.append(limits | {"confidence": average, "right": share, "tokens": tokens})
     return {"bins": bins, "gap": gap}
