@@ -29,11 +29,7 @@ SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid
 
 
 def read_grid(path: str | Path) -> dict:
-    """A grid, checked: every variant's settings are valid before the first run begins.
-
-    Raises:
-        InvalidInput: no such file, not YAML, or a setting that does not exist or is out of range.
-    """
+    """A grid, checked: every variant's settings are valid before the first run begins."""
     path = Path(path)
     try:
         grid = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -61,9 +57,6 @@ def settings_of(
 
     `corruption` counts as one setting: what a variant that names it leaves out has the default of
     `CorruptionConfig`, not the base's. `steps` replaces the grid's.
-
-    Raises:
-        InvalidInput: a section or setting that does not exist, or is out of range.
     """
     changes = grid["variants"][name] or {}
     for label, section in (("base", grid["base"]), (f"variant {name!r}", changes)):
@@ -89,10 +82,9 @@ def run_variants(
     """Train and measure this process's share of the variants, each into a file of `folder`.
 
     Args:
-        pairs: training data; about one in fifty is held out and measured on.
+        pairs: training data; one in fifty is held out, and `most_pairs` of those measured on.
         prompts: not trained on, to be answered noiselessly.
         steps: instead of the grid's.
-        most_pairs: held-out pairs measured on.
 
     Yields:
         Name and result of each variant that was run; those with a result already are skipped.

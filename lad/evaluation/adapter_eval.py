@@ -27,7 +27,7 @@ from lad import utils
 from lad.diffusion.config import CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs
+from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs, silent
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
@@ -41,10 +41,6 @@ STRUCTURAL = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_p
 
 # Called with the name of what is running, and with how many answers are done, of how many.
 Progress = Callable[[str, int, int], object]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
 
 
 def evaluate(
@@ -89,9 +85,9 @@ def evaluate(
         outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
-    on_progress("backbone", 0, len(prompts))
-    baseline, outputs = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone)
-    on_progress("backbone", len(prompts), len(prompts))
+    progress = partial(on_progress, "backbone")
+    scored = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone, progress)
+    baseline, outputs = scored
 
     def measured(answers: Answers, length: int) -> dict:
         scores = measure_answers(answers, baseline.truncate(length))
@@ -119,35 +115,23 @@ def evaluate(
 
 
 def default_batch_size(denoiser: Denoiser) -> int:
-    """8 on a CPU and 64 elsewhere."""
     return 8 if denoiser.device.type == "cpu" else 64
 
 
 def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> dict:
     """`lad.utils.provenance` of a loaded model, and the machine that it is on."""
-    device = backbone.model.device
+    device, name = backbone.model.device, backbone.spec.name
     dtype = str(backbone.model.dtype)
-    origin = utils.provenance(
-        backbone.spec.name, device.type, dtype, adapter_sha256, backbone.digest
-    )
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return origin | {
+    return utils.provenance(name, device.type, dtype, adapter_sha256, backbone.digest) | {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
         "lad": lad.__version__,
         "python": platform.python_version(),
     }
 
 
-# -- held-out pairs --------------------------------------------------------------------------------
-
-
 def masked_predictions(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    fraction: float,
-    batch_size: int,
-    seed: int,
-    on_done: Callable[[int, int], object],
+    denoiser: Denoiser, pairs: PackedPairs, fraction: float, batch_size: int, seed: int, on_done
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What a denoiser predicts where a given share of every answer is masked, see `mask_share`.
 
@@ -171,18 +155,12 @@ def _predictions(
     """Slices of `batch_size` answers, and the `(m, v)` logits of their chosen positions."""
     for first in range(0, len(inputs), batch_size):
         part = slice(first, first + batch_size)
-        logits = answer_logits(denoiser, inputs[part], prompt_lengths[part], chosen[part])
-        _check_finite(logits)
-        yield part, logits
+        yield part, _finite_logits(denoiser, inputs[part], prompt_lengths[part], chosen[part])
 
 
 @torch.inference_mode()
 def masked_scores(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
@@ -193,38 +171,30 @@ def masked_scores(
     """
     n, scores = len(pairs), {}
     for fraction in MASKED_FRACTIONS:
-        losses, right = torch.zeros((2, n), dtype=torch.float64)  # (n,) each, sums
-        tokens = torch.zeros(n, dtype=torch.int64)
+        sums = torch.zeros((3, n), dtype=torch.float64)  # of losses, hits and tokens
         on_done = partial(on_progress, f"{100 * fraction:.0f} % masked")
         predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
         for logits, targets, answer in predictions:
-            found, hits = token_losses(logits, targets)
-            losses.index_add_(0, answer, found.double().cpu())
-            right.index_add_(0, answer, hits.double().cpu())
-            tokens += answer.bincount(minlength=n)
+            losses, hits = token_losses(logits, targets)
+            values = torch.stack([losses, hits, torch.ones_like(losses)])
+            sums.index_add_(1, answer, values.double().cpu())
+        losses, hits, tokens = sums.tolist()
         scores[f"{fraction:g}"] = {
-            "ce": pooled_ratio(losses.tolist(), tokens.tolist()).to_dict(),
-            "accuracy": pooled_share(right.tolist(), tokens.tolist()).to_dict(),
-            "tokens": int(tokens.sum()),
+            "ce": pooled_ratio(losses, tokens).to_dict(),
+            "accuracy": pooled_share(hits, tokens).to_dict(),
+            "tokens": int(sum(tokens)),
         }
     return scores
 
 
 @torch.inference_mode()
 def lookahead_accuracy(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict[str, dict]:
     """Accuracy of the tokens behind a clean beginning, everything after it masked.
 
-    Each answer is cut at a random point. The first token behind the cut is what a left-to-right
-    model is trained to predict; the accuracy of the later ones limits parallel decoding.
-
-    Returns:
-        {"1": accuracy of the first token behind the cut, "2": of the second, ...}, for `LOOKAHEAD`.
+    Each answer is cut at a random point. Returns {"1": accuracy of the first token behind the cut,
+    ...} for `LOOKAHEAD`; that of the later ones limits parallel decoding.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
@@ -250,11 +220,7 @@ def lookahead_accuracy(
 
 @torch.inference_mode()
 def repair_scores(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict:
     """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
 
@@ -275,12 +241,9 @@ def repair_scores(
         part = slice(first, first + batch_size)
         draft, answer = noisy[part], batch.answer[part]  # (b, t)
         for _ in range(REPAIR_ITERATIONS):
-            logits = answer_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
-            _check_finite(logits)
+            logits = _finite_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
             logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
-            previous, draft = draft, draft.masked_scatter(answer, logits.argmax(dim=-1))
-            if torch.equal(draft, previous):  # so would be every later one
-                break
+            draft = draft.masked_scatter(answer, logits.argmax(dim=-1))
         repaired[part] = draft
         on_progress("repair", min(first + batch_size, n), n)
     counted = batch.answer & ~batch.tail
@@ -300,9 +263,11 @@ def repair_scores(
     }
 
 
-def _check_finite(logits: Tensor) -> None:
+def _finite_logits(*args) -> Tensor:
+    logits = answer_logits(*args)
     if not bool(torch.isfinite(logits).all()):
         raise NumericalError(
             "the logits hold NaN or infinity, expected finite numbers; "
             "check the adapter with `lad info`, or use float32"
         )
+    return logits

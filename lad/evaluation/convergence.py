@@ -21,14 +21,8 @@ import torch
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
-from lad.evaluation.adapter_eval import (
-    Progress,
-    default_batch_size,
-    masked_predictions,
-    provenance,
-    silent,
-)
-from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs
+from lad.evaluation.adapter_eval import Progress, default_batch_size, masked_predictions, provenance
+from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs, silent
 from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
@@ -37,12 +31,11 @@ from lad.utils import InvalidInput
 
 ITERATIONS = (1, 2, 4, 8, 16, 32, 64)
 # The names are keys of the recorded figures/data/study.json; `lad.viz.convergence` shows others.
+CONFIDENT = {"confidence_threshold": 0.3, "isolated_threshold": 0.9}
 WAYS: Mapping[str, RefineConfig] = {
     "without re-noising": RefineConfig(remasking="none"),
     "with re-noising": RefineConfig(remasking="guided", noise_start=0.9, sharpness=1.0),
-    "sure tokens only": replace(
-        PRESETS["quality"], confidence_threshold=0.3, isolated_threshold=0.9
-    ),
+    "sure tokens only": replace(PRESETS["quality"], **CONFIDENT),
 }
 BINS = 10
 MIN_TOKENS = 10  # of an answer that is divided into tenths
@@ -98,10 +91,9 @@ def run_study(
             # A run with a threshold ends when every token has passed it: there is no shorter one.
 
     longest = max(way.answer_length for way in WAYS.values())
-    on_scored = partial(on_progress, "perplexity")
-    baseline, outputs = score_outputs(
-        denoiser, prompts, outputs, longest, batch_size, backbone, on_scored
-    )
+    progress = partial(on_progress, "perplexity")
+    scored = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone, progress)
+    baseline, outputs = scored
     quality: dict[str, list[dict]] = {name: [] for name in WAYS}
     for name, number in sorted(outputs, key=lambda key: key[1]):
         length = WAYS[name].answer_length
@@ -121,13 +113,10 @@ def run_study(
 
 
 def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
-    """When tokens and answers become final: `runs`, `settled` and `order` of each way.
+    """When tokens and answers become final: `runs`, `settled` and `order` of each way's traces.
 
-    Args:
-        traces: way -> its traces, each of which was allowed `iterations`.
-
-    Iterations count from 1. `order` has the mean for each tenth of the answer; answers of fewer
-    than 10 tokens are left out of it.
+    Iterations count from 1, and each trace was allowed `iterations`. `order` has the mean for each
+    tenth of the answer, without answers of fewer than 10 tokens.
     """
     runs, settled, order = {}, {}, {}
     for name, group in traces.items():
@@ -149,19 +138,12 @@ def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
 
 @torch.inference_mode()
 def calibration(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict[str, dict]:
     """Accuracy of the likeliest token behind a MASK, by its confidence.
 
-    The masks are those of `lad.evaluation.adapter_eval.masked_scores`; the right token is the one
-    in the backbone's answer.
-
-    Returns:
-        For each share masked: bins of confidence, and `gap`, the expected calibration error.
+    The masks are those of `masked_scores`. Returns, for each share masked, bins of confidence and
+    `gap`, the expected calibration error.
     """
     found = {}
     for fraction in MASKED_FRACTIONS:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from transformers import LlamaForCausalLM
@@ -20,28 +19,17 @@ from lad.models.chat import encode_prompts
 from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone
 
-Key = TypeVar("Key")
-Callback = Callable[[int, int], object]  # done, total
-
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Answers to n prompts.
+    """Answers to n prompts."""
 
-    Attributes:
-        tokens: ids of each answer, up to its EOS.
-        ended: whether each had one.
-        forwards: forward passes each took.
-        seconds: wall time of all of them.
-        losses: the backbone's cross-entropy of each token of `with_eos`; None until scored.
-    """
-
-    tokens: list[list[int]]
-    ended: list[bool]
-    forwards: list[int]
-    seconds: float
+    tokens: list[list[int]]  # ids of each answer, up to its EOS
+    ended: list[bool]  # whether each had one
+    forwards: list[int]  # forward passes each took
+    seconds: float  # wall time of all of them
     eos_token_id: int
-    losses: list[np.ndarray] | None = None
+    losses: list[np.ndarray] | None = None  # the backbone's, of each token of `with_eos`
 
     @classmethod
     def from_traces(
@@ -63,11 +51,6 @@ class Answers:
         end = [self.eos_token_id]
         return [ids + end * ended for ids, ended in zip(self.tokens, self.ended, strict=True)]
 
-    @property
-    def losses_without_eos(self) -> list[np.ndarray]:
-        """`losses` without those of EOS."""
-        return [x[: len(ids)] for x, ids in zip(self.losses, self.tokens, strict=True)]
-
     def truncate(self, length: int) -> Answers:
         """The same answers cut off after `length` tokens, EOS included."""
         fits = [len(ids) < length for ids in self.tokens]
@@ -80,12 +63,12 @@ class Answers:
         )
 
 
+def silent(*progress: object) -> None:
+    """A callback for progress that shows nothing."""
+
+
 def refine_traces(
-    denoiser: Denoiser,
-    prompts: Sequence[str],
-    config: RefineConfig,
-    batch_size: int = 8,
-    on_batch: Callback = lambda done, total: None,
+    denoiser: Denoiser, prompts: Sequence[str], config: RefineConfig, batch_size=8, on_batch=silent
 ) -> list[Trace]:
     """A trace for each prompt, refined `batch_size` prompts at a time."""
     traces: list[Trace] = []
@@ -123,12 +106,12 @@ def greedy_answers(
 def score_outputs(
     denoiser: Denoiser,
     prompts: Sequence[str],
-    outputs: Mapping[Key, Answers],
+    outputs: Mapping[object, Answers],
     max_new_tokens: int,
     batch_size: int,
     backbone: LoadedBackbone | None = None,
-    on_scored: Callback = lambda done, total: None,
-) -> tuple[Answers, dict[Key, Answers]]:
+    on_scored: Callable[[int, int], object] = silent,
+) -> tuple[Answers, dict]:
     """The backbone's greedy answers, and all answers with their losses under the backbone.
 
     Args:
@@ -166,7 +149,10 @@ def measure_answers(answers: Answers, baseline: Answers) -> dict:
         share with an EOS. tokens, seconds_per_answer: means.
     """
     tokens = [len(ids) for ids in answers.tokens]
-    losses, baseline_losses = answers.losses_without_eos, baseline.losses_without_eos
+    losses, baseline_losses = (
+        [x[: len(ids)] for x, ids in zip(one.losses, one.tokens, strict=True)]  # without EOS
+        for one in (answers, baseline)
+    )
     with_end = text_metrics.relative_perplexity(answers.losses, baseline.losses)
     estimates = {
         "repeats": text_metrics.adjacent_repeats(answers.tokens),

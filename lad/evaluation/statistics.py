@@ -22,41 +22,26 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number.
-
-    Attributes:
-        value: NaN when there was nothing to measure it on.
-        low, high: ends of its 95 % interval, low <= value <= high unless NaN.
-        n: answers that it was measured on.
-    """
+    """A measured number and its 95 % interval: low <= value <= high, or all NaN where n is 0."""
 
     value: float
     low: float
     high: float
-    n: int
+    n: int  # answers that it was measured on
 
     def to_dict(self) -> dict:
         """Plain values for JSON, which has neither NaN nor infinity: they become None."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
-        finite = {key: x if math.isfinite(x) else None for key, x in numbers.items()}
-        return finite | {"n": self.n}
+        return {key: x if math.isfinite(x) else None for key, x in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Estimate:
         """The estimate that `to_dict` wrote; None is infinite where something was measured."""
         missing = math.inf if values["n"] else math.nan
-        value, low, high = (
-            missing if values[key] is None else values[key] for key in ("value", "low", "high")
-        )
-        return cls(value, low, high, values["n"])
+        numbers = (values[key] for key in ("value", "low", "high"))
+        return cls(*(missing if x is None else x for x in numbers), values["n"])
 
     def text(self, factor: float = 1, digits: int = 1) -> str:
-        """Value and interval, such as "78.1 (75.0–81.2)"; a dash where nothing was measured.
-
-        Args:
-            factor: 100 for a share in percent.
-            digits: behind the point; numbers of four digits before it have none.
-        """
+        """Value times `factor`, and interval, such as "78.1 (75.0–81.2)"; a dash where n is 0."""
 
         def number(x: float) -> str:
             if math.isinf(x):
@@ -89,12 +74,9 @@ def wilson(hits: int, n: int) -> Estimate:
 
 
 def pooled_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Sum over answers divided by sum over answers, with an interval over answers.
+    """Sum of `(n,)` numerators by sum of `(n,)` denominators, at least 0 and one for each answer.
 
     An answer that adds nothing to either sum is not counted in n.
-
-    Args:
-        numerators, denominators: `(n,)`, at least 0, what each answer adds to either sum.
     """
     above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     counted = (above > 0) | (below > 0)

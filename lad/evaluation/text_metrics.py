@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 
 from lad.evaluation.statistics import Estimate, median, pooled_share
@@ -53,9 +54,6 @@ def answer_losses(
 
     Returns:
         One `(tokens,)` float64 array an answer.
-
-    Raises:
-        NumericalError: a loss is NaN or infinite.
     """
     device = backbone.lm_head.weight.device
     losses = [np.zeros(0)] * len(answers)
@@ -63,14 +61,12 @@ def answer_losses(
     order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
     for first in range(0, len(order), batch_size):
         part = order[first : first + batch_size]
-        width = max(len(prompts[i]) + len(answers[i]) for i in part)
-        tokens = torch.zeros((len(part), width), dtype=torch.int64)  # (b, t), padded on the right,
-        predicted = torch.zeros_like(tokens, dtype=torch.bool)  # which a causal mask never sees
+        ids = [torch.tensor([*prompts[i], *answers[i]]) for i in part]
+        # (b, t), padded on the right, which a causal mask never sees
+        tokens = pad_sequence(ids, batch_first=True).to(device)
+        predicted = torch.zeros_like(tokens, dtype=torch.bool)
         for row, i in enumerate(part):
-            p, end = len(prompts[i]), len(prompts[i]) + len(answers[i])
-            tokens[row, :end] = torch.tensor([*prompts[i], *answers[i]])
-            predicted[row, p:end] = True
-        tokens, predicted = tokens.to(device), predicted.to(device)
+            predicted[row, len(prompts[i]) : len(ids[row])] = True
         states = backbone.model(input_ids=tokens, use_cache=False).last_hidden_state  # (b, t, d)
         logits = backbone.lm_head(states[:, :-1][predicted[:, 1:]]).float()  # (m, v)
         flat = F.cross_entropy(logits, tokens[predicted], reduction="none").double().cpu().numpy()

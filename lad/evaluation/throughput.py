@@ -1,10 +1,9 @@
 """How fast answers and training steps are on this machine.
 
-`bench` answers the same prompts in three ways: by `lad.diffusion.reference` (plain loops, one
-prompt at a time), by `lad.diffusion.sampler`, and by the backbone from left to right. A speed-up is
-a ratio of times that were taken one after the other, and the median of those. An iteration is
-compared with its roofline (Williams et al., 2009), which recorded files call "floor".
-`training_throughput` times training steps. Random weights are as slow as trained ones.
+`bench` answers the same prompts in three ways: by `lad.diffusion.reference` (plain loops), by
+`lad.diffusion.sampler`, and by the backbone from left to right. A speed-up is the median of ratios
+of times that were taken one after the other. An iteration is compared with its roofline (Williams
+et al., 2009), which recorded files call "floor". Random weights are as slow as trained ones.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import statistics
-from lad.evaluation.adapter_eval import Progress, provenance, silent
-from lad.evaluation.generation import Answers, greedy_answers
+from lad.evaluation.adapter_eval import Progress, provenance
+from lad.evaluation.generation import greedy_answers, silent
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import corrupt_batch, loss_weights, take
@@ -42,10 +41,6 @@ from lad.utils import DamagedFile, InvalidInput, disk_errors, write_json
 
 AIM = 200_000_000  # tokens, which is how many the paper's adapter saw
 UNTIMED = 5  # training steps in which kernels are compiled and chosen
-SCHEMA = 1  # of files with several recorded runs
-
-
-# -- roofline --------------------------------------------------------------------------------------
 
 
 def machine_rates(device: torch.device, dtype: torch.dtype) -> dict:
@@ -65,12 +60,10 @@ def machine_rates(device: torch.device, dtype: torch.dtype) -> dict:
 
 
 def weight_counts(denoiser: Denoiser) -> dict[str, int]:
-    """Numbers in the weight matrices of `backbone`, `head` and `adapter`, without embeddings.
-
-    Counted from the shapes of the layers, because quantised tensors are packed.
-    """
+    """Numbers in the weight matrices of `backbone`, `head` and `adapter`, without embeddings."""
     counts = {"backbone": 0, "head": 0, "adapter": 0}
     for name, module in denoiser.causal_lm.named_modules():
+        # From the shapes of the layers, because quantised tensors are packed.
         size = getattr(module, "in_features", 0) * getattr(module, "out_features", 0)
         if size and not hasattr(module, "base_layer"):  # LoRA's wrapper repeats the shape
             part = "adapter" if "lora_" in name else "head" if name == "lm_head" else "backbone"
@@ -79,24 +72,17 @@ def weight_counts(denoiser: Denoiser) -> dict[str, int]:
 
 
 def roofline(denoiser: Denoiser, rates: dict, batch: int, prompt: int, window: int) -> dict:
-    """The least time of an iteration on a machine of these rates, with the adapter merged.
+    """`weight_bytes` read and `flops` done in an iteration, and `seconds`, the longer of the times.
 
-    Quantised weights are multiplied in 16 bit; only the bytes that are read are fewer.
-
-    Args:
-        prompt, window: positions of the prompt and of the answer region.
-
-    Returns:
-        `weight_bytes` read once, `flops` done once, and `seconds`, the larger of their times.
+    The adapter is merged. `prompt` and `window` are positions of the prompt and the answer region.
     """
     config, counts = denoiser.causal_lm.config, weight_counts(denoiser)
     cached = denoiser.config.attention != "bidirectional"
     queries = window + (min(denoiser.config.shift, prompt) if cached else prompt)
-    head_dim = getattr(config, "head_dim", None)
-    width = config.num_attention_heads * head_dim if head_dim else config.hidden_size
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     attention = 4 * config.num_hidden_layers * width * queries * (prompt + window)
-    linear = 2 * counts["backbone"] * queries + 2 * counts["head"] * window
-    flops = batch * (linear + attention)
+    flops = batch * (2 * counts["backbone"] * queries + 2 * counts["head"] * window + attention)
     itemsize = denoiser.causal_lm.lm_head.weight.dtype.itemsize
     weight_bytes = counts["head"] * itemsize + counts["backbone"] * _bits(denoiser) // 8
     seconds = max(weight_bytes / rates["bytes_per_second"], flops / rates["flops_per_second"])
@@ -105,9 +91,6 @@ def roofline(denoiser: Denoiser, rates: dict, batch: int, prompt: int, window: i
 
 def _bits(denoiser: Denoiser) -> int:
     return denoiser.backbone.spec.bits or 8 * denoiser.causal_lm.lm_head.weight.dtype.itemsize
-
-
-# -- iterations ------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -121,11 +104,9 @@ def bench(
     reference_prompts: int = 1,
     reference_iterations: int | None = None,
     on_progress: Progress = silent,
-    on_result: Callable[[dict], object] = lambda result: None,
+    on_result: Callable[[dict], object] = silent,
 ) -> dict:
     """Times of the three ways, for every window and batch size, as plain values for JSON.
-
-    The speed-ups, NFE and TPF of the first window and batch stand at the top level too.
 
     Args:
         backbone: without an adapter; on the denoiser's device and in its dtype.
@@ -182,16 +163,9 @@ def bench(
 
 
 def _measure(
-    denoiser: Denoiser,
-    backbone: LlamaForCausalLM,
-    ids: list[Tensor],
-    config: RefineConfig,
-    batch: int,
-    n_reference: int,
-    reference_iterations: int | None,
-    on_round: Callable[[int, int], object],
+    denoiser, backbone, ids, config, batch, n_reference, reference_iterations, on_round
 ) -> dict:
-    """The times of one window and batch size."""
+    """The times of one window and batch size; the arguments are as in `bench`."""
     n_rounds = math.ceil(len(ids) / batch)
     rounds = [list(islice(cycle(ids), n * batch, (n + 1) * batch)) for n in range(n_rounds)]
 
@@ -199,30 +173,30 @@ def _measure(
         work = partial(refine_batch, denoiser, chunk, config, batch_size=batch)
         return _timed(denoiser.device, work)
 
-    def generate(chunk: list[Tensor], length: int) -> Answers:
+    def generate(chunk: list[Tensor], length: int) -> float:
         prompts = [prompt.tolist() for prompt in chunk]
-        return greedy_answers(backbone, prompts, length, denoiser.eos_token_id, batch)
+        return greedy_answers(backbone, prompts, length, denoiser.eos_token_id, batch).seconds
 
     # Warm up: on a GPU to the end, because finished answers change shapes, and kernels with them.
     short = replace(config, iterations=min(2, config.iterations))
     refine(rounds[0], short if denoiser.device.type == "cpu" else config)
     generate(rounds[0], 2)
-    refined, generated, compared = [], [], []
+    refined, base_seconds, compared = [], [], []
     for n, chunk in enumerate(rounds):
         on_round(n, n_rounds)
         refined.append(refine(chunk, config))
-        generated.append(generate(chunk, config.answer_length))
+        base_seconds.append(generate(chunk, config.answer_length))
         if n < n_reference:
             seconds, _, [trace] = refined[-1]
             compared.append(_compare(denoiser, chunk[0], config, reference_iterations))
             compared[-1] |= {"sampler": seconds / trace.nfe, "nfe": trace.nfe}
     on_round(n_rounds, n_rounds)
-
     seconds, memory, groups = zip(*refined, strict=True)
-    base_seconds = [answers.seconds for answers in generated]
-    base_tokens = sum(len(ids) for answers in generated for ids in answers.tokens)
     traces = [trace for group in groups for trace in group]
     nfe, tokens = sum(trace.nfe for trace in traces), sum(trace.tokens for trace in traces)
+    # Full batches only, and the first step, which may still be warming up, if it is the only one.
+    full = [min(group, key=lambda trace: trace.nfe).steps for group in groups]
+    iterations = [step.seconds for steps in full for step in steps[1:] or steps]
     return {
         "window": config.answer_length,
         "batch": batch,
@@ -231,7 +205,7 @@ def _measure(
         "sampler": {
             "seconds_per_answer": median(seconds) / batch,
             "seconds_by_round": [x / batch for x in seconds],  # of one answer
-            "iteration_seconds": _iteration_seconds(groups),
+            "iteration_seconds": median(iterations),
             "step_seconds": [
                 median(trace.steps[n].seconds for trace in traces if trace.nfe > n)
                 for n in range(max(trace.nfe for trace in traces))
@@ -242,11 +216,7 @@ def _measure(
             "tokens_per_second": tokens / sum(seconds),
             "peak_memory": memory[0] and max(memory),
         },
-        "generate": {
-            "seconds_per_answer": median(base_seconds) / batch,
-            "tokens": base_tokens / len(traces),
-            "tokens_per_second": base_tokens / sum(base_seconds),
-        },
+        "generate": {"seconds_per_answer": median(base_seconds) / batch},
     } | _reference_times(pd.DataFrame(compared))
 
 
@@ -254,8 +224,7 @@ def _iteration_seconds(groups: Sequence[list[Trace]]) -> float:
     """Median seconds of an iteration of full batches: before any answer is finished."""
     seconds = []
     for traces in groups:
-        full = min(trace.nfe for trace in traces)
-        steps = max(traces, key=lambda trace: trace.nfe).steps[:full]
+        steps = min(traces, key=lambda trace: trace.nfe).steps
         # The first iteration may still be warming up; it counts when it is the only one.
         seconds += [step.seconds for step in steps[1:] or steps]
     return median(seconds)
@@ -266,13 +235,10 @@ def _compare(denoiser: Denoiser, ids: Tensor, config: RefineConfig, iterations: 
     if iterations is not None and iterations < config.iterations:
         config = replace(config, iterations=iterations, patience=0)
     seconds, _, steps = _timed(denoiser.device, lambda: reference.refine(denoiser, ids, config))
+    # The forward passes again, without the Python loops that take most of the time.
+    forward = partial(reference.answer_logits, denoiser, ids)
     inputs = [step.inputs.tolist() for step in steps]
-
-    def forward_passes() -> None:  # without the Python loops that take most of the time
-        for tokens in inputs:
-            reference.answer_logits(denoiser, ids, tokens)
-
-    forwards, _, _ = _timed(denoiser.device, forward_passes)
+    forwards, _, _ = _timed(denoiser.device, lambda: list(map(forward, inputs)))
     [trace] = refine_batch(denoiser, [ids], config, batch_size=1)
     pairs = zip(steps, trace.steps, strict=False)
     equal = sum(np.array_equal(a.draft, b.draft) for a, b in pairs)
@@ -280,8 +246,7 @@ def _compare(denoiser: Denoiser, ids: Tensor, config: RefineConfig, iterations: 
         "iteration_seconds": seconds / len(steps),
         "forward_seconds": forwards / len(steps),
         "iterations_run": len(steps),
-        # In half precision two ways to add numbers up may differ in a near tie.
-        "drafts_equal": equal / max(len(steps), len(trace.steps)),
+        "drafts_equal": equal / max(len(steps), trace.nfe),  # 1 but for ties in half precision
     }
 
 
@@ -290,14 +255,10 @@ def _reference_times(compared: pd.DataFrame) -> dict:
     keys = "speedup_vs_reference", "speedup_vs_reference_forwards", "reference"
     if compared.empty:
         return dict.fromkeys(keys)
-    columns = ["iteration_seconds", "forward_seconds"]
-    ratios = [compared[column] / compared["sampler"] for column in columns]
-    numbers = {
-        "seconds_per_answer": (compared["iteration_seconds"] * compared["nfe"]).median(),
-        **compared[columns].median(),
-        **compared[["iterations_run", "drafts_equal"]].mean(),
-    }
-    speedups = [statistics.median(ratio).to_dict() for ratio in ratios]
+    columns, others = ["iteration_seconds", "forward_seconds"], ["iterations_run", "drafts_equal"]
+    speedups = [statistics.median(compared[c] / compared["sampler"]).to_dict() for c in columns]
+    answers = {"seconds_per_answer": (compared["iteration_seconds"] * compared["nfe"]).median()}
+    numbers = answers | dict(compared[columns].median()) | dict(compared[others].mean())
     return dict(zip(keys, [*speedups, numbers], strict=True))
 
 
@@ -315,26 +276,15 @@ def _timed(device: torch.device, work: Callable[[], object]) -> tuple[float, int
     return seconds, torch.cuda.max_memory_allocated(device) if cuda else None, result
 
 
-# -- training --------------------------------------------------------------------------------------
-
-
 def training_throughput(
-    denoiser: Denoiser,
-    config: TrainConfig,
-    steps: int = 20,
-    on_step: Callable[[int, int], object] = lambda done, total: None,
+    denoiser: Denoiser, config: TrainConfig, steps: int = 20, on_step=silent
 ) -> dict:
-    """Times of training steps on random pairs, for `add_run`; the weights are restored.
+    """Times of training steps on random pairs, for `add_run`; the adapter is trained by them.
 
     Args:
         denoiser: unmerged.
         config: of the run that is planned; all batches get its longest width.
         steps: optimiser steps that are timed, after a few that are not.
-
-    Returns:
-        `tokens_per_second` of all processes, `step_seconds`, `hours` for `AIM` tokens,
-        `peak_memory` in bytes of the busiest process, `flops_per_second` of one process, its share
-        of the matrix rate measured here, and the settings.
 
     Raises:
         InvalidInput: steps below 1, or a batch that this machine's memory does not hold.
@@ -342,12 +292,11 @@ def training_throughput(
     if steps < 1:
         raise InvalidInput(f"steps = {steps}: expected at least 1")
     total, context, device = UNTIMED + steps, config.context, denoiser.device
-    accelerator = Accelerator()
-    processes = accelerator.num_processes
+    processes = Accelerator().num_processes
     size = max(config.batch_tokens // context, 1) * config.accumulate * processes
     pairs = random_pairs(denoiser, size, context)
     rates = machine_rates(device, denoiser.causal_lm.dtype)
-    times: dict[int, float] = {}
+    times = {}
 
     def on_row(row: dict) -> None:  # the loss has been read, so the device is done with the step
         times[row["step"]] = time.perf_counter()
@@ -355,25 +304,18 @@ def training_throughput(
 
     timed = replace(config, widths=(context,), steps=total, log_every=UNTIMED)
     trainer = Trainer(denoiser, timed, pairs, on_row=on_row)
-    before = [parameter.detach().clone() for parameter in trainer.parameters]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        trainer.run()
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(trainer.parameters, before, strict=True):
-                parameter.copy_(value)
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
+    _, memory, _ = _timed(device, trainer.run)
+    if memory is None:
         import resource  # not on every system, nor needed with a GPU
 
         memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = accelerator.gather(torch.tensor([memory], device=device))  # (processes,)
+    memory = Accelerator().gather(torch.tensor([memory], device=device))  # (processes,)
     seconds = times[total] - times[UNTIMED]
     rate = size * context * steps / seconds
-    work = flops_per_token(denoiser, _predicted_share(denoiser, pairs, timed))
+    batch, generator = take(pairs, list(range(size)), context), torch.Generator().manual_seed(0)
+    inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
+    predicted = loss_weights(batch, inputs, denoiser.mask_token_id, timed, generator) > 0
+    work = flops_per_token(denoiser, float(predicted.float().mean()))
     flops = work["total"] * rate / processes
     return {
         "kind": "training",
@@ -407,31 +349,16 @@ def random_pairs(denoiser: Denoiser, n: int, context: int) -> PackedPairs:
     return PackedPairs(tokens, torch.from_numpy(lengths), torch.from_numpy(ends), 0)
 
 
-def _predicted_share(denoiser: Denoiser, pairs: PackedPairs, config: TrainConfig) -> float:
-    """Share of all positions whose logits a training step computes."""
-    batch = take(pairs, list(range(len(pairs))), config.context)
-    generator = torch.Generator().manual_seed(0)
-    inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
-    weights = loss_weights(batch, inputs, denoiser.mask_token_id, config, generator)
-    return float((weights > 0).float().mean())
-
-
 def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
-    """Floating-point operations of a position in a training step, counted from shapes.
+    """Floating-point operations of a position in a training step, without attention products.
 
     4 for a frozen weight (forward, and the gradient of the states), 6 for a trained one. The head
-    works on the share of positions that are `predicted`; attention products are left out.
+    works on the share of positions that are `predicted`.
     """
-    counts = weight_counts(denoiser)
-    work = {
-        "backbone": 4.0 * counts["backbone"],
-        "head": 4.0 * counts["head"] * predicted,
-        "adapter": 6.0 * counts["adapter"],
-    }
+    work = weight_counts(denoiser)
+    for part, factor in (("backbone", 4.0), ("head", 4.0 * predicted), ("adapter", 6.0)):
+        work[part] *= factor
     return work | {"total": sum(work.values())}
-
-
-# -- files of recorded runs ------------------------------------------------------------------------
 
 
 def read_runs(path: Path) -> list[dict]:
@@ -439,10 +366,7 @@ def read_runs(path: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise ValueError(f"schema {data['schema']}, this code writes {SCHEMA}")
-        return list(data["runs"])
+        return list(json.loads(path.read_text(encoding="utf-8"))["runs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(
             f"{path} holds no measurements ({error!r}): expected what `--record` wrote; "
@@ -455,4 +379,4 @@ def add_run(path: Path, run: dict) -> None:
     runs = [*read_runs(path), run]
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"schema": SCHEMA, "runs": runs})
+        write_json(path, {"schema": 1, "runs": runs})
