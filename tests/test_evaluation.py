@@ -92,11 +92,10 @@ def test_lookahead_predicts_the_tokens_behind_a_cut(denoiser, monkeypatch):
 
 
 def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
-    data, calls = packed(denoiser), []
+    data = packed(denoiser)
     clean, v = data.tokens.long(), denoiser.vocabulary_size
 
     def idle(denoiser, inputs, prompt_lengths, chosen):
-        calls.append(len(inputs))
         return one_hot(inputs[chosen], v)
 
     monkeypatch.setattr(adapter_eval, "answer_logits", lambda *given: one_hot(clean[given[-1]], v))
@@ -157,21 +156,16 @@ def test_refined_answers_are_those_of_single_runs(denoiser):
         assert answers.forwards[row] == run.nfe
 
 
-def test_greedy_answers_take_the_likeliest_token_each_time():
+def test_greedy_answers_end_with_their_eos():
     backbone = load_backbone("tiny")
     ids = encode_prompts(backbone.tokenizer, PROMPTS)
+    whole = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id)
     # An EOS that the model does predict, so that answers of unequal lengths meet in a batch.
-    eos = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id).tokens[1][3]
+    eos = whole.tokens[1][3]
     answers = greedy_answers(backbone.model, ids, 12, eos, batch_size=3)
     assert any(answers.ended)
-    for row, prompt in enumerate(ids):
-        tokens = list(prompt)
-        while len(tokens) < len(prompt) + 12:
-            with torch.no_grad():
-                tokens.append(int(backbone.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-            if tokens[-1] == eos:
-                break
-        expected = tokens[len(prompt) :]
+    for row, tokens in enumerate(whole.with_eos):
+        expected = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
         assert answers.with_eos[row] == expected
         assert answers.ended[row] == (expected[-1] == eos)
         assert answers.forwards[row] == len(expected)
@@ -359,10 +353,10 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
         return out
 
     pairs = tmp_path / "pairs.jsonl.gz"
-    sizes = ["--batches=2", "--batch-size=256", "--context=256", "--answer-temperature=2"]
+    sizes = ["--batches=1", "--batch-size=256", "--context=256", "--answer-temperature=2"]
     lad_runs("distil", f"--out={pairs}", "--no-benchmarks", *sizes)
     made = read_pairs(pairs)
-    assert len(made) >= 20
+    assert len(made) >= 10
     assert json.loads((tmp_path / "pairs-card.json").read_text())["pairs"] == len(made)
 
     config = tmp_path / "tiny.yaml"
@@ -371,17 +365,17 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
         "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2}\n"
     )
     out = tmp_path / "run"
-    lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=20")
+    lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=5")
     log = [json.loads(line) for line in (out / "training_log.jsonl").open()]
-    assert log[-1]["step"] == 20
+    assert log[-1]["step"] == 5
 
-    options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=20", "--n-prompts=3"]
+    options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=10", "--n-prompts=3"]
     result = json.loads(lad_runs("evaluate", *options, "--json"))
     used = result["pairs"]["used"]  # bytes that are no text become longer when they are read again
-    assert used >= 10 and used + result["pairs"]["too_long"] == 20
+    assert used >= 5 and used + result["pairs"]["too_long"] == 10
     assert result["prompts"]["of"] == 100
     assert list(result["settings"]) == ["quality", "default", "noiseless"]
-    # 20 steps teach little, but what was measured is finite, and on all of it.
+    # A few steps teach little, but what was measured is finite, and on all of it.
     assert result["masked"]["0.5"]["ce"]["n"] == result["repair"]["kept"]["n"] == used
     for scores in result["settings"].values():
         assert 0 < scores["nfe"]["value"] <= 64 and scores["ended"]["n"] == 3
