@@ -13,12 +13,10 @@ from conftest import new_denoiser, run, tiny_denoiser
 import lad
 from lad.cli.common import evenly_spaced
 from lad.diffusion.config import DenoiserConfig, RefineConfig
-from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.sampler import record, refine
 from lad.evaluation import adapter_eval
 from lad.evaluation.adapter_eval import lookahead_accuracy, masked_scores, repair_scores
-from lad.evaluation.generation import Answers, greedy_answers, measure_answers, refine_traces
+from lad.evaluation.generation import Answers, greedy_answers, measure_answers
 from lad.evaluation.statistics import Estimate
 from lad.models.chat import encode_prompts
 from lad.models.registry import load_backbone
@@ -39,9 +37,6 @@ def packed(denoiser, pairs=PAIRS, context=96):
 
 def one_hot(ids, vocabulary):
     return torch.nn.functional.one_hot(ids, vocabulary).float()
-
-
-# -- held-out pairs --------------------------------------------------------------------------------
 
 
 def test_masked_scores_are_those_of_a_validation(any_denoiser):
@@ -111,51 +106,6 @@ def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
     assert (scores["restored"]["value"], scores["kept"]["value"]) == (0, 1)
 
 
-def test_repair_is_noiseless_refinement_of_the_corrupted_answer(any_denoiser):
-    denoiser, data = any_denoiser, packed(any_denoiser, PAIRS[:1])
-    p, end = int(data.prompt_lengths[0]), int(data.ends[0])
-    clean = data.tokens.long()
-    noisy = corrupt(
-        clean,
-        (torch.arange(96) >= p)[None],
-        denoiser.vocabulary_size,
-        denoiser.mask_token_id,
-        torch.Generator().manual_seed(5),
-        adapter_eval.STRUCTURAL,
-        adapter_eval.REPAIR_SEVERITY,
-    )
-    assert not (noisy == denoiser.mask_token_id).any() and (noisy != clean).any()
-    config = RefineConfig(
-        iterations=adapter_eval.REPAIR_ITERATIONS,
-        remasking="none",
-        answer_length=96 - p,
-        patience=0,
-    )
-    *_, last = refine(denoiser, clean[0, :p], config, draft=noisy[0, p:])
-    counted = slice(end - p + 1)  # the answer and its first EOS
-    right = (torch.from_numpy(last.draft) == clean[0, p:])[counted]
-    corrupted = (noisy != clean)[0, p:][counted]
-    scores = repair_scores(denoiser, data, seed=5)
-    assert scores["restored"]["value"] == pytest.approx(float(right[corrupted].float().mean()))
-    assert scores["kept"]["value"] == pytest.approx(float(right[~corrupted].float().mean()))
-
-
-# -- held-out prompts ------------------------------------------------------------------------------
-
-
-def test_refined_answers_are_those_of_single_runs(denoiser):
-    done = []
-    config = SETTINGS["noisy"]
-    traces = refine_traces(denoiser, PROMPTS, config, 3, lambda *n: done.append(n))
-    answers = Answers.from_traces(traces)
-    assert done == [(3, 4), (4, 4)]
-    for row, prompt in enumerate(PROMPTS):
-        run = record(denoiser, prompt, config)
-        assert answers.tokens[row] == run.drafts[-1][: run.tokens].tolist()
-        assert answers.ended[row] == (run.tokens < config.answer_length)
-        assert answers.forwards[row] == run.nfe
-
-
 def test_greedy_answers_end_with_their_eos():
     backbone = load_backbone("tiny")
     ids = encode_prompts(backbone.tokenizer, PROMPTS)
@@ -193,9 +143,6 @@ def test_the_baseline_has_relative_perplexity_1():
     assert scores["forwards_per_token"]["value"] == pytest.approx(5 / 3)
     assert scores["tpf"]["value"] == pytest.approx(3 / 5)
     assert scores["seconds_per_answer"] == 3.0
-
-
-# -- all of it -------------------------------------------------------------------------------------
 
 
 def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was():
@@ -253,9 +200,6 @@ def test_nothing_to_measure_on_and_broken_weights_are_named(denoiser):
             score(broken, packed(broken))
 
 
-# -- the command -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Options that name a tiny adapter, pairs and prompts."""
@@ -291,12 +235,8 @@ def test_the_command_says_what_it_measured(capsys, files):
     assert list(result["settings"]) == ["noiseless", "short"]
     assert result["settings"]["short"]["config"]["answer_length"] == 8
     assert "answers" not in result["backbone"]
-    assert [evenly_spaced(list(range(7)), n) for n in (1, 3, 7, 99)] == [
-        [0],
-        [0, 2, 4],
-        list(range(7)),
-        list(range(7)),
-    ]
+    assert [evenly_spaced(list(range(7)), n) for n in (1, 3)] == [[0], [0, 2, 4]]
+    assert evenly_spaced(list(range(7)), 99) == list(range(7))
     card = json.loads((files["adapter"] / "denoiser.json").read_text())
     assert result["provenance"]["adapter_sha256"] == card["adapter_sha256"]
 

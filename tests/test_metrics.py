@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lad.evaluation import statistics, text_metrics
@@ -22,9 +22,6 @@ def backbone():
     return load_backbone("tiny").model
 
 
-# -- intervals -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("hits", "n", "low", "high"),
     [(0, 100, 0.0, 0.0370), (50, 100, 0.4038, 0.5962), (177, 200, 0.8334, 0.9222)],
@@ -33,12 +30,8 @@ def test_wilson_of_published_counts(hits, n, low, high):
     estimate = statistics.wilson(hits, n)
     assert estimate.value == hits / n and estimate.n == n
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_impossible_counts_are_refused():
-    for hits in (-1, 4):
-        with pytest.raises(InvalidInput, match=f"{hits} of 3"):
-            statistics.wilson(hits, 3)
+    with pytest.raises(InvalidInput, match=f"{n + 1} of {n}"):
+        statistics.wilson(n + 1, n)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
@@ -105,9 +98,6 @@ def test_estimates_as_text(estimate, arguments, text):
     assert estimate.text(*arguments) == text
 
 
-# -- text and cost ---------------------------------------------------------------------------------
-
-
 @given(ANSWERS)
 def test_repeats_and_trigrams_are_counted_like_this(answers):
     pairs = [(a, b) for answer in answers for a, b in itertools.pairwise(answer)]
@@ -131,8 +121,6 @@ def test_cost_is_pooled_and_empty_answers_count():
     assert statistics.pooled_ratio([4], [0]).value == math.inf
 
 
-# -- perplexity ------------------------------------------------------------------------------------
-
 PROMPTS = [[256, 4, 5], [256, 9], [256, 1, 2, 3, 4, 5, 6], [256, 40, 41]]
 REPLIES = [[10, 11, 12], [7], [], [60, 61, 60, 61, 60]]
 
@@ -153,16 +141,6 @@ def test_losses_in_batches_are_those_of_one_token_after_the_other(backbone):
         assert losses == pytest.approx(plain_losses(backbone, prompt, answer), abs=1e-4)
 
 
-def test_the_baseline_is_the_backbone_without_the_adapter(denoiser, backbone):
-    bare = text_metrics.answer_losses(backbone, PROMPTS, REPLIES)
-    adapted = text_metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
-    assert not np.allclose(bare[0], adapted[0], atol=1e-2)
-    with denoiser.adapter_off():
-        off = text_metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
-    for one, other in zip(bare, off, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
-
-
 def test_bad_losses_are_named():
     broken = load_backbone("tiny").model
     broken.model.norm.weight.data.fill_(math.nan)
@@ -170,17 +148,9 @@ def test_bad_losses_are_named():
         text_metrics.answer_losses(broken, PROMPTS[:1], REPLIES[:1])
 
 
-@settings(max_examples=20)
-@given(st.lists(st.lists(st.floats(0, 9), min_size=1, max_size=9), min_size=1, max_size=9))
-def test_relative_perplexity_is_1_against_itself_and_doubles_with_the_loss(losses):
-    arrays = [np.array(x) for x in losses]
-    assert text_metrics.relative_perplexity(arrays, arrays).value == pytest.approx(1)
-    doubled = [x + math.log(2) for x in arrays]
-    assert text_metrics.relative_perplexity(doubled, arrays).value == pytest.approx(2)
-
-
 def test_an_empty_answer_is_the_worst():
     one, nothing = np.array([math.log(3.0)]), np.zeros(0)
+    assert text_metrics.relative_perplexity([one + math.log(2)], [one]).value == pytest.approx(2)
     assert text_metrics.perplexities([one, nothing]).tolist() == pytest.approx([3, math.inf])
     estimate = text_metrics.relative_perplexity([one, nothing, nothing], [one, one, one])
     assert estimate.value == math.inf and estimate.n == 3

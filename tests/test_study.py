@@ -128,9 +128,6 @@ def test_the_command_writes_a_whole_file_and_says_where(tmp_path, monkeypatch, c
         assert run(capsys, *study, *bad)[0] == 2
 
 
-# -- the figures -----------------------------------------------------------------------------------
-
-
 FIGURES = (
     "quality_curve", "convergence", "calibration_curve", "settled_shares", "settling_order"
 )  # fmt: skip

@@ -35,7 +35,6 @@ def ablate(
     if where == "cuda":
         import torch
 
-        # More processes than GPUs is fine: what one of them compiles, another one computes.
         where = f"cuda:{rank % torch.cuda.device_count()}"
         torch.cuda.set_device(where)
     folder = out.with_name(out.stem + "-variants")

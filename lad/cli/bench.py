@@ -54,8 +54,8 @@ def bench(
     from lad.utils import sha256_file, write_json
 
     where, random = common.choose_device(device), ":random" in model
-    given = (windows, batches, n_prompts, reference_prompts, reference_iterations)
     usual = DEFAULTS["random" if random else "cpu" if where == "cpu" else "gpu"]
+    given = (windows, batches, n_prompts, reference_prompts, reference_iterations)
     windows, batches, n_prompts, reference_prompts, reference_iterations = (
         default if value is None else value for value, default in zip(given, usual, strict=True)
     )

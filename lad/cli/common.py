@@ -88,10 +88,10 @@ PAIRS = PROMPTS.with_name("held-out-pairs.jsonl.gz")
 
 def parse_numbers(name: str, text: str) -> list[int]:
     """Whole numbers from 1 up, separated by commas."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(numbers):
         raise InvalidInput(f"{name} = {text!r}: expected whole numbers from 1 up, such as 64,128")
-    return [int(part) for part in parts]
+    return numbers
 
 
 def read_settings(text: str) -> dict[str, RefineConfig]:
@@ -99,17 +99,16 @@ def read_settings(text: str) -> dict[str, RefineConfig]:
     from lad.diffusion.config import RefineConfig, preset
 
     chosen = {}
-    for name in text.split(","):
-        path = Path(name.strip())
-        if path.suffix != ".json":
-            chosen[name.strip()] = preset(name.strip())
+    for name in map(str.strip, text.split(",")):
+        if not name.endswith(".json"):
+            chosen[name] = preset(name)
             continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             expected = 'expected a JSON file such as {"iterations": 16, "remasking": "none"}'
             raise InvalidInput(f"settings = {name!r}: {error}; {expected}") from error
-        chosen[path.stem] = RefineConfig.from_dict(values)
+        chosen[Path(name).stem] = RefineConfig.from_dict(values)
     return chosen
 
 
@@ -118,8 +117,7 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        expected = "expected a text file, one prompt a line"
-        raise InvalidInput(f"no prompts at {path} ({error}): {expected}") from error
+        raise InvalidInput(f"no prompts at {path} ({error}): expected one a line") from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InvalidInput(f"{path} holds 0 prompts: expected at least one line")
@@ -128,7 +126,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def evenly_spaced(items: list, n: int | None) -> list:
     """At most n of the items, evenly spaced; all if n is None."""
-    n = len(items) if n is None else min(n, len(items))
+    n = min(n or len(items), len(items))
     return [items[i * len(items) // n] for i in range(n)]
 
 
@@ -151,9 +149,8 @@ def progress():
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    tasks, console = {}, Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks = {}
 
         def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:

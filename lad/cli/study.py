@@ -28,17 +28,15 @@ def study(
 ) -> None:
     """Follow held-out answers iteration by iteration, in three ways to refine."""
     from lad.evaluation.convergence import run_study
-    from lad.training import read_pairs
+    from lad.training import held_out_prompts, read_pairs
     from lad.utils import figures_folder, write_json
 
     steps = common.parse_numbers("iterations", iterations)
     common.check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
-    prompts = common.read_prompts(common.PROMPTS)
-    pairs = read_pairs(common.PAIRS)
     denoiser, backbone = common.load_with_baseline(model, adapter, device)
     few = ON_A_CPU if denoiser.device.type == "cpu" else {}
-    prompts = common.evenly_spaced(prompts, n_prompts or few.get("prompts"))
-    pairs = common.evenly_spaced(pairs, n_pairs or few.get("pairs"))
+    prompts = common.evenly_spaced(held_out_prompts(), n_prompts or few.get("prompts"))
+    pairs = common.evenly_spaced(read_pairs(common.PAIRS), n_pairs or few.get("pairs"))
     command = f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
     command += f"--n-pairs {len(pairs)} --seed {seed}"
     with common.progress() as on_progress:

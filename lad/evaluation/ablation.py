@@ -25,6 +25,7 @@ from lad.training import TrainConfig, hold_out, read_pairs, train
 from lad.utils import DamagedFile, InvalidInput, disk_errors, one_line, sha256_file, write_json
 
 PARTS = ("denoiser", "training")
+NOISELESS = {"noiseless": PRESETS["noiseless"]}
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
 
 
@@ -118,15 +119,14 @@ def run_variants(
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
         started = time.monotonic()
         log = train(denoiser, train_pairs, training, held_out=())
-        seconds = time.monotonic() - started
-        noiseless = {"noiseless": PRESETS["noiseless"]}
+        seconds = round(time.monotonic() - started, 1)
         result = {
             "variant": name,
             **expected,
             "adapter_parameters": denoiser.parameter_counts()["adapter"],
             "tokens": log[-1]["tokens"],
-            "seconds": round(seconds, 1),
-            **evaluate(denoiser, held_out[:most_pairs], prompts, noiseless),
+            "seconds": seconds,
+            **evaluate(denoiser, held_out[:most_pairs], prompts, NOISELESS),
         }
         with disk_errors(path):
             write_json(path, result)

@@ -1,13 +1,8 @@
 """The quality of a denoiser in four parts, every number with its interval.
 
-    masked      cross-entropy and accuracy on held-out answers of which a share is masked
-    ahead       accuracy of the tokens behind a clean beginning, everything after it masked
-    repair      held-out answers with visible errors, nothing masked, refined noiselessly
-    settings    answers to held-out prompts, setting by setting: repeats, variety, perplexity
-                relative to the backbone's greedy answers, and cost
-
-Everything is greedy or seeded. Source of structural repair: LAD: LoRA-Adapted Diffusion, Kuiper et
-al., EMNLP 2025 System Demonstrations.
+Cross-entropy and accuracy of masked tokens, accuracy behind a clean beginning, structural repair
+(Kuiper et al., EMNLP 2025 System Demonstrations), and repeats, variety, perplexity and cost of
+answers to held-out prompts. Everything is greedy or seeded.
 
 Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v = vocabulary.
 """
@@ -34,8 +29,7 @@ from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, answer_logits, mask_share, take, token_losses
 from lad.utils import InvalidInput, NumericalError
 
-REPAIR_SEVERITY = 0.3
-REPAIR_ITERATIONS = 4
+REPAIR_SEVERITY, REPAIR_ITERATIONS = 0.3, 4
 LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
 STRUCTURAL = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
 

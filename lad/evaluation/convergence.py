@@ -1,10 +1,8 @@
 """What refinement does over many answers: the numbers behind five figures.
 
-    quality       repeats, variety and perplexity of the answers against the iterations allowed
-    runs          for each answer, its tokens and the iterations after which it was final
-    settled       share of an answer's tokens that are final, against iteration
-    order         the iteration at which a token becomes final, against its place in the answer
-    calibration   accuracy of the likeliest token behind a MASK, against its confidence
+`quality` of answers against the iterations allowed; `runs`, tokens and iterations of each answer;
+`settled`, the share of final tokens against iteration; `order`, when a token is final against its
+place in the answer; `calibration`, accuracy of the likeliest token against its confidence.
 
 Shapes: n = answers, i = iterations, m = masked positions.
 """
@@ -29,7 +27,6 @@ from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS
 from lad.utils import InvalidInput
 
-ITERATIONS = (1, 2, 4, 8, 16, 32, 64)
 # The names are keys of the recorded figures/data/study.json; `lad.viz.convergence` shows others.
 CONFIDENT = {"confidence_threshold": 0.3, "isolated_threshold": 0.9}
 WAYS: Mapping[str, RefineConfig] = {
@@ -46,7 +43,7 @@ def run_study(
     denoiser: Denoiser,
     prompts: Sequence[str],
     pairs: Sequence[Pair],
-    iterations: Sequence[int] = ITERATIONS,
+    iterations: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
     seed: int = 0,
     batch_size: int | None = None,
     backbone: LoadedBackbone | None = None,

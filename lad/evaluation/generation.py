@@ -115,7 +115,6 @@ def score_outputs(
     """The backbone's greedy answers, and all answers with their losses under the backbone.
 
     Args:
-        outputs: any key -> answers to the prompts.
         max_new_tokens: of the baseline's answers, EOS included.
         backbone: by default the denoiser's with its adapter off, which is not exact in half
             precision once the adapter was merged.

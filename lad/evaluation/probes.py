@@ -20,7 +20,6 @@ from lad.training.data import Pair
 from lad.utils import InvalidInput
 
 KINDS_OF_ATTENTION = ("causal", *ATTENTIONS)
-MASK_TEXT = "[MASK]"
 
 
 class Update(NamedTuple):
@@ -79,7 +78,7 @@ def effects(
         tokens: `(t,)` int64, none of them MASK.
         kind, prompt_length, target: see `visible`.
         positions: which tokens to mask, one after the other; all by default.
-        progress: called with the number of positions done; may raise to stop.
+        progress: called with the number of positions done.
 
     Returns:
         `(len(positions), t)` float64: length of the difference divided by the length of the state.
@@ -166,9 +165,9 @@ def fill_mask(denoiser: Denoiser, prompt: str, text: str, top: int = 5) -> list[
 
     `text` is the answer, with "[MASK]" for a masked token; a space before it is part of that token.
     """
-    *fragments, end = text.split(MASK_TEXT)
+    *fragments, end = text.split("[MASK]")
     if not fragments:
-        raise InvalidInput(f"no {MASK_TEXT} in {text!r}: expected at least one")
+        raise InvalidInput(f"no [MASK] in {text!r}: expected at least one")
     fragments = [fragment.removesuffix(" ") for fragment in fragments] + [end]
     ids: list[int] = []
     for tokens in denoiser.tokenizer(fragments, add_special_tokens=False)["input_ids"]:

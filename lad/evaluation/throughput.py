@@ -110,7 +110,7 @@ def bench(
 
     Args:
         backbone: without an adapter; on the denoiser's device and in its dtype.
-        prompts: texts of one turn. A batch larger than their number takes them more than once.
+        prompts: texts of one turn; a batch larger than their number takes them more than once.
         config: settings of the refinement; its answer length is replaced by each window.
         reference_prompts: how many of them the reference answers, from the first.
         reference_iterations: how many iterations it runs; all by default. Each costs the same.
@@ -282,7 +282,6 @@ def training_throughput(
     """Times of training steps on random pairs, for `add_run`; the adapter is trained by them.
 
     Args:
-        denoiser: unmerged.
         config: of the run that is planned; all batches get its longest width.
         steps: optimiser steps that are timed, after a few that are not.
 
@@ -363,10 +362,8 @@ def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
 
 def read_runs(path: Path) -> list[dict]:
     """The runs in a file of `add_run`, none where there is no file; else DamagedFile."""
-    if not path.exists():
-        return []
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["runs"])
+        return list(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(
             f"{path} holds no measurements ({error!r}): expected what `--record` wrote; "
