@@ -12,26 +12,25 @@
 # ---
 
 # %% [markdown]
-# # 2. The model: a left-to-right reader learns to look both ways
+# # 2. The model: a left-to-right backbone with an adapter that reads both ways
 #
-# LAD does not train a language model. It takes one that exists, leaves its weights as they are,
-# lets it look in both directions, and trains a small add-on until it can repair damaged answers.
-# This notebook takes that model apart, shows that it does look both ways, and trains such an
-# add-on for a minute.
+# LAD does not train a language model. It takes a pretrained one, leaves its weights as they are,
+# lets it attend in both directions, and trains a small adapter until it can repair damaged answers.
+# This notebook takes that model apart, measures that it does attend both ways, and trains an
+# adapter.
 #
-# Words from [notebook 1](01_noising_schedule.ipynb): token, prompt, answer, MASK, draft,
-# iteration, noise, denoiser. New ones:
+# Words from [notebook 1](01_noising_schedule.ipynb): token, prompt, answer, MASK, draft, iteration,
+# corruption, denoiser. New ones:
 #
-# - The **backbone** is the language model that exists. It is **causal**: trained to guess each
-#   next token from those before it, and never allowed to look ahead.
-# - **Attention** is how a position in the text takes in what stands at other positions. An
-#   **attention mask** says which positions it may look at. (In spite of its name it has nothing
-#   to do with the token MASK.)
-# - A position's **state** is the list of numbers the model has computed there after its last
-#   layer. The guess for a token is read off a state.
-# - The **adapter** is the add-on. It is of the kind called **LoRA** (low-rank adaptation): beside
-#   a weight matrix $W$ it keeps two narrow matrices $A$ and $B$, and the model computes with $W +
-#   \text{scale} \cdot B A$. Only $A$ and $B$ are trained; how narrow they are is the **rank**.
+# - The **backbone** is the pretrained language model. It is **causal**: trained to predict each
+#   next token from those before it.
+# - **Attention** is how a position takes in other positions. An **attention mask** says which ones
+#   it may attend to. (It has nothing to do with the token MASK.)
+# - A position's **state** is the vector that the model has computed there after its last layer. The
+#   prediction of a token is read off a state.
+# - The **adapter** is of the kind called **LoRA** (low-rank adaptation): beside a weight matrix $W$
+#   it has two narrow matrices $A$ and $B$, and the model computes with $W + \text{scale} \cdot B
+#   A$. Only $A$ and $B$ are trained; how narrow they are is the **rank**.
 # - **Denoiser** means backbone plus adapter, run with a mask that is not causal.
 
 # %%
@@ -41,14 +40,8 @@ import torch
 
 import lad
 from lad.diffusion.adapter import shipped_adapter
-from lad.evaluation.probes import (
-    KINDS_OF_ATTENTION,
-    effects,
-    fill_mask,
-    next_token_accuracy,
-    update_sizes,
-    visible,
-)
+from lad.evaluation import probes
+from lad.evaluation.probes import KINDS_OF_ATTENTION, fill_mask
 from lad.training import self_distil
 from lad.viz import attention, training
 from lad.viz.ablation import ablation
@@ -64,8 +57,8 @@ name_controls()  # so that a screen reader can tell the sliders below apart
 # %% [markdown]
 # ## Which backbone, and how much of the model is trained?
 #
-# The package knows three backbones. The small one is the default, because it runs on two CPU
-# cores; the large one is the paper's, and needs a GPU and an account.
+# The package has three backbones. The small one is the default, because it runs on two CPU cores;
+# the large one is the paper's, and needs a GPU and an account.
 
 # %%
 for spec in lad.BACKBONES.values():
@@ -88,34 +81,30 @@ print("attention", settings.attention)
 print("target   ", settings.target)
 
 # %% [markdown]
-# **What follows.** Most of the model is frozen. MASK is not a new token either: it is one that the
-# backbone's vocabulary has and ordinary text hardly ever uses. What it means here, the adapter
-# learns. The last two lines are the choices that the next section is about.
+# **Conclusion.** Most of the model is frozen. MASK is not a new token either: the backbone's
+# vocabulary has it, and ordinary text hardly ever uses it. The adapter learns what it means here.
 
 # %% [markdown]
-# ## Who may look at whom?
+# ## Which positions attend to which?
 #
-# Four attention masks, drawn for a prompt of 4 tokens and an answer of 5, of which two are MASK at
-# the moment (M). A filled square with a dot means: this row's position looks at this column's.
+# Four attention masks, drawn for a prompt of 4 tokens and an answer of 5, two of which are MASK
+# (M). A filled square with a dot means: the row's position attends to the column's.
 #
-# - **causal**: at itself and what stands before it. This is how the backbone was trained.
-# - **bidirectional**: everybody looks at everybody. This is the paper's choice.
-# - **prompt-causal**: the prompt reads left to right as before, and only the answer looks
-#   everywhere. The prompt then does not depend on the draft, so it is computed once and not at
-#   every iteration.
-# - **mask-blind**: prompt-causal, and no visible token looks at a MASK, which has nothing to tell.
-#   The MASKs themselves look everywhere, for they are to be guessed from what they see.
+# - **causal**: to itself and what stands before it. So the backbone was trained.
+# - **bidirectional**: all to all. This is the paper's choice.
+# - **prompt-causal**: the prompt is read left to right, and only the answer attends to everything.
+#   The prompt then does not depend on the draft, so it is computed once and not at every iteration.
+# - **mask-blind**: prompt-causal, and no visible token attends to a MASK, which carries no
+#   information. The MASKs themselves attend to everything.
 #
-# The lines above say which of them the shipped adapter was trained with.
-#
-# The **target** says which state guesses which token: with *same*, a state guesses its own token
-# (the paper's choice); with *next*, the one after it, as the backbone has always done. With *next*
-# the last prompt position guesses the first answer token, so it looks at the answer too: see its
-# row in the two grids on the right.
+# The lines above say which of them the shipped adapter was trained with. The **target** says which
+# state predicts which token: with *same*, its own token (the paper's choice); with *next*, the one
+# after it, as in the backbone. With *next* the last prompt position predicts the first answer
+# token, so it attends to the answer too: see its row in the two grids on the right.
 
 # %%
 hidden = [6, 8]
-masks = {kind: visible(kind, 4, 9, masked=hidden) for kind in KINDS_OF_ATTENTION}
+masks = {kind: probes.visible(kind, 4, 9, masked=hidden) for kind in KINDS_OF_ATTENTION}
 recorded = {kind: mask.astype(int).tolist() for kind, mask in masks.items()}
 save_numbers("attention_masks", {"prompt_length": 4, "masked": hidden, "masks": recorded})
 show(
@@ -127,25 +116,23 @@ show(
 )
 
 # %% [markdown]
-# **What follows.** Under a causal mask no answer position sees what comes later. Under the three
-# others every answer position sees all the words of the draft, which is what repairing it takes.
-# Only the last one depends on the draft: as MASKs are filled in, it opens up.
+# **Conclusion.** Under the causal mask no answer position sees what comes later. Under the three
+# others each sees all words of the draft, which is what repair takes.
 
 # %% [markdown]
 # ## Does the denoiser really see what stands to its right?
 #
-# A mask in a picture proves nothing about a program. So here is a test from outside: hide the
-# *last* token of a short text behind MASK, and measure by how much each position's state moves, as
-# a share of its length. What cannot see the last token must not move at all, not by the smallest
-# rounding error. The causal row is the bare backbone, the others are the denoiser (under all masks
-# the same one, although it was trained under one of them only).
+# A test from outside: replace the *last* token of a short text by MASK, and measure by how much
+# each position's state moves, as a share of its length. What does not attend to the last token must
+# not move at all. The causal row is the bare backbone, the others are the denoiser (the same one
+# under all masks, although it was trained under one of them only).
 
 # %%
 text, prompt_length = "What is the capital of France? It is Paris, on the Seine.", 7
 tokens = torch.tensor(denoiser.tokenizer(text)["input_ids"])
 last = len(tokens) - 1
 moves = {
-    kind: effects(denoiser, tokens, kind, prompt_length, positions=[last])[0]
+    kind: probes.effects(denoiser, tokens, kind, prompt_length, positions=[last])[0]
     for kind in KINDS_OF_ATTENTION
 }
 pieces = [denoiser.tokenizer.decode([token]) for token in tokens]
@@ -162,19 +149,17 @@ assert moves["causal"][0] == 0 and moves["bidirectional"][0] > 0
 for kind in ("prompt-causal", "mask-blind"):
     assert (moves[kind][: prompt_length - 1] == 0).all()
     assert (moves[kind][prompt_length:] > 0).all()
-print("Measured, not drawn: the four masks let through what they should, and nothing else.")
+print("The four masks let through what they should, and nothing else.")
 
 # %% [markdown]
-# **What follows.** Under the bidirectional mask the last token reaches even position 0. Under the
-# prompt-causal one it reaches the whole answer, and of the prompt only the last position, the one
-# that guesses the answer's first token. Under mask-blind the same states move, but for another
-# reason: nobody sees the MASK, so all that they can notice is that a word is gone.
+# **Conclusion.** Under the bidirectional mask the last token reaches even position 0. Under the
+# prompt-causal one it reaches the answer, and of the prompt only the last position. Under
+# mask-blind the same states move because a word is missing: no position attends to the MASK.
 #
 # Now choose mask, target, length of the prompt and the token to hide. The frame in the mask marks
-# the hidden token's column: whoever has a dot there is touched at once, others may be touched by
-# way of them. (Under mask-blind that column is empty, and those are touched who lost sight of the
-# token.) A new mask is measured once, which takes a few seconds; after that the slider is free.
-# (Without a running kernel the figure above stands for it.)
+# the hidden token's column: positions with a dot there are affected directly, others by way of
+# them. A new mask is measured once, which takes a few seconds. (Without a kernel the figure above
+# stands for it.)
 
 # %%
 AttentionExplorer(denoiser, "What is the capital? It is Paris.", prompt_length=5).widget
@@ -182,11 +167,10 @@ AttentionExplorer(denoiser, "What is the capital? It is Paris.", prompt_length=5
 # %% [markdown]
 # ## Why be blind to MASKs?
 #
-# An answer begins as nothing but MASKs, and the backbone was never shown a single one. What does
-# looking at them do to it? Here it gets a question and the beginning of an answer that it gave
-# itself; the rest of a region of 64 positions is MASK. Nothing is trained, and the adapter is
-# off. How often is the next word still its first guess, under each attention mask? (The interval
-# is 95 %, over answers.)
+# An answer begins as nothing but MASKs, which the backbone was not trained on. What does attending
+# to them do? Here it gets a question and the beginning of its own answer; the rest of a region of
+# 64 positions is MASK. The adapter is off. How often is the next word still its first choice, under
+# each attention mask? (The interval is 95 %, over answers.)
 
 # %%
 questions = [
@@ -198,74 +182,66 @@ questions = [
     "Write one sentence about a summer morning.", "Tell me a very short story about a lost key.",
 ]  # fmt: skip
 backbone = lad.load_backbone("smollm2-135m")
-own_answers = self_distil(backbone, questions[: None if full else 4], max_tokens=48)
+answers = self_distil(backbone, questions[: None if full else 4], max_tokens=48)
 for kind in KINDS_OF_ATTENTION:
-    score = next_token_accuracy(denoiser, own_answers, kind)
+    score = probes.next_token_accuracy(denoiser, answers, kind)
     low, value, high = (f"{100 * share:.0f}" for share in (score.low, score.value, score.high))
     print(f"{kind:<14}{value:>4} % right  ({low} to {high} %, {score.n} answers)")
 
 # %% [markdown]
-# **What follows.** Left to right the MASKs are out of sight, and its own words are no riddle to
-# the backbone. Once its words may look at the MASKs, it loses most of the thread, although MASKs
-# say nothing; it simply never learnt to ignore them. Blind to them, it keeps most of what it knew,
-# and so much less is left for an adapter to learn.
+# **Conclusion.** Once its words attend to MASKs, the backbone loses most of its accuracy. Blind to
+# them, it keeps most of it, so that less is left for an adapter to learn.
 
 # %% [markdown]
 # ## What does the adapter change?
 #
-# First its size: the length of the update $\text{scale} \cdot BA$ against the length of the weight
-# matrix $W$ that it is added to, for every layer and each of the matrices in it. (In attention, q,
-# k, v and o are the matrices for queries, keys, values and output; gate, up and down belong to the
-# part of a layer that treats each position by itself.)
+# First its size: the length of the update $\text{scale} \cdot BA$ divided by that of the weight
+# matrix $W$ that it is added to, for every layer and matrix. (q, k, v and o belong to attention;
+# gate, up and down to the part of a layer that treats each position by itself.)
 
 # %%
 show(
-    attention.adapter_update(update_sizes(denoiser)),
+    attention.adapter_update(probes.update_sizes(denoiser)),
     "A heat map, weight matrices by layers: the relative size of the adapter's update.",
     name="adapter_update",
 )
 
 # %% [markdown]
-# **What follows.** The adapter reaches every layer. Nearly everywhere its update is about half as
-# long as the weight it corrects, or less: it bends the backbone rather than replacing it. It is
-# largest in the queries and keys of the first layer, which decide what is looked at among the bare
-# tokens, MASK among them.
+# **Conclusion.** Nearly everywhere the update is at most half as long as the weight. It is largest
+# in the queries and keys of the first layer, where bare tokens attend to each other, MASK among
+# them.
 #
-# Second, its effect. Here is an answer with one token hidden, and the clue stands to the *right*
-# of it. Three readers guess: the denoiser; the denoiser when everything to the right is hidden as
-# well; and the bare backbone, its adapter switched off, under the very same attention mask.
+# Second, its effect. One token of an answer is hidden, and the clue stands to the *right* of it. We
+# compare the denoiser; the denoiser when everything to the right is hidden too; and the bare
+# backbone under the same attention mask.
 
 # %%
 question = "Name a famous city."
 answer = "The city of [MASK] is the capital of Japan."
 no_clue = "The city of [MASK] [MASK] [MASK] [MASK] [MASK] [MASK] [MASK]"
-guesses = {"adapter": fill_mask(denoiser, question, answer)[0]}
-guesses["adapter, no clue"] = fill_mask(denoiser, question, no_clue)[0]
+candidates = {"adapter": fill_mask(denoiser, question, answer)[0]}
+candidates["adapter, no clue"] = fill_mask(denoiser, question, no_clue)[0]
 with denoiser.adapter_off():
-    guesses["bare backbone"] = fill_mask(denoiser, question, answer)[0]
+    candidates["bare backbone"] = fill_mask(denoiser, question, answer)[0]
 show(
-    attention.predictions(guesses, wanted=" Tokyo"),
+    attention.predictions(candidates, wanted=" Tokyo"),
     "Three bar charts of the five likeliest tokens and their probabilities; ␣ is a space that "
     "belongs to the token.",
     name="behind_the_mask",
 )
 
 # %% [markdown]
-# **What follows.** Permission to look right is not the ability to use it: the bare backbone has
-# the same mask and is lost. With the adapter the clue is used, and without the clue the denoiser
-# can only name some city. (␣ marks a space that belongs to the token.)
+# **Conclusion.** Attending to the right is not enough: the bare backbone has the same mask and
+# misses the clue. The denoiser uses it, and without the clue can only name some city.
 
 # %% [markdown]
 # ## Can we watch one being trained?
 #
-# A fresh adapter starts with $B = 0$ and changes nothing. We give it a minute on two CPU cores.
-#
-# The pairs of prompt and answer come from the backbone itself: it answers some questions from left
-# to right, in its own words. This is called **self-distillation**. The adapter then learns to
-# restore those answers after they were damaged as in notebook 1. The **loss** is the
-# cross-entropy: how much the right token surprises the denoiser, on average, in nats (0 for
-# certainty, 0.7 for one chance in two, 2.3 for one in ten). An optimiser **step** is one small
-# correction of $A$ and $B$.
+# A new adapter has $B = 0$ and changes nothing. We give it a minute on two CPU cores. The pairs of
+# prompt and answer come from the backbone, which answers questions from left to right:
+# **self-distillation**. The adapter then learns to restore those answers after corruption as in
+# notebook 1. The **loss** is the cross-entropy in nats (0 for certainty, 0.7 for one chance in two,
+# 2.3 for one in ten). An optimiser **step** is one small correction of $A$ and $B$.
 
 # %%
 countries = ["France", "Spain", "Italy", "Japan", "Egypt", "Poland", "Norway", "Peru", "Cuba"]
@@ -298,21 +274,18 @@ print("  before:", "|".join(token.text for (token,) in before))
 print("  after: ", "|".join(token.text for (token,) in after))
 
 # %% [markdown]
-# **What follows.** A few steps are enough to see the loss fall. But this is a toy: a handful of
-# questions, and answers that are the backbone's own, mistakes included. In its answer about Greece
-# look for the pattern of the answers it was trained on, not for the right city; and where a word
-# stands twice, remember that all eight positions guessed at the same time, each by itself. Mending
-# that takes more iterations than one, which is what notebook 3 shows.
+# **Conclusion.** A few steps are enough to see the loss fall. This is a toy: a handful of
+# questions, and the backbone's answers, mistakes included. In the answer about Greece look for the
+# pattern of the training answers, not for the right city. Where a word stands twice, remember that
+# all eight positions were predicted at once; repairing that takes more iterations, see notebook 3.
 
 # %% [markdown]
 # ## How was the shipped adapter trained?
 #
-# With the same code, for longer, on two GPUs and on far more pairs, as `configs/smollm2-135m.yaml`
-# says. Its log comes with it. The noise was that of notebook 1 in other amounts: masks reach up to
-# the whole answer, stand in blocks or cover what is yet to be written, and structural noise falls
-# on some of the answers. About one row in seven is not damaged at all but read on from a random
-# position, from left to right, so that the adapter keeps what the backbone knows best: which token
-# comes next.
+# With the same code on two GPUs and far more pairs, as `configs/smollm2-135m.yaml` says. Masks
+# reach up to the whole answer, stand in blocks or cover its end, and structural corruption falls on
+# some of the answers. About one in seven is not corrupted but read from left to right from a random
+# position, so that the adapter keeps the backbone's skill at next tokens. Its log:
 
 # %%
 with open(shipped_adapter("smollm2-135m") / "training_log.jsonl", encoding="utf-8") as file:
@@ -324,9 +297,9 @@ show(
 )
 
 # %% [markdown]
-# From time to time it was tested on pairs that it is never trained on, with a quarter, a half and
-# three quarters of the answer masked. **Accuracy** is the share of masked tokens whose likeliest
-# guess is right; there is often more than one good answer, so it cannot reach 100 %.
+# During training it was tested on held-out pairs with a quarter, a half and three quarters of the
+# answer masked. **Accuracy** is the share of masked tokens whose likeliest prediction is right;
+# there is often more than one good answer, so it cannot reach 100 %.
 
 # %%
 show(
@@ -337,54 +310,50 @@ show(
 )
 
 # %% [markdown]
-# **What follows.** The more of an answer is visible, the better the rest is guessed. That is the
-# whole idea of refinement: each draft, if it is better than the last, makes the next one easier.
+# **Conclusion.** The more of an answer is visible, the better the rest is predicted: each draft, if
+# it is better than the last, makes the next one easier.
 
 # %% [markdown]
 # ## Which of these choices matter?
 #
-# The same short training again and again, on a GPU, one choice changed at a time (`lad ablate`).
-# Every row is one such run, measured on answers and prompts that none of them saw. The base is not
-# how the shipped adapter was made but an earlier recipe, which these runs helped to leave behind:
-# it also trains on the model's own drafts, in chains, each drawn from the one before, and it learns
-# more slowly.
+# The same short training again and again, on a GPU, one choice changed at a time (`lad ablate`),
+# measured on held-out answers and prompts. The base is an earlier recipe than the shipped
+# adapter's: it also trains on the model's drafts, each drawn from the one before.
 #
 # - **filling in**: the cross-entropy where half of the answer is masked;
-# - **repair**: answers with structural noise of severity 0.3 and not one MASK go through four
-#   noiseless iterations. Which share of the damaged tokens comes out right, and which share of
-#   the sound ones is left alone?
-# - **noiseless answers**: how much a whole answer, refined without masking again, stutters.
+# - **repair**: answers with structural corruption of severity 0.3 and no MASK go through four
+#   noiseless iterations. Which share of the corrupted tokens comes out right, and which share of
+#   the others is left as it was?
+# - **noiseless answers**: how often a token repeats the one before.
 #
-# The intervals are 95 %, over answers. They do not say what chance does in training: for that one
-# run differs from the base in its seed only, and the grey bands show how far that took it.
+# The intervals are 95 %, over answers. They leave out chance in training: for that one run differs
+# from the base in its seed only, and the grey bands show how far that moved it.
 
 # %%
 show(
     ablation(read_numbers("ablation")),
     "Four panels of dots with intervals, a row for each variant of the training: cross-entropy, "
-    "damaged tokens restored, sound tokens kept, and repeats in noiseless answers. The base is a "
+    "corrupted tokens restored, other tokens kept, and repeats in noiseless answers. The base is a "
     "dashed line in each.",
     name="ablation",
 )
 
 # %% [markdown]
-# **What follows.** Trained on masks only, an adapter fills in better than the base and is the worst
-# of all at repair: what is never damaged in training is not mended afterwards. Training on the
-# model's own drafts does not pay yet: without it, every count is better. Drafts this early are poor
-# ones, and a run this short cannot say whether it pays later. A wider adapter (a higher rank) both
-# fills in and repairs better. And one other seed is a rough measure of chance: what lies close to a
-# grey band may not be there the next time.
+# **Conclusion.** Trained on masks only, an adapter fills in better than the base and is the worst
+# of all at repair. Training on drafts does not pay in a run this short. A higher rank both fills in
+# and repairs better. One other seed is a rough measure of chance: what lies close to a grey band
+# may not be there the next time.
 
 # %% [markdown]
 # ## Try it
 #
-# 1. In the explorer, choose *prompt-causal* and change the target from *next* to *same*. Which
-#    single row of the mask changes, and which bar disappears?
+# 1. In the explorer, choose *prompt-causal* and change the target from *next* to *same*. Which row
+#    of the mask changes, and which bar disappears?
 # 2. Under *causal*, hide a token in the middle. Which states move, and why only those?
-# 3. Choose *mask-blind* and hide one token of the answer after the other. What happens to the
-#    column in the frame, and who still looks there?
-# 4. Replace `answer` above by a sentence of your own with the clue on the left of `[MASK]`. How
-#    well does the bare backbone do now, and why?
+# 3. Choose *mask-blind* and hide one answer token after the other. Which positions still attend to
+#    it?
+# 4. Replace `answer` above by a sentence with the clue on the left of `[MASK]`. How well does the
+#    bare backbone do now?
 # 5. Train the beginner with `rank=1`. Does the loss still fall?
 #
 # Next: one answer, draft by draft, in [notebook 3](03_sampling_walkthrough.ipynb).

@@ -14,9 +14,9 @@ from lad.evaluation.throughput import add_run, bench, machine_rates, roofline
 from lad.models.registry import load_backbone
 from lad.utils import CacheError, DamagedFile
 
+RATES = ("bytes_per_second", "flops_per_second")
 FEW = RefineConfig(iterations=4, answer_length=8)
 PROMPTS = ["hello", "a longer one", "hi"]
-RATES = ("bytes_per_second", "flops_per_second", "flops_per_second_of_normals")
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,8 @@ def test_ratios_are_of_what_was_timed(backbone, monkeypatch):
 def test_the_roofline_is_weights_read_once_or_arithmetic_done_once():
     denoiser = tiny_denoiser()
     weights = denoiser.backbone.model.state_dict()
-    layers = sum(
-        w.numel()
-        for n, w in weights.items()
-        if ".layers." in n and w.dim() == 2 and "lora" not in n
-    )
+    matrices = [n for n, w in weights.items() if ".layers." in n and w.dim() == 2]
+    layers = sum(weights[name].numel() for name in matrices if "lora" not in name)
     head = denoiser.vocabulary_size * denoiser.causal_lm.config.hidden_size
     one = roofline(denoiser, dict.fromkeys(RATES, 1e30) | {"bytes_per_second": 1.0}, 1, 5, 8)
     assert one["weight_bytes"] == one["seconds"] == 4 * (layers + head)
@@ -117,20 +114,7 @@ def test_the_roofline_is_weights_read_once_or_arithmetic_done_once():
 
 def test_rates_of_this_machine_are_plausible():
     rates = machine_rates(torch.device("cpu"), torch.float32)
-    assert 1e8 < rates.pop("bytes_per_second") < 1e13
-    assert len(rates) == 2 and all(1e8 < rate < 1e15 for rate in rates.values())
-
-
-def test_a_reference_cut_short_still_gives_whole_answers(backbone):
-    result = bench(
-        tiny_denoiser(), backbone, PROMPTS, FEW, (8,), (1,),
-        reference_prompts=2, reference_iterations=1,
-    )  # fmt: skip
-    plain = result["cells"][0]["reference"]
-    assert plain["iterations_run"] == 1 and result["prompts"]["by_reference"] == 2
-    assert plain["seconds_per_answer"] > plain["iteration_seconds"]
-    none = bench(tiny_denoiser(), backbone, PROMPTS, FEW, (8,), (1,), reference_prompts=0)
-    assert none["speedup_vs_reference"] is None and none["cells"][0]["reference"] is None
+    assert 1e8 < rates["bytes_per_second"] < 1e13 and 1e8 < rates["flops_per_second"] < 1e15
 
 
 def test_runs_are_added_to_a_file_of_runs_only(tmp_path):
@@ -138,7 +122,7 @@ def test_runs_are_added_to_a_file_of_runs_only(tmp_path):
     add_run(path, {"kind": "a"})
     add_run(path, {"kind": "b"})
     assert [run["kind"] for run in json.loads(path.read_text())["runs"]] == ["a", "b"]
-    for text in ("[]", "{", '{"schema": 99, "runs": []}', '{"schema": 1}'):
+    for text in ("[]", "{", '{"schema": 1}'):
         path.write_text(text)
         with pytest.raises(DamagedFile, match="holds no measurements"):
             add_run(path, {})
@@ -147,21 +131,17 @@ def test_runs_are_added_to_a_file_of_runs_only(tmp_path):
         add_run(path / "runs.json", {})
 
 
-# -- the command -----------------------------------------------------------------------------------
-
-
 def command(capsys, adapter, *arguments):
     return run(capsys, "bench", "--model=tiny", f"--adapter={adapter}", *arguments)
 
 
-def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
+def test_the_command_times_windows_and_batches(capsys, adapter, tmp_path):
     setting = tmp_path / "few.json"
     setting.write_text(json.dumps(replace(FEW, remasking="none").to_dict()))
     out = tmp_path / "made" / "bench.json"
     arguments = [f"--setting={setting}", "--windows=8", "--batches=1,2"]
-    status, shown, err = command(
-        capsys, adapter, *arguments, "--n-prompts=2", f"--out={out}", "--json"
-    )
+    more = ["--n-prompts=2", f"--out={out}", "--json"]
+    status, shown, err = command(capsys, adapter, *arguments, *more)
     assert (status, err) == (0, "")
     result = json.loads(shown)
     assert result == json.loads(out.read_text())
@@ -169,9 +149,8 @@ def test_the_command_times_what_it_is_told_to(capsys, adapter, tmp_path):
     assert (result["setting"], result["graphs"]) == ("few", False)
     assert [cell["batch"] for cell in result["cells"]] == [1, 2]
     assert result["prompts"]["file"] == "held-out.txt" and len(result["prompts"]["sha256"]) == 64
-    status, shown, _ = command(
-        capsys, adapter, *arguments, "--n-prompts=1", "--reference-prompts=0"
-    )
+    more = ["--n-prompts=1", "--reference-prompts=0"]
+    status, shown, _ = command(capsys, adapter, *arguments, *more)
     assert status == 0 and "× generate" in shown and "1 of 100 prompts" in shown
 
 
@@ -216,16 +195,13 @@ def test_what_was_timed_before_a_stop_is_kept(capsys, adapter, tmp_path, monkeyp
     ("arguments", "message"),
     [
         (["--windows=64,many"], "windows = '64,many': expected whole numbers"),
-        (["--batches=0"], "batches = '0'"),
         (["--n-prompts=0"], "n_prompts = 0"),
         (["--iterations=0"], "iterations = 0"),
         (["--reference-iterations=-1"], "reference_iterations = -1"),
         (["--setting=default,demo"], "2 settings: expected one"),
         (["--setting=best"], "unknown preset 'best'"),
-        (["--prompts=/nowhere"], "no prompts at /nowhere"),
         (["--windows=4000", "--n-prompts=1"], "answer_length = 4000"),
         (["--windows=8", "--batches=1", "--n-prompts=1", "--out=/proc/no/x.json"], "cannot write"),
-        (["--model=gpt-5:random"], "gpt-5"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, message):

@@ -13,12 +13,10 @@ from conftest import new_denoiser, run, tiny_denoiser
 import lad
 from lad.cli.common import evenly_spaced
 from lad.diffusion.config import DenoiserConfig, RefineConfig
-from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.sampler import record, refine
 from lad.evaluation import adapter_eval
 from lad.evaluation.adapter_eval import lookahead_accuracy, masked_scores, repair_scores
-from lad.evaluation.answers import Answers, greedy_answers, measure_answers, refined_answers
+from lad.evaluation.generation import Answers, greedy_answers, measure_answers
 from lad.evaluation.statistics import Estimate
 from lad.models.chat import encode_prompts
 from lad.models.registry import load_backbone
@@ -39,9 +37,6 @@ def packed(denoiser, pairs=PAIRS, context=96):
 
 def one_hot(ids, vocabulary):
     return torch.nn.functional.one_hot(ids, vocabulary).float()
-
-
-# -- held-out pairs --------------------------------------------------------------------------------
 
 
 def test_masked_scores_are_those_of_a_validation(any_denoiser):
@@ -92,11 +87,10 @@ def test_lookahead_predicts_the_tokens_behind_a_cut(denoiser, monkeypatch):
 
 
 def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
-    data, calls = packed(denoiser), []
+    data = packed(denoiser)
     clean, v = data.tokens.long(), denoiser.vocabulary_size
 
     def idle(denoiser, inputs, prompt_lengths, chosen):
-        calls.append(len(inputs))
         return one_hot(inputs[chosen], v)
 
     monkeypatch.setattr(adapter_eval, "answer_logits", lambda *given: one_hot(clean[given[-1]], v))
@@ -110,68 +104,18 @@ def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
     monkeypatch.setattr(adapter_eval, "answer_logits", idle)
     scores = repair_scores(denoiser, data)
     assert (scores["restored"]["value"], scores["kept"]["value"]) == (0, 1)
-    assert calls == [len(PAIRS)]  # a draft that does not change is final
 
 
-def test_repair_is_noiseless_refinement_of_the_corrupted_answer(any_denoiser):
-    denoiser, data = any_denoiser, packed(any_denoiser, PAIRS[:1])
-    p, end = int(data.prompt_lengths[0]), int(data.ends[0])
-    clean = data.tokens.long()
-    noisy = corrupt(
-        clean,
-        (torch.arange(96) >= p)[None],
-        denoiser.vocabulary_size,
-        denoiser.mask_token_id,
-        torch.Generator().manual_seed(5),
-        adapter_eval.STRUCTURAL,
-        adapter_eval.REPAIR_SEVERITY,
-    )
-    assert not (noisy == denoiser.mask_token_id).any() and (noisy != clean).any()
-    config = RefineConfig(
-        iterations=adapter_eval.REPAIR_ITERATIONS,
-        remasking="none",
-        answer_length=96 - p,
-        patience=0,
-    )
-    *_, last = refine(denoiser, clean[0, :p], config, draft=noisy[0, p:])
-    counted = slice(end - p + 1)  # the answer and its first EOS
-    right = (torch.from_numpy(last.draft) == clean[0, p:])[counted]
-    corrupted = (noisy != clean)[0, p:][counted]
-    scores = repair_scores(denoiser, data, seed=5)
-    assert scores["restored"]["value"] == pytest.approx(float(right[corrupted].float().mean()))
-    assert scores["kept"]["value"] == pytest.approx(float(right[~corrupted].float().mean()))
-
-
-# -- held-out prompts ------------------------------------------------------------------------------
-
-
-def test_refined_answers_are_those_of_single_runs(denoiser):
-    done = []
-    config = SETTINGS["noisy"]
-    answers = refined_answers(denoiser, PROMPTS, config, 3, lambda *n: done.append(n))
-    assert done == [(3, 4), (4, 4)]
-    for row, prompt in enumerate(PROMPTS):
-        run = record(denoiser, prompt, config)
-        assert answers.tokens[row] == run.drafts[-1][: run.tokens].tolist()
-        assert answers.ended[row] == (run.tokens < config.answer_length)
-        assert answers.forwards[row] == run.nfe
-
-
-def test_greedy_answers_take_the_likeliest_token_each_time():
+def test_greedy_answers_end_with_their_eos():
     backbone = load_backbone("tiny")
     ids = encode_prompts(backbone.tokenizer, PROMPTS)
+    whole = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id)
     # An EOS that the model does predict, so that answers of unequal lengths meet in a batch.
-    eos = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id).tokens[1][3]
+    eos = whole.tokens[1][3]
     answers = greedy_answers(backbone.model, ids, 12, eos, batch_size=3)
     assert any(answers.ended)
-    for row, prompt in enumerate(ids):
-        tokens = list(prompt)
-        while len(tokens) < len(prompt) + 12:
-            with torch.no_grad():
-                tokens.append(int(backbone.model(torch.tensor([tokens])).logits[0, -1].argmax()))
-            if tokens[-1] == eos:
-                break
-        expected = tokens[len(prompt) :]
+    for row, tokens in enumerate(whole.with_eos):
+        expected = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
         assert answers.with_eos[row] == expected
         assert answers.ended[row] == (expected[-1] == eos)
         assert answers.forwards[row] == len(expected)
@@ -181,7 +125,6 @@ def test_truncating_gives_what_a_smaller_region_would_have():
     losses = [np.arange(4.0), np.arange(5.0)]
     answers = Answers([[5, 6, 7], [1, 2, 3, 4, 5]], [True, False], [4, 5], 1.0, 9, losses)
     assert answers.with_eos == [[5, 6, 7, 9], [1, 2, 3, 4, 5]]
-    assert [len(x) for x in answers.losses_without_eos] == [3, 5]
     four, three = answers.truncate(4), answers.truncate(3)
     assert four.with_eos == [[5, 6, 7, 9], [1, 2, 3, 4]] and four.ended == [True, False]
     assert three.with_eos == [[5, 6, 7], [1, 2, 3]] and three.ended == [False, False]
@@ -200,9 +143,6 @@ def test_the_baseline_has_relative_perplexity_1():
     assert scores["forwards_per_token"]["value"] == pytest.approx(5 / 3)
     assert scores["tpf"]["value"] == pytest.approx(3 / 5)
     assert scores["seconds_per_answer"] == 3.0
-
-
-# -- all of it -------------------------------------------------------------------------------------
 
 
 def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was():
@@ -260,9 +200,6 @@ def test_nothing_to_measure_on_and_broken_weights_are_named(denoiser):
             score(broken, packed(broken))
 
 
-# -- the command -----------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Options that name a tiny adapter, pairs and prompts."""
@@ -298,12 +235,8 @@ def test_the_command_says_what_it_measured(capsys, files):
     assert list(result["settings"]) == ["noiseless", "short"]
     assert result["settings"]["short"]["config"]["answer_length"] == 8
     assert "answers" not in result["backbone"]
-    assert [evenly_spaced(list(range(7)), n) for n in (1, 3, 7, 99)] == [
-        [0],
-        [0, 2, 4],
-        list(range(7)),
-        list(range(7)),
-    ]
+    assert [evenly_spaced(list(range(7)), n) for n in (1, 3)] == [[0], [0, 2, 4]]
+    assert evenly_spaced(list(range(7)), 99) == list(range(7))
     card = json.loads((files["adapter"] / "denoiser.json").read_text())
     assert result["provenance"]["adapter_sha256"] == card["adapter_sha256"]
 
@@ -360,10 +293,10 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
         return out
 
     pairs = tmp_path / "pairs.jsonl.gz"
-    sizes = ["--batches=2", "--batch-size=256", "--context=256", "--answer-temperature=2"]
+    sizes = ["--batches=1", "--batch-size=256", "--context=256", "--answer-temperature=2"]
     lad_runs("distil", f"--out={pairs}", "--no-benchmarks", *sizes)
     made = read_pairs(pairs)
-    assert len(made) >= 20
+    assert len(made) >= 10
     assert json.loads((tmp_path / "pairs-card.json").read_text())["pairs"] == len(made)
 
     config = tmp_path / "tiny.yaml"
@@ -372,17 +305,17 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
         "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2}\n"
     )
     out = tmp_path / "run"
-    lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=20")
+    lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=5")
     log = [json.loads(line) for line in (out / "training_log.jsonl").open()]
-    assert log[-1]["step"] == 20
+    assert log[-1]["step"] == 5
 
-    options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=20", "--n-prompts=3"]
+    options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=10", "--n-prompts=3"]
     result = json.loads(lad_runs("evaluate", *options, "--json"))
     used = result["pairs"]["used"]  # bytes that are no text become longer when they are read again
-    assert used >= 10 and used + result["pairs"]["too_long"] == 20
+    assert used >= 5 and used + result["pairs"]["too_long"] == 10
     assert result["prompts"]["of"] == 100
     assert list(result["settings"]) == ["quality", "default", "noiseless"]
-    # 20 steps teach little, but what was measured is finite, and on all of it.
+    # A few steps teach little, but what was measured is finite, and on all of it.
     assert result["masked"]["0.5"]["ce"]["n"] == result["repair"]["kept"]["n"] == used
     for scores in result["settings"].values():
         assert 0 < scores["nfe"]["value"] <= 64 and scores["ended"]["n"] == 3

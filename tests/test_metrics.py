@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lad.evaluation import statistics, text_metrics
@@ -22,9 +22,6 @@ def backbone():
     return load_backbone("tiny").model
 
 
-# -- intervals -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("hits", "n", "low", "high"),
     [(0, 100, 0.0, 0.0370), (50, 100, 0.4038, 0.5962), (177, 200, 0.8334, 0.9222)],
@@ -33,14 +30,8 @@ def test_wilson_of_published_counts(hits, n, low, high):
     estimate = statistics.wilson(hits, n)
     assert estimate.value == hits / n and estimate.n == n
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_impossible_counts_are_refused():
-    for hits in (-1, 4):
-        with pytest.raises(InvalidInput, match=f"{hits} of 3"):
-            statistics.wilson(hits, 3)
-    with pytest.raises(InvalidInput, match="2 numerators and 1 denominators"):
-        statistics.pooled_ratio([1, 2], [1])
+    with pytest.raises(InvalidInput, match=f"{n + 1} of {n}"):
+        statistics.wilson(n + 1, n)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
@@ -73,28 +64,13 @@ def test_no_hit_at_all_is_not_certainty():
         assert estimate.high - estimate.low > 0.1
 
 
-def test_intervals_cover_the_truth_as_often_as_they_claim():
-    """Answers whose rate of hits varies about 0.3: the interval over answers still covers it."""
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        rates = rng.beta(3, 7, size=60)
-        counts = rng.integers(5, 40, size=60)
-        estimate = statistics.pooled_share(rng.binomial(counts, rates), counts)
-        covered += estimate.low <= 0.3 <= estimate.high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
 def test_median_and_mean_of_plain_numbers_are_the_same_every_time():
     values = [3.0, 1.0, 10.0, 2.0]
     state = np.random.get_state()[1].copy()
-    assert statistics.median(values).value == 2.5
-    assert statistics.mean(values).value == 4.0 and statistics.mean(values) == statistics.mean(
-        values
-    )
+    assert (statistics.median(values).value, statistics.mean(values).value) == (2.5, 4.0)
+    assert statistics.mean(values) == statistics.mean(values)
     assert (np.random.get_state()[1] == state).all()
     assert statistics.median([7.0]) == Estimate(7.0, 7.0, 7.0, 1)
-    assert statistics.median([1.0, 1.0, math.inf]).value == 1.0
     estimate = statistics.median([1.0, 2.0, math.inf, math.inf, math.inf])
     assert estimate.value == math.inf and 1 <= estimate.low < math.inf
 
@@ -122,9 +98,6 @@ def test_estimates_as_text(estimate, arguments, text):
     assert estimate.text(*arguments) == text
 
 
-# -- text and cost ---------------------------------------------------------------------------------
-
-
 @given(ANSWERS)
 def test_repeats_and_trigrams_are_counted_like_this(answers):
     pairs = [(a, b) for answer in answers for a, b in itertools.pairwise(answer)]
@@ -142,20 +115,11 @@ def test_repeats_and_trigrams_are_counted_like_this(answers):
         assert estimate.value == pytest.approx(distinct / total)
 
 
-def test_equal_answers_do_not_lower_the_share_of_distinct_trigrams():
-    assert text_metrics.distinct_trigrams([[1, 2, 3, 4]] * 5).value == 1
-    assert text_metrics.distinct_trigrams([[1, 2, 1, 2, 1, 2]]).value == 0.5
-
-
 def test_cost_is_pooled_and_empty_answers_count():
-    tokens, forwards = [10, 0, 30], [5, 5, 10]
-    assert text_metrics.tokens_per_forward(tokens, forwards).value == 2
-    assert text_metrics.forwards_per_token(tokens, forwards).value == 0.5
-    assert text_metrics.forwards_per_token(tokens, forwards).n == 3
-    assert text_metrics.forwards_per_token([0], [4]).value == math.inf
+    estimate = statistics.pooled_ratio([5, 5, 10], [10, 0, 30])
+    assert (estimate.value, estimate.n) == (0.5, 3)
+    assert statistics.pooled_ratio([4], [0]).value == math.inf
 
-
-# -- perplexity ------------------------------------------------------------------------------------
 
 PROMPTS = [[256, 4, 5], [256, 9], [256, 1, 2, 3, 4, 5, 6], [256, 40, 41]]
 REPLIES = [[10, 11, 12], [7], [], [60, 61, 60, 61, 60]]
@@ -171,46 +135,23 @@ def plain_losses(model, prompt, answer):
     return losses
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 99])
-def test_losses_in_batches_are_those_of_one_token_after_the_other(backbone, batch_size):
-    found = text_metrics.answer_losses(backbone, PROMPTS, REPLIES, batch_size)
+def test_losses_in_batches_are_those_of_one_token_after_the_other(backbone):
+    found = text_metrics.answer_losses(backbone, PROMPTS, REPLIES, 3)
     for losses, prompt, answer in zip(found, PROMPTS, REPLIES, strict=True):
         assert losses == pytest.approx(plain_losses(backbone, prompt, answer), abs=1e-4)
 
 
-def test_the_baseline_is_the_backbone_without_the_adapter(denoiser, backbone):
-    bare = text_metrics.answer_losses(backbone, PROMPTS, REPLIES)
-    adapted = text_metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
-    assert not np.allclose(bare[0], adapted[0], atol=1e-2)
-    with denoiser.adapter_off():
-        off = text_metrics.answer_losses(denoiser.causal_lm, PROMPTS, REPLIES)
-    for one, other in zip(bare, off, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
-
-
-def test_bad_losses_and_lengths_are_named(backbone):
-    with pytest.raises(InvalidInput, match="2 prompts and 1 answers"):
-        text_metrics.answer_losses(backbone, PROMPTS[:2], REPLIES[:1])
+def test_bad_losses_are_named():
     broken = load_backbone("tiny").model
     broken.model.norm.weight.data.fill_(math.nan)
     with pytest.raises(NumericalError, match="NaN or infinite"):
         text_metrics.answer_losses(broken, PROMPTS[:1], REPLIES[:1])
 
 
-@settings(max_examples=20)
-@given(st.lists(st.lists(st.floats(0, 9), min_size=1, max_size=9), min_size=1, max_size=9))
-def test_relative_perplexity_is_1_against_itself_and_doubles_with_the_loss(losses):
-    arrays = [np.array(x) for x in losses]
-    assert text_metrics.relative_perplexity(arrays, arrays).value == pytest.approx(1)
-    doubled = [x + math.log(2) for x in arrays]
-    assert text_metrics.relative_perplexity(doubled, arrays).value == pytest.approx(2)
-
-
 def test_an_empty_answer_is_the_worst():
     one, nothing = np.array([math.log(3.0)]), np.zeros(0)
+    assert text_metrics.relative_perplexity([one + math.log(2)], [one]).value == pytest.approx(2)
     assert text_metrics.perplexities([one, nothing]).tolist() == pytest.approx([3, math.inf])
     estimate = text_metrics.relative_perplexity([one, nothing, nothing], [one, one, one])
     assert estimate.value == math.inf and estimate.n == 3
     assert text_metrics.relative_perplexity([one, one], [one, nothing]) == Estimate(1, 1, 1, 1)
-    with pytest.raises(InvalidInput, match="1 answers and 2 baselines"):
-        text_metrics.relative_perplexity([one], [one, one])

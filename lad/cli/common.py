@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,6 @@ from lad.utils import InvalidInput
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
-    from lad.diffusion.denoiser import Denoiser
-    from lad.models.registry import LoadedBackbone
 
 Model = Annotated[
     str,
@@ -85,59 +82,42 @@ def setting_options(fields: Mapping[str, dict]) -> list[inspect.Parameter]:
 
 # -- what is measured, and on what -----------------------------------------------------------------
 
-ASSETS = Path(__file__).parents[1] / "assets"
-
-
-def command_line() -> str:
-    """The command that is running, as it can be typed again."""
-    return shlex.join(["lad", *sys.argv[1:]])
+PROMPTS = Path(__file__).parents[1] / "assets" / "held-out.txt"
+PAIRS = PROMPTS.with_name("held-out-pairs.jsonl.gz")
 
 
 def parse_numbers(name: str, text: str) -> list[int]:
     """Whole numbers from 1 up, separated by commas."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(numbers):
         raise InvalidInput(f"{name} = {text!r}: expected whole numbers from 1 up, such as 64,128")
-    return [int(part) for part in parts]
+    return numbers
 
 
 def read_settings(text: str) -> dict[str, RefineConfig]:
-    """Names of presets and of JSON files, separated by commas, as settings by name.
-
-    Raises:
-        InvalidInput: no such preset or file, or a file that holds no valid settings.
-    """
+    """Names of presets and of JSON files, separated by commas, as settings by name."""
     from lad.diffusion.config import RefineConfig, preset
 
     chosen = {}
-    for name in text.split(","):
-        path = Path(name.strip())
-        if path.suffix != ".json":
-            chosen[name.strip()] = preset(name.strip())
+    for name in map(str.strip, text.split(",")):
+        if not name.endswith(".json"):
+            chosen[name] = preset(name)
             continue
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(Path(name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InvalidInput(
-                f"settings = {name!r}: {error}; expected a JSON file such as "
-                '{"iterations": 16, "remasking": "none"}'
-            ) from error
-        chosen[path.stem] = RefineConfig.from_dict(values)
+            expected = 'expected a JSON file such as {"iterations": 16, "remasking": "none"}'
+            raise InvalidInput(f"settings = {name!r}: {error}; {expected}") from error
+        chosen[Path(name).stem] = RefineConfig.from_dict(values)
     return chosen
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a text file, one a line; empty lines are skipped.
-
-    Raises:
-        InvalidInput: no such file, not UTF-8, or no prompts in it.
-    """
+    """Prompts of a text file, one a line; empty lines are skipped."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(
-            f"no prompts at {path} ({error}): expected a text file, one prompt a line"
-        ) from error
+        raise InvalidInput(f"no prompts at {path} ({error}): expected one a line") from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InvalidInput(f"{path} holds 0 prompts: expected at least one line")
@@ -145,15 +125,13 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def evenly_spaced(items: list, n: int | None) -> list:
-    """At most n of the items, evenly spaced (files tend to be sorted by kind); all if n is None."""
-    n = len(items) if n is None else min(n, len(items))
+    """At most n of the items, evenly spaced; all if n is None."""
+    n = min(n or len(items), len(items))
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def load_with_baseline(
-    model: str, adapter: Path | None, device: str
-) -> tuple[Denoiser, LoadedBackbone | None]:
-    """A denoiser and its baseline; None where its backbone with the adapter off is exact."""
+def load_with_baseline(model: str, adapter: Path | None, device: str):
+    """A denoiser and its `LoadedBackbone`; None where switching the adapter off is exact."""
     import torch
 
     from lad.diffusion.adapter import load_denoiser
@@ -161,7 +139,6 @@ def load_with_baseline(
 
     where = choose_device(device)
     denoiser = load_denoiser(model, adapter, where)
-    # Taking a merged adapter out again is exact enough in float32 alone.
     exact = denoiser.causal_lm.dtype == torch.float32
     return denoiser, None if exact else load_backbone(model, where)
 
@@ -172,9 +149,8 @@ def progress():
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    tasks, console = {}, Console(stderr=True)
     with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks = {}
 
         def on_progress(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
@@ -187,13 +163,12 @@ def progress():
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """A table on stdout, as wide as the terminal; in a file or a pipe, as wide as it needs."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table(title=Text(title) if title else None, title_justify="left")
-    for heading in headings:
-        table.add_column(Text(heading))
+    columns = [Column(Text(heading)) for heading in headings]
+    table = Table(*columns, title=Text(title) if title else None, title_justify="left")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from lad.cli import common
 
@@ -27,23 +28,15 @@ ROWS = (
 
 def evaluate(
     settings: Annotated[
-        str, typer.Option(help="Presets, or JSON files with settings, separated by commas.")
+        str, Option(help="Presets, or JSON files with settings, separated by commas.")
     ] = "quality,default,noiseless",
-    n_prompts: Annotated[
-        int | None, typer.Option(help="Prompts answered, evenly spaced: 20 on a CPU, else all.")
-    ] = None,
-    n_pairs: Annotated[
-        int | None, typer.Option(help="Pairs measured on, evenly spaced: 40 on a CPU, else all.")
-    ] = None,
-    prompts: Annotated[
-        Path, typer.Option(help="Held-out prompts, one a line.", show_default=False)
-    ] = common.ASSETS / "held-out.txt",
-    pairs: Annotated[
-        Path, typer.Option(help="Held-out pairs, .jsonl or .jsonl.gz.", show_default=False)
-    ] = common.ASSETS / "held-out-pairs.jsonl.gz",
-    seed: Annotated[int, typer.Option(help="Of masks and corruption.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Answers at once.")] = None,
-    answers: Annotated[bool, typer.Option("--answers", help="The answers too.")] = False,
+    n_prompts: Annotated[int | None, Option(help="Prompts: 20 on a CPU, else all.")] = None,
+    n_pairs: Annotated[int | None, Option(help="Pairs: 40 on a CPU, else all.")] = None,
+    prompts: Annotated[Path, Option(help="One a line.", show_default=False)] = common.PROMPTS,
+    pairs: Annotated[Path, Option(help=".jsonl, .jsonl.gz.", show_default=False)] = common.PAIRS,
+    seed: Annotated[int, Option(help="Of masks and corruption.")] = 0,
+    batch_size: Annotated[int | None, Option(help="Answers at once.")] = None,
+    answers: Annotated[bool, Option("--answers", help="The answers too.")] = False,
     model: common.Model = "smollm2-135m",
     adapter: common.Adapter = None,
     device: common.Device = "auto",
@@ -59,21 +52,13 @@ def evaluate(
     all_pairs, all_prompts = read_pairs(pairs), common.read_prompts(prompts)
     denoiser, backbone = common.load_with_baseline(model, adapter, device)
     few = ON_A_CPU if denoiser.device.type == "cpu" else {}
+    some_pairs = common.evenly_spaced(all_pairs, n_pairs or few.get("pairs"))
+    some_prompts = common.evenly_spaced(all_prompts, n_prompts or few.get("prompts"))
     with common.progress() as on_progress:
-        result = run_evaluation(
-            denoiser,
-            common.evenly_spaced(all_pairs, n_pairs or few.get("pairs")),
-            common.evenly_spaced(all_prompts, n_prompts or few.get("prompts")),
-            chosen,
-            seed=seed,
-            batch_size=batch_size,
-            backbone=backbone,
-            keep_answers=answers,
-            on_progress=on_progress,
-        )
-    result["pairs"] |= {"of": len(all_pairs), "file": pairs.name, "sha256": sha256_file(pairs)}
-    result["prompts"] |= {"of": len(all_prompts), "file": prompts.name}
-    result["prompts"]["sha256"] = sha256_file(prompts)
+        options = seed, batch_size, backbone, answers, on_progress
+        result = run_evaluation(denoiser, some_pairs, some_prompts, chosen, *options)
+    for key, everything, path in (("pairs", all_pairs, pairs), ("prompts", all_prompts, prompts)):
+        result[key] |= {"of": len(everything), "file": path.name, "sha256": sha256_file(path)}
     if as_json:
         common.print_json(result)
     else:
@@ -82,6 +67,7 @@ def evaluate(
 
 def show(result: dict) -> None:
     """Print the result as tables."""
+    from lad.diffusion.config import RefineConfig
     from lad.evaluation.statistics import Estimate
 
     def text(estimate: dict, factor: float = 100, digits: int = 1) -> str:
@@ -111,19 +97,12 @@ def show(result: dict) -> None:
     seconds = [f"{scores['seconds_per_answer']:.2f}" for scores in columns.values()]
     rows.append(("seconds an answer", *seconds))
     common.print_table(("held-out prompts", *columns), rows, title(result["prompts"]))
+    usual = RefineConfig().to_dict()
     for name, scores in result["settings"].items():
-        typer.echo(f"{name}: {describe(scores['config'])}")
+        changed = [f"{key} {v}" for key, v in scores["config"].items() if v != usual[key]]
+        typer.echo(f"{name}: {', '.join(changed) or 'all defaults'}")
     if "answers" in result["backbone"]:
         for row in zip(*(scores["answers"] for scores in columns.values()), strict=True):
             typer.echo(f"\n{row[0]['prompt']}")
             for name, found in zip(columns, row, strict=True):
                 typer.echo(f"  {name}: {found['answer']}")
-
-
-def describe(config: dict) -> str:
-    """Settings as text, without those that have `RefineConfig`'s defaults."""
-    from lad.diffusion.config import RefineConfig
-
-    usual = RefineConfig().to_dict()
-    changed = [f"{key} {value}" for key, value in config.items() if value != usual[key]]
-    return ", ".join(changed) or "all defaults"

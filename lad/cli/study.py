@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from lad.cli import common
 from lad.utils import disk_errors
@@ -14,20 +15,12 @@ ON_A_CPU = {"prompts": 6, "pairs": 24}  # about five minutes on two cores
 
 
 def study(
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; by default figures/data/study.json.")
-    ] = None,
-    iterations: Annotated[
-        str, typer.Option(help="Iterations to allow, rising, separated by commas.")
-    ] = "1,2,4,8,16,32,64",
-    n_prompts: Annotated[
-        int | None, typer.Option(help="Prompts answered: 6 on a CPU, else all 100.")
-    ] = None,
-    n_pairs: Annotated[
-        int | None, typer.Option(help="Pairs for the calibration: 24 on a CPU, else all.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Answers at once.")] = None,
+    out: Annotated[Path | None, Option(help="By default figures/data/study.json.")] = None,
+    iterations: Annotated[str, Option(help="Rising, separated by commas.")] = "1,2,4,8,16,32,64",
+    n_prompts: Annotated[int | None, Option(help="Prompts: 6 on a CPU, else all 100.")] = None,
+    n_pairs: Annotated[int | None, Option(help="Pairs: 24 on a CPU, else all.")] = None,
+    seed: Annotated[int, Option(help="Of the masks.")] = 0,
+    batch_size: Annotated[int | None, Option(help="Answers at once.")] = None,
     model: common.Model = "smollm2-135m",
     adapter: common.Adapter = None,
     device: common.Device = "auto",
@@ -35,30 +28,20 @@ def study(
 ) -> None:
     """Follow held-out answers iteration by iteration, in three ways to refine."""
     from lad.evaluation.convergence import run_study
-    from lad.training import read_pairs
+    from lad.training import held_out_prompts, read_pairs
     from lad.utils import figures_folder, write_json
 
     steps = common.parse_numbers("iterations", iterations)
     common.check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
-    prompts = common.read_prompts(common.ASSETS / "held-out.txt")
-    pairs = read_pairs(common.ASSETS / "held-out-pairs.jsonl.gz")
     denoiser, backbone = common.load_with_baseline(model, adapter, device)
     few = ON_A_CPU if denoiser.device.type == "cpu" else {}
-    prompts = common.evenly_spaced(prompts, n_prompts or few.get("prompts"))
-    pairs = common.evenly_spaced(pairs, n_pairs or few.get("pairs"))
+    prompts = common.evenly_spaced(held_out_prompts(), n_prompts or few.get("prompts"))
+    pairs = common.evenly_spaced(read_pairs(common.PAIRS), n_pairs or few.get("pairs"))
+    command = f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
+    command += f"--n-pairs {len(pairs)} --seed {seed}"
     with common.progress() as on_progress:
-        result = run_study(
-            denoiser,
-            prompts,
-            pairs,
-            steps,
-            seed=seed,
-            batch_size=batch_size,
-            backbone=backbone,
-            command=f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
-            f"--n-pairs {len(pairs)} --seed {seed}",
-            on_progress=on_progress,
-        )
+        options = seed, batch_size, backbone, command, on_progress
+        result = run_study(denoiser, prompts, pairs, steps, *options)
     if as_json:
         common.print_json(result)
         if out is None:

@@ -1,17 +1,10 @@
 """Ablations: the same short training run again and again, one choice changed at a time.
 
 A grid is a YAML file (configs/ablation.yaml) with `steps`, a `base` run, and `variants`, each of
-which names only what it changes; the first changes nothing and is what the others are compared
-with. Every variant takes the same number of steps over the same pairs and is then measured by
-`lad.evaluation.adapter_eval` on pairs and prompts it never saw. Runs are short: they compare
-choices, and do not say how good a finished adapter is.
-
-Each variant's result is a file of its own, so any number of processes share a grid and a killed one
-goes on where it stopped. `collect` joins them into one file: what the figure shows and what made
-it.
-
-The recorded figures/data/ablation.json is of an earlier recipe, whose base also trained on the
-denoiser's own drafts (settings `draft_*`), which the trainer no longer does.
+which names only what it changes; the first changes nothing and is the baseline of the others.
+Every variant's result is a file of its own, so any number of processes share a grid and a stopped
+one continues; `collect` joins them. The recorded figures/data/ablation.json is of an earlier recipe
+with settings `draft_*`, which the trainer no longer has.
 """
 
 from __future__ import annotations
@@ -21,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from lad.diffusion.config import PRESETS, DenoiserConfig
@@ -31,23 +25,12 @@ from lad.training import TrainConfig, hold_out, read_pairs, train
 from lad.utils import DamagedFile, InvalidInput, disk_errors, one_line, sha256_file, write_json
 
 PARTS = ("denoiser", "training")
-# What is kept of a result's scores, and where it stands there.
-MEASURES = {
-    "ce": ("masked", "0.5", "ce"),
-    "accuracy": ("masked", "0.5", "accuracy"),
-    "restored": ("repair", "restored"),
-    "kept": ("repair", "kept"),
-    "repeats": ("settings", "noiseless", "repeats"),
-}
-SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid must agree on
+NOISELESS = {"noiseless": PRESETS["noiseless"]}
+SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
 
 
 def read_grid(path: str | Path) -> dict:
-    """A grid, checked: every variant's settings are valid before the first run begins.
-
-    Raises:
-        InvalidInput: no such file, not YAML, or a setting that does not exist or is out of range.
-    """
+    """A grid, checked: every variant's settings are valid before the first run begins."""
     path = Path(path)
     try:
         grid = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -73,14 +56,8 @@ def settings_of(
 ) -> tuple[DenoiserConfig, TrainConfig]:
     """The settings of one variant: the base's, overridden by what it changes.
 
-    `corruption` counts as one setting: a variant that names it replaces it as a whole, and what it
-    leaves out has the paper's value (`CorruptionConfig`), not the base's.
-
-    Args:
-        steps: instead of the grid's.
-
-    Raises:
-        InvalidInput: a section or setting that does not exist, or is out of range.
+    `corruption` counts as one setting: what a variant that names it leaves out has the default of
+    `CorruptionConfig`, not the base's. `steps` replaces the grid's.
     """
     changes = grid["variants"][name] or {}
     for label, section in (("base", grid["base"]), (f"variant {name!r}", changes)):
@@ -103,23 +80,22 @@ def run_variants(
     steps: int | None = None,
     most_pairs: int = 256,
 ) -> Iterator[tuple[str, dict]]:
-    """Train and measure this process's share of the variants, each into `folder`/03.json.
+    """Train and measure this process's share of the variants, each into a file of `folder`.
 
     Args:
-        pairs: training data; about one in fifty is held out and measured on.
-        prompts: held out, to be answered noiselessly.
+        pairs: training data; one in fifty is held out, and `most_pairs` of those measured on.
+        prompts: not trained on, to be answered noiselessly.
         steps: instead of the grid's.
-        most_pairs: held-out pairs measured on.
 
     Yields:
         Name and result of each variant that was run; those with a result already are skipped.
 
     Raises:
-        InvalidInput: too few pairs, or `folder` holds results of other settings, data or model.
+        InvalidInput: too few pairs, or `folder` has results of other settings, data or model.
         DamagedFile: a result that is not whole.
     """
     train_pairs, held_out = hold_out(read_pairs(pairs))
-    if not (train_pairs and held_out and prompts):  # before the first training, not after it
+    if not (train_pairs and held_out and prompts):
         raise InvalidInput(
             f"{pairs}: {len(train_pairs)} pairs to train on, {len(held_out)} held out, and "
             f"{len(prompts)} prompts: expected at least one of each; give more pairs"
@@ -132,39 +108,32 @@ def run_variants(
         denoiser_config, training = settings_of(grid, name, steps)
         expected = shared | {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
         if path.exists():
-            result = read_result(path, name)
-            differs = [key for key, value in expected.items() if result.get(key) != value]
-            if differs:
-                raise InvalidInput(
-                    f"{path} was made with another {differs[0]}: expected that of the grid; "
-                    f"delete {folder} or choose another --out"
-                )
+            result = _read_result(path, name)
+            for key, value in expected.items():
+                if result.get(key) != value:
+                    raise InvalidInput(
+                        f"{path} was made with another {key}: expected that of the grid; "
+                        f"delete {folder} or choose another --out"
+                    )
             continue
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
         started = time.monotonic()
         log = train(denoiser, train_pairs, training, held_out=())
-        seconds = time.monotonic() - started
-        presets = {"noiseless": PRESETS["noiseless"]}
-        scores = evaluate(denoiser, held_out[:most_pairs], prompts, presets)
+        seconds = round(time.monotonic() - started, 1)
         result = {
             "variant": name,
             **expected,
             "adapter_parameters": denoiser.parameter_counts()["adapter"],
             "tokens": log[-1]["tokens"],
-            "seconds": round(seconds, 1),
-            **scores,
+            "seconds": seconds,
+            **evaluate(denoiser, held_out[:most_pairs], prompts, NOISELESS),
         }
         with disk_errors(path):
             write_json(path, result)
         yield name, result
 
 
-def read_result(path: Path, name: str) -> dict:
-    """One variant's result.
-
-    Raises:
-        DamagedFile: it is not whole, or of another variant.
-    """
+def _read_result(path: Path, name: str) -> dict:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["variant"] != name:
@@ -179,101 +148,78 @@ def read_result(path: Path, name: str) -> dict:
 def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate") -> bool:
     """Join the results into one file, in the grid's order; False while some are missing.
 
-    Args:
-        command: what made them, for the record.
+    The file has the command, the base's settings, provenance (a list where processes differed), and
+    for each variant its changes ("training.seed": 1), its cost, and its measures with intervals.
 
     Raises:
         DamagedFile: a result that is not whole, or of another grid.
-        InvalidInput: results of different data or models.
+        InvalidInput: results of different data, models or steps.
         CacheError: the disk refuses.
     """
     paths = [folder / f"{number:02d}.json" for number in range(len(grid["variants"]))]
     if not all(path.exists() for path in paths):
         return False
-    results = [read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
-    data = summarise(results, command)
+    results = [_read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
+    try:
+        data = _join(results)
+    except (KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"a result lacks {error}: expected what `lad ablate` writes; delete {folder} and run "
+            "it again"
+        ) from error
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, data)
+        write_json(out, {"command": command, **data})
     return True
 
 
-def summarise(results: Sequence[Mapping], command: str = "lad ablate") -> dict:
-    """What the figure needs of the results, and what made them.
-
-    Args:
-        results: of `run_variants`, the base first.
-
-    Returns:
-        command, steps, base (its name), settings (the base's), provenance, and for each variant its
-        name, changes ("training.seed": 1), parameters of the adapter, tokens and seconds of its
-        training, and measures, each as `Estimate.to_dict`. What differed from process to process
-        is a list in provenance.
-
-    Raises:
-        InvalidInput: results of different data, models or steps.
-        DamagedFile: a result that lacks something.
-    """
+def _join(results: Sequence[Mapping]) -> dict:
+    """What the figure needs of the results, of which the base is the first, and what made them."""
     base = results[0]
-    try:
-        for result in results:
-            for key in SHARED:
-                if result[key] != base[key]:
-                    raise InvalidInput(
-                        f"{result['variant']!r} has another {key} than {base['variant']!r}: "
-                        "expected results of one grid; run `lad ablate` into another --out"
-                    )
-            if result["training"]["steps"] != base["training"]["steps"]:
-                raise InvalidInput("different numbers of steps: expected the same of all variants")
-        origin = {key: base[key] for key in SHARED} | {
-            "pairs_measured": base["pairs"]["used"],
-            "prompts": base["prompts"]["used"],
-            "repair": {key: base["repair"][key] for key in ("severity", "iterations")},
+    for result in results:
+        for key in (*SHARED, "steps"):
+            values = [one["training"] if key == "steps" else one for one in (result, base)]
+            if values[0][key] != values[1][key]:
+                raise InvalidInput(
+                    f"{result['variant']!r} has another {key} than {base['variant']!r}: "
+                    "expected results of one grid; run `lad ablate` into another --out"
+                )
+    origin = {key: base[key] for key in SHARED} | {
+        "pairs_measured": base["pairs"]["used"],
+        "prompts": base["prompts"]["used"],
+        "repair": {key: base["repair"][key] for key in ("severity", "iterations")},
+    }
+    for key in base["provenance"]:
+        values = list(dict.fromkeys(result["provenance"][key] for result in results))
+        if key not in ("seconds", "adapter_sha256"):
+            origin[key] = values[0] if len(values) == 1 else values
+    usual = _settings(base)
+    variants = [
+        {
+            "name": one["variant"],
+            "changes": {k: v for k, v in _settings(one).items() if v != usual.get(k)},
+            **{key: one[key] for key in ("adapter_parameters", "tokens", "seconds")},
+            "measures": {
+                "ce": one["masked"]["0.5"]["ce"],
+                "accuracy": one["masked"]["0.5"]["accuracy"],
+                "restored": one["repair"]["restored"],
+                "kept": one["repair"]["kept"],
+                "repeats": one["settings"]["noiseless"]["repeats"],
+            },
         }
-        for key in base["provenance"]:
-            values = list(dict.fromkeys(result["provenance"][key] for result in results))
-            if key not in ("seconds", "adapter_sha256"):
-                origin[key] = values[0] if len(values) == 1 else values
-        return {
-            "command": command,
-            "steps": base["training"]["steps"],
-            "base": base["variant"],
-            "settings": {part: base[part] for part in PARTS}
-            | {"noiseless": base["settings"]["noiseless"]["config"]},
-            "provenance": origin,
-            "variants": [_summary(result, base) for result in results],
-        }
-    except (KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"a result lacks something ({error!r}): expected what `lad ablate` writes; delete the "
-            "folder of variants and run it again"
-        ) from error
-
-
-def _summary(result: Mapping, base: Mapping) -> dict:
-    """One variant as the figure draws it."""
-    settings, usual = (_flat({part: values[part] for part in PARTS}) for values in (result, base))
-    measures = {}
-    for name, keys in MEASURES.items():
-        measures[name] = result
-        for key in keys:
-            measures[name] = measures[name][key]
+        for one in results
+    ]
+    settings = {part: base[part] for part in PARTS}
     return {
-        "name": result["variant"],
-        "changes": {key: value for key, value in settings.items() if value != usual.get(key)},
-        "adapter_parameters": result["adapter_parameters"],
-        "tokens": result["tokens"],
-        "seconds": result["seconds"],
-        "measures": measures,
+        "steps": base["training"]["steps"],
+        "base": base["variant"],
+        "settings": settings | {"noiseless": base["settings"]["noiseless"]["config"]},
+        "provenance": origin,
+        "variants": variants,
     }
 
 
-def _flat(values: Mapping, prefix: str = "") -> dict:
-    """Nested settings as one level: {"corruption": {"rate": 1}} becomes {"corruption.rate": 1}."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
+def _settings(result: Mapping) -> dict:
+    """Settings as one level, such as {"training.corruption.all_masked": 0.1}."""
+    [flat] = pd.json_normalize([{part: result[part] for part in PARTS}]).to_dict("records")
     return flat

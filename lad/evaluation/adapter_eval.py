@@ -1,20 +1,8 @@
 """The quality of a denoiser in four parts, every number with its interval.
 
-    masked      cross-entropy and accuracy on held-out answers of which a share is masked
-    ahead       accuracy of the tokens behind a clean beginning, everything after it masked
-    repair      held-out answers with visible errors, nothing masked, refined noiselessly
-    settings    answers to held-out prompts, setting by setting: repeats, variety, perplexity
-                relative to the backbone's greedy answers, and cost
-
-Pairs for the first three are the backbone's answers to prompts that were never trained on. The
-baseline of the last is the backbone, left to right and greedy: a denoiser is trained to give its
-answers.
-
-Everything is greedy or seeded, so one machine gives one set of numbers; the batch size moves them
-by rounding alone.
-
-Source of structural repair: LAD: LoRA-Adapted Diffusion, Kuiper et al., EMNLP 2025 System
-Demonstrations, whose denoiser refines with nothing masked.
+Cross-entropy and accuracy of masked tokens, accuracy behind a clean beginning, structural repair
+(Kuiper et al., EMNLP 2025 System Demonstrations), and repeats, variety, perplexity and cost of
+answers to held-out prompts. Everything is greedy or seeded.
 
 Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v = vocabulary.
 """
@@ -24,6 +12,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,24 +22,19 @@ from lad import utils
 from lad.diffusion.config import CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.answers import Answers, measure_answers, refined_answers, score_outputs
+from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs, silent
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, answer_logits, mask_share, take, token_losses
 from lad.utils import InvalidInput, NumericalError
 
-REPAIR_SEVERITY = 0.3
-REPAIR_ITERATIONS = 4
+REPAIR_SEVERITY, REPAIR_ITERATIONS = 0.3, 4
 LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
 STRUCTURAL = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
 
 # Called with the name of what is running, and with how many answers are done, of how many.
 Progress = Callable[[str, int, int], object]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
 
 
 def evaluate(
@@ -67,17 +51,12 @@ def evaluate(
     """All four parts, as plain values for JSON.
 
     Args:
-        pairs: held out from training; those longer than the denoiser's context are dropped.
-        prompts: texts of one turn, held out from training too.
-        settings: name -> settings to answer them with.
-        seed: of masks and corruption; the settings have seeds of their own.
+        pairs, prompts: not trained on; pairs longer than the denoiser's context are dropped.
+        settings: name -> settings to answer the prompts with.
+        seed: of masks and corruption.
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
-        backbone: the baseline; by default the denoiser's own with its adapter off, which in half
-            precision is not to the last bit what it was before a merge.
+        backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
         keep_answers: put the text of every answer into the result.
-
-    Returns:
-        provenance, settings, counts, and numbers as `Estimate.to_dict`.
 
     Raises:
         InvalidInput: nothing to measure on, or a prompt too long for its answer to fit.
@@ -91,39 +70,35 @@ def evaluate(
     batch_size = batch_size or default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
-    masked = masked_scores(denoiser, packed, batch_size, seed, on_progress)
-    lookahead = lookahead_accuracy(denoiser, packed, batch_size, seed, on_progress)
-    repair = repair_scores(denoiser, packed, batch_size, seed, on_progress)
-
-    outputs = {
-        name: refined_answers(
-            denoiser, prompts, config, batch_size, lambda *done, n=name: on_progress(n, *done)
-        )
-        for name, config in settings.items()
-    }
+    measured_on = denoiser, packed, batch_size, seed, on_progress
+    masked, ahead = masked_scores(*measured_on), lookahead_accuracy(*measured_on)
+    repair, outputs = repair_scores(*measured_on), {}
+    for name, config in settings.items():
+        start = time.perf_counter()
+        traces = refine_traces(denoiser, prompts, config, batch_size, partial(on_progress, name))
+        outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
-    on_progress("backbone", 0, len(prompts))
-    baseline, outputs = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone)
-    on_progress("backbone", len(prompts), len(prompts))
+    progress = partial(on_progress, "backbone")
+    scored = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone, progress)
+    baseline, outputs = scored
 
     def measured(answers: Answers, length: int) -> dict:
         scores = measure_answers(answers, baseline.truncate(length))
         if keep_answers:
             texts = denoiser.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
-            scores["answers"] = [
-                {"prompt": prompt, "answer": text}
-                for prompt, text in zip(prompts, texts, strict=True)
-            ]
+            both = zip(prompts, texts, strict=True)
+            scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in both]
         return scores
 
+    seconds = time.perf_counter() - started
     return {
         "provenance": provenance(denoiser.backbone, denoiser.adapter_sha256)
-        | {"seed": seed, "batch_size": batch_size, "seconds": time.perf_counter() - started},
+        | {"seed": seed, "batch_size": batch_size, "seconds": seconds},
         "pairs": {"used": len(packed), "too_long": packed.dropped},
         "prompts": {"used": len(prompts)},
         "masked": masked,
-        "ahead": lookahead,
+        "ahead": ahead,
         "repair": repair,
         "settings": {
             name: {"config": config.to_dict()} | measured(outputs[name], config.answer_length)
@@ -134,44 +109,25 @@ def evaluate(
 
 
 def default_batch_size(denoiser: Denoiser) -> int:
-    """8 on a CPU and 64 elsewhere."""
     return 8 if denoiser.device.type == "cpu" else 64
 
 
 def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> dict:
     """`lad.utils.provenance` of a loaded model, and the machine that it is on."""
-    device = backbone.model.device
-    origin = utils.provenance(
-        backbone.spec.name,
-        device.type,
-        str(backbone.model.dtype),
-        adapter_sha256,
-        backbone.digest,
-    )
+    device, name = backbone.model.device, backbone.spec.name
+    dtype = str(backbone.model.dtype)
     threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return origin | {
+    return utils.provenance(name, device.type, dtype, adapter_sha256, backbone.digest) | {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
         "lad": lad.__version__,
         "python": platform.python_version(),
     }
 
 
-# -- held-out pairs --------------------------------------------------------------------------------
-
-
 def masked_predictions(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    fraction: float,
-    batch_size: int,
-    seed: int,
-    on_done: Callable[[int], object],
+    denoiser: Denoiser, pairs: PackedPairs, fraction: float, batch_size: int, seed: int, on_done
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What a denoiser predicts where a given share of every answer is masked, see `mask_share`.
-
-    Args:
-        seed: of the masks, which the batch size does not change.
-        on_done: called with how many answers are done.
 
     Yields:
         `(m, v)` float32 logits, `(m,)` int64 right tokens, and `(m,)` int64, on the CPU, the
@@ -184,7 +140,7 @@ def masked_predictions(
     for part, logits in _predictions(denoiser, batch.prompt_lengths, noisy, counted, batch_size):
         answers = part.start + counted[part].nonzero()[:, 0].cpu()
         yield logits.float(), batch.tokens[part][counted[part]], answers
-        on_done(min(part.stop, n))
+        on_done(min(part.stop, n), n)
 
 
 def _predictions(
@@ -193,63 +149,46 @@ def _predictions(
     """Slices of `batch_size` answers, and the `(m, v)` logits of their chosen positions."""
     for first in range(0, len(inputs), batch_size):
         part = slice(first, first + batch_size)
-        logits = answer_logits(denoiser, inputs[part], prompt_lengths[part], chosen[part])
-        _check_finite(logits)
-        yield part, logits
+        yield part, _finite_logits(denoiser, inputs[part], prompt_lengths[part], chosen[part])
 
 
 @torch.inference_mode()
 def masked_scores(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
-    The protocol of `lad.training.validate`, but every answer keeps its own sums, for an interval
-    over answers.
+    The protocol of `lad.training.validate`, with intervals.
 
     Returns:
         {"0.25": {"ce": nats, "accuracy": share, "tokens": how many were counted}, ...}
     """
     n, scores = len(pairs), {}
     for fraction in MASKED_FRACTIONS:
-        losses, right = torch.zeros((2, n), dtype=torch.float64)  # (n,) each, sums
-        tokens = torch.zeros(n, dtype=torch.int64)
-        for logits, targets, answer in masked_predictions(
-            denoiser, pairs, fraction, batch_size, seed,
-            lambda done, f=fraction: on_progress(f"{100 * f:.0f} % masked", done, n),
-        ):  # fmt: skip
-            found, hits = token_losses(logits, targets)
-            losses.index_add_(0, answer, found.double().cpu())
-            right.index_add_(0, answer, hits.double().cpu())
-            tokens += answer.bincount(minlength=n)
+        sums = torch.zeros((3, n), dtype=torch.float64)  # of losses, hits and tokens
+        on_done = partial(on_progress, f"{100 * fraction:.0f} % masked")
+        predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
+        for logits, targets, answer in predictions:
+            losses, hits = token_losses(logits, targets)
+            values = torch.stack([losses, hits, torch.ones_like(losses)])
+            sums.index_add_(1, answer, values.double().cpu())
+        losses, hits, tokens = sums.tolist()
         scores[f"{fraction:g}"] = {
-            "ce": pooled_ratio(losses.tolist(), tokens.tolist()).to_dict(),
-            "accuracy": pooled_share(right.tolist(), tokens.tolist()).to_dict(),
-            "tokens": int(tokens.sum()),
+            "ce": pooled_ratio(losses, tokens).to_dict(),
+            "accuracy": pooled_share(hits, tokens).to_dict(),
+            "tokens": int(sum(tokens)),
         }
     return scores
 
 
 @torch.inference_mode()
 def lookahead_accuracy(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict[str, dict]:
     """Accuracy of the tokens behind a clean beginning, everything after it masked.
 
-    Each answer is cut at a random point. The first token behind the cut is what a left-to-right
-    model is trained to predict; the accuracy of the later ones, in the same forward pass, limits
-    how many tokens can be decoded in parallel.
-
-    Returns:
-        {"1": accuracy of the first token behind the cut, "2": of the second, ...}, for `LOOKAHEAD`.
+    Each answer is cut at a random point. Returns {"1": accuracy of the first token behind the cut,
+    ...} for `LOOKAHEAD`; that of the later ones limits parallel decoding.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
@@ -275,46 +214,30 @@ def lookahead_accuracy(
 
 @torch.inference_mode()
 def repair_scores(
-    denoiser: Denoiser,
-    pairs: PackedPairs,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict:
     """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
 
-    The answer region, EOS tail included, is corrupted at severity p = 0.3 with every structural
-    kind of the paper (swapped, duplicated, replaced, shifted), then predicted 4 times, each draft
-    the input of the next. Counted are tokens of the answer and its first EOS.
+    Counted are tokens of the answer and its first EOS, after 4 iterations at severity p = 0.3.
 
     Returns:
-        restored: share of corrupted tokens (those that differ from the clean answer) that are right
-        in the last draft; kept: the same of the others; damaged: share that was corrupted; and the
-        number of tokens counted, severity and iterations.
+        restored: share of the corrupted tokens that are right in the last draft; kept: the same of
+        the others; damaged: share that was corrupted; tokens counted, severity and iterations.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
+    generator = torch.Generator(batch.tokens.device).manual_seed(seed)
+    ids = denoiser.vocabulary_size, denoiser.mask_token_id
     # All answers at once, so that the batch size does not change what is corrupted.
-    noisy = corrupt(
-        batch.tokens,
-        batch.answer,
-        denoiser.vocabulary_size,
-        denoiser.mask_token_id,
-        torch.Generator(batch.tokens.device).manual_seed(seed),
-        STRUCTURAL,
-        REPAIR_SEVERITY,
-    )
+    noisy = corrupt(batch.tokens, batch.answer, *ids, generator, STRUCTURAL, REPAIR_SEVERITY)
     repaired = torch.empty_like(noisy)
     for first in range(0, n, batch_size):
         part = slice(first, first + batch_size)
         draft, answer = noisy[part], batch.answer[part]  # (b, t)
         for _ in range(REPAIR_ITERATIONS):
-            logits = answer_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
-            _check_finite(logits)
+            logits = _finite_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
             logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
-            previous, draft = draft, draft.masked_scatter(answer, logits.argmax(dim=-1))
-            if torch.equal(draft, previous):  # so would be every later one
-                break
+            draft = draft.masked_scatter(answer, logits.argmax(dim=-1))
         repaired[part] = draft
         on_progress("repair", min(first + batch_size, n), n)
     counted = batch.answer & ~batch.tail
@@ -334,9 +257,11 @@ def repair_scores(
     }
 
 
-def _check_finite(logits: Tensor) -> None:
+def _finite_logits(*args) -> Tensor:
+    logits = answer_logits(*args)
     if not bool(torch.isfinite(logits).all()):
         raise NumericalError(
             "the logits hold NaN or infinity, expected finite numbers; "
             "check the adapter with `lad info`, or use float32"
         )
+    return logits

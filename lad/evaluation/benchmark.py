@@ -34,7 +34,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import tasks
-from lad.evaluation.answers import greedy_answers
+from lad.evaluation.generation import greedy_answers
 from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
 from lad.evaluation.statistics import Estimate, mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, write_letters

@@ -1,12 +1,5 @@
 """What can be measured about a denoiser without sampling from it.
 
-    effects               how far each position's final state moves when one token changes: what the
-                          attention mask lets through
-    next_token_accuracy   accuracy of the bare backbone, under one of the masks, when all that
-                          follows is MASK
-    update_sizes          size of the adapter's update of each weight matrix
-    fill_mask             the likeliest tokens behind each MASK
-
 Shapes: t = positions, p of them prompt; b = batch, a = answer positions, d = hidden size.
 """
 
@@ -14,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,26 +20,17 @@ from lad.training.data import Pair
 from lad.utils import InvalidInput
 
 KINDS_OF_ATTENTION = ("causal", *ATTENTIONS)
-MASK_TEXT = "[MASK]"
 
 
-@dataclass(frozen=True)
-class Update:
-    """The adapter's update of one weight matrix.
+class Update(NamedTuple):
+    """The adapter's update of one weight matrix."""
 
-    Attributes:
-        layer: number of the decoder layer, from 0.
-        module: which of its linear layers, such as "q_proj".
-        size: Frobenius norm of scale * B A divided by that of the backbone's weight.
-    """
-
-    layer: int
-    module: str
-    size: float
+    layer: int  # number of the decoder layer, from 0
+    module: str  # which of its linear layers, such as "q_proj"
+    size: float  # Frobenius norm of scale * B A divided by that of the backbone's weight
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A token that could stand behind a MASK, and its probability."""
 
     text: str
@@ -54,31 +38,22 @@ class Candidate:
 
 
 def visible(
-    kind: str,
-    prompt_length: int,
-    total: int,
-    target: str = "next",
-    masked: Sequence[int] | None = None,
+    kind: str, prompt_length: int, total: int, target: str = "next", masked: Sequence[int] = ()
 ) -> np.ndarray:
     """The attention mask as `(t, t)` bool: rows are queries, columns are keys.
 
     Args:
         kind: "causal" (the backbone's), "bidirectional", "prompt-causal" or "mask-blind".
-        prompt_length: p, from 1 to t - 1.
-        total: t.
+        prompt_length, total: p, from 1 to t - 1, and t.
         target: "same" or "next"; ignored for "causal" and "bidirectional".
-        masked: positions, 0 to t - 1, where MASK stands; used for "mask-blind" only, which
-            without any is "prompt-causal".
+        masked: positions where MASK stands, for "mask-blind".
     """
     if kind not in KINDS_OF_ATTENTION:
         raise InvalidInput(f"kind = {kind!r}: expected one of {', '.join(KINDS_OF_ATTENTION)}")
     if not 1 <= prompt_length < total:
         raise InvalidInput(f"prompt_length = {prompt_length}: expected 1 to {total - 1}")
     is_masked = torch.zeros((1, total), dtype=torch.bool)
-    for position in masked or ():
-        if not 0 <= position < total:
-            raise InvalidInput(f"masked position {position}: expected 0 to {total - 1}")
-        is_masked[0, position] = True
+    is_masked[0, list(masked)] = True
     if kind == "causal":
         return np.tril(np.ones((total, total), dtype=bool))
     lengths = torch.tensor([prompt_length])
@@ -97,15 +72,13 @@ def effects(
 ) -> np.ndarray:
     """How far every final state moves when one token is replaced by MASK.
 
-    "causal" is the backbone as it was pretrained, without the adapter; the others run the denoiser.
-    Under "mask-blind" no position attends to a MASK: states move because a token is missing, not
-    because a MASK stands in its place.
+    "causal" is the backbone without the adapter; the others run the denoiser.
 
     Args:
         tokens: `(t,)` int64, none of them MASK.
         kind, prompt_length, target: see `visible`.
         positions: which tokens to mask, one after the other; all by default.
-        progress: called with the number of positions done; may raise to stop.
+        progress: called with the number of positions done.
 
     Returns:
         `(len(positions), t)` float64: length of the difference divided by the length of the state.
@@ -120,9 +93,7 @@ def effects(
         mask = torch.from_numpy(allowed).to(ids.device)[None, None]
         return denoiser.hidden_states(ids[None], mask)[0].double()
 
-    # One sequence at a time and all of one shape: then the arithmetic is the same, bit for bit,
-    # and what is cut off moves by 0 and not by a rounding error.
-    with bare:
+    with bare:  # one sequence at a time: what is cut off moves by 0, not by a rounding error
         before = states(tokens, ())
         moves = []
         for position in range(len(tokens)) if positions is None else positions:
@@ -139,24 +110,14 @@ def next_token_accuracy(
 ) -> Estimate:
     """Accuracy of the bare backbone's next token when all that follows is MASK.
 
-    The prompt and a beginning of the answer are visible, and MASKs fill the answer region. Nothing
-    is trained: the adapter is off, and the state of the last visible position predicts the token
-    after it, as in pretraining. What is lost against "causal" is lost to attending to MASKs.
+    What is lost against "causal" is lost to attending to MASKs.
 
     Args:
         pairs: prompts with greedy answers of the backbone itself.
         kind: see `visible`.
         length: a, positions of the answer region; longer answers are cut off.
         cuts: beginnings tried of each answer, evenly spread over it.
-
-    Returns:
-        The share of tokens that are right, with an interval over answers.
-
-    Raises:
-        InvalidInput: an empty answer, or numbers below 1.
     """
-    if length < 1 or cuts < 1:
-        raise InvalidInput(f"length = {length}, cuts = {cuts}: expected at least 1 of each")
     right, counts = [], []
     for pair in pairs:
         prompt = denoiser.encode(pair.prompt)
@@ -202,20 +163,16 @@ def update_sizes(denoiser: Denoiser) -> list[Update]:
 def fill_mask(denoiser: Denoiser, prompt: str, text: str, top: int = 5) -> list[list[Candidate]]:
     """The `top` likeliest tokens behind each [MASK] of an answer, in order; nothing is sampled.
 
-    Args:
-        prompt: the user's text.
-        text: the answer, with "[MASK]" for a masked token; a space before it is part of that token.
+    `text` is the answer, with "[MASK]" for a masked token; a space before it is part of that token.
     """
-    fragments = text.split(MASK_TEXT)
-    if len(fragments) < 2:
-        raise InvalidInput(f"no {MASK_TEXT} in {text!r}: expected at least one")
+    *fragments, end = text.split("[MASK]")
+    if not fragments:
+        raise InvalidInput(f"no [MASK] in {text!r}: expected at least one")
+    fragments = [fragment.removesuffix(" ") for fragment in fragments] + [end]
     ids: list[int] = []
-    for fragment in fragments[:-1]:
-        fragment = fragment.removesuffix(" ")
-        ids += denoiser.tokenizer(fragment, add_special_tokens=False)["input_ids"]
-        ids.append(denoiser.mask_token_id)
-    ids += denoiser.tokenizer(fragments[-1], add_special_tokens=False)["input_ids"]
-    answer = torch.tensor([*ids, denoiser.eos_token_id], device=denoiser.device)
+    for tokens in denoiser.tokenizer(fragments, add_special_tokens=False)["input_ids"]:
+        ids += [*tokens, denoiser.mask_token_id]
+    answer = torch.tensor([*ids[:-1], denoiser.eos_token_id], device=denoiser.device)
     logits = denoiser.logits(denoiser.encode(prompt)[None], answer[None])[0]  # (a, v)
     best = logits[answer == denoiser.mask_token_id].float().softmax(dim=-1).topk(top)
     return [

@@ -1,16 +1,9 @@
 """Measured numbers with 95 % intervals.
 
-Every number is an `Estimate`: a value, its interval, and how many independent things it was
-measured on. Those things are answers, not tokens: tokens of one answer share its topic and its
-mistakes, so an interval over tokens would be too narrow. Shares of answers get Wilson's interval;
-what sums over the tokens of an answer gets a percentile bootstrap over whole answers.
-
-The bootstrap is numpy's random indices and a quantile: `scipy.stats.bootstrap` refuses a single
-answer and interpolates between quantiles, which gives NaN where a perplexity is infinite.
-
-Sources: Wilson (1927), through statsmodels; Efron (1979) for the bootstrap.
-
-Shapes: n = answers.
+Tokens of one answer share its topic and its mistakes, so intervals are over whole answers: Wilson's
+for shares of answers, a percentile bootstrap (Efron, 1979) for what sums over tokens. The latter is
+not `scipy.stats.bootstrap`, which refuses a single answer and gives NaN where a perplexity is
+infinite.
 """
 
 from __future__ import annotations
@@ -29,43 +22,26 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A measured number.
-
-    Attributes:
-        value: NaN when there was nothing to measure it on.
-        low, high: ends of its 95 % interval, low <= value <= high unless NaN.
-        n: independent things behind it: answers.
-    """
+    """A measured number and its 95 % interval: low <= value <= high, or all NaN where n is 0."""
 
     value: float
     low: float
     high: float
-    n: int
+    n: int  # answers that it was measured on
 
     def to_dict(self) -> dict:
         """Plain values for JSON, which has neither NaN nor infinity: they become None."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
-        finite = {key: x if math.isfinite(x) else None for key, x in numbers.items()}
-        return finite | {"n": self.n}
+        return {key: x if math.isfinite(x) else None for key, x in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Estimate:
         """The estimate that `to_dict` wrote; None is infinite where something was measured."""
         missing = math.inf if values["n"] else math.nan
-        value, low, high = (
-            missing if values[key] is None else values[key] for key in ("value", "low", "high")
-        )
-        return cls(value, low, high, values["n"])
+        numbers = (values[key] for key in ("value", "low", "high"))
+        return cls(*(missing if x is None else x for x in numbers), values["n"])
 
     def text(self, factor: float = 1, digits: int = 1) -> str:
-        """Value and interval, such as "78.1 (75.0–81.2)"; a dash where nothing was measured.
-
-        A single measurement without an interval is written as its value alone.
-
-        Args:
-            factor: 100 for a share in percent.
-            digits: behind the point; numbers of four digits before it have none.
-        """
+        """Value times `factor`, and interval, such as "78.1 (75.0–81.2)"; a dash where n is 0."""
 
         def number(x: float) -> str:
             if math.isinf(x):
@@ -83,11 +59,7 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def wilson(hits: int, n: int) -> Estimate:
-    """The share of n independent things that are hits, with Wilson's interval.
-
-    Raises:
-        InvalidInput: hits outside 0 to n.
-    """
+    """The share of n independent things that are hits, with Wilson's interval (1927)."""
     if not 0 <= hits <= n:
         raise InvalidInput(f"{hits} of {n}: expected a count from 0 to the number of things")
     if n == 0:
@@ -102,21 +74,11 @@ def wilson(hits: int, n: int) -> Estimate:
 
 
 def pooled_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Sum over answers divided by sum over answers, with an interval over answers.
+    """Sum of `(n,)` numerators by sum of `(n,)` denominators, at least 0 and one for each answer.
 
     An answer that adds nothing to either sum is not counted in n.
-
-    Args:
-        numerators, denominators: `(n,)`, at least 0, what each answer adds to either sum.
-
-    Raises:
-        InvalidInput: unequal lengths.
     """
     above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    if above.shape != below.shape:
-        raise InvalidInput(
-            f"{len(above)} numerators and {len(below)} denominators: expected one of each an answer"
-        )
     counted = (above > 0) | (below > 0)
     above, below = above[counted], below[counted]
 
@@ -130,8 +92,7 @@ def pooled_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 def pooled_share(hits: Sequence[float], counts: Sequence[float]) -> Estimate:
     """`pooled_ratio` for tokens that were counted, of which some are hits.
 
-    Where no token is a hit, or all are, resampled answers show no spread at all. Then the interval
-    is Wilson's with an answer as the unit, which is conservative.
+    Where none or all are hits the bootstrap has no spread, so the interval is Wilson's.
     """
     estimate = pooled_ratio(hits, counts)
     if estimate.value in (0, 1):

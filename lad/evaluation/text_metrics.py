@@ -1,12 +1,10 @@
 """Repetition, variety, cost and perplexity of answers.
 
-Perplexity is the backbone's, reading left to right an answer that it did not write. Text that
-repeats is easy to predict and gets a low perplexity, so read it beside the share of repeats.
+Text that repeats is easy to predict and gets a low perplexity, so read it beside the repeats.
 
 Source: Li et al., 2016 (https://arxiv.org/abs/1510.03055) for distinct-n.
 
-Shapes: n = answers, b = batch, t = positions, m = answer positions of a batch, d = hidden size,
-v = vocabulary.
+Shapes: n = answers, b = batch, t = positions, m = answer positions, d = hidden, v = vocabulary.
 """
 
 from __future__ import annotations
@@ -17,20 +15,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 
-from lad.evaluation.statistics import Estimate, median, pooled_ratio, pooled_share
-from lad.utils import InvalidInput, NumericalError
+from lad.evaluation.statistics import Estimate, median, pooled_share
+from lad.utils import NumericalError
 
 
 def adjacent_repeats(answers: Sequence[Sequence[int]]) -> Estimate:
-    """Share of answer tokens equal to the one before, pooled over answers.
-
-    The first token of an answer has none before it and is not counted.
-
-    Args:
-        answers: token ids of each answer, without its EOS.
-    """
+    """Share of answer tokens equal to the one before, pooled over answers; EOS not among them."""
     arrays = [np.asarray(answer, dtype=np.int64) for answer in answers]
     return pooled_share(
         [int((a[1:] == a[:-1]).sum()) for a in arrays], [max(len(a) - 1, 0) for a in arrays]
@@ -40,21 +33,10 @@ def adjacent_repeats(answers: Sequence[Sequence[int]]) -> Estimate:
 def distinct_trigrams(answers: Sequence[Sequence[int]]) -> Estimate:
     """Distinct-3: number of different trigrams of an answer divided by all, pooled over answers.
 
-    Counted within answers, not over all of them together: many short answers to similar questions
-    rightly share words, and a share over all would fall with their number.
+    Counted within answers, because answers to similar questions rightly share words.
     """
     trigrams = [list(zip(a, a[1:], a[2:], strict=False)) for a in map(list, answers)]
     return pooled_share([len(set(one)) for one in trigrams], [len(one) for one in trigrams])
-
-
-def tokens_per_forward(tokens: Sequence[int], forwards: Sequence[int]) -> Estimate:
-    """TPF: answer tokens divided by forward passes, both summed over the answers."""
-    return pooled_ratio(tokens, forwards)
-
-
-def forwards_per_token(tokens: Sequence[int], forwards: Sequence[int]) -> Estimate:
-    """Forward passes an answer token, both summed; empty answers count with what they cost."""
-    return pooled_ratio(forwards, tokens)
 
 
 @torch.inference_mode()
@@ -68,34 +50,23 @@ def answer_losses(
 
     Args:
         backbone: bare, or inside `Denoiser.adapter_off`.
-        prompts: token ids, chat template included, at least one each.
-        answers: token ids.
+        prompts, answers: n lists of token ids; prompts with their chat template.
 
     Returns:
         One `(tokens,)` float64 array an answer.
-
-    Raises:
-        InvalidInput: unequal numbers of prompts and answers.
-        NumericalError: a loss is NaN or infinite.
     """
-    if len(prompts) != len(answers):
-        raise InvalidInput(
-            f"{len(prompts)} prompts and {len(answers)} answers: expected an answer to each prompt"
-        )
     device = backbone.lm_head.weight.device
     losses = [np.zeros(0)] * len(answers)
     # Sequences of like length share a batch, so little is spent on padding.
     order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
     for first in range(0, len(order), batch_size):
         part = order[first : first + batch_size]
-        width = max(len(prompts[i]) + len(answers[i]) for i in part)
-        tokens = torch.zeros((len(part), width), dtype=torch.int64)  # (b, t), padded on the right,
-        predicted = torch.zeros_like(tokens, dtype=torch.bool)  # which a causal mask never sees
+        ids = [torch.tensor([*prompts[i], *answers[i]]) for i in part]
+        # (b, t), padded on the right, which a causal mask never sees
+        tokens = pad_sequence(ids, batch_first=True).to(device)
+        predicted = torch.zeros_like(tokens, dtype=torch.bool)
         for row, i in enumerate(part):
-            p, end = len(prompts[i]), len(prompts[i]) + len(answers[i])
-            tokens[row, :end] = torch.tensor([*prompts[i], *answers[i]])
-            predicted[row, p:end] = True
-        tokens, predicted = tokens.to(device), predicted.to(device)
+            predicted[row, len(prompts[i]) : len(ids[row])] = True
         states = backbone.model(input_ids=tokens, use_cache=False).last_hidden_state  # (b, t, d)
         logits = backbone.lm_head(states[:, :-1][predicted[:, 1:]]).float()  # (m, v)
         flat = F.cross_entropy(logits, tokens[predicted], reduction="none").double().cpu().numpy()
@@ -113,8 +84,7 @@ def answer_losses(
 def perplexities(losses: Sequence[np.ndarray]) -> np.ndarray:
     """`(n,)` perplexity of each answer: exp of its mean loss; infinite for an empty answer.
 
-    An empty answer has no perplexity. Leaving it out would reward empty answers, so it counts as
-    the worst.
+    Leaving empty answers out would reward them, so they count as the worst.
     """
     return np.array([math.exp(x.mean()) if len(x) else math.inf for x in losses])
 
@@ -125,13 +95,6 @@ def relative_perplexity(
     """Median over answers of their perplexity divided by that of another answer to the same prompt.
 
     Prompts to which the baseline has no answer are left out.
-
-    Raises:
-        InvalidInput: unequal lengths.
     """
-    if len(losses) != len(baseline_losses):
-        raise InvalidInput(
-            f"{len(losses)} answers and {len(baseline_losses)} baselines: expected one for each"
-        )
     found, baseline = perplexities(losses), perplexities(baseline_losses)
     return median((found / baseline)[np.isfinite(baseline)])

@@ -1,7 +1,4 @@
-"""Answers to prompts, by refinement or left to right, and every number about them.
-
-Shapes: n = prompts.
-"""
+"""Answers to n prompts, by refinement or left to right, and every number about them."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 from transformers import LlamaForCausalLM
@@ -23,44 +19,31 @@ from lad.models.chat import encode_prompts
 from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone
 
-Key = TypeVar("Key")
-
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Answers to n prompts.
+    """Answers to n prompts."""
 
-    Attributes:
-        tokens: ids of each answer, up to its EOS.
-        ended: whether it had one.
-        forwards: forward passes each took.
-        seconds: wall time of all of them.
-        eos_token_id: what follows an answer that ended.
-        losses: the backbone's cross-entropy of each token of `with_eos`; None until scored.
-    """
-
-    tokens: list[list[int]]
-    ended: list[bool]
-    forwards: list[int]
-    seconds: float
+    tokens: list[list[int]]  # ids of each answer, up to its EOS
+    ended: list[bool]  # whether each had one
+    forwards: list[int]  # forward passes each took
+    seconds: float  # wall time of all of them
     eos_token_id: int
-    losses: list[np.ndarray] | None = None
+    losses: list[np.ndarray] | None = None  # the backbone's, of each token of `with_eos`
 
     @classmethod
     def from_traces(
         cls, traces: Sequence[Trace], iterations: int | None = None, seconds: float = 0.0
     ) -> Answers:
         """The drafts after at most `iterations` iterations; by default the last ones."""
-        steps = [min(iterations or len(trace.steps), len(trace.steps)) for trace in traces]
-        drafts = [trace.drafts[n - 1] for trace, n in zip(traces, steps, strict=True)]
-        lengths = [trace.answer_length(n - 1) for trace, n in zip(traces, steps, strict=True)]
-        return cls(
-            [draft[:length].tolist() for draft, length in zip(drafts, lengths, strict=True)],
-            [length < len(draft) for draft, length in zip(drafts, lengths, strict=True)],
-            steps,
-            seconds,
-            traces[0].eos_token_id,
-        )
+        tokens, ended, forwards = [], [], []
+        for trace in traces:
+            n = min(iterations or trace.nfe, trace.nfe)
+            draft, length = trace.drafts[n - 1], trace.answer_length(n - 1)
+            tokens.append(draft[:length].tolist())
+            ended.append(length < len(draft))
+            forwards.append(n)
+        return cls(tokens, ended, forwards, seconds, traces[0].eos_token_id)
 
     @property
     def with_eos(self) -> list[list[int]]:
@@ -68,31 +51,24 @@ class Answers:
         end = [self.eos_token_id]
         return [ids + end * ended for ids, ended in zip(self.tokens, self.ended, strict=True)]
 
-    @property
-    def losses_without_eos(self) -> list[np.ndarray]:
-        """`losses` without those of EOS."""
-        return [x[: len(ids)] for x, ids in zip(self.losses, self.tokens, strict=True)]
-
     def truncate(self, length: int) -> Answers:
         """The same answers cut off after `length` tokens, EOS included."""
+        fits = [len(ids) < length for ids in self.tokens]
         return replace(
             self,
             tokens=[ids[:length] for ids in self.tokens],
-            ended=[
-                ended and len(ids) < length
-                for ids, ended in zip(self.tokens, self.ended, strict=True)
-            ],
+            ended=[ended and fit for ended, fit in zip(self.ended, fits, strict=True)],
             forwards=[min(passes, length) for passes in self.forwards],
             losses=[x[:length] for x in self.losses],
         )
 
 
+def silent(*progress: object) -> None:
+    """A callback for progress that shows nothing."""
+
+
 def refine_traces(
-    denoiser: Denoiser,
-    prompts: Sequence[str],
-    config: RefineConfig,
-    batch_size: int = 8,
-    on_batch: Callable[[int, int], object] = lambda done, total: None,
+    denoiser: Denoiser, prompts: Sequence[str], config: RefineConfig, batch_size=8, on_batch=silent
 ) -> list[Trace]:
     """A trace for each prompt, refined `batch_size` prompts at a time."""
     traces: list[Trace] = []
@@ -101,19 +77,6 @@ def refine_traces(
         traces += refine_batch(denoiser, chunk, config, batch_size=batch_size)
         on_batch(len(traces), len(prompts))
     return traces
-
-
-def refined_answers(
-    denoiser: Denoiser,
-    prompts: Sequence[str],
-    config: RefineConfig,
-    batch_size: int = 8,
-    on_batch: Callable[[int, int], object] = lambda done, total: None,
-) -> Answers:
-    """Answers by refinement, `batch_size` prompts at a time."""
-    started = time.perf_counter()
-    traces = refine_traces(denoiser, prompts, config, batch_size, on_batch)
-    return Answers.from_traces(traces, seconds=time.perf_counter() - started)
 
 
 def greedy_answers(
@@ -128,7 +91,7 @@ def greedy_answers(
     Args:
         backbone: bare, or inside `Denoiser.adapter_off`.
         prompts: token ids with their chat template.
-        max_new_tokens: of an answer and its EOS together.
+        max_new_tokens: of an answer, EOS included.
     """
     started = time.perf_counter()
     outputs = generate(
@@ -143,23 +106,19 @@ def greedy_answers(
 def score_outputs(
     denoiser: Denoiser,
     prompts: Sequence[str],
-    outputs: Mapping[Key, Answers],
+    outputs: Mapping[object, Answers],
     max_new_tokens: int,
     batch_size: int,
     backbone: LoadedBackbone | None = None,
-    on_scored: Callable[[int, int], object] = lambda done, total: None,
-) -> tuple[Answers, dict[Key, Answers]]:
+    on_scored: Callable[[int, int], object] = silent,
+) -> tuple[Answers, dict]:
     """The backbone's greedy answers, and all answers with their losses under the backbone.
 
     Args:
-        outputs: any key -> answers to the prompts.
         max_new_tokens: of the baseline's answers, EOS included.
-        backbone: by default the denoiser's, whose adapter is off meanwhile; in half precision
-            taking a merged adapter out is not exact.
+        backbone: by default the denoiser's with its adapter off, which is not exact in half
+            precision once the adapter was merged.
         on_scored: called with the number of entries of `outputs` scored, and of all.
-
-    Returns:
-        The baseline, and `outputs` with `losses`.
     """
     model = denoiser.causal_lm if backbone is None else backbone.model
     ids = encode_prompts(denoiser.tokenizer, prompts)
@@ -169,8 +128,8 @@ def score_outputs(
         return replace(answers, losses=losses)
 
     with denoiser.adapter_off() if backbone is None else nullcontext():
-        eos = denoiser.eos_token_id
-        baseline = scored(greedy_answers(model, ids, max_new_tokens, eos, batch_size))
+        greedy = greedy_answers(model, ids, max_new_tokens, denoiser.eos_token_id, batch_size)
+        baseline = scored(greedy)
         found = {}
         for key, answers in outputs.items():
             found[key] = scored(answers)
@@ -182,27 +141,27 @@ def measure_answers(answers: Answers, baseline: Answers) -> dict:
     """Every number about answers, beside the backbone's greedy answers to the same prompts.
 
     Returns:
-        repeats, distinct_3: see `lad.evaluation.text_metrics`.
-        perplexity: under the backbone, median over answers; EOS is not counted.
-        relative_perplexity: divided by that of the baseline's answer, median of the ratios.
-        relative_perplexity_with_end: the same with EOS counted, so that ending too soon costs.
-        nfe: forward passes an answer. forwards_per_token, tpf: pooled over answers.
-        ended: share of the answers that have an EOS. tokens: of an answer.
-        seconds_per_answer: wall time, in the batches that were run.
+        repeats, distinct_3: see `lad.evaluation.text_metrics`. perplexity: under the backbone,
+        without EOS, median over answers. relative_perplexity: divided by that of the baseline's
+        answer, median. relative_perplexity_with_end: the same with EOS, so that ending too soon
+        costs. nfe: forward passes an answer. forwards_per_token, tpf: pooled over answers. ended:
+        share with an EOS. tokens, seconds_per_answer: means.
     """
     tokens = [len(ids) for ids in answers.tokens]
-    losses, baseline_losses = answers.losses_without_eos, baseline.losses_without_eos
+    losses, baseline_losses = (
+        [x[: len(ids)] for x, ids in zip(one.losses, one.tokens, strict=True)]  # without EOS
+        for one in (answers, baseline)
+    )
+    with_end = text_metrics.relative_perplexity(answers.losses, baseline.losses)
     estimates = {
         "repeats": text_metrics.adjacent_repeats(answers.tokens),
         "distinct_3": text_metrics.distinct_trigrams(answers.tokens),
         "perplexity": statistics.median(text_metrics.perplexities(losses)),
         "relative_perplexity": text_metrics.relative_perplexity(losses, baseline_losses),
-        "relative_perplexity_with_end": text_metrics.relative_perplexity(
-            answers.losses, baseline.losses
-        ),
+        "relative_perplexity_with_end": with_end,
         "nfe": statistics.mean(answers.forwards),
-        "forwards_per_token": text_metrics.forwards_per_token(tokens, answers.forwards),
-        "tpf": text_metrics.tokens_per_forward(tokens, answers.forwards),
+        "forwards_per_token": statistics.pooled_ratio(answers.forwards, tokens),
+        "tpf": statistics.pooled_ratio(tokens, answers.forwards),
         "ended": statistics.wilson(sum(answers.ended), len(tokens)),
         "tokens": statistics.mean(tokens),
     }
