@@ -19,7 +19,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.lad-installed
 NOTEBOOK_TIMEOUT ?= 300
 
-# Nothing here asks pip for news of itself; ipykernel's debugger need not warn in every kernel.
+# No check for a newer pip; no warning of ipykernel's debugger in every kernel.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
@@ -29,8 +29,8 @@ help:  ## this list
 env: $(STAMP)  ## .venv with the exact versions of requirements.lock
 	@echo "[env] $(VENV) is ready: $$($(PY) --version)"
 
-# Once installed, no network is asked for: an unchanged lock is already satisfied, and the package
-# itself is built by the setuptools that the lock put there.
+# Once installed, no network is needed: the lock is satisfied, and the package is built by the
+# setuptools that the lock installed.
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(PY) || test -n "$(PYTHON)" || { \
 		echo "[env] no Python 3.11 to 3.13 found: install one, or name it (make PYTHON=...)" >&2; exit 1; }
@@ -64,7 +64,7 @@ check: $(STAMP)  ## linter and formatter
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m ruff format --quiet --check . || { echo "[check] run: $(PY) -m ruff format ." >&2; exit 1; }
 
-# Made again in a copy and compared, so that looking changes nothing.
+# Made in a copy and compared: the check changes no file.
 twins: $(STAMP)  ## every .ipynb is what its .py says
 	@echo "[twins] notebooks/*.ipynb against notebooks/*.py"
 	@rm -rf build/twins && mkdir -p build/twins && cp notebooks/*.py notebooks/*.ipynb \
@@ -76,10 +76,10 @@ twins: $(STAMP)  ## every .ipynb is what its .py says
 lab: fetch  ## JupyterLab with the notebooks
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(LABFLAGS)
 
-demo: fetch  ## the explorers as a page of their own: http://127.0.0.1:8866/
+demo: fetch  ## the explorers as a web page: http://127.0.0.1:8866/
 	@$(PY) -m lad demo $(DEMOFLAGS)
 
-figures: $(STAMP)  ## figures/* drawn again from the runs in figures/data (make report records them)
+figures: $(STAMP)  ## figures/* drawn again from what is recorded in figures/data
 	@$(PY) -m lad figures
 
 sync: $(STAMP)  ## the .ipynb made again from the .py, without outputs
