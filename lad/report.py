@@ -1,25 +1,11 @@
 """The report: every notebook executed in order, as pages that can be read without a network.
 
-`python -m lad.report` runs `notebooks/[0-9]*.ipynb` one after the other and writes
+The report is built beside its place and swapped in when it is whole: a failing cell, or an error
+inside a widget, leaves the previous report as it was. Images and styles are inside the pages,
+formulas are MathML. In the full profile the notebooks' figures are copied to
+`lad.utils.figures_folder()` at the end. Needs the `notebooks` extra.
 
-    build/report/index.html           what there is, in order, with versions and times
-    build/report/<notebook>.html      the executed notebook; images, styles and formulas inside
-    build/report/figures/*            what the notebooks saved
-
-A notebook sees `LAD_FIGURES` (a folder inside the report) and the caller's `LAD_PROFILE`. In the
-full profile its figures are copied to `lad.utils.figures_folder()` at the end. The report is built
-beside its place and swapped in when it is whole: a failing cell, or an error inside a widget,
-leaves the previous report as it was.
-
-A page loads nothing from elsewhere: images and styles are inside, formulas are MathML. A recorded
-run has the player of `lad.viz.html`, which works in the page; any other widget is shown as it
-stood when its notebook ended. Pages are light or dark as the system is, and light on paper.
-
-`python -m lad.report --check NOTEBOOK...` executes nothing: it searches notebooks that something
-else has executed for errors inside widgets.
-
-Needs the `notebooks` extra. References: nbclient; nbconvert's `lab` template and HTMLExporter; the
-Jupyter widget state format (`application/vnd.jupyter.widget-state+json`, version 2); latex2mathml.
+References: nbclient, nbconvert's `lab` template, the Jupyter widget state format (version 2).
 """
 
 from __future__ import annotations
@@ -36,7 +22,6 @@ import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,13 +68,12 @@ def _output_errors(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def widget_errors(notebook: Mapping[str, Any]) -> list[str]:
     """Errors that an executed notebook holds although its cells passed, one line each.
 
-    An exception in a callback is caught by the Output widget around it, or ends its thread; runners
-    call such a notebook passed. Searches the stored widget state and the cells' outputs.
+    An exception in a callback is caught by the Output widget around it, or ends its thread.
     """
     found = []
     for model, entry in _widget_state(notebook).items():
-        state, name = entry.get("state", {}), f"{entry.get('model_name', 'widget')} {model[:8]}"
-        found += [f"{name}: {error}" for error in _output_errors(state.get("outputs") or ())]
+        state, name = entry.get("state", {}), f"{entry['model_name']} {model[:8]}"
+        found += [f"{name}: {error}" for error in _output_errors(state.get("outputs", ()))]
         value = state.get("value")
         if isinstance(value, str) and ALERT in value:
             found.append(f"{name}: {re.sub('<[^>]*>', '', value).strip()}")
@@ -99,33 +83,28 @@ def widget_errors(notebook: Mapping[str, Any]) -> list[str]:
 
 
 def _widget_state(notebook: Mapping[str, Any]) -> dict[str, dict]:
-    """Widget models by id, as a notebook stores them."""
     return notebook.get("metadata", {}).get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
 
 
 def execute(
     path: Path, figures: Path, timeout: float, on_cell: Callable[[], object] = lambda: None
 ) -> NotebookNode:
-    """Execute one notebook in a fresh kernel, in the notebook's folder.
+    """Execute one notebook in a fresh kernel, in its folder; the file is not changed.
 
     Args:
-        path: the notebook; the file itself is not changed.
+        path: the notebook.
         figures: where its figures go (`LAD_FIGURES`).
         timeout: seconds a cell may take.
         on_cell: called when a cell starts.
 
     Returns:
         The executed notebook, widget state included.
-
-    Raises:
-        NotebookFailed: naming notebook and cell.
     """
     notebook = nbformat.read(path, as_version=4)
-    current = 0
+    started = []
 
-    def started(cell: NotebookNode, cell_index: int) -> None:
-        nonlocal current
-        current = cell_index
+    def start(cell: NotebookNode, cell_index: int) -> None:
+        started.append(cell_index)
         on_cell()
 
     client = NotebookClient(
@@ -133,7 +112,7 @@ def execute(
         timeout=timeout,
         kernel_name="python3",  # of this environment, whatever the file says
         resources={"metadata": {"path": str(path.parent)}},
-        on_cell_start=started,
+        on_cell_start=start,
         extra_arguments=["--IPKernelApp.log_level=40"],  # errors only: the terminal shows progress
     )
     environment = {
@@ -154,8 +133,9 @@ def execute(
             reason = f"not done after {timeout:g} s (--timeout)"
         else:
             reason = "its kernel died (out of memory?)"
-        first = notebook.cells[current].source.strip().partition("\n")[0]
-        raise NotebookFailed(f"{path.name}, cell {current + 1} (`{first}`): {reason}") from error
+        cell = started[-1]
+        first = notebook.cells[cell].source.strip().partition("\n")[0]
+        raise NotebookFailed(f"{path.name}, cell {cell + 1} (`{first}`): {reason}") from error
     except AssertionError as error:  # nbclient, when Ctrl-C comes between cells
         raise KeyboardInterrupt from error
     if errors := widget_errors(notebook):
@@ -169,24 +149,20 @@ def execute(
 class _Markdown(IPythonRenderer):
     """Markdown with formulas as MathML, which a browser shows without a script."""
 
-    def _math(self, body: str, display: str) -> str:
+    def inline_math(self, body: str, display: str = "inline") -> str:
         try:
             return mathml(body.strip(), display=display)
         except Exception:  # the converter raises a dozen kinds: show what was written
             return f"<code>{html.escape(body)}</code>"
 
-    def inline_math(self, body: str) -> str:
-        return self._math(body, "inline")
-
     def block_math(self, body: str) -> str:
-        return self._math(body, "block")
+        return self.inline_math(body, "block")
 
     def latex_environment(self, name: str, body: str) -> str:
-        return self._math(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
 
 def _markdown(source: str, folder: Path) -> str:
-    """Markdown to HTML; images in files below `folder` are embedded."""
     renderer = _Markdown(
         escape=False, embed_images=True, path=str(folder), exclude_anchor_links=True
     )
@@ -196,12 +172,7 @@ def _markdown(source: str, folder: Path) -> str:
 def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
     """A widget tree as plain HTML: what it showed, and for each control its label and value.
 
-    Args:
-        state: widget models by id, as a notebook stores them.
-        model: id of the root.
-
-    Returns:
-        HTML; empty for a widget that shows nothing (a layout, a hidden box).
+    `state` has the widget models by id, as a notebook stores them; `model` is the id of the root.
     """
     entry = state.get(model, {})
     values, kind = entry.get("state", {}), entry.get("model_name", "")
@@ -215,9 +186,9 @@ def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
         parts = [widget_snapshot(state, c.removeprefix("IPY_MODEL_")) for c in children]
         inside = "".join(f"<div>{part}</div>" for part in parts if part)
         return f'<div class="lad-row">{inside}</div>' if kind == "HBoxModel" else inside
-    if kind in ("PlayModel", "IntProgressModel", "FloatProgressModel"):
+    if kind in ("PlayModel", "IntProgressModel"):
         return ""
-    if kind in ("HTMLModel", "HTMLMathModel"):
+    if kind == "HTMLModel":
         return values.get("value", "")  # the author's markup, as the live widget shows it
     if kind == "OutputModel":
         return "".join(_output_snapshot(state, output) for output in values.get("outputs", ()))
@@ -267,8 +238,6 @@ def page(
     """An executed notebook as one self-contained HTML page.
 
     Args:
-        notebook: executed; not changed.
-        title: the page's title.
         folder: what relative image paths in its prose are relative to.
         links: address and label of other pages; an empty address is shown without a link.
     """
@@ -280,36 +249,32 @@ def page(
     return exporter.from_notebook_node(_without_widgets(notebook), resources)[0]
 
 
-@dataclass
-class Entry:
+def _entry(path: Path, notebook: NotebookNode, seconds: float) -> dict:
     """An executed notebook in the index; title and summary come from its first lines."""
-
-    path: Path
-    notebook: NotebookNode
-    seconds: float
-
-    def __post_init__(self) -> None:
-        self.address = f"{self.path.stem}.html"
-        text = "\n\n".join(c.source for c in self.notebook.cells if c.cell_type == "markdown")
-        heading = re.search(r"^#+ +(.+)$", text, re.MULTILINE)
-        self.title = heading.group(1).strip() if heading else self.path.stem
-        blocks = re.split(r"\n\s*\n", text[heading.end() :] if heading else text)
-        prose = (b for b in blocks if b.strip() and not b.lstrip().startswith(("#", "|", "!", "<")))
-        self.summary = _markdown(" ".join(next(prose, "").split()), self.path.parent)
+    text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    heading = re.search(r"^#+ +(.+)$", text, re.MULTILINE)
+    blocks = re.split(r"\n\s*\n", text[heading.end() :] if heading else text)
+    prose = (b for b in blocks if b.strip() and not b.lstrip().startswith(("#", "|", "!", "<")))
+    return {
+        "address": f"{path.stem}.html",
+        "notebook": notebook,
+        "seconds": seconds,
+        "title": heading.group(1).strip() if heading else path.stem,
+        "summary": _markdown(" ".join(next(prose, "").split()), path.parent),
+    }
 
 
-def _write_pages(entries: Sequence[Entry], folder: Path, seconds: float) -> None:
+def _write_pages(entries: Sequence[dict], notebooks: Path, folder: Path, seconds: float) -> None:
     """The pages and the index, beside the figures that are there already."""
 
-    def link(at: int, label: str) -> tuple[str, str]:
-        if not 0 <= at < len(entries):
-            return "", label
-        return entries[at].address, f"{label}: {entries[at].title}"
+    def link(entry: dict | None, label: str) -> tuple[str, str]:
+        return (entry["address"], f"{label}: {entry['title']}") if entry else ("", label)
 
-    for at, entry in enumerate(entries):
-        links = [link(at - 1, "previous"), ("index.html", "index"), link(at + 1, "next")]
-        text = page(entry.notebook, entry.title, entry.path.parent, links)
-        (folder / entry.address).write_text(text, encoding="utf-8")
+    around = zip([None, *entries], entries, [*entries[1:], None], strict=False)
+    for previous, entry, following in around:
+        links = [link(previous, "previous"), ("index.html", "index"), link(following, "next")]
+        text = page(entry["notebook"], entry["title"], notebooks, links)
+        (folder / entry["address"]).write_text(text, encoding="utf-8")
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     made = (
         f"Profile {profile()}, {seconds:.0f} s on {platform.system()} {platform.machine()} with "
@@ -348,12 +313,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         yield fresh
         if target.exists():
             target.rename(previous)
-        try:
-            fresh.rename(target)
-        except OSError:
-            if previous.exists():
-                previous.rename(target)
-            raise
+        fresh.rename(target)
 
 
 def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:
@@ -371,13 +331,14 @@ def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:
         InvalidInput: no notebook there, or `output` holds something else.
         NotebookFailed: a notebook did not run clean; nothing was written.
     """
-    paths = sorted(notebooks.resolve().glob("[0-9]*.ipynb"))
+    notebooks = notebooks.resolve()
+    paths = sorted(notebooks.glob("[0-9]*.ipynb"))
     if not paths:
         raise InvalidInput(f"no notebook ([0-9]*.ipynb) in {notebooks}: name their folder")
     published = figures_folder() if profile() == "full" else None
     output = output.absolute()
     started = time.perf_counter()
-    entries: list[Entry] = []
+    entries = []
     cells = sum(len(nbformat.read(path, as_version=4).cells) for path in paths)
     print(f"executing {len(paths)} notebook(s), profile {profile()}", flush=True)
     with _replacing(output) as folder, tqdm(total=cells, disable=None) as bar:
@@ -386,9 +347,10 @@ def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:
             bar.set_description(path.stem)
             start = time.perf_counter()
             notebook = execute(path, folder / "figures", timeout, bar.update)
-            entries.append(Entry(path, notebook, time.perf_counter() - start))
-            bar.write(f"  {path.stem}: {entries[-1].seconds:.0f} s")
-        _write_pages(entries, folder, time.perf_counter() - started)
+            seconds = time.perf_counter() - start
+            entries.append(_entry(path, notebook, seconds))
+            bar.write(f"  {path.stem}: {seconds:.0f} s")
+        _write_pages(entries, notebooks, folder, time.perf_counter() - started)
     if published:
         shutil.copytree(output / "figures", published, dirs_exist_ok=True)
     return output / "index.html"
@@ -405,11 +367,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.check:
-            books = [(path.name, nbformat.read(path, as_version=4)) for path in options.check]
-            found = [f"{name}: {e}" for name, book in books for e in widget_errors(book)]
+            found = [
+                f"{path.name}: {error}"
+                for path in options.check
+                for error in widget_errors(nbformat.read(path, as_version=4))
+            ]
             if found:
                 raise NotebookFailed("swallowed errors: " + "; ".join(found))
-            print(f"{len(books)} executed notebook(s): no swallowed error in widgets or outputs")
+            print(f"{len(options.check)} executed notebook(s): no swallowed error")
         else:
             index = build_report(options.notebooks, options.output, options.timeout)
             print(f"The report is ready. Open {index}")

@@ -116,15 +116,15 @@ CHANGES = {
 def test_a_control_sets_its_field_and_no_other(explorer):
     assert set(CHANGES) == set(explorer.controls)
     for name, value in CHANGES.items():
-        before = explorer.config.to_dict()
+        before = explorer.settings.config.to_dict()
         explorer.controls[name].value = value
-        assert explorer.config.to_dict() == before | {name: value}
+        assert explorer.settings.config.to_dict() == before | {name: value}
 
 
 def test_the_controls_start_from_the_configuration_given(denoiser):
     odd = RefineConfig(remasking="threshold", iterations=7, window=7, added_tokens=5, context=100)
     for config in (odd, *PRESETS.values()):
-        assert RefinementExplorer(denoiser, config=config).config == config
+        assert RefinementExplorer(denoiser, config=config).settings.config == config
 
 
 def test_controls_without_effect_are_switched_off(explorer):
@@ -148,9 +148,9 @@ def test_controls_without_effect_are_switched_off(explorer):
 def test_the_box_without_noise_and_the_list_of_strategies_move_together(explorer):
     explorer.controls["remasking"].value = "random"
     explorer.noiseless.value = True
-    assert explorer.config.remasking == "none"
+    assert explorer.settings.config.remasking == "none"
     explorer.noiseless.value = False
-    assert explorer.config.remasking == "random"
+    assert explorer.settings.config.remasking == "random"
     explorer.controls["remasking"].value = "none"
     assert explorer.noiseless.value
 
@@ -162,7 +162,7 @@ def test_a_run_records_what_the_sampler_does(explorer, denoiser):
     explorer.pause.value = 0.05  # shows every phase for a while, and changes nothing
     run(explorer)
     assert explorer.message.value == ""
-    assert explorer.trace == record(denoiser, "hello", explorer.config)
+    assert explorer.trace == record(denoiser, "hello", explorer.settings.config)
     assert explorer.player.trace is explorer.trace
     assert explorer.progress.value == explorer.progress.max == 6
     assert explorer.progress.bar_style == "success"
@@ -324,27 +324,27 @@ def test_closing_ends_the_run_and_its_thread(denoiser):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_every_control_and_moving_one_leaves_it(explorer, name):
     explorer.preset.value = name
-    assert explorer.config == preset(name)
+    assert explorer.settings.config == preset(name)
     explorer.controls["seed"].value = 7  # any seed is the preset's
     assert explorer.preset.value == name
     explorer.controls["eos_bias"].value = 0.5
     assert explorer.preset.value == CUSTOM
-    assert explorer.config.eos_bias == 0.5  # "custom" sets nothing
+    assert explorer.settings.config.eos_bias == 0.5  # "custom" sets nothing
 
 
 def test_a_preset_outside_the_limits_is_brought_within(denoiser):
     limits = Limits(iterations=10, answer_length=20, context=128)
     explorer = make_explorer(denoiser, preset("demo"), limits=limits)
     assert explorer.preset.value == "demo"
-    assert explorer.config == limits.apply(preset("demo"))
-    assert (explorer.config.iterations, explorer.config.answer_length) == (10, 20)
+    assert explorer.settings.config == limits.apply(preset("demo"))
+    assert (explorer.settings.config.iterations, explorer.settings.config.answer_length) == (10, 20)
     assert max(values(explorer.controls["iterations"])) == 10
     assert explorer.controls["answer_length"].max == 20
     assert values(explorer.controls["context"])[-1] == 128
     with pytest.raises(TraitError):
         explorer.controls["iterations"].value = 12
     explorer.controls["answer_length"].value = 500  # what a page may send
-    assert explorer.config.answer_length == 20
+    assert explorer.settings.config.answer_length == 20
 
 
 def test_a_prompt_over_the_limit_is_refused_and_a_run_ends_at_the_limit_of_time(denoiser):
@@ -369,11 +369,11 @@ def test_earlier_turns_are_part_of_the_prompt_while_the_box_is_ticked(explorer, 
         {"role": "assistant", "content": first.answer or "…"},
         {"role": "user", "content": "again"},
     ]
-    assert run(explorer) == record(denoiser, talk, explorer.config)
-    assert "2 earlier turns" in explorer.talk.value
+    assert run(explorer) == record(denoiser, talk, explorer.settings.config)
+    assert "2 earlier turn" in explorer.talk.value
     explorer.turns.value = False
     assert explorer.talk.value == ""
-    assert run(explorer) == record(denoiser, "again", explorer.config)
+    assert run(explorer) == record(denoiser, "again", explorer.settings.config)
 
 
 def test_the_model_that_is_chosen_answers(denoiser):

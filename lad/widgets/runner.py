@@ -1,8 +1,6 @@
 """A run to watch and to stop: the thread, its buttons, its progress, and the player it ends in.
 
-The model runs only when Run is pressed, in a thread that reads an event between two iterations.
-While one run is at work another Run does nothing. Every error is shown in the widget, because a
-traceback of a thread would not reach the page.
+Every error is shown in the widget, because a traceback of a thread would not reach the page.
 """
 
 from __future__ import annotations
@@ -36,24 +34,19 @@ class Job:
 
 
 class Loader:
-    """A denoiser, or how to get one; loaded once, at the first run that needs it."""
+    """A denoiser, or how to get one; `denoiser` is None until the first run that needs it."""
 
     def __init__(self, denoiser: Denoiser | Callable[[], Denoiser]) -> None:
-        self._denoiser = None if callable(denoiser) else denoiser
-        self._load = denoiser if callable(denoiser) else None
+        self.denoiser = None if callable(denoiser) else denoiser
+        self._load = denoiser
         self._lock = threading.Lock()
-
-    @property
-    def loaded(self) -> bool:
-        """False when the next `get` has to load."""
-        return self._denoiser is not None
 
     def get(self) -> Denoiser:
         """The denoiser; a second caller waits for the first one's loading."""
         with self._lock:
-            if self._denoiser is None:
-                self._denoiser = self._load()
-            return self._denoiser
+            if self.denoiser is None:
+                self.denoiser = self._load()
+            return self.denoiser
 
 
 class Explorer:
@@ -62,9 +55,8 @@ class Explorer:
     Attributes:
         widget: what a notebook cell shows.
         trace: the trace of the last run, or None.
-        run_button, stop_button, progress, status, message, player: the parts.
-        bar: the two buttons, progress and status in a row.
         running: True while a run's thread is at work.
+        run_button, stop_button, progress, status, message, player, bar: the parts.
     """
 
     widget: widgets.Widget
@@ -85,9 +77,8 @@ class Explorer:
         self.pause = self.player.pause
         self.run_button.on_click(self.run)
         self.stop_button.on_click(self.stop)
-        self.bar = widgets.HBox(
-            [self.run_button, self.stop_button, self.progress, self.status], layout=SPACED
-        )
+        parts = [self.run_button, self.stop_button, self.progress, self.status]
+        self.bar = widgets.HBox(parts, layout=SPACED)
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
@@ -135,8 +126,7 @@ class Explorer:
         """Run some jobs one after the other in a thread; nothing while one is at work.
 
         Args:
-            loader: of the denoiser.
-            make_jobs: makes them, in the thread; may raise a `LADError`.
+            make_jobs: called in the thread; may raise a `LADError`.
             done: called in the thread with the traces, and whether all jobs ran to their end.
         """
         with self._lock:
@@ -155,16 +145,14 @@ class Explorer:
         traces: list[Trace] = []
         whole = False
         try:
-            if not loader.loaded:
+            if loader.denoiser is None:
                 self.status.value = "Loading the model …"
             denoiser = loader.get()
-            jobs = make_jobs(denoiser)
-            for number, job in enumerate(jobs, start=1):
+            for number, job in enumerate(jobs := make_jobs(denoiser), start=1):
                 label = f"run {number} of {len(jobs)}, " if len(jobs) > 1 else ""
-                if not self._run_job(denoiser, job, label, traces):
+                whole = self._run_job(denoiser, job, label, traces)
+                if not whole:
                     break
-            else:
-                whole = True
         except Exception as error:
             self.show_error(error)
         try:
@@ -200,11 +188,11 @@ class Explorer:
             else:
                 whole = True
         finally:  # an error too leaves what was done before it
+            whole = whole or len(steps) == config.iterations
             if steps:
                 trace = make_trace(denoiser, job.prompt, prompt_ids, config, steps)
-                cut = not whole and len(steps) < config.iterations
-                traces.append(replace(trace, stopped_early=False) if cut else trace)
-        return whole or len(steps) == config.iterations
+                traces.append(trace if whole else replace(trace, stopped_early=False))
+        return whole
 
     def _show(self, recent: Trace) -> None:
         """The live view of the last iteration: its phases, each for the length of the pause."""
