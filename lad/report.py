@@ -38,7 +38,6 @@ from tqdm import tqdm
 
 from lad.utils import InvalidInput, LADError, figures_folder, profile
 
-ASSETS = Path(__file__).parent / "assets"
 GENERATOR = '<meta name="generator" content="lad.report">'  # tells a report from other folders
 ALERT = 'role="alert"'  # how lad.widgets marks an error
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
@@ -51,11 +50,7 @@ class NotebookFailed(LADError):
     """A cell raised, ran out of time or lost its kernel, or a widget holds an error."""
 
 
-# -- executing -------------------------------------------------------------------------------------
-
-
 def _output_errors(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One line for each error among Jupyter outputs, tracebacks on stderr included."""
     for output in outputs:
         if output.get("output_type") == "error":
             yield f"{output.get('ename')}: {output.get('evalue')}"
@@ -89,16 +84,12 @@ def _widget_state(notebook: Mapping[str, Any]) -> dict[str, dict]:
 def execute(
     path: Path, figures: Path, timeout: float, on_cell: Callable[[], object] = lambda: None
 ) -> NotebookNode:
-    """Execute one notebook in a fresh kernel, in its folder; the file is not changed.
+    """The notebook executed in a fresh kernel, in its folder, widget state included.
 
     Args:
-        path: the notebook.
         figures: where its figures go (`LAD_FIGURES`).
         timeout: seconds a cell may take.
         on_cell: called when a cell starts.
-
-    Returns:
-        The executed notebook, widget state included.
     """
     notebook = nbformat.read(path, as_version=4)
     started = []
@@ -107,20 +98,14 @@ def execute(
         started.append(cell_index)
         on_cell()
 
-    client = NotebookClient(
-        notebook,
-        timeout=timeout,
-        kernel_name="python3",  # of this environment, whatever the file says
-        resources={"metadata": {"path": str(path.parent)}},
-        on_cell_start=start,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # errors only: the terminal shows progress
-    )
-    environment = {
-        **os.environ,
-        "LAD_FIGURES": str(figures),
-        "LAD_PROFILE": profile(),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # silences a debugger's warning in every kernel
+    options = {
+        "kernel_name": "python3",  # of this environment, whatever the file says
+        "resources": {"metadata": {"path": str(path.parent)}},
+        "extra_arguments": ["--IPKernelApp.log_level=40"],  # the terminal shows progress
     }
+    client = NotebookClient(notebook, timeout=timeout, on_cell_start=start, **options)
+    environment = os.environ | {"LAD_FIGURES": str(figures), "LAD_PROFILE": profile()}
+    environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger's warning in every kernel
     try:
         client.execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -143,9 +128,6 @@ def execute(
     return notebook
 
 
-# -- pages -----------------------------------------------------------------------------------------
-
-
 class _Markdown(IPythonRenderer):
     """Markdown with formulas as MathML, which a browser shows without a script."""
 
@@ -162,10 +144,13 @@ class _Markdown(IPythonRenderer):
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
 
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
+
+
 def _markdown(source: str, folder: Path) -> str:
-    renderer = _Markdown(
-        escape=False, embed_images=True, path=str(folder), exclude_anchor_links=True
-    )
+    options = {"escape": False, "embed_images": True, "exclude_anchor_links": True}
+    renderer = _Markdown(path=str(folder), **options)
     return MarkdownWithMath(renderer=renderer).render(source)
 
 
@@ -177,21 +162,17 @@ def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
     entry = state.get(model, {})
     values, kind = entry.get("state", {}), entry.get("model_name", "")
     layout = state.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {}).get("state", {})
-    if layout.get("display") == "none" or layout.get("visibility") == "hidden":
+    if layout.get("display") == "none" or kind in ("PlayModel", "IntProgressModel"):
         return ""
     if children := list(values.get("children", ())):
-        if kind in ("AccordionModel", "TabModel"):  # one page is open, or none
+        if kind == "AccordionModel":  # one page is open, or none
             opened = values.get("selected_index")
             children = [] if opened is None else [children[opened]]
         parts = [widget_snapshot(state, c.removeprefix("IPY_MODEL_")) for c in children]
         inside = "".join(f"<div>{part}</div>" for part in parts if part)
         return f'<div class="lad-row">{inside}</div>' if kind == "HBoxModel" else inside
-    if kind in ("PlayModel", "IntProgressModel"):
-        return ""
     if kind == "HTMLModel":
         return values.get("value", "")  # the author's markup, as the live widget shows it
-    if kind == "OutputModel":
-        return "".join(_output_snapshot(state, output) for output in values.get("outputs", ()))
     label = values.get("description") or values.get("tooltip") or ""
     if kind in ("ButtonModel", "FileUploadModel"):
         return f'<span class="lad-note">[{html.escape(label)}]</span>'
@@ -204,31 +185,16 @@ def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
     return f'<span class="lad-note">{html.escape(shown)}</span>' if shown else ""
 
 
-def _output_snapshot(state: Mapping[str, Any], output: Mapping[str, Any]) -> str:
-    data = output.get("data", {})
-    if WIDGET_VIEW in data:
-        return widget_snapshot(state, data[WIDGET_VIEW]["model_id"])
-    if "text/html" in data:
-        return "".join(data["text/html"])
-    if "image/png" in data:
-        return f'<img alt="widget output" src="data:image/png;base64,{data["image/png"]}">'
-    text = "".join(output.get("text") or data.get("text/plain") or "")
-    return f"<pre>{html.escape(text)}</pre>" if text else ""
-
-
 def _without_widgets(notebook: NotebookNode) -> NotebookNode:
-    """A copy in which every widget is a snapshot, and nothing needs a widget renderer."""
     notebook = nbformat.from_dict(notebook)
     state = _widget_state(notebook)
     notebook.metadata.pop("widgets", None)
+    note = "A snapshot: the controls work in Jupyter (<code>make lab</code>)."
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
         view = output.get("data", {}).pop(WIDGET_VIEW, None)
         if view and set(output.data) <= {"text/plain"}:  # else it brings HTML for such a page
-            output.data["text/html"] = (
-                f'<div class="lad-widget">{widget_snapshot(state, view["model_id"])}'
-                '<p class="lad-note">A snapshot: the controls work in Jupyter '
-                "(<code>make lab</code>).</p></div>"
-            )
+            shown = f'{widget_snapshot(state, view["model_id"])}<p class="lad-note">{note}</p>'
+            output.data["text/html"] = f'<div class="lad-widget">{shown}</div>'
     return notebook
 
 
@@ -241,11 +207,9 @@ def page(
         folder: what relative image paths in its prose are relative to.
         links: address and label of other pages; an empty address is shown without a link.
     """
-    template = (ASSETS / "report_page.html.j2").read_text(encoding="utf-8")
-    exporter = HTMLExporter(raw_template=template)
+    exporter = HTMLExporter(raw_template=_asset("report_page.html.j2"))
     exporter.register_filter("markdown2html", lambda source: _markdown(source, folder))
-    style = (ASSETS / "report.css").read_text(encoding="utf-8")
-    resources = {"metadata": {"name": title}, "links": links, "style": style}
+    resources = {"metadata": {"name": title}, "links": links, "style": _asset("report.css")}
     return exporter.from_notebook_node(_without_widgets(notebook), resources)[0]
 
 
@@ -265,7 +229,6 @@ def _entry(path: Path, notebook: NotebookNode, seconds: float) -> dict:
 
 
 def _write_pages(entries: Sequence[dict], notebooks: Path, folder: Path, seconds: float) -> None:
-    """The pages and the index, beside the figures that are there already."""
 
     def link(entry: dict | None, label: str) -> tuple[str, str]:
         return (entry["address"], f"{label}: {entry['title']}") if entry else ("", label)
@@ -276,27 +239,16 @@ def _write_pages(entries: Sequence[dict], notebooks: Path, folder: Path, seconds
         text = page(entry["notebook"], entry["title"], notebooks, links)
         (folder / entry["address"]).write_text(text, encoding="utf-8")
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    machine = f"{platform.system()} {platform.machine()} with {os.cpu_count()} cores"
     made = (
-        f"Profile {profile()}, {seconds:.0f} s on {platform.system()} {platform.machine()} with "
-        f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d %H:%M')}; "
+        f"Profile {profile()}, {seconds:.0f} s on {machine}, {time.strftime('%Y-%m-%d %H:%M')}; "
         f"Python {platform.python_version()}, {versions}."
     )
-    template = (ASSETS / "report_index.html.j2").read_text(encoding="utf-8")
-    text = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            generator=GENERATOR,
-            style=(ASSETS / "report.css").read_text(encoding="utf-8"),
-            pages=entries,
-            figures=sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in IMAGES),
-            made=made,
-        )
-    )
+    figures = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in IMAGES)
+    index = Environment(autoescape=True).from_string(_asset("report_index.html.j2"))
+    values = {"generator": GENERATOR, "style": _asset("report.css"), "made": made}
+    text = index.render(pages=entries, figures=figures, **values)
     (folder / "index.html").write_text(text, encoding="utf-8")
-
-
-# -- the report ------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -313,19 +265,20 @@ def _replacing(target: Path) -> Iterator[Path]:
         yield fresh
         if target.exists():
             target.rename(previous)
-        fresh.rename(target)
+        try:
+            fresh.rename(target)
+        except OSError:
+            if previous.exists():
+                previous.rename(target)
+            raise
 
 
 def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:
-    """Execute every numbered notebook in a folder and write the report.
+    """Execute every `[0-9]*.ipynb` in a folder and write the report; returns its index page.
 
     Args:
-        notebooks: the folder; `[0-9]*.ipynb` in it, in the order of their names.
         output: the report's folder; a previous report there is replaced, anything else is not.
         timeout: seconds a cell may take.
-
-    Returns:
-        The index page.
 
     Raises:
         InvalidInput: no notebook there, or `output` holds something else.
@@ -336,8 +289,7 @@ def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:
     if not paths:
         raise InvalidInput(f"no notebook ([0-9]*.ipynb) in {notebooks}: name their folder")
     published = figures_folder() if profile() == "full" else None
-    output = output.absolute()
-    started = time.perf_counter()
+    output, started = output.absolute(), time.perf_counter()
     entries = []
     cells = sum(len(nbformat.read(path, as_version=4).cells) for path in paths)
     print(f"executing {len(paths)} notebook(s), profile {profile()}", flush=True)

@@ -28,13 +28,7 @@ TARGETS = [
 
 
 class AttentionExplorer:
-    """The attention masks at work on a short text.
-
-    Attributes:
-        widget: what a notebook cell shows.
-        kind, target, prompt_length, hidden, image, caption, message: the parts.
-        tokens: the text's tokens, as text.
-    """
+    """The attention masks at work on a short text, whose tokens are in `tokens`, as text."""
 
     def __init__(
         self, denoiser: Denoiser | None = None, text: str | None = None, prompt_length: int = 4

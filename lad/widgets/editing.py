@@ -32,7 +32,10 @@ EXPLANATIONS = {
 
 
 class _TextExplorer(Explorer):
-    """A text, perhaps the question it answers, and a run that starts from it."""
+    """A text, perhaps the question it answers, and a run that starts from it.
+
+    A subclass has `_make_controls`, which returns them in rows, and `_start_run`.
+    """
 
     TEXT = QUESTION = ""  # what the controls hold at first
 
@@ -55,9 +58,6 @@ class _TextExplorer(Explorer):
         bars = [widgets.HBox(bar, layout=SPACED) for bar in self._make_controls()]
         parts = [self.text, self.question, *bars, self.bar, self.message, self.player.widget]
         self.widget = widgets.VBox(parts)
-
-    def _make_controls(self) -> list[list[Widget]]:
-        raise NotImplementedError
 
     def _start_from(
         self, prompt: str, draft: Callable[[Denoiser], Draft], config: RefineConfig

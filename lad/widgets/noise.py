@@ -23,13 +23,7 @@ ENDS = 3  # END tokens after the sentence: training corrupts them too
 
 
 class ScheduleExplorer:
-    """The noise schedule under its four controls.
-
-    Attributes:
-        widget: what a notebook cell shows.
-        sharpness, noise_start, iterations, answer_length: the controls.
-        image, text: the curve, and the same in words and numbers.
-    """
+    """The noise schedule under its four controls: a curve, and the same in words and numbers."""
 
     def __init__(self) -> None:
         self.sharpness = make_control(SETTINGS["sharpness"], 5.0, **FIELD)
@@ -66,13 +60,8 @@ class CorruptionExplorer:
     """A sentence under the noise of training, and how often each kind is expected to strike.
 
     Words stand for tokens, see `lad.viz.word_corruption`. That training masks one answer in ten
-    whole is left out: there is nothing to see.
-
-    Attributes:
-        widget: what a notebook cell shows.
-        sentence, severity, seed, again, screen, table, message: the parts.
-        kinds: kind of noise -> its checkbox.
-        damage: the draw on show, or None if the text holds no word.
+    whole is left out: there is nothing to see. `damage` is the draw on show, or None if the text
+    holds no word.
     """
 
     def __init__(self) -> None:

@@ -75,9 +75,9 @@ class _Player:
             part.disabled = not on
 
     def _move_to_last(self, last: int) -> None:
+        self.play.playing = False
         for part in (self.slider, self.play):
-            part.max = last
-            part.value = last
+            part.max = part.value = last
 
     def _draft(self, trace: Trace, step: int, phase: str) -> str:
         coloring = "confidence" if self.by_confidence.value else "state"
@@ -91,7 +91,6 @@ class TracePlayer(_Player):
         widget: what a notebook cell shows, all but the pause; the cell shows a `TracePlayer` too.
         trace: the trace on show, or None.
         pause: seconds between two frames while playing.
-        slider, play, back, forward, by_confidence, caption, screen, answer: the parts.
     """
 
     def __init__(self, trace: Trace | None = None, pause: float = 0.5) -> None:
@@ -106,7 +105,6 @@ class TracePlayer(_Player):
     def load(self, trace: Trace | None) -> None:
         """Show a trace, at its last frame; None empties the player."""
         self.trace = trace
-        self.play.playing = False
         self._enable(trace is not None)
         if trace is None:
             self.caption.value = self.screen.value = self.answer.value = ""
@@ -182,10 +180,7 @@ class Comparison(_Player):
 
     A step is an iteration of both. A run that has ended shows its answer from then on.
 
-    Attributes:
-        widget: what a notebook cell shows.
-        names, traces: of the two runs; empty when nothing is compared.
-        slider, by_confidence, heads, screens, costs: the parts.
+    `names` and `traces` are those of the two runs; empty when nothing is compared.
     """
 
     def __init__(self, traces: Mapping[str, Trace] | None = None, pause: float = 0.5) -> None:
@@ -206,7 +201,6 @@ class Comparison(_Player):
         if len(traces) not in (0, 2):
             raise InvalidInput(f"{len(traces)} traces to compare: expected two, by name")
         self.names, self.traces = tuple(traces), tuple(traces.values())
-        self.play.playing = False
         self.widget.layout.display = "" if traces else "none"
         if traces:
             self._move_to_last(max(len(trace.steps) for trace in self.traces) - 1)

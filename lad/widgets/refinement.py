@@ -58,11 +58,8 @@ class RefinementExplorer(Explorer):
     """Every control of a refinement, a run to watch or stop, and a player over its trace.
 
     Attributes (and those of `lad.widgets.runner.Explorer`):
-        prompt, model, turns: the question, which model answers, and whether earlier turns count.
         settings, controls, noiseless, preset: see `lad.widgets.controls.Controls`.
-        comparison, compare_with, compare_button: the second run and how it differs.
-        upload, download, gallery: traces from files, to files, and recorded ones.
-        earlier: the turns so far, as chat messages.
+        earlier: the turns so far, as chat messages; part of the prompt while `turns` is ticked.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class Loader:
 
 
 class Explorer:
-    """Run and Stop, and what a run shows; a subclass adds controls and `_start_run`.
+    """Run and Stop, and what a run shows; a subclass has `_start_run`, which calls `_start`.
 
     Attributes:
         widget: what a notebook cell shows.
@@ -101,21 +101,11 @@ class Explorer:
             self._thread.join(timeout)
         return not self.running
 
-    def close(self) -> None:
-        """End the run, if any, and take the widgets off the page."""
-        self.stop()
-        self.wait()
-        self.widget.close()
-
     def show_error(self, error: Exception) -> None:
         """Show an error in the widget."""
         kind = "" if isinstance(error, LADError) else f"Unexpected {type(error).__name__}: "
         self.progress.bar_style = "danger"
         self.message.value = error_html(f"{kind}{error}")
-
-    def _start_run(self) -> None:
-        """Read the controls and call `_start`; may raise a `LADError`."""
-        raise NotImplementedError
 
     def _start(
         self,
@@ -123,11 +113,8 @@ class Explorer:
         make_jobs: Callable[[Denoiser], Sequence[Job]],
         done: Callable[[list[Trace], bool], object],
     ) -> None:
-        """Run some jobs one after the other in a thread; nothing while one is at work.
-
-        Args:
-            make_jobs: called in the thread; may raise a `LADError`.
-            done: called in the thread with the traces, and whether all jobs ran to their end.
+        """Run jobs one after the other in a thread, then call `done` there with their traces and
+        whether all ran to their end.
         """
         with self._lock:
             if self.running:
