@@ -3,9 +3,7 @@
 The report is built beside its place and swapped in when it is whole: a failing cell, or an error
 inside a widget, leaves the previous report as it was. Images and styles are inside the pages,
 formulas are MathML. In the full profile the notebooks' figures are copied to
-`lad.utils.figures_folder()` at the end. Needs the `notebooks` extra.
-
-References: nbclient, nbconvert's `lab` template, the Jupyter widget state format (version 2).
+`lad.utils.figures_folder()`. Needs the `notebooks` extra.
 """
 
 from __future__ import annotations
@@ -61,10 +59,7 @@ def _output_errors(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def widget_errors(notebook: Mapping[str, Any]) -> list[str]:
-    """Errors that an executed notebook holds although its cells passed, one line each.
-
-    An exception in a callback is caught by the Output widget around it, or ends its thread.
-    """
+    """Errors of callbacks and threads in a notebook whose cells passed, one line each."""
     found = []
     for model, entry in _widget_state(notebook).items():
         state, name = entry.get("state", {}), f"{entry['model_name']} {model[:8]}"
@@ -150,15 +145,11 @@ def _asset(name: str) -> str:
 
 def _markdown(source: str, folder: Path) -> str:
     options = {"escape": False, "embed_images": True, "exclude_anchor_links": True}
-    renderer = _Markdown(path=str(folder), **options)
-    return MarkdownWithMath(renderer=renderer).render(source)
+    return MarkdownWithMath(renderer=_Markdown(path=str(folder), **options)).render(source)
 
 
 def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
-    """A widget tree as plain HTML: what it showed, and for each control its label and value.
-
-    `state` has the widget models by id, as a notebook stores them; `model` is the id of the root.
-    """
+    """The widget tree below a model id as plain HTML: for each control its label and value."""
     entry = state.get(model, {})
     values, kind = entry.get("state", {}), entry.get("model_name", "")
     layout = state.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {}).get("state", {})
@@ -319,14 +310,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.check:
-            found = [
-                f"{path.name}: {error}"
-                for path in options.check
-                for error in widget_errors(nbformat.read(path, as_version=4))
-            ]
+            books = {path.name: nbformat.read(path, as_version=4) for path in options.check}
+            found = [f"{name}: {e}" for name, book in books.items() for e in widget_errors(book)]
             if found:
                 raise NotebookFailed("swallowed errors: " + "; ".join(found))
-            print(f"{len(options.check)} executed notebook(s): no swallowed error")
+            print(f"{len(books)} executed notebook(s): no swallowed error")
         else:
             index = build_report(options.notebooks, options.output, options.timeout)
             print(f"The report is ready. Open {index}")

@@ -184,7 +184,7 @@ def test_the_explorers_work_in_jupyterlab(lab):
     lab.wait(f"/iteration [2-9] of 32/.test({refinement}.textContent)")
     lab.click("Stop", refinement)
     lab.wait(f"/Cut off after \\d+ of 32 iterations/.test({refinement}.textContent)")
-    sentence = f"{refinement}.textContent.match(/After \\w+\\.\\s*Iteration \\d+/)?.[0]"
+    sentence = f"{refinement}.textContent.match(/After [\\w-]+\\.\\s*Iteration \\d+/)?.[0]"
     lab.wait(sentence)
     before = lab.evaluate(sentence)
     lab.evaluate(f"{refinement}.querySelector('button[title=\"one step back\"]').click()")

@@ -30,7 +30,7 @@ from lad.widgets.demo import (
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
 
 TEXT = "document.body.textContent"
-SENTENCE = f"{TEXT}.match(/After \\w+\\.\\s*Iteration \\d+/g)"
+SENTENCE = f"{TEXT}.match(/After [\\w-]+\\.\\s*Iteration \\d+/g)"
 READY = (
     "[...document.querySelectorAll('button')].some(e => e.offsetParent && "
     "e.textContent.trim() === 'Run')"

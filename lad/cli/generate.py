@@ -55,7 +55,7 @@ def generates(*skipped: str) -> Callable:
         first = list(inspect.signature(function, eval_str=True).parameters.values())
         last = list(inspect.signature(command, eval_str=True).parameters.values())
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in first if p.name != "given"]
-        parameters += [setting_option(*item) for item in settings.items()] + last[:-1]
+        parameters += [_setting_option(*item) for item in settings.items()] + last[:-1]
         command.__doc__ = function.__doc__
         command.__signature__ = inspect.Signature(parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -64,11 +64,8 @@ def generates(*skipped: str) -> Callable:
     return decorate
 
 
-def setting_option(name: str, field: dict) -> inspect.Parameter:
-    """The option of a setting, with its range, values, help and group; None when not given.
-
-    A value outside the range is refused by the settings, which say more than typer does.
-    """
+def _setting_option(name: str, field: dict) -> inspect.Parameter:
+    # A value outside the range is refused by the settings, which say more than typer does.
     text = field["help"][0].upper() + field["help"][1:]
     if "used_by" in field:
         text += f"; with --remasking {' or '.join(field['used_by'])}"
@@ -83,7 +80,6 @@ def setting_option(name: str, field: dict) -> inspect.Parameter:
 
 
 def _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra) -> None:
-    """Refine, save the trace if a file is named, print the answer: watched, alone or as JSON."""
     from lad.diffusion.adapter import load_denoiser
     from lad.diffusion.sampler import record
     from lad.models.chat import check_prompt

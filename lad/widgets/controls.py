@@ -31,6 +31,7 @@ COLUMNS = {
 SHORT = {"description_width": "6em"}
 MEDIUM = {"description_width": "9em"}
 LONG = {"description_width": "11em"}
+FIELD = {"style": MEDIUM, "layout": {"width": "26em"}}
 
 CUSTOM = "custom"
 SETTINGS = describe(RefineConfig)
@@ -48,9 +49,6 @@ def labelled(
 ) -> widgets.ValueWidget:
     """A widget of this kind and width with its label in front."""
     return kind(description=label, layout=width(em), style=style, **traits)
-
-
-FIELD = {"style": MEDIUM, "layout": width(26)}
 
 
 def error_html(text: str) -> str:
@@ -72,13 +70,10 @@ class Limits:
 
     def apply(self, config: RefineConfig) -> RefineConfig:
         """The nearest settings within the limits."""
-        context = config.context
-        return replace(
-            config,
-            iterations=min(config.iterations, self.iterations),
-            answer_length=min(config.answer_length, self.answer_length),
-            context=None if context is None else min(context, self.context),
-        )
+        names = ("iterations", "answer_length", "context")
+        given = {name: getattr(config, name) for name in names}
+        least = {n: min(v, getattr(self, n)) for n, v in given.items() if v is not None}
+        return replace(config, **least)
 
     def check(self, text: str) -> str:
         """The text, if it is short enough; raises InvalidInput if not."""
@@ -91,14 +86,12 @@ class Limits:
 def make_control(
     field: Mapping, value: object, most: int | None = None, **traits: object
 ) -> widgets.ValueWidget:
-    """The widget of one setting.
+    """The widget of one setting, which shows `value` at first.
 
     Args:
         field: from `lad.utils.describe`. The group "Basics" has a slider over a few numbers, an
             optional number a list that begins with "none", a Literal a list of its values.
-        value: what it shows at first.
         most: upper limit, where it is lower than that of the setting.
-        traits: of the widget, such as `layout`.
     """
     words = {"description": field["label"], "tooltip": field["help"]}
     traits = words | {"layout": WIDE, "style": LONG} | traits

@@ -36,6 +36,8 @@ LIMITS = Limits(iterations=128, answer_length=128, context=512, seconds=60, char
 SESSIONS = 8  # each takes about a gigabyte: a kernel with the model in it
 SMALL = 10**9  # parameters; one larger model may fill a GPU
 
+# Of all that JupyterLab may have installed, the page needs the widgets.
+EXTENSIONS = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"]
 CODE = """from lad.widgets.accessibility import name_controls
 from lad.widgets.demo import make_page
 display(name_controls(), make_page({model!r}, {adapter!r}, {device!r}))"""
@@ -78,7 +80,7 @@ def about(backbone: Backbone) -> str:
     if not count:
         return f"The model is {backbone.name}."
     if count >= SMALL:
-        return f"The model is {backbone.name}, of {count / 1e9:.3g} billion parameters."
+        return f"The model is {backbone.name}, of {count / 1e9:.2g} billion parameters."
     size = f"{count / 1e6:.4g} million parameters"
     return f"The model is {backbone.name}, of {size}. That is small: short questions suit it."
 
@@ -116,11 +118,7 @@ def configuration(host: str, port: int, idle: float, sessions: int) -> dict[str,
         "VoilaConfiguration": {
             "strip_sources": True,
             "show_tracebacks": False,
-            # Of all that JupyterLab may have installed, the page needs the widgets.
-            "extension_allowlist": [
-                "@jupyter-widgets/jupyterlab-manager",
-                "@voila-dashboards/widgets-manager8",
-            ],
+            "extension_allowlist": EXTENSIONS,
             "multi_kernel_manager_class": "lad.widgets.demo.SessionManager",
         },
         "SessionManager": {"most": sessions},
@@ -143,14 +141,11 @@ def serve(
     idle: float = 600,
     sessions: int | None = None,
 ) -> None:
-    """Serve the page until interrupted.
+    """Serve the page until interrupted; raises InvalidInput for a number out of range.
 
     Args:
         idle: seconds until an unused page is ended.
         sessions: most at once; `default_sessions` by default.
-
-    Raises:
-        InvalidInput: an unknown model, or a number out of range.
     """
     sessions = default_sessions(get_backbone(model)) if sessions is None else sessions
     if not 1 <= port <= 65535:

@@ -34,7 +34,8 @@ EXPLANATIONS = {
 class _TextExplorer(Explorer):
     """A text, perhaps the question it answers, and a run that starts from it.
 
-    A subclass has `_make_controls`, which returns them in rows, and `_start_run`.
+    The arguments are those of `RefinementExplorer`. A subclass has `_make_controls`, which returns
+    them in bars, and `_start_run`.
     """
 
     TEXT = QUESTION = ""  # what the controls hold at first
@@ -78,14 +79,7 @@ class _TextExplorer(Explorer):
 
 
 class RepairExplorer(_TextExplorer):
-    """Corrupt a text, and watch it being repaired; nothing is masked between iterations.
-
-    The arguments are those of `RefinementExplorer`.
-
-    Attributes (and those of `lad.widgets.runner.Explorer`):
-        text, question, iterations: the controls.
-        buttons: kind of corruption -> its button; `undo` restores the text from before them.
-    """
+    """Corrupt a text, and watch it being repaired; nothing is masked between iterations."""
 
     TEXT = "The capital of of France Paris is."
     QUESTION = "What is the capital of France?"
@@ -141,13 +135,7 @@ class RepairExplorer(_TextExplorer):
 
 
 class InfillExplorer(_TextExplorer):
-    """A text with gaps: the words around them are fixed, and those to the right are seen too.
-
-    The arguments are those of `RefinementExplorer`.
-
-    Attributes (and those of `lad.widgets.runner.Explorer`):
-        text, question, gap, preset, seed: the controls; `gap` is the tokens of a gap written ___.
-    """
+    """A text with gaps: the words around them are fixed, and those to the right are seen too."""
 
     TEXT = "The capital of ___ is Paris, and the capital of ___ is Berlin."
 

@@ -4,9 +4,8 @@
     Gallery       a player with a list of traces to choose from
     Comparison    two traces under one player, iteration by iteration
 
-They need neither a model nor a thread. As the last line of a notebook cell a `TracePlayer` or a
-`Gallery` shows itself, and a page that is made from that notebook gets the player of
-`lad.viz.html`, which works without a kernel.
+As the last line of a notebook cell a `TracePlayer` or a `Gallery` shows itself, and a page made
+from that notebook gets the player of `lad.viz.html`, which works without a kernel.
 """
 
 from __future__ import annotations

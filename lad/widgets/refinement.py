@@ -194,8 +194,7 @@ class RefinementExplorer(Explorer):
             self._keep(trace)
         except LADError as error:
             self.show_error(error)
-        finally:
-            self.upload.value = ()  # so that the same file can be chosen again
+        self.upload.value = ()  # so that the same file can be chosen again
 
 
 def read_trace(name: str, data: bytes) -> Trace:

@@ -56,7 +56,6 @@ class Explorer:
         widget: what a notebook cell shows.
         trace: the trace of the last run, or None.
         running: True while a run's thread is at work.
-        run_button, stop_button, progress, status, message, player, bar: the parts.
     """
 
     widget: widgets.Widget
