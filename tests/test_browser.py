@@ -25,9 +25,6 @@ TRACE = make_trace(
 )
 
 
-# -- without a kernel ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def replay(chromium, tmp_path_factory):
     """A page made from a notebook whose one output is two players, opened as a file."""
@@ -120,8 +117,6 @@ def contrast(*colors):
     dark, light = sorted(map(luminance, colors))
     return (light + 0.05) / (dark + 0.05)
 
-
-# -- JupyterLab ------------------------------------------------------------------------------------
 
 CELLS = """
 from lad.diffusion.adapter import (load_denoiser)

@@ -134,9 +134,6 @@ def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server
     server.until(lambda: kernels(server) == 0, "the last kernel is still there", 30)
 
 
-# -- without a server ------------------------------------------------------------------------------
-
-
 def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
     import voila.app
 

@@ -21,9 +21,6 @@ def ids(denoiser, text: str) -> list[int]:
     return denoiser.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-# -- drafts ----------------------------------------------------------------------------------------
-
-
 def test_a_corrupted_text_is_the_draft_and_eos_follows(denoiser):
     draft = visible_text(denoiser, " a  cat\n")
     assert draft.fixed is None
@@ -91,9 +88,6 @@ def test_filled_gaps_leave_every_word_where_it_was(words, gap, name):
     assert denoiser.mask_token_id not in last
     first_end = last.tolist().index(denoiser.eos_token_id)
     assert first_end >= int((draft.tokens != denoiser.eos_token_id).sum())
-
-
-# -- commands --------------------------------------------------------------------------------------
 
 
 def test_repair_prints_what_noiseless_refinement_of_the_text_gives(capsys, adapter, tmp_path):

@@ -1,11 +1,9 @@
 """The explorers of the noise, driven by their traits as a page would drive them."""
 
 import re
-import time
 
 import pytest
 
-from lad.diffusion.config import CorruptionConfig
 from lad.diffusion.schedule import mask_counts
 from lad.viz.noise import schedule_curve, schedule_sentence
 from lad.viz.style import show
@@ -42,26 +40,12 @@ def test_every_control_of_the_schedule_redraws_curve_and_numbers():
     assert explorer.image.value == show(schedule_curve(**settings), words).html
     assert f'alt="{words}"' in explorer.image.value and words in explorer.text.value
     assert counts_html(mask_counts(**settings)) in explorer.text.value
+    assert "each iteration: 5, 2, none from iteration 2 on." in counts_html([5, 2, 0, 0])
     for end in ("min", "max"):  # the ends of all sliders are drawn
         for name in changes:
             control = getattr(explorer, name)
             control.value = getattr(control, end)
         assert explorer.image.value.startswith("<img src=")
-
-
-def test_counts_end_in_words_instead_of_a_row_of_zeros():
-    assert "each iteration: 5, 2, none from iteration 2 on." in counts_html([5, 2, 0, 0])
-    assert "none from iteration 0 on" in counts_html([0])
-
-
-def test_the_schedule_redraws_fast_enough_to_follow_a_slider():
-    explorer = ScheduleExplorer()
-    times = []
-    for value in range(1, 8):
-        begin = time.thread_time()  # of this thread: a busy machine is not a slow explorer
-        explorer.sharpness.value = float(value)
-        times.append(time.thread_time() - begin)
-    assert sorted(times)[len(times) // 2] < 0.15
 
 
 def test_every_control_of_the_damage_changes_what_is_shown(explorer):
@@ -96,13 +80,6 @@ def test_a_kind_that_is_not_ticked_never_strikes(explorer):
     untick_all(explorer)
     assert explorer.damage.before == explorer.damage.after
     assert "0 of 16 tokens differ" in explorer.screen.value
-
-
-def test_the_configuration_is_that_of_training_without_what_is_not_ticked(explorer):
-    assert explorer.config == CorruptionConfig(all_masked=0.0)
-    explorer.kinds["mask"].value = explorer.kinds["swap"].value = False
-    assert explorer.config.mask_probability == 0
-    assert explorer.config.kinds == ("duplicate", "replace", "shift")
 
 
 def test_the_table_compares_expected_and_drawn_and_kinds_are_named_under_tokens(explorer):
