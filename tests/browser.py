@@ -25,7 +25,7 @@ disable-background-networking disable-component-update disable-dev-shm-usage
 force-color-profile=srgb remote-debugging-port=0 remote-allow-origins=*
 """
 CONTROLS = "button checkbox combobox listbox progressbar radio slider spinbutton tab textbox"
-PATIENCE = 90  # seconds
+PATIENCE = 180  # seconds
 
 
 def until(done, otherwise, seconds: float = PATIENCE) -> None:
