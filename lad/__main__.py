@@ -1,6 +1,4 @@
-"""The command line. Exit status 0 is success; 2 is bad input or something missing, in one line on
-stderr. With `--json` stdout holds one JSON object and nothing else.
-"""
+"""The command line. Status 0 is success; 2 is bad input or something missing, in one line."""
 
 from __future__ import annotations
 
@@ -13,23 +11,9 @@ import typer
 from lad.utils import LADError
 
 # Command -> the module of `lad.cli` that holds it; only the module of the command is imported.
-COMMANDS = {
-    "refine": "generate",
-    "repair": "generate",
-    "infill": "generate",
-    "distil": "distil",
-    "train": "train",
-    "ablate": "ablate",
-    "evaluate": "evaluate",
-    "bench": "bench",
-    "benchmark": "benchmark",
-    "study": "study",
-    "demo": "assets",
-    "fetch": "assets",
-    "figures": "assets",
-    "info": "assets",
-    "import-checkpoint": "assets",
-}
+COMMANDS = dict.fromkeys(("refine", "repair", "infill"), "generate")
+COMMANDS |= {n: n for n in ("distil", "train", "ablate", "evaluate", "bench", "benchmark", "study")}
+COMMANDS |= dict.fromkeys(("demo", "fetch", "figures", "info", "import-checkpoint"), "assets")
 
 # typer carries a click of its own, so its errors are reached through the one it exports.
 ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -37,10 +21,8 @@ ClickException = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "Cl
 
 def make_app(*names: str) -> typer.Typer:
     """The application with these commands; with all of them when none is named."""
-    app = typer.Typer(
-        add_completion=False,
-        help="LAD: a causal LLaMA that refines a whole answer at once, draft after draft.",
-    )
+    words = "LAD: a causal LLaMA that refines a whole answer at once, draft after draft."
+    app = typer.Typer(add_completion=False, help=words)
     app.callback()(lambda: None)  # one command alone would otherwise take the place of the group
     for name in names or COMMANDS:
         module = import_module(f"lad.cli.{COMMANDS[name]}")

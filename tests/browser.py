@@ -1,16 +1,15 @@
 """A real browser in tests: headless Chromium, spoken to through its DevTools protocol.
 
-Only what is on the machine is used, so nothing is installed for it: `find_browser` says what there
-is, and tests that need one are skipped, with that reason, where there is none.
+Nothing is installed for it: tests that need one are skipped where there is none.
 
 Reference: https://chromedevtools.github.io/devtools-protocol/
 """
 
-import base64
 import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -20,76 +19,91 @@ from pathlib import Path
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--hide-scrollbars",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--force-color-profile=srgb",
-    "--remote-debugging-port=0",
-    "--remote-allow-origins=*",
-)
-PATIENCE = 90  # seconds
+FLAGS = """
+headless=new no-sandbox disable-gpu disable-quic no-first-run hide-scrollbars disable-sync
+disable-background-networking disable-component-update disable-dev-shm-usage
+force-color-profile=srgb remote-debugging-port=0 remote-allow-origins=*
+"""
+CONTROLS = "button checkbox combobox listbox progressbar radio slider spinbutton tab textbox"
+PATIENCE = 180  # seconds
 
 
-def find_browser() -> str:
-    """Path of a browser; skips the test, saying so, where there is none."""
-    chosen = os.environ.get("LAD_BROWSER")
-    found = chosen or next(filter(None, map(shutil.which, NAMES)), None)
-    if not found:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed, LAD_BROWSER is not set")
-    return found
+def until(done, otherwise, seconds: float = PATIENCE) -> None:
+    """Wait until a function returns something true; fail with the other's words if it does not."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, otherwise()
+        time.sleep(0.1)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process, the hard way if it must be."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+class Server:
+    """A web server as a process of its own, started by a function from a free port to a command."""
+
+    def __init__(self, command, ready: str, log: Path, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/"
+        self.log = log
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command(port), stdout=file, stderr=file, env=environment
+            )
+        self.until(lambda: ready in log.read_text(), "the server does not start")
+
+    def until(self, done, otherwise: str, seconds: float = PATIENCE) -> None:
+        """Wait until something is true, as long as the server runs."""
+
+        def checked():
+            assert self.process.poll() is None, f"the server ended: {self.log.read_text()}"
+            return done()
+
+        until(checked, lambda: f"{otherwise}: {self.log.read_text()}", seconds)
 
 
 class Browser:
     """A browser process with a profile of its own; a context manager."""
 
     def __init__(self) -> None:
-        program = find_browser()
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="lad-browser-", ignore_cleanup_errors=True
-        )
+        program = os.environ.get("LAD_BROWSER")
+        program = program or next(filter(None, map(shutil.which, NAMES)), None)
+        if not program:
+            pytest.skip(f"no browser: none of {', '.join(NAMES)}, and LAD_BROWSER is not set")
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         profile = Path(self._folder.name)
-        self._process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        flags = [f"--{flag}" for flag in FLAGS.split()]
+        command = [program, *flags, f"--user-data-dir={profile}", "about:blank"]
+        nowhere = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
         port = profile / "DevToolsActivePort"
-        deadline = time.monotonic() + PATIENCE
-        while not (port.is_file() and port.read_text().count("\n") >= 1):
-            assert self._process.poll() is None, "the browser ended at once"
-            assert time.monotonic() < deadline, "the browser does not answer"
-            time.sleep(0.05)
+        until(lambda: port.is_file() and "\n" in port.read_text(), lambda: "no answer")
         self._address = f"http://127.0.0.1:{port.read_text().splitlines()[0]}"
 
     def __enter__(self) -> "Browser":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process)
         self._folder.cleanup()
 
-    def open(self, url: str, width: int = 1200, height: int = 1000, dark: bool = False) -> "Page":
+    def open(self, url: str, height: int = 1000, dark: bool = False) -> "Page":
         """A new tab at an address."""
         request = urllib.request.Request(f"{self._address}/json/new?about:blank", method="PUT")
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            target = json.load(answer)
-        page = Page(target["webSocketDebuggerUrl"])
-        page.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=1, mobile=False,
-        )  # fmt: skip
+            page = Page(json.load(answer)["webSocketDebuggerUrl"])
+        size = {"width": 1200, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        page.call("Emulation.setDeviceMetricsOverride", **size)
         # As if somebody looked at it, whatever other tabs there are.
         page.call("Emulation.setFocusEmulationEnabled", enabled=True)
         if dark:
@@ -112,7 +126,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: object) -> dict:
-        """One command of the protocol, and its answer; events on the way are looked at."""
+        """One command of the protocol, and its answer; errors on the way are kept."""
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
@@ -120,67 +134,43 @@ class Page:
             if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message.get('error')}"
                 return message["result"]
-            self._hear(message.get("method"), message.get("params", {}))
-
-    def _hear(self, event: str | None, said: dict) -> None:
-        if event == "Runtime.consoleAPICalled" and said["type"] == "error":
-            words = (str(a.get("value", a.get("description", ""))) for a in said["args"])
-            self.errors.append(" ".join(words))
-        elif event == "Runtime.exceptionThrown":
-            details = said["exceptionDetails"]
-            self.errors.append(details.get("exception", {}).get("description", details["text"]))
-        elif event == "Log.entryAdded" and said["entry"]["level"] == "error":
-            self.errors.append(f"{said['entry']['text']} {said['entry'].get('url', '')}")
+            event, values = message.get("method"), message.get("params", {})
+            is_error = "error" in (values.get("type"), values.get("entry", {}).get("level"))
+            if is_error or event == "Runtime.exceptionThrown":
+                self.errors.append(json.dumps(values))
 
     def evaluate(self, script: str) -> object:
         """The value of an expression in the page."""
-        said = self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
-        assert "exceptionDetails" not in said, f"{script}: {said['exceptionDetails']}"
-        return said["result"].get("value")
+        options = {"returnByValue": True, "awaitPromise": True}
+        got = self.call("Runtime.evaluate", expression=script, **options)
+        assert "exceptionDetails" not in got, f"{script}: {got['exceptionDetails']}"
+        return got["result"].get("value")
 
-    def wait(self, script: str, seconds: float = PATIENCE) -> None:
+    def wait(self, script: str) -> None:
         """Wait until an expression is true."""
-        deadline = time.monotonic() + seconds
-        while not self.evaluate(f"!!({script})"):
-            assert time.monotonic() < deadline, f"in vain for {seconds} s: {script}"
-            time.sleep(0.1)
+        until(lambda: self.evaluate(f"!!({script})"), lambda: f"in vain: {script}")
 
-    def click(self, text: str, tag: str = "button") -> None:
-        """Press the first visible element of a kind that says this."""
+    def click(self, text: str, within: str = "document") -> None:
+        """Press the first visible button that says this."""
         self.wait(
-            f"(() => {{ const found = [...document.querySelectorAll({tag!r})].find((e) => "
+            f"(() => {{ const found = [...{within}.querySelectorAll('button')].find((e) => "
             f"e.textContent.trim() === {text!r} && e.offsetParent !== null && !e.disabled);"
             "if (!found) return false; found.click(); return true; })()"
         )
 
     def press(self, key: str, code: int) -> None:
         """One key, as from a keyboard."""
+        names = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         for kind in ("rawKeyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent",
-                type=kind, key=key, code=key, windowsVirtualKeyCode=code,
-            )  # fmt: skip
+            self.call("Input.dispatchKeyEvent", type=kind, **names)
 
     def names(self) -> list[tuple[str, str]]:
-        """What a screen reader is told: (role, name) of every control."""
-        nodes = self.call("Accessibility.getFullAXTree")["nodes"]
-        controls = {
-            "button", "checkbox", "combobox", "listbox", "progressbar", "radio", "slider",
-            "spinbutton", "tab", "textbox",
-        }  # fmt: skip
+        """What a screen reader gets: (role, name) of every control."""
         return [
             (node["role"]["value"], node.get("name", {}).get("value", "").strip())
-            for node in nodes
-            if not node.get("ignored") and node.get("role", {}).get("value") in controls
+            for node in self.call("Accessibility.getFullAXTree")["nodes"]
+            if not node.get("ignored") and node.get("role", {}).get("value") in CONTROLS.split()
         ]
-
-    def screenshot(self, path: Path) -> Path:
-        """The visible part as PNG."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
-        return path
 
     def close(self) -> None:
         """Close the tab as a visitor does: the page may still say goodbye."""

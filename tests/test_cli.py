@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import typer
@@ -40,18 +39,8 @@ def refine(capsys, adapter):
 
 FEW = {"iterations": 3, "answer_length": 8, "context": 64}
 
-# -- lad refine ------------------------------------------------------------------------------------
 
-
-def test_refine_prints_the_answer_and_nothing_else(capsys, adapter):
-    arguments = ("refine", "hello", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
-    status, out, err = run(capsys, *arguments)
-    assert (status, err) == (0, "")
-    answer = json.loads(run(capsys, *arguments, "--json")[1])["answer"]
-    assert answer and out == answer + "\n"
-
-
-def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):
+def test_refine_prints_the_answer_or_one_json_object(capsys, adapter, tmp_path):
     own = ("--model=tiny", f"--adapter={adapter}", "--iterations=4", "--answer-length=12")
     trace = f"--trace={tmp_path / 'run.jsonl'}"
     arguments = ("refine", "héllo <b>", *own, "--noiseless", "--seed=7", trace, "--json")
@@ -66,11 +55,7 @@ def test_refine_json_holds_what_is_promised(capsys, adapter, tmp_path):
     assert trace.answer == values["answer"] and trace.config["remasking"] == "none"
     assert trace.provenance["adapter_sha256"] == values["adapter_sha256"]
     assert trace.prompt == "héllo <b>"
-
-
-def test_one_seed_gives_one_answer_and_another_seed_another(refine):
-    drawn = [refine("--temperature=1.5", "--top-k=100", f"--seed={seed}") for seed in (1, 1, 2)]
-    assert drawn[0]["answer"] == drawn[1]["answer"] != drawn[2]["answer"]
+    assert run(capsys, *arguments[:-2])[1] == values["answer"] + "\n"
 
 
 @pytest.mark.parametrize("name", ["refine", "infill", "repair"])
@@ -93,14 +78,16 @@ def test_every_setting_is_an_option_with_its_range_help_and_group(name):
 
 
 def test_every_option_reaches_its_setting(refine):
-    values = {
-        "iterations": 3, "remasking": "threshold", "noise_start": 0.25, "sharpness": 2.0,
-        "noise_clipping": 0.5, "clustering": 0.75, "confidence_threshold": 0.125, "window": 5,
-        "isolated_threshold": 0.75, "repeats": "remask", "permanent": True, "temperature": 0.5,
-        "top_k": 7, "top_p": 0.5, "seed": 11, "answer_length": 9, "context": 64, "eos_bias": -1.0,
-        "added_tokens": 4, "patience": 2,
-    }  # fmt: skip
-    assert set(values) == set(describe(RefineConfig))
+    values = {}
+    for name, field in describe(RefineConfig).items():
+        if field["choices"]:
+            values[name] = field["choices"][-1]
+        elif field["type"] is bool:
+            values[name] = True
+        else:
+            is_float = field["type"] is float
+            values[name] = (field["low"] + field["high"]) / 2 if is_float else field["low"] + 1
+    values["context"] = 64
     options = [f"--{n.replace('_', '-')}={v}" for n, v in values.items() if n != "permanent"]
     assert refine(*options, "--permanent")["config"] == values
     assert refine("--preset=quality", "--no-permanent")["config"]["permanent"] is False
@@ -108,18 +95,10 @@ def test_every_option_reaches_its_setting(refine):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_where_the_options_start_from(refine, name):
-    assert refine(f"--preset={name}")["config"] == PRESETS[name].to_dict() | FEW
-
-
-def test_noiseless_masks_nothing_again_whatever_the_preset(refine):
-    for name in ("default", "quality"):
-        expected = PRESETS[name].to_dict() | FEW | {"remasking": "none", "repeats": "replace"}
-        assert refine("--noiseless", f"--preset={name}")["config"] == expected
-    assert refine("--noiseless", "--repeats=allow")["config"]["repeats"] == "allow"
-
-
-def test_a_length_is_kept_to(refine):
-    assert refine("--length=4")["tokens"] <= 4 < refine()["tokens"]
+    expected = PRESETS[name].to_dict() | FEW
+    assert refine(f"--preset={name}")["config"] == expected
+    expected |= {"remasking": "none", "repeats": "replace"}
+    assert refine("--noiseless", f"--preset={name}", "--length=4")["config"] == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
@@ -134,80 +113,45 @@ def test_a_terminal_shows_drafts_and_then_the_answer(adapter):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["refine", ""], "the prompt is empty"),
         (["refine", " \n "], "the prompt is empty"),
         (["refine", "hi", "--iterations=0"], "iterations = 0: expected a whole number from 1"),
         (["refine", "hi", "--iterations=many"], "--iterations"),
         (["refine", "hi", "--temperature=nan"], "temperature = nan"),
         (["refine", "hi", "--remasking=some"], "none, random, guided"),
         (["refine", "hi", "--preset=best"], "unknown preset 'best': expected one of default, g"),
-        (["refine", "hi", "--length=99"], "length = 99: expected a whole number from 1 to 64"),
-        (["repair", "hi", "--iterations=513"], "iterations = 513: expected a whole number from"),
+        (
+            ["refine", "hi", "--model=tiny", "ADAPTER", "--length=99"],
+            "length = 99: expected a whole number from 1 to 64",
+        ),
         (["repair", "hi", "--noise-start=1"], "--noise-start"),
         (["infill", "a ___", "--top-p=0"], "top_p = 0.0: expected a number from 0.01 to 1"),
-        (["infill", "a ___", "--preset=best"], "unknown preset 'best': expected one of default, g"),
-        (["repair"], "text"),
         (["demo", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=gpt-5"], "unknown model 'gpt-5'"),
         (["refine", "hi", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny", "--adapter=/nowhere"], "/nowhere is no adapter"),
         (["refine", "hi", "--device=abacus"], "abacus"),
         (["refine"], "prompt"),
-        (["refine", "hi", "there"], "there"),
         (["refine", "hi", "--bogus"], "--bogus"),
         (["frobnicate"], "frobnicate"),
         (["fetch", "gpt-5"], "unknown model"),
         (["train", "--pairs=/nowhere", "--out=/tmp/x"], "no pairs at /nowhere"),
         (["train", "--pairs=/nowhere", "--out=/tmp/x", "--steps=0"], "steps = 0"),
+        (["refine", "word " * 200, "--model=tiny", "ADAPTER"], "shorten the prompt"),
+        (["refine", "hi", "--model=smollm2-135m", "ADAPTER"], "was trained for 'tiny'"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(capsys, arguments, named):
+def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, named):
+    arguments = [f"--adapter={adapter}" if a == "ADAPTER" else a for a in arguments]
     assert named in refused(capsys, *arguments)
 
 
-def test_a_prompt_longer_than_the_context(capsys, adapter):
-    line = refused(capsys, "refine", "word " * 200, "--model=tiny", f"--adapter={adapter}")
-    assert "context window" in line and "shorten the prompt" in line
-
-
-def test_an_adapter_for_another_model(capsys, adapter):
-    line = refused(capsys, "refine", "hi", "--model=smollm2-135m", f"--adapter={adapter}")
-    assert "was trained for 'tiny'" in line
-
-
-def test_no_command_shows_the_help(capsys):
-    status, out, _ = run(capsys)
-    assert status == 0
-    for command in ("refine", "train", "fetch", "info"):
-        assert command in out
-
-
-def test_train_then_refine(capsys, tmp_path):
-    pairs = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": f"say {n}", "answer": f"{n}!"} for n in range(200)]
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "tiny.yaml"
-    config.write_text(
-        "denoiser: {rank: 2, alpha: 4}\ntraining: {widths: [96], batch_tokens: 384, log_every: 2}\n"
-    )
-    out = tmp_path / "out"
-    files = (f"--pairs={pairs}", f"--config={config}", f"--out={out}")
-    status, stdout, err = run(capsys, "train", "--model=tiny", *files, "--steps=4")
-    assert (status, stdout) == (0, "")
-    assert "held out, 25 % masked: CE" in err and f"wrote {out / 'adapter'}" in err
-    status, stdout, _ = run(
-        capsys, "refine", "say 3", "--model=tiny", f"--adapter={out / 'adapter'}", "--json"
-    )
-    assert status == 0 and json.loads(stdout)["model"] == "tiny"
-
-
-def test_a_misspelt_setting_is_refused(capsys, tmp_path):
-    pairs, config = tmp_path / "pairs.jsonl", tmp_path / "c.yaml"
-    pairs.write_text('{"prompt": "p", "answer": "a"}\n')
-    config.write_text("training: {lerning_rate: 1}\n")
-    arguments = ("train", f"--pairs={pairs}", f"--config={config}", f"--out={tmp_path / 'o'}")
-    assert "'lerning_rate'" in refused(capsys, *arguments)
-    assert not (tmp_path / "o").exists()
+def test_no_network_and_an_empty_cache_is_one_line(capsys, tmp_path, monkeypatch):
+    names = {"LAD_CACHE": tmp_path / "cache", "PIP_NO_INDEX": 1, "PIP_FIND_LINKS": tmp_path}
+    for name, value in (names | {"PIP_CONFIG_FILE": os.devnull}).items():
+        monkeypatch.setenv(name, str(value))
+    assert "cannot download" in refused(capsys, "refine", "hi")
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.name.endswith(".lock") for path in left)
 
 
 def test_info_lists_backbones_adapters_licences_and_digests(capsys):
@@ -218,6 +162,7 @@ def test_info_lists_backbones_adapters_licences_and_digests(capsys):
     assert values["backbones"]["smollm2-135m"]["digest"].startswith("b179c9523d0e")
     shipped = values["adapters"]["smollm2-135m"]
     assert shipped["intact"] is True and len(shipped["sha256"]) == 64
+    assert "import-checkpoint" in run(capsys)[1]  # the help
     status, out, _ = run(capsys, "info")
     assert status == 0 and "Apache-2.0" in out and shipped["sha256"][:12] in out
 
@@ -247,14 +192,3 @@ def test_the_readme_command_in_a_process_of_its_own(tmp_path):
     values = json.loads(done.stdout)
     assert "Paris" in values["answer"] and values["iterations"] <= 8
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_network_and_an_empty_cache_is_one_line(tmp_path):
-    environment = os.environ | {"LAD_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1"}
-    environment |= {"PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
-    command = [sys.executable, "-m", "lad", "refine", "hi"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "cannot download" in done.stderr
-    left = [path for path in Path(tmp_path).rglob("*") if path.is_file()]
-    assert all(path.name.endswith(".lock") for path in left)

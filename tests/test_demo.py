@@ -2,12 +2,8 @@
 
 import contextlib
 import json
-import os
 import re
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +12,7 @@ from types import SimpleNamespace
 import ipywidgets as widgets
 import psutil
 import pytest
+from browser import Server, end
 from traitlets.config import Config
 
 from lad.models.registry import get_backbone
@@ -32,8 +29,8 @@ from lad.widgets.demo import (
 
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
 
-SCREENS = Path(__file__).resolve().parent.parent / "build" / "screenshots"
-PATIENCE = 90
+TEXT = "document.body.textContent"
+SENTENCE = f"{TEXT}.match(/After [\\w-]+\\.\\s*Iteration \\d+/g)"
 READY = (
     "[...document.querySelectorAll('button')].some(e => e.offsetParent && "
     "e.textContent.trim() === 'Run')"
@@ -42,106 +39,67 @@ READY = (
 OUTSIDE = re.compile(r"ERR_(NAME_NOT_RESOLVED|INTERNET_DISCONNECTED|CONNECTION\w*).*https://")
 
 
-class Server:
-    """`lad demo` as a process of its own, with the tiny model."""
+@pytest.fixture(scope="module")
+def server(adapter, tmp_path_factory):
+    """`lad demo` with the tiny model, for two sessions at a time."""
 
-    def __init__(self, adapter, log, *options):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self.log = log
-        command = [sys.executable, "-m", "lad", "demo", "--model", "tiny", "--device", "cpu"]
-        command += ["--adapter", str(adapter), "--port", str(self.port), *options]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                command, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}
-            )
-        self.until(lambda: "running at" in log.read_text(), "the server does not start")
+    def command(port):
+        own = ["--model=tiny", f"--adapter={adapter}", "--device=cpu", "--sessions=2"]
+        return [sys.executable, "-m", "lad", "demo", *own, f"--port={port}"]
 
-    def until(self, done, otherwise, seconds=PATIENCE):
-        deadline = time.monotonic() + seconds
-        while not done():
-            assert self.process.poll() is None, f"the server ended: {self.log.read_text()}"
-            assert time.monotonic() < deadline, f"{otherwise}: {self.log.read_text()}"
-            time.sleep(0.1)
-
-    def kernels(self):
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        lines = []
-        for child in children:
-            with contextlib.suppress(psutil.Error):
-                lines.append(" ".join(child.cmdline()))
-        return sum("ipykernel" in line for line in lines)
-
-    def get(self):
-        with urllib.request.urlopen(self.url, timeout=PATIENCE) as answer:
-            return answer.read().decode()
-
-    def close(self):
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+    server = Server(command, "running at", tmp_path_factory.mktemp("log") / "demo.log")
+    yield server
+    end(server.process)
 
 
 @pytest.fixture(scope="module")
-def server(adapter, tmp_path_factory):
-    server = Server(adapter, tmp_path_factory.mktemp("log") / "demo.log", "--sessions", "2")
-    yield server
-    server.close()
-
-
-def only_outside_hosts(page):
-    return [error for error in page.errors if not OUTSIDE.search(error)]
-
-
-SENTENCE = "document.body.textContent.match(/After \\w+\\.\\s*Iteration \\d+/g)"
-
-
-def test_a_session_runs_stops_scrubs_and_compares(server, chromium):
+def page(server, chromium):
     page = chromium.open(server.url, height=1500)
     page.wait(READY)
-    assert not page.evaluate("/make_page|import |lad\\.demo/.test(document.body.textContent)")
-    page.click("Run")
-    page.wait("/Ran all 32 iterations/.test(document.body.textContent)")
-    page.screenshot(SCREENS / "demo-run.png")
+    return page
 
+
+def kernels(server):
+    lines = []
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            lines.append(" ".join(child.cmdline()))
+    return sum("ipykernel" in line for line in lines)
+
+
+def test_a_session_runs_stops_scrubs_and_compares(page):
+    assert not page.evaluate(f"/make_page|import |lad\\.demo/.test({TEXT})")
+    page.click("Run")
+    page.wait(f"/Ran all 32 iterations/.test({TEXT})")
     last = page.evaluate(SENTENCE)
-    page.evaluate("[...document.querySelectorAll('.noUi-handle')].find(e => e.getAttribute("
-                  "'aria-label') === 'Step' && e.offsetParent).focus()")  # fmt: skip
+    page.evaluate(
+        "[...document.querySelectorAll('.noUi-handle')].find(e => e.getAttribute('aria-label') "
+        "=== 'Step' && e.offsetParent).focus()"
+    )
     page.press("ArrowLeft", 37)
     page.wait(f"JSON.stringify({SENTENCE}) !== {json.dumps(json.dumps(last))}")
-
     page.click("Run")
-    page.wait("/iteration [2-9] of 32/.test(document.body.textContent)")
+    page.wait(f"/iteration [2-9] of 32/.test({TEXT})")
     page.click("Stop")
-    page.wait("/Cut off after \\d+ of 32 iterations/.test(document.body.textContent)")
-
+    page.wait(f"/Cut off after \\d+ of 32 iterations/.test({TEXT})")
     page.click("Compare")
-    page.wait("document.querySelectorAll('.lad-costs').length === 1 && "
-              "document.querySelector('.lad-costs').offsetParent !== null")  # fmt: skip
-    page.screenshot(SCREENS / "demo-compare.png")
-    assert only_outside_hosts(page) == []
-    page.close()
+    page.wait("(e => e && e.offsetParent)(document.querySelector('.lad-costs'))")
+    assert [error for error in page.errors if not OUTSIDE.search(error)] == []
 
 
-def test_every_control_can_be_named_and_reached(server, chromium):
-    page = chromium.open(server.url, height=1500)
-    page.wait(READY)
-    page.wait("document.querySelector('.jupyter-widget-Collapse-header[role=button]')")
-    page.evaluate("document.querySelector('.jupyter-widget-Collapse-header').focus()")
+def test_every_control_can_be_named_and_reached(page):
+    page.evaluate("document.querySelector('.jupyter-widget-Collapse-header[role=button]').focus()")
     page.press("Enter", 13)
     page.wait("document.querySelector('[aria-expanded=true]')")
-    page.wait("[...document.querySelectorAll('.noUi-handle')].filter(e => e.offsetParent)"
-              ".every(e => e.getAttribute('aria-label'))")  # fmt: skip
-    names = page.names()
-    assert [pair for pair in names if not re.search(r"\w", pair[1])] == []
-    said = {name for _, name in names}
-    assert {"Prompt", "Iterations", "Pause (s)", "Temperature", "play", "one step back"} <= said
-    assert len(said) > 25
+    page.wait(
+        "[...document.querySelectorAll('.noUi-handle')].filter(e => e.offsetParent)"
+        ".every(e => e.getAttribute('aria-label'))"
+    )
+    pairs = page.names()
+    assert [pair for pair in pairs if not re.search(r"\w", pair[1])] == []
+    names = {name for _, name in pairs}
+    assert {"Prompt", "Iterations", "Pause (s)", "Temperature", "play", "one step back"} <= names
+    assert len(names) > 25
     # Tab goes through all that can be pressed or moved.
     stops = page.evaluate(
         "[...document.querySelectorAll('button, input, select, textarea, .noUi-handle, "
@@ -153,32 +111,27 @@ def test_every_control_can_be_named_and_reached(server, chromium):
     page.evaluate("document.querySelector('[role=tab][tabindex=\"0\"]').focus()")
     page.press("ArrowRight", 39)
     page.press("Enter", 13)
-    page.wait("[...document.querySelectorAll('button')].some(e => e.offsetParent && "
-              "e.textContent.trim() === 'duplicate')")  # fmt: skip
-    page.close()
+    page.click("duplicate")
+    page.press("ArrowLeft", 37)
+    page.evaluate("document.querySelectorAll('[role=tab]')[0].click()")
 
 
-def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server, chromium):
-    server.until(lambda: server.kernels() == 0, "an earlier session's kernel is still there")
-    first, second = (chromium.open(server.url) for _ in range(2))
-    for page in (first, second):
-        page.wait(READY)
-    assert server.kernels() == 2
+def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server, page, chromium):
+    second = chromium.open(server.url)
+    second.wait(READY)
+    assert kernels(server) == 2
     with pytest.raises(urllib.error.HTTPError) as refused:
-        server.get()  # by a third
+        urllib.request.urlopen(server.url, timeout=90)  # by a third
     assert refused.value.code == 503
-    first.click("Run")
-    first.wait("/iteration \\d+ of 32/.test(document.body.textContent)")
-    assert not second.evaluate("/iteration \\d+ of 32/.test(document.body.textContent)")
+    page.click("Run")
+    page.wait(f"/iteration \\d+ of 32/.test({TEXT})")
+    assert not second.evaluate(f"/iteration \\d+ of 32/.test({TEXT})")
     second.click("Run")
-    first.close()  # in the middle of its run
-    server.until(lambda: server.kernels() == 1, "a session has ended, the kernel has not", 30)
-    second.wait("/Ran all 32 iterations/.test(document.body.textContent)")
+    page.close()  # in the middle of its run
+    server.until(lambda: kernels(server) == 1, "a session has ended, the kernel has not", 30)
+    second.wait(f"/Ran all 32 iterations/.test({TEXT})")
     second.close()
-    server.until(lambda: server.kernels() == 0, "the last kernel is still there", 30)
-
-
-# -- without a server ------------------------------------------------------------------------------
+    server.until(lambda: kernels(server) == 0, "the last kernel is still there", 30)
 
 
 def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
@@ -186,15 +139,14 @@ def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
 
     seen = {}
     monkeypatch.setattr(voila.app.Voila, "launch_instance", lambda **given: seen.update(given))
-    serve("tiny", Path("somewhere"))
+    serve("tiny", Path("somewhere"), "cpu")
     config = seen["config"]
     assert config["Voila"]["ip"] == "127.0.0.1"
     assert config["VoilaConfiguration"]["strip_sources"] is True
     assert config["VoilaConfiguration"]["show_tracebacks"] is False
     assert not Path(seen["argv"][0]).exists()  # the notebook goes with the server
-    other = Config(configuration("0.0.0.0", 80, idle=5, sessions=3))
-    assert other.Voila.ip == "0.0.0.0"
-    manager = SessionManager(config=other)  # an unused page is ended, a run is not
+    manager = SessionManager(config=Config(configuration("0.0.0.0", 80, idle=5, sessions=3)))
+    # An unused page is ended, a run is not.
     assert (manager.most, manager.cull_idle_timeout, manager.cull_busy) == (3, 5, False)
     assert manager.cull_connected
 
@@ -202,22 +154,22 @@ def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
 @pytest.mark.parametrize(("name", "value"), [("port", 0), ("port", 70000), ("sessions", 0)])
 def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(InvalidInput, match=f"{name} = {value}"):
-        serve("tiny", **{name: value})
+        serve("tiny", None, "cpu", **{name: value})
 
 
 def test_what_a_session_may_use_is_bounded(adapter):
-    page = make_page("tiny", str(adapter))
-    assert isinstance(page, widgets.Tab) and len(page.children) == 3
+    page = make_page("tiny", adapter, "cpu")
 
     def walk(widget):
         yield widget
         for child in getattr(widget, "children", ()):
             yield from walk(child)
 
-    sliders = [w for w in walk(page) if getattr(w, "description", "") == "Iterations"]
-    assert [slider.options[-1][1] for slider in sliders] == [LIMITS.iterations] * 2
-    (length,) = (w for w in walk(page) if getattr(w, "description", "") == "Answer length")
-    assert length.max == LIMITS.answer_length
+    found = {}
+    for widget in walk(page):
+        found.setdefault(getattr(widget, "description", ""), []).append(widget)
+    assert [w.options[-1][1] for w in found["Iterations"]] == [LIMITS.iterations] * 2
+    assert [w.max for w in found["Answer length"]] == [LIMITS.answer_length]
     assert LIMITS.seconds is not None and LIMITS.seconds <= 120
 
 
@@ -230,29 +182,20 @@ def test_what_a_session_may_use_is_bounded(adapter):
     ],
 )
 def test_the_page_names_the_model_and_its_size_bounds_the_sessions(tmp_path, name, words, sessions):
-    path = write_notebook(tmp_path, name, None, "cpu")
-    assert words in "".join(json.loads(path.read_text())["cells"][0]["source"])
-    assert default_sessions(get_backbone(name)) == sessions
+    path = write_notebook(tmp_path, name, Path("/some/adapter's"), "cpu")
+    text, code = ("".join(c["source"]) for c in json.loads(path.read_text())["cells"])
+    assert words in text and default_sessions(get_backbone(name)) == sessions
+    assert f"make_page('{name}', \"/some/adapter's\", 'cpu')" in code
 
 
 def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):
-    shown = {}
-    monkeypatch.setattr(
-        "lad.widgets.demo.RefinementExplorer",
-        lambda **given: shown.update(given) or widgets_of_one(),
-    )
-    make_page("tiny", str(adapter))
-    assert shown["gallery"] == {}
-    make_page("smollm2-135m", str(adapter))
-    assert shown["gallery"]
+    seen = {}
 
+    def explorer(**given):
+        seen.update(given)
+        return SimpleNamespace(widget=widgets.Label())
 
-def widgets_of_one():
-    """Something that has a widget."""
-    return SimpleNamespace(widget=widgets.Label())
-
-
-def test_the_notebook_holds_the_choice_of_model(tmp_path):
-    path = write_notebook(tmp_path, "tiny", Path("/some/adapter's"), "cpu")
-    code = json.loads(path.read_text())["cells"][1]["source"]
-    assert "make_page('tiny', \"/some/adapter's\", 'cpu')" in "".join(code)
+    monkeypatch.setattr("lad.widgets.demo.RefinementExplorer", explorer)
+    for name, expected in (("tiny", False), ("smollm2-135m", True)):
+        make_page(name, adapter, "cpu")
+        assert bool(seen["gallery"]) is expected

@@ -1,12 +1,11 @@
 """Drafts made of text, and the commands that start from them."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import run, run_in_terminal, tiny_denoiser
+from conftest import run, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +19,6 @@ from lad.utils import InvalidInput
 
 def ids(denoiser, text: str) -> list[int]:
     return denoiser.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-# -- drafts ----------------------------------------------------------------------------------------
 
 
 def test_a_corrupted_text_is_the_draft_and_eos_follows(denoiser):
@@ -40,25 +36,17 @@ def test_a_control_token_that_is_typed_is_text(denoiser):
         assert denoiser.eos_token_id not in draft[: len(text)]
 
 
-def test_gaps_are_masks_of_the_size_they_say_and_words_stay(denoiser):
+def test_gaps_are_masks_of_their_size_words_stay_and_the_end_can_be_given(denoiser):
     mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
     draft = gapped(denoiser, "ab ___ c [3], d.", gap=2)
     expected = [*ids(denoiser, "ab"), mask, mask, *ids(denoiser, " c"), mask, mask, mask]
     expected += [*ids(denoiser, ", d."), *[eos] * SPARE]
     assert draft.tokens.tolist() == expected
     assert draft.fixed.tolist() == [token != mask for token in expected]
-
-
-def test_gaps_at_the_edges_and_nothing_but_a_gap(denoiser):
-    mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
     expected = [mask, *ids(denoiser, "a"), mask, mask]
     assert gapped(denoiser, "_____a[2]").tokens.tolist()[:4] == expected
     assert gapped(denoiser, "[4]", answer_length=6).tokens.tolist() == [mask] * 4 + [eos] * 2
-
-
-def test_the_end_can_be_given_from_the_start(denoiser):
     draft = limited(denoiser, 3, 5)
-    mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
     assert draft.tokens.tolist() == [mask, mask, mask, eos, eos]
     assert draft.fixed.tolist() == [False, False, False, True, True]
 
@@ -84,7 +72,7 @@ def test_what_cannot_be_a_draft_is_refused(denoiser, make, message):
     assert message in str(caught.value)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     words=st.lists(st.text("abc de.", min_size=1, max_size=6), min_size=1, max_size=3),
     gap=st.integers(1, 4),
@@ -102,9 +90,6 @@ def test_filled_gaps_leave_every_word_where_it_was(words, gap, name):
     assert first_end >= int((draft.tokens != denoiser.eos_token_id).sum())
 
 
-# -- commands --------------------------------------------------------------------------------------
-
-
 def test_repair_prints_what_noiseless_refinement_of_the_text_gives(capsys, adapter, tmp_path):
     keep = tmp_path / "run.jsonl"
     arguments = ("repair", "teh cat", "--model=tiny", f"--adapter={adapter}", "--iterations=3")
@@ -119,11 +104,7 @@ def test_repair_prints_what_noiseless_refinement_of_the_text_gives(capsys, adapt
     assert Trace.load(keep).drafts.tolist() == expected.drafts.tolist()
     assert (values["answer"], values["config"]) == (expected.answer, config.to_dict())
     assert run(capsys, *arguments, "--prompt=hi")[1] == expected.answer + "\n"
-
-
-def test_repair_names_the_text_when_no_prompt_is_given(capsys, adapter):
-    arguments = ("repair", "a {text}", "--model=tiny", f"--adapter={adapter}", "--json")
-    assert json.loads(run(capsys, *arguments)[1])["prompt"] == "Repeat: a {text}"
+    assert json.loads(run(capsys, *arguments, "--json")[1])["prompt"] == "Repeat: teh cat"
 
 
 def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):
@@ -140,10 +121,7 @@ def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):
     [
         (["repair", " "], "the text is empty"),
         (["repair", "hi", "--prompt= "], "the prompt is empty"),
-        (["repair", "hi", "--iterations=0"], "iterations = 0"),
-        (["repair", "hi", "--answer-length=2"], "a text of 2 tokens in an answer region of 2"),
         (["repair", "x" * 300, "--prompt=hi"], "the context window"),
-        (["infill", "no gap"], "no gap in 'no gap'"),
         (["infill", "a ___", "--gap=0"], "a gap of 0 tokens"),
     ],
 )
@@ -151,13 +129,6 @@ def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, messag
     status, out, err = run(capsys, *arguments, "--model=tiny", f"--adapter={adapter}")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert message.lower() in err.lower()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_in_a_terminal_the_text_is_repaired_step_by_step(adapter):
-    own = ("--model=tiny", f"--adapter={adapter}", "--iterations=2")
-    shown = run_in_terminal("repair", "[b]teh[/b]", *own)
-    assert b"iteration 1 of at most 2" in shown and b"tokens per forward pass" in shown
 
 
 @pytest.mark.real

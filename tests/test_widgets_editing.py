@@ -10,14 +10,13 @@ from lad.diffusion.sampler import record
 from lad.viz.word_corruption import ALL_KINDS
 from lad.widgets import InfillExplorer, Limits, RepairExplorer
 
-PATIENCE = 60  # seconds until a test gives up waiting
 TEXT = "one two three four five six"
 
 
 def run(explorer):
     """Run to the end; the trace."""
     explorer.run()
-    assert explorer.wait(PATIENCE)
+    assert explorer.wait(60)
     return explorer.trace
 
 
@@ -25,15 +24,12 @@ def run(explorer):
 def repair(denoiser):
     explorer = RepairExplorer(denoiser, text=TEXT, question="", pause=0)
     explorer.iterations.value = 4
-    yield explorer
-    explorer.close()
+    return explorer
 
 
 @pytest.fixture
 def infill(denoiser):
-    explorer = InfillExplorer(denoiser, text="one ___ three [2] six", pause=0)
-    yield explorer
-    explorer.close()
+    return InfillExplorer(denoiser, text="one ___ three [2] six", pause=0)
 
 
 def test_each_button_corrupts_the_text_and_undo_brings_it_back(repair):
@@ -45,15 +41,11 @@ def test_each_button_corrupts_the_text_and_undo_brings_it_back(repair):
         assert repair.text.value != TEXT
         repair.undo.click()
         assert repair.text.value == TEXT and repair.undo.disabled
-
-
-def test_undo_comes_back_to_what_was_typed_last(repair):
     repair.buttons["swap"].click()
     repair.text.value = "seven eight nine"
     repair.buttons["mask"].click()
-    assert "___" in repair.text.value
     repair.undo.click()
-    assert repair.text.value == "seven eight nine"
+    assert repair.text.value == "seven eight nine"  # what was typed last
 
 
 def test_a_text_without_words_cannot_be_corrupted(repair):

@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lad import __version__
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json
+from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json, progress
 from lad.utils import InvalidInput, sha256_file
 
 
@@ -26,9 +27,8 @@ def fetch(
 
     started = time.monotonic()
     folder = fetch_backbone(model)
-    size = describe(model)["bytes"]
-    took = f"{time.monotonic() - started:.1f} s"
-    typer.echo(f"{model}: {folder or 'made in memory'}, {size / 1e6:,.0f} MB, {took}")
+    size, took = describe(model)["bytes"] / 1e6, time.monotonic() - started
+    typer.echo(f"{model}: {folder or 'made in memory'}, {size:,.0f} MB, {took:.1f} s")
 
 
 def figures(
@@ -64,18 +64,16 @@ def info(as_json: AsJson = False) -> None:
     versions = [f"{name} {number}" for name, number in values["versions"].items()]
     typer.echo(f"lad {values['lad']}, Python {values['python']}, {', '.join(versions)}")
     typer.echo(f"cache: {values['cache']}")
-    for name, row in values["backbones"].items():
-        state = f"cached, {row['bytes'] / 1e6:,.0f} MB" if row["cached"] else "not fetched"
-        if row["folder"] is None and row["cached"]:
+    for name, it in values["backbones"].items():
+        state = f"cached, {it['bytes'] / 1e6:,.0f} MB" if it["cached"] else "not fetched"
+        if it["folder"] is None and it["cached"]:
             state = "made in memory"
-        digest = f", digest {row['digest'][:12]}" if row["digest"] else ""
-        typer.echo(f"backbone {name}: {row['licence']}, {row['source']}{digest} ({state})")
-    for name, row in values["adapters"].items():
-        state = "intact" if row["intact"] else "DAMAGED: restore its files"
-        typer.echo(
-            f"adapter {name}: {row['attention']}, target {row['target']}, rank {row['rank']}, "
-            f"{row['licence']}, sha256 {row['sha256'][:12]} ({state})"
-        )
+        digest = f", digest {it['digest'][:12]}" if it["digest"] else ""
+        typer.echo(f"backbone {name}: {it['licence']}, {it['source']}{digest} ({state})")
+    for name, it in values["adapters"].items():
+        state = "intact" if it["intact"] else "DAMAGED: restore its files"
+        made = f"{it['attention']}, target {it['target']}, rank {it['rank']}, {it['licence']}"
+        typer.echo(f"adapter {name}: {made}, sha256 {it['sha256'][:12]} ({state})")
 
 
 def _adapters() -> dict[str, dict]:
@@ -83,29 +81,20 @@ def _adapters() -> dict[str, dict]:
     found = {}
     for path in sorted((Path(__file__).parents[1] / "assets" / "adapters").glob("*/denoiser.json")):
         card = json.loads(path.read_text(encoding="utf-8"))
-        weights = path.parent / "adapter_model.safetensors"
-        intact = weights.is_file() and sha256_file(weights) == card["adapter_sha256"]
-        found[path.parent.name] = {
-            "folder": str(path.parent),
-            "sha256": card["adapter_sha256"],
-            "intact": intact,
-            "attention": card["attention"],
-            "target": card["target"],
-            "rank": card["rank"],
-            "licence": "Apache-2.0",
-        }
+        digest, weights = card["adapter_sha256"], path.parent / "adapter_model.safetensors"
+        intact = weights.is_file() and sha256_file(weights) == digest
+        values = {key: card[key] for key in ("attention", "target", "rank")}
+        values |= {"folder": str(path.parent), "sha256": digest, "intact": intact}
+        found[path.parent.name] = values | {"licence": "Apache-2.0"}
     return found
 
 
 def demo(
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; the next free one if it is taken.")] = 8866,
     idle: Annotated[float, typer.Option(help="Seconds until an unused page is ended.")] = 600,
     sessions: Annotated[
-        int | None,
-        typer.Option(help="Most at once, each with a model in memory: 8 of a small one, else 1."),
+        int | None, typer.Option(help="Most at once: 8 of a small model, else 1.")
     ] = None,
     model: Model = "smollm2-135m",
     adapter: Adapter = None,
@@ -130,9 +119,7 @@ def demo(
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="What torch.save wrote, such as model.pth.")],
     out: Annotated[Path, typer.Option(help="New folder for backbone and adapter.")],
-    tokenizer: Annotated[
-        str, typer.Option(help="Whose tokenizer: a backbone's name, or a folder.")
-    ] = "llama-3.1-8b",
+    tokenizer: Annotated[str, typer.Option(help="A backbone or a folder.")] = "llama-3.1-8b",
     module: Annotated[
         list[str] | None,
         typer.Option(help="Where the pickled class is from; admitted as inert stubs. Repeatable."),
@@ -143,8 +130,6 @@ def import_checkpoint(
     as_json: AsJson = False,
 ) -> None:
     """Convert a pickled checkpoint to safetensors: only its tensors are read, none of its code."""
-    from tqdm import tqdm
-
     from lad.models import lad_checkpoint
 
     layout = lad_checkpoint.LAYOUT
@@ -153,20 +138,13 @@ def import_checkpoint(
             layout = template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"template {template} cannot be read ({error})") from error
-    with tqdm(desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress() as on_progress:
         made = lad_checkpoint.import_checkpoint(
-            file, out, tokenizer, module or (), layout, progress
+            file, out, tokenizer, module or (), layout, partial(on_progress, file.name)
         )
     if as_json:
         print_json(made)
         return
-    typer.echo(
-        f"{made['parameters']:,} weights and LoRA of rank {made['rank']} on "
-        f"{', '.join(made['layers'])}: lad refine --model {made['backbone']} "
-        f"--adapter {made['adapter']}"
-    )
+    adapter = f"LoRA of rank {made['rank']} on {', '.join(made['layers'])}"
+    use = f"lad refine --model {made['backbone']} --adapter {made['adapter']}"
+    typer.echo(f"{made['parameters']:,} weights and {adapter}: {use}")

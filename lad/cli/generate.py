@@ -1,7 +1,6 @@
 """`lad refine`, `lad repair` and `lad infill`: one answer by refinement.
 
-Every setting of `RefineConfig` is an option, made from the table in `lad.diffusion.config`: a new
-field there needs no line here.
+Every setting of `RefineConfig` is an option: a new field there needs no line here.
 """
 
 from __future__ import annotations
@@ -10,20 +9,12 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lad.cli.common import (
-    Adapter,
-    AsJson,
-    Device,
-    KeepTrace,
-    Model,
-    choose_device,
-    print_json,
-    setting_options,
-)
+from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.config import preset as settings_of
 from lad.utils import describe
@@ -32,6 +23,7 @@ SETTINGS = describe(RefineConfig)
 # What only a run that masks again needs.
 REMASKING = [name for name, field in SETTINGS.items() if name == "remasking" or "used_by" in field]
 
+Trace = Annotated[Path | None, typer.Option(help="Save the whole run in this file.")]
 Preset = Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
 Prompt = Annotated[str | None, typer.Option(help="The question that the text answers, if any.")]
 
@@ -40,9 +32,8 @@ def generates(*skipped: str) -> Callable:
     """Decorator: a function that says what to refine becomes a command that does it.
 
     The function returns prompt, settings, a function from the denoiser to the first draft (or
-    None), and what the JSON object adds. The command has the function's parameters, an option for
-    each setting that is not `skipped` (those that were given reach the function as `given`), and
-    the options of model and output.
+    None), and what the JSON object adds. The command adds to its parameters an option for each
+    setting that is not `skipped` (those that were given arrive as `given`), model and output.
     """
     settings = {name: field for name, field in SETTINGS.items() if name not in skipped}
 
@@ -52,7 +43,7 @@ def generates(*skipped: str) -> Callable:
             model: Model = "smollm2-135m",
             adapter: Adapter = None,
             device: Device = "auto",
-            trace: KeepTrace = None,
+            trace: Trace = None,
             as_json: AsJson = False,
             **values: object,
         ) -> None:
@@ -64,7 +55,7 @@ def generates(*skipped: str) -> Callable:
         first = list(inspect.signature(function, eval_str=True).parameters.values())
         last = list(inspect.signature(command, eval_str=True).parameters.values())
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in first if p.name != "given"]
-        parameters += setting_options(settings) + last[:-1]
+        parameters += [_setting_option(*item) for item in settings.items()] + last[:-1]
         command.__doc__ = function.__doc__
         command.__signature__ = inspect.Signature(parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -73,8 +64,22 @@ def generates(*skipped: str) -> Callable:
     return decorate
 
 
+def _setting_option(name: str, field: dict) -> inspect.Parameter:
+    # A value outside the range is refused by the settings, which say more than typer does.
+    text = field["help"][0].upper() + field["help"][1:]
+    if "used_by" in field:
+        text += f"; with --remasking {' or '.join(field['used_by'])}"
+    kind, values = field["type"], None
+    if field["choices"]:
+        kind, values = str, "|".join(field["choices"])
+    elif field["low"] is not None:
+        values = f"{field['low']} to {field['high']}"
+    option = typer.Option(help=f"{text}.", metavar=values, rich_help_panel=field["group"])
+    only = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, only, default=None, annotation=Annotated[kind | None, option])
+
+
 def _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra) -> None:
-    """Refine, save the trace if a file is named, print the answer: watched, alone or as JSON."""
     from lad.diffusion.adapter import load_denoiser
     from lad.diffusion.sampler import record
     from lad.models.chat import check_prompt
@@ -127,13 +132,11 @@ def refine(
     if noiseless:  # nothing is masked again, so a repeated token would stay
         given = {"repeats": "replace"} | given | {"remasking": "none"}
     config = replace(settings_of(preset), **given)
-    draft = None
-    if length is not None:
 
-        def draft(denoiser):
-            return limited(denoiser, length, config.answer_length)
+    def draft(denoiser):
+        return limited(denoiser, length, config.answer_length)
 
-    return prompt, config, draft, {"preset": preset}
+    return prompt, config, draft if length is not None else None, {"preset": preset}
 
 
 @generates(*REMASKING)

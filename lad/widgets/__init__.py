@@ -1,17 +1,15 @@
-"""Explorers for notebooks: controls, a thread, and the views and figures of `lad.viz` beneath them.
+"""Explorers for notebooks; each has a `.widget`, which a notebook cell shows as its last line.
 
-    controls       a control for every setting, presets, limits
-    player         a recorded trace, a gallery of them, two side by side: no model, no thread
-    runner         a run in a thread, to watch and to stop
-    refinement     refine an answer live, play its trace, compare it with another
-    editing        a corrupted text repaired, gaps filled
-    noise          the schedule and the corruption under their controls
-    attention      the masks and what they do to the states
-    benchmark      questions, their options, and the run behind each answer
-    accessibility  names of controls for screen readers
-    demo           the explorers as a web page
-
-Each explorer has a `.widget`, which a notebook cell shows as its last line.
+controls       a control for every setting, presets, limits
+player         a recorded trace, a gallery of them, two side by side: no model, no thread
+runner         a run in a thread, to watch and to stop
+refinement     refine an answer live, play its trace, compare it with another
+editing        a corrupted text repaired, gaps filled
+noise          the schedule and the corruption under their controls
+attention      the masks and what they do to the states
+benchmark      questions, their options, and the run behind each answer
+accessibility  names of controls for screen readers
+demo           the explorers as a web page
 """
 
 from importlib import import_module

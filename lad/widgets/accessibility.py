@@ -1,11 +1,8 @@
-"""Names for what ipywidgets leaves nameless, so that a screen reader can say what a control is.
+"""Names for controls that ipywidgets leaves nameless, for screen readers.
 
-Most ipywidgets tie their description to their input. A slider's handle, the buttons of Play and a
-progress bar have none, and no trait to give them one: a script in the page copies the description
-that stands beside them (`lad/assets/accessibility.js`).
+A slider's handle, the buttons of Play and a progress bar have no trait for a name: a script in the
+page copies the description that stands beside them (`lad/assets/accessibility.js`).
 """
-
-from __future__ import annotations
 
 from importlib.resources import files
 
@@ -13,6 +10,6 @@ from IPython.display import HTML
 
 
 def name_controls() -> HTML:
-    """An output that names the controls of the page it is shown on, now and later."""
+    """An output that names the controls of the page it is shown on, present and later ones."""
     script = files("lad").joinpath("assets", "accessibility.js").read_text(encoding="utf-8")
     return HTML(f"<script>{script}</script>")

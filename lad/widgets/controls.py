@@ -1,17 +1,14 @@
 """A control for every setting of a refinement, made from its description; presets and limits.
 
-`make_control` turns one row of `lad.utils.describe` into a widget: label, range, step, choices and
-help. `Controls` holds one for each field of `RefineConfig`. The three controls of the authors' demo
-come first: iterations, disable intermediate noising, and (with the player) the pause. The others
-are folded away under "All controls". A preset sets them all; moving one afterwards shows "custom".
-
-Layouts, styles and the error message that the explorers share are here too.
+The three controls of the authors' demo come first: iterations, disable intermediate noising, and
+(with the player) the pause. The others are folded away under "All controls". A preset sets them
+all; moving one afterwards shows "custom".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -24,9 +21,8 @@ from lad.viz.html import escape
 # Layouts
 WIDE = {"width": "auto"}
 FULL = {"width": "100%"}
-FIELD = {"width": "26em"}
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
-SPACED = ROW | {"grid_gap": "0 16px"}
+SPACED = ROW | {"grid_gap": "2px 16px"}
 COLUMNS = {
     "grid_template_columns": "repeat(auto-fit, minmax(min(22em, 100%), 1fr))",
     "grid_gap": "2px 24px",
@@ -35,11 +31,24 @@ COLUMNS = {
 SHORT = {"description_width": "6em"}
 MEDIUM = {"description_width": "9em"}
 LONG = {"description_width": "11em"}
+FIELD = {"style": MEDIUM, "layout": {"width": "26em"}}
 
 CUSTOM = "custom"
 SETTINGS = describe(RefineConfig)
 # Whole numbers that a list or a slider offers: 1, 2, 3, 4, 6, 8, 12, ...; all would be too many.
 SIZES = sorted({n << k for n in (1, 2, 3) for k in range(11)} | {2048})
+
+
+def width(em: float) -> dict[str, str]:
+    """The layout of a widget of this width."""
+    return {"width": f"{em}em"}
+
+
+def labelled(
+    kind: type, label: str, em: float, style: Mapping = SHORT, **traits: object
+) -> widgets.ValueWidget:
+    """A widget of this kind and width with its label in front."""
+    return kind(description=label, layout=width(em), style=style, **traits)
 
 
 def error_html(text: str) -> str:
@@ -49,12 +58,8 @@ def error_html(text: str) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one run may take, for pages that strangers visit.
-
-    Attributes:
-        iterations, answer_length, context: most of each; at most the ranges of `RefineConfig`.
-        seconds: wall time of one run; None is no limit.
-        characters: of one prompt or text.
+    """The most that one run may take; `seconds` of wall time (None: no limit), `characters` of one
+    prompt or text.
     """
 
     iterations: int = RANGES["iterations"][1]
@@ -65,35 +70,28 @@ class Limits:
 
     def apply(self, config: RefineConfig) -> RefineConfig:
         """The nearest settings within the limits."""
-        context = config.context
-        return replace(
-            config,
-            iterations=min(config.iterations, self.iterations),
-            answer_length=min(config.answer_length, self.answer_length),
-            context=None if context is None else min(context, self.context),
-        )
+        names = ("iterations", "answer_length", "context")
+        given = {name: getattr(config, name) for name in names}
+        least = {n: min(v, getattr(self, n)) for n, v in given.items() if v is not None}
+        return replace(config, **least)
 
     def check(self, text: str) -> str:
         """The text, if it is short enough; raises InvalidInput if not."""
         if len(text) > self.characters:
-            raise InvalidInput(
-                f"a text of {len(text):,} characters: expected at most {self.characters:,}; "
-                "shorten it"
-            )
+            got, most = f"{len(text):,}", f"{self.characters:,}"
+            raise InvalidInput(f"a text of {got} characters: expected at most {most}; shorten it")
         return text
 
 
 def make_control(
     field: Mapping, value: object, most: int | None = None, **traits: object
 ) -> widgets.ValueWidget:
-    """The widget of one setting, as `lad.utils.describe` describes it.
+    """The widget of one setting, which shows `value` at first.
 
     Args:
-        field: the description. The group "Basics" has a slider over a few numbers, an optional
-            number a list that begins with "none", a Literal a list of its values.
-        value: what it shows at first.
+        field: from `lad.utils.describe`. The group "Basics" has a slider over a few numbers, an
+            optional number a list that begins with "none", a Literal a list of its values.
         most: upper limit, where it is lower than that of the setting.
-        traits: of the widget, such as `layout`.
     """
     words = {"description": field["label"], "tooltip": field["help"]}
     traits = words | {"layout": WIDE, "style": LONG} | traits
@@ -137,50 +135,40 @@ class Controls:
 
     Attributes:
         controls: name of a `RefineConfig` field -> its widget.
-        preset: name of the preset that the controls stand at, or "custom".
-        noiseless: the box "disable intermediate noising"; ticked while `remasking` is "none".
-        folded: all but `preset`, `noiseless` and the group "Basics", under "All controls".
+        preset: the preset that the controls stand at, or "custom".
+        noiseless: ticked while `remasking` is "none".
+        folded: all but `preset`, `noiseless` and the group "Basics".
     """
 
     def __init__(self, config: RefineConfig | None = None, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._loading = False
-        config = self.limits.apply(config or RefineConfig())
-        values = config.to_dict()
-        self.controls = {
-            name: make_control(field, values[name], getattr(self.limits, name, None))
-            for name, field in SETTINGS.items()
-        }
+        self.controls = {}
+        groups = {}  # of controls, for the folded part
+        values = self.limits.apply(config or RefineConfig()).to_dict()
         for name, field in SETTINGS.items():
-            if field["group"] == "Basics":  # these stand in a row with the preset
-                self.controls[name].style, self.controls[name].layout = SHORT, {"width": "20em"}
-        self.preset = widgets.Dropdown(
-            options=[*PRESETS, CUSTOM], value=CUSTOM, description="Preset", style=SHORT,
-            layout={"width": "16em"},
-        )  # fmt: skip
+            basic = field["group"] == "Basics"  # in a row with the preset
+            traits = {"style": SHORT, "layout": width(20)} if basic else {}
+            most = getattr(self.limits, name, None)
+            self.controls[name] = make_control(field, values[name], most, **traits)
+            if not basic:
+                groups.setdefault(field["group"], []).append(self.controls[name])
+        self.preset = labelled(widgets.Dropdown, "Preset", 16, options=[*PRESETS, CUSTOM])
         self.noiseless = widgets.Checkbox(
-            description="disable intermediate noising", indent=False, layout={"width": "17em"},
-            tooltip=SETTINGS["remasking"]["help"],
-        )  # fmt: skip
+            description="disable intermediate noising", indent=False, layout=width(17)
+        )
+        self.noiseless.tooltip = SETTINGS["remasking"]["help"]
         self._strategy = "guided"  # to go back to when the box is unticked
         self.preset.observe(self._choose_preset, "value")
         self.noiseless.observe(self._switch_noise, "value")
-        self.observe(self._changed)
-        parts = []
-        for group in dict.fromkeys(field["group"] for field in SETTINGS.values()):
-            if group != "Basics":
-                members = [self.controls[n] for n, f in SETTINGS.items() if f["group"] == group]
-                grid = widgets.GridBox(members, layout=COLUMNS)
-                parts += [widgets.HTML(f"<strong>{group}</strong>"), grid]
-        self.folded = widgets.Accordion(
-            children=[widgets.VBox(parts)], titles=["All controls"], selected_index=None
-        )
-        self._changed()
-
-    def observe(self, handler: Callable[[object], object]) -> None:
-        """Call `handler` whenever a control was moved."""
         for control in self.controls.values():
-            control.observe(handler, "value")
+            control.observe(self._changed, "value")
+        parts = []
+        for group, members in groups.items():
+            parts.append(widgets.HTML(f"<strong>{group}</strong>"))
+            parts.append(widgets.GridBox(members, layout=COLUMNS))
+        self.folded = widgets.Accordion([widgets.VBox(parts)], titles=["All controls"])
+        self._changed()
 
     @property
     def config(self) -> RefineConfig:
@@ -190,11 +178,9 @@ class Controls:
     def load(self, config: RefineConfig) -> None:
         """Move every control to where these settings say, as far as the limits allow."""
         self._loading = True
-        try:
-            for name, value in self.limits.apply(config).to_dict().items():
-                set_value(self.controls[name], value)
-        finally:
-            self._loading = False
+        for name, value in self.limits.apply(config).to_dict().items():
+            set_value(self.controls[name], value)
+        self._loading = False
         self._changed()
 
     def _choose_preset(self, _change: object = None) -> None:
@@ -218,16 +204,14 @@ class Controls:
             config = None
         self._loading = True
         self.noiseless.value = remasking == "none"
-        same = (name for name, preset in PRESETS.items() if self._is_at(preset, config))
-        self.preset.value = next(same, CUSTOM)
+        same = [
+            name
+            for name, preset in PRESETS.items()  # any seed is the preset's
+            if config and self.limits.apply(replace(preset, seed=config.seed)) == config
+        ]
+        self.preset.value = same[0] if same else CUSTOM
         self._loading = False
         for name, field in SETTINGS.items():
             self.controls[name].disabled = remasking not in field.get("used_by", (remasking,))
         for name in ("top_k", "top_p"):
             self.controls[name].disabled = self.controls["temperature"].value == 0
-
-    def _is_at(self, preset: RefineConfig, config: RefineConfig | None) -> bool:
-        """Whether these are the preset's settings, whatever the seed."""
-        if config is None:
-            return False
-        return self.limits.apply(replace(preset, seed=config.seed)) == config

@@ -1,9 +1,6 @@
 """Explorers of the noise: the schedule between iterations, and the corruption of training.
 
-Neither needs a model, and both redraw within a tenth of a second or so, so they follow a slider.
-
-    ScheduleExplorer     sharpness, noise start, iterations, answer length -> masks an iteration
-    CorruptionExplorer   a sentence under any mixture of the five kinds of noise
+Neither needs a model; both redraw within a tenth of a second or so, and so follow a slider.
 """
 
 from __future__ import annotations
@@ -26,47 +23,25 @@ ENDS = 3  # END tokens after the sentence: training corrupts them too
 
 
 class ScheduleExplorer:
-    """The noise schedule under its four controls.
+    """The noise schedule under its four controls: a curve, and the same in words and numbers."""
 
-    Attributes:
-        widget: what a notebook cell shows.
-        sharpness, noise_start, iterations, answer_length: the controls.
-        image, text: the curve, and the same in words and numbers.
-    """
-
-    def __init__(
-        self,
-        sharpness: float = 5.0,
-        noise_start: float = 0.5,
-        iterations: int = 16,
-        answer_length: int = 64,
-    ) -> None:
-        traits = {"style": MEDIUM, "layout": FIELD}
-        self.sharpness = make_control(SETTINGS["sharpness"], sharpness, **traits)
-        self.noise_start = make_control(SETTINGS["noise_start"], noise_start, **traits)
-        self.iterations = widgets.IntSlider(
-            value=iterations, min=1, max=128, description="Iterations", **traits
-        )
-        self.answer_length = widgets.IntSlider(
-            value=answer_length, min=1, max=256, description="Answer (tokens)", **traits
-        )
-        controls = [self.sharpness, self.noise_start, self.iterations, self.answer_length]
+    def __init__(self) -> None:
+        self.sharpness = make_control(SETTINGS["sharpness"], 5.0, **FIELD)
+        self.noise_start = make_control(SETTINGS["noise_start"], 0.5, **FIELD)
+        self.iterations = widgets.IntSlider(16, 1, 128, description="Iterations", **FIELD)
+        self.answer_length = widgets.IntSlider(64, 1, 256, description="Answer (tokens)", **FIELD)
+        names = ("iterations", "answer_length", "sharpness", "noise_start")
+        self._controls = {name: getattr(self, name) for name in names}
         self.image = widgets.HTML(layout=FULL)  # an Image widget has no alternative text
         self.text = widgets.HTML(layout=FULL)
-        for control in controls:
+        for control in self._controls.values():
             control.observe(self._draw, "value")
-        self.widget = widgets.VBox(
-            [widgets.HBox(controls, layout=ROW), self.image, self.text], layout=FULL
-        )
+        bar = widgets.HBox([*self._controls.values()], layout=ROW)
+        self.widget = widgets.VBox([bar, self.image, self.text], layout=FULL)
         self._draw()
 
     def _draw(self, _change: object = None) -> None:
-        settings = {
-            "iterations": self.iterations.value,
-            "answer_length": self.answer_length.value,
-            "sharpness": self.sharpness.value,
-            "noise_start": self.noise_start.value,
-        }
+        settings = {name: control.value for name, control in self._controls.items()}
         sentence = schedule_sentence(**settings)
         self.image.value = show(schedule_curve(**settings), sentence).html
         self.text.value = f"<p>{sentence}</p>{counts_html(mask_counts(**settings))}"
@@ -74,72 +49,44 @@ class ScheduleExplorer:
 
 def counts_html(counts: list[int]) -> str:
     """Masks after each iteration as a line of numbers; the zeros at the end as words."""
-    shown = len(counts)
-    while shown and counts[shown - 1] == 0:
-        shown -= 1
-    numbers = ", ".join(map(str, counts[:shown]))
-    rest = "" if shown == len(counts) else f"none from iteration {shown} on"
-    return f"<p>Masks after each iteration: {', '.join(filter(None, (numbers, rest)))}.</p>"
+    shown = 1 + max((i for i, count in enumerate(counts) if count), default=-1)
+    parts = [str(count) for count in counts[:shown]]
+    if shown < len(counts):
+        parts.append(f"none from iteration {shown} on")
+    return f"<p>Masks after each iteration: {', '.join(parts)}.</p>"
 
 
 class CorruptionExplorer:
     """A sentence under the noise of training, and how often each kind is expected to strike.
 
-    Words stand for tokens, see `lad.viz.word_corruption`. One answer in ten is masked whole in
-    training; that is left out, since there is nothing to see.
-
-    Attributes:
-        widget: what a notebook cell shows.
-        sentence, severity, seed, again: the text, p, the seed and the button that draws anew.
-        kinds: kind of noise -> its checkbox.
-        damage: the draw on show, or None if the text holds no word.
-        screen, table, message: what is shown, as HTML.
+    Words stand for tokens, see `lad.viz.word_corruption`. That training masks one answer in ten
+    whole is left out: there is nothing to see. `damage` is the draw on show, or None if the text
+    holds no word.
     """
 
-    def __init__(
-        self,
-        sentence: str = "The river flows past the old town and ends in the sea.",
-        severity: float = 0.6,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self) -> None:
         self.damage: Corrupted | None = None
+        sentence = "The river flows past the old town and ends in the sea."
         self.sentence = widgets.Text(
             value=sentence, description="Your sentence", style=MEDIUM, layout=FULL
         )
-        self.severity = widgets.FloatSlider(
-            value=severity, min=0, max=1, step=0.05, description="Severity p", style=MEDIUM,
-            layout=FIELD,
-        )  # fmt: skip
-        self.kinds = {
-            kind: widgets.Checkbox(
-                value=True, description=kind, tooltip=EXPLANATIONS[kind], indent=False,
-                layout={"width": "8em"},
-            )
-            for kind in ALL_KINDS
-        }  # fmt: skip
-        self.seed = widgets.BoundedIntText(
-            value=seed, min=0, max=2**31 - 1, description="Seed", style=MEDIUM,
-            layout={"width": "18em"},
-        )  # fmt: skip
+        self.severity = widgets.FloatSlider(0.6, max=1, description="Severity p", **FIELD)
+        self.severity.step = 0.05
+        self.kinds = {}
+        for kind in ALL_KINDS:
+            traits = {"tooltip": EXPLANATIONS[kind], "indent": False, "layout": {"width": "8em"}}
+            self.kinds[kind] = widgets.Checkbox(value=True, description=kind, **traits)
+        self.seed = make_control(SETTINGS["seed"], 0, **FIELD)
         self.again = widgets.Button(description="Draw again", icon="refresh")
         self.again.on_click(self._draw_again)
-        self.screen = widgets.HTML(layout=FULL)
-        self.table = widgets.HTML(layout=FULL)
-        self.message = widgets.HTML(layout=FULL)
+        self.screen, self.table, self.message = (widgets.HTML(layout=FULL) for _ in range(3))
         boxes = list(self.kinds.values())
         for control in (self.sentence, self.severity, self.seed, *boxes):
             control.observe(self._draw, "value")
-        self.widget = widgets.VBox(
-            [
-                self.sentence,
-                widgets.HBox([self.severity, self.seed, self.again], layout=ROW),
-                widgets.HBox(boxes, layout=ROW),
-                self.message,
-                self.screen,
-                self.table,
-            ],
-            layout=FULL,
-        )
+        first = widgets.HBox([self.severity, self.seed, self.again], layout=ROW)
+        second = widgets.HBox(boxes, layout=ROW)
+        parts = [self.sentence, first, second, self.message, self.screen, self.table]
+        self.widget = widgets.VBox(parts, layout=FULL)
         self._draw()
 
     @property
@@ -184,25 +131,20 @@ _VIEWS = _ENVIRONMENT.from_string(
 
 def damage_html(damage: Corrupted) -> str:
     """Both rows of a corrupted sentence; under each touched token the kind of noise that shows."""
-    return str(
-        _VIEWS.corruption(
-            damage.before, damage.after, damage.shown, damage.changed, sum(damage.masked)
-        )
-    )
+    before, after, shown = damage.before, damage.after, damage.shown
+    return str(_VIEWS.corruption(before, after, shown, damage.changed, sum(damage.masked)))
 
 
 def rates_html(damage: Corrupted, rates: list[Rate], config: CorruptionConfig) -> str:
     """A table: how much each kind of noise is expected to touch, touched now, and on average."""
-    if not rates:
-        return ""
     severity = rates[0].severity
     expected = config.expected_rates(severity)
     rows = []
     for rate in rates:
-        name, drawn = rate.kind, f"{100 * damage.shares[rate.kind]:.0f} %"
-        if rate.kind == "shift":
-            name = "shift (share of sentences)"
-            drawn = "yes" if damage.shares[rate.kind] else "no"
+        name, share = rate.kind, damage.shares[rate.kind]
+        drawn = f"{100 * share:.0f} %"
+        if name == "shift":
+            name, drawn = "shift (share of sentences)", "yes" if share else "no"
         interval = f"{100 * max(rate.low, 0):.1f} to {100 * rate.high:.1f}"
         mean = f"{100 * rate.mean:.1f} % ({interval})"
         rows.append((name, f"{100 * expected[rate.kind]:.1f} %", drawn, mean))

@@ -4,11 +4,8 @@
     Gallery       a player with a list of traces to choose from
     Comparison    two traces under one player, iteration by iteration
 
-They need neither a model nor a thread: the trace holds everything there is to show. Nothing moves
-before Play is pressed. All text reaches the page through `lad.viz.html`, which escapes it.
-
-As the last line of a notebook cell a `TracePlayer` or a `Gallery` shows itself, and a page that is
-made from that notebook gets the player of `lad.viz.html`, which works without a kernel.
+As the last line of a notebook cell a `TracePlayer` or a `Gallery` shows itself, and a page made
+from that notebook gets the player of `lad.viz.html`, which works without a kernel.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ from lad.viz.html import (
     replays_html,
 )
 from lad.viz.tokens import frames
-from lad.widgets.controls import COLUMNS, ROW, SHORT, WIDE
+from lad.widgets.controls import COLUMNS, ROW, SHORT, WIDE, labelled, width
 
 SHORTEST_PAUSE = 0.05  # seconds between two frames of the player: faster than that flickers
 SCREEN = {"width": "auto", "min_height": "9em"}  # or the page below would jump
@@ -42,21 +39,18 @@ class _Player:
 
     def __init__(self, pause: float) -> None:
         button = {"width": "2.6em", "flex": "0 0 auto"}
+        wide = {"width": "auto", "flex": "1 1 12em"}
         self.play = widgets.Play(value=0, min=0, max=0, tooltip="Play, pause, back to the start")
         self.back = widgets.Button(icon="step-backward", tooltip="one step back", layout=button)
         self.forward = widgets.Button(icon="step-forward", tooltip="one step on", layout=button)
         self.slider = widgets.IntSlider(
-            value=0, min=0, max=0, description="Step", readout=False, style=SHORT,
-            layout={"width": "auto", "flex": "1 1 12em"},
-        )  # fmt: skip
+            min=0, max=0, description="Step", readout=False, style=SHORT, layout=wide
+        )
         self.by_confidence = widgets.Checkbox(
-            value=False, description="colour by confidence", indent=False,
-            layout={"width": "13em", "flex": "0 0 auto"},
-        )  # fmt: skip
-        self.pause = widgets.FloatSlider(
-            value=pause, min=0, max=5, step=0.05, description="Pause (s)", style=SHORT,
-            tooltip="seconds between two steps", layout={"width": "18em"},
-        )  # fmt: skip
+            description="colour by confidence", indent=False, layout=button | width(13)
+        )
+        traits = {"value": pause, "max": 5, "step": 0.05, "tooltip": "seconds between two steps"}
+        self.pause = labelled(widgets.FloatSlider, "Pause (s)", 18, **traits)
         # The browser moves slider and player together, without a way through the kernel.
         self.link = widgets.jslink((self.play, "value"), (self.slider, "value"))
         self.back.on_click(lambda _button: self.step(-1))
@@ -64,39 +58,29 @@ class _Player:
         self.slider.observe(self._draw, "value")
         self.by_confidence.observe(self._draw, "value")
         self.pause.observe(self._set_pace, "value")
-        self.bar = widgets.HBox(
-            [self.play, self.back, self.forward, self.slider, self.by_confidence], layout=ROW
-        )
+        self._switches = [self.play, self.back, self.forward, self.slider]
+        self.bar = widgets.HBox([*self._switches, self.by_confidence], layout=ROW)
         self._set_pace()
 
     def step(self, by: int) -> None:
         """Move by some frames; at either end nothing happens."""
         self.slider.value = min(max(self.slider.value + by, 0), self.slider.max)
 
-    @property
-    def coloring(self) -> str:
-        """One of `lad.viz.html.COLORINGS`, as the box says."""
-        return "confidence" if self.by_confidence.value else "state"
-
     def _set_pace(self, _change: object = None) -> None:
         self.play.interval = round(1000 * max(self.pause.value, SHORTEST_PAUSE))
 
     def _enable(self, on: bool) -> None:
-        for part in (self.play, self.slider, self.back, self.forward):
+        for part in self._switches:
             part.disabled = not on
 
     def _move_to_last(self, last: int) -> None:
+        self.play.playing = False
         for part in (self.slider, self.play):
-            part.max = last
-            part.value = last
+            part.max = part.value = last
 
-    def _draft(self, trace: Trace, row: int, phase: str) -> str:
-        return page_html(
-            draft_html(trace, row, phase, self.coloring), legend_html(trace, self.coloring)
-        )
-
-    def _draw(self, _change: object = None) -> None:
-        raise NotImplementedError
+    def _draft(self, trace: Trace, step: int, phase: str) -> str:
+        coloring = "confidence" if self.by_confidence.value else "state"
+        return page_html(draft_html(trace, step, phase, coloring), legend_html(trace, coloring))
 
 
 class TracePlayer(_Player):
@@ -105,11 +89,10 @@ class TracePlayer(_Player):
     Attributes:
         widget: what a notebook cell shows, all but the pause; the cell shows a `TracePlayer` too.
         trace: the trace on show, or None.
-        slider, play, back, forward, pause, by_confidence, caption, screen, answer: the parts.
+        pause: seconds between two frames while playing.
     """
 
     def __init__(self, trace: Trace | None = None, pause: float = 0.5) -> None:
-        """`pause`: seconds between two frames while playing."""
         super().__init__(pause)
         self.trace: Trace | None = None
         self.caption = widgets.HTML()
@@ -121,7 +104,6 @@ class TracePlayer(_Player):
     def load(self, trace: Trace | None) -> None:
         """Show a trace, at its last frame; None empties the player."""
         self.trace = trace
-        self.play.playing = False
         self._enable(trace is not None)
         if trace is None:
             self.caption.value = self.screen.value = self.answer.value = ""
@@ -141,9 +123,9 @@ class TracePlayer(_Player):
         if self.trace is not None:
             self._show(self.trace, *frames(self.trace)[self.slider.value])
 
-    def _show(self, trace: Trace, row: int, phase: str, live: bool = False) -> None:
-        self.caption.value = caption_html(trace, row, phase, live)
-        self.screen.value = self._draft(trace, row, phase)
+    def _show(self, trace: Trace, step: int, phase: str, live: bool = False) -> None:
+        self.caption.value = caption_html(trace, step, phase, live)
+        self.screen.value = self._draft(trace, step, phase)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget with its pause, and the same as HTML for a page without a kernel."""
@@ -156,34 +138,28 @@ class Gallery:
 
     Attributes:
         widget: what a notebook cell shows; the cell shows a `Gallery` too.
-        traces: the traces by name.
-        choice: the list.
-        player: the player.
+        traces, choice, player: the traces by name, the list of names, the player.
     """
 
     def __init__(self, traces: Mapping[str, Trace], player: TracePlayer | None = None) -> None:
-        """
-        Args:
-            traces: from name to trace; may be empty.
-            player: one that shows other things too, and nothing of the gallery at first. By default
-                the gallery makes one, which begins with the first trace.
+        """`player` may show other things too, and nothing of the gallery at first; by default the
+        gallery makes one, which begins with the first trace.
         """
         self.traces = dict(traces)
         names = [(name, name) for name in self.traces]
+        first = [] if player is None else [("choose a recorded run", "")]
+        layout = width(34) | {"max_width": "100%"}
         self.choice = widgets.Dropdown(
-            options=names if player is None else [("choose a recorded run", ""), *names],
-            description="Gallery", style=SHORT, layout={"width": "34em", "max_width": "100%"},
-            disabled=not names,
-        )  # fmt: skip
+            options=first + names, description="Gallery", style=SHORT, layout=layout
+        )
+        self.choice.disabled = not names
         self.choice.observe(self._choose, "value")
-        if player is not None:
-            self.player = player
-            self.widget = self.choice
-            return
-        self.player = TracePlayer()
-        bar = widgets.HBox([self.choice, self.player.pause], layout=ROW)
-        self.widget = widgets.VBox([bar, self.player.widget])
-        self._choose()
+        self.player = player or TracePlayer()
+        self.widget = self.choice
+        if player is None:
+            bar = widgets.HBox([self.choice, self.player.pause], layout=ROW)
+            self.widget = widgets.VBox([bar, self.player.widget])
+            self._choose()
 
     def _choose(self, _change: object = None) -> None:
         if self.choice.value:
@@ -194,9 +170,8 @@ class Gallery:
 
 
 def _bundle(widget: widgets.Widget, static: str | None, kwargs: dict) -> dict:
-    shown = widget._repr_mimebundle_(**kwargs)
-    data = shown[0] if isinstance(shown, tuple) else shown
-    return data if static is None else {**data, "text/html": static}
+    data = widget._repr_mimebundle_(**kwargs)
+    return data if static is None else data | {"text/html": static}
 
 
 class Comparison(_Player):
@@ -204,37 +179,27 @@ class Comparison(_Player):
 
     A step is an iteration of both. A run that has ended shows its answer from then on.
 
-    Attributes:
-        widget: what a notebook cell shows.
-        names, traces: of the two runs; empty when nothing is compared.
-        slider, play, back, forward, pause, by_confidence, heads, screens, costs: the parts.
+    `names` and `traces` are those of the two runs; empty when nothing is compared.
     """
 
     def __init__(self, traces: Mapping[str, Trace] | None = None, pause: float = 0.5) -> None:
-        """`traces`: two of them, from name to trace; `load` takes them later, too."""
         super().__init__(pause)
         self.names: tuple[str, ...] = ()
         self.traces: tuple[Trace, ...] = ()
         self.heads = [widgets.HTML(), widgets.HTML()]
         self.screens = [widgets.HTML(layout=SCREEN), widgets.HTML(layout=SCREEN)]
         self.costs = widgets.HTML(layout=WIDE)
-        sides = [
-            widgets.VBox(parts, layout={"min_width": "0"})
-            for parts in zip(self.heads, self.screens, strict=True)
-        ]
+        narrow = {"min_width": "0"}
+        pairs = zip(self.heads, self.screens, strict=True)
+        sides = [widgets.VBox(pair, layout=narrow) for pair in pairs]
         self.widget = widgets.VBox([self.bar, widgets.GridBox(sides, layout=COLUMNS), self.costs])
         self.load(traces or {})
 
     def load(self, traces: Mapping[str, Trace]) -> None:
-        """Show two runs, at their last iterations; nothing empties and hides the comparison.
-
-        Raises:
-            InvalidInput: one trace, or more than two.
-        """
+        """Show two runs, at their last iterations; an empty mapping hides the comparison."""
         if len(traces) not in (0, 2):
             raise InvalidInput(f"{len(traces)} traces to compare: expected two, by name")
         self.names, self.traces = tuple(traces), tuple(traces.values())
-        self.play.playing = False
         self.widget.layout.display = "" if traces else "none"
         if traces:
             self._move_to_last(max(len(trace.steps) for trace in self.traces) - 1)
@@ -245,7 +210,7 @@ class Comparison(_Player):
         for name, trace, head, screen in zip(
             self.names, self.traces, self.heads, self.screens, strict=bool(self.traces)
         ):
-            row = min(self.slider.value, len(trace.steps) - 1)
+            step = min(self.slider.value, len(trace.steps) - 1)
             title = f"<div><strong>{escape(name)}</strong></div>"
-            head.value = page_html(title, caption_html(trace, row, "denoised"))
-            screen.value = self._draft(trace, row, "denoised")
+            head.value = page_html(title, caption_html(trace, step, "denoised"))
+            screen.value = self._draft(trace, step, "denoised")

@@ -1,10 +1,7 @@
 """Refine an answer live, then play what happened, and compare it with another run.
 
-Every setting of `RefineConfig`, presets, a run that can be stopped, a player over its trace, a
-second run side by side, traces to save and to load, and a gallery of recorded ones.
-
 The model runs only when Run or Compare is pressed. Moving a control or scrubbing the player never
-starts an inference: the trace holds everything there is to show.
+starts an inference.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from lad.diffusion.trace_file import from_lines, to_lines
 from lad.models.chat import Prompt
 from lad.utils import DamagedFile, InvalidInput, LADError
 from lad.viz.html import answer_html, escape, page_html
-from lad.widgets.controls import SHORT, SPACED, WIDE, Controls, Limits
+from lad.widgets.controls import SHORT, SPACED, WIDE, Controls, Limits, labelled, width
 from lad.widgets.player import Comparison, Gallery
 from lad.widgets.runner import Explorer, Job, Loader
 
@@ -38,19 +35,18 @@ VARIATIONS = {
 
 
 def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
-    """A name for, and the settings of, a run to compare a first one with.
+    """A name for, and the settings of, a run to compare one of these settings with.
 
     Args:
-        config: the settings of the first run.
         kind: "remasking" (noiseless for a run that masks again, and the other way round), "seed"
-            (the next one, at temperature 1 if the first run was greedy) or a preset's name.
+            (the next one, at temperature 1 if the run was greedy) or a preset's name.
     """
     if kind == "remasking":
         if config.remasking != "none":
             return "without re-masking", replace(config, remasking="none")
-        names = ("remasking", "noise_start", "sharpness")
-        defaults = {name: getattr(RefineConfig(), name) for name in names}
-        return "with re-masking", replace(config, **defaults)
+        start = RefineConfig()
+        noise = {"noise_start": start.noise_start, "sharpness": start.sharpness}
+        return "with re-masking", replace(config, remasking=start.remasking, **noise)
     if kind == "seed":
         temperature = config.temperature or 1.0
         changed = replace(config, seed=config.seed + 1, temperature=temperature)
@@ -62,13 +58,8 @@ class RefinementExplorer(Explorer):
     """Every control of a refinement, a run to watch or stop, and a player over its trace.
 
     Attributes (and those of `lad.widgets.runner.Explorer`):
-        widget: what a notebook cell shows.
-        trace: the trace of the last run, or the one that was loaded; None before.
-        prompt, model, turns: the question, which model answers, and whether earlier turns count.
         settings, controls, noiseless, preset: see `lad.widgets.controls.Controls`.
-        comparison, compare_with, compare_button: the second run and how it differs.
-        upload, download, gallery: traces from files, to files, and recorded ones.
-        earlier: the turns so far, as chat messages.
+        earlier: the turns so far, as chat messages; part of the prompt while `turns` is ticked.
     """
 
     def __init__(
@@ -93,9 +84,8 @@ class RefinementExplorer(Explorer):
         """
         super().__init__(limits, pause)
         if models is None:
-            name = DEFAULT_MODEL
-            if denoiser is not None and not callable(denoiser):
-                name = denoiser.backbone.spec.name
+            given = denoiser is not None and not callable(denoiser)
+            name = denoiser.backbone.spec.name if given else DEFAULT_MODEL
             models = {name: denoiser or load_denoiser}
         self._loaders = {name: Loader(one) for name, one in models.items()}
         self.earlier: list[dict[str, str]] = []
@@ -105,28 +95,18 @@ class RefinementExplorer(Explorer):
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
-        self.model = widgets.Dropdown(
-            options=list(self._loaders), description="Model", style=SHORT,
-            layout={"width": "18em"}, disabled=len(self._loaders) == 1,
-        )  # fmt: skip
-        self.turns = widgets.Checkbox(
-            value=False, description="multi-turn: remember earlier questions and answers",
-            indent=False, layout={"width": "30em"},
-        )  # fmt: skip
+        self.model = labelled(widgets.Dropdown, "Model", 18, options=list(self._loaders))
+        self.model.disabled = len(self._loaders) == 1
+        words = "multi-turn: remember earlier questions and answers"
+        self.turns = widgets.Checkbox(description=words, indent=False, layout=width(30))
         self.talk = widgets.HTML(layout=WIDE)
-        self.compare_with = widgets.Dropdown(
-            options=list(VARIATIONS.items()), description="Beside it", style=SHORT,
-            layout={"width": "20em"},
-        )  # fmt: skip
-        self.compare_button = widgets.Button(
-            description="Compare", icon="columns",
-            tooltip="run this prompt with the settings above and with others, side by side",
-        )  # fmt: skip
+        options = list(VARIATIONS.items())
+        self.compare_with = labelled(widgets.Dropdown, "Beside it", 20, options=options)
+        words = "run this prompt with the settings above and with others, side by side"
+        self.compare_button = widgets.Button(description="Compare", icon="columns", tooltip=words)
         self.comparison = Comparison(pause=max(pause, 0.5))
-        self.upload = widgets.FileUpload(
-            accept=".jsonl", multiple=False, description="Load a trace",
-            tooltip="a .jsonl file that was saved here or by lad refine --trace",
-        )  # fmt: skip
+        words = "a .jsonl file that was saved here or by lad refine --trace"
+        self.upload = widgets.FileUpload(accept=".jsonl", description="Load a trace", tooltip=words)
         self.download = widgets.HTML()
         self.gallery = Gallery(gallery or {}, self.player)
         self.compare_button.on_click(self.compare)
@@ -135,26 +115,12 @@ class RefinementExplorer(Explorer):
         self.turns.observe(lambda _change: self._remember([]), "value")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
         files = [self.gallery.widget, self.upload, self.download]
-        self.widget = widgets.VBox(
-            [
-                self.prompt,
-                widgets.HBox(first, layout=SPACED),
-                self.settings.folded,
-                widgets.HBox([self.model, self.turns], layout=SPACED),
-                self.talk,
-                self.bar,
-                self.message,
-                self.player.widget,
-                widgets.HBox([self.compare_with, self.compare_button], layout=SPACED),
-                self.comparison.widget,
-                widgets.HBox(files, layout=SPACED),
-            ]
-        )
-
-    @property
-    def config(self) -> RefineConfig:
-        """What the controls are set to; raises InvalidInput for a value outside its range."""
-        return self.settings.config
+        bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
+        basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
+        question = [self.prompt, basics, self.settings.folded, model, self.talk]
+        answer = [self.bar, self.message, self.player.widget]
+        more = [compare, self.comparison.widget, files]
+        self.widget = widgets.VBox(question + answer + more)
 
     def _chat(self) -> Prompt:
         text = self._limits.check(self.prompt.value)
@@ -163,7 +129,7 @@ class RefinementExplorer(Explorer):
         return [*self.earlier, {"role": "user", "content": text}]
 
     def _start_run(self) -> None:
-        prompt, config, text = self._chat(), self.config, self.prompt.value
+        prompt, config, text = self._chat(), self.settings.config, self.prompt.value
 
         def done(traces: list[Trace], whole: bool) -> None:
             self._keep(traces[0])
@@ -177,16 +143,15 @@ class RefinementExplorer(Explorer):
 
     def _remember(self, earlier: list[dict[str, str]]) -> None:
         self.earlier = earlier
-        turns = len(earlier) // 2
-        words = f"{turns} earlier turn{'s' * (turns != 1)} remembered; untick to forget."
-        self.talk.value = words if turns else ""
+        words = f"{len(earlier) // 2} earlier turn(s) remembered; untick to forget."
+        self.talk.value = words if earlier else ""
 
     def compare(self, _button: object = None) -> None:
         """Run the prompt twice, with the settings shown and with a variation, side by side."""
         if self.running:
             return
         try:
-            prompt, config = self._chat(), self.config
+            prompt, config = self._chat(), self.settings.config
             name, other = variation(config, self.compare_with.value)
         except LADError as error:
             self.show_error(error)
@@ -194,7 +159,7 @@ class RefinementExplorer(Explorer):
         jobs = [Job(prompt, config), Job(prompt, self._limits.apply(other))]
         self.comparison.load({})
 
-        def done(traces: list[Trace], whole: bool) -> None:
+        def done(traces: list[Trace], _whole: bool) -> None:
             self._keep(traces[0])
             if len(traces) == 2:
                 self.player.load(traces[0])
@@ -208,9 +173,8 @@ class RefinementExplorer(Explorer):
         data = "".join(line + "\n" for line in to_lines(trace)).encode()
         link = base64.b64encode(data).decode("ascii")
         self.download.value = (
-            f'<a download="lad-trace.jsonl" style="text-decoration: underline" '
-            f'href="data:application/jsonl;base64,{link}">'
-            f"Save this trace</a> ({len(data) / 1000:,.0f} kB)"
+            '<a download="lad-trace.jsonl" style="text-decoration: underline" href="data:'
+            f'application/jsonl;base64,{link}">Save this trace</a> ({len(data) / 1000:,.0f} kB)'
         )
 
     def _load_recorded(self, _change: object = None) -> None:
@@ -230,21 +194,14 @@ class RefinementExplorer(Explorer):
             self._keep(trace)
         except LADError as error:
             self.show_error(error)
-        finally:
-            self.upload.value = ()  # so that the same file can be chosen again
+        self.upload.value = ()  # so that the same file can be chosen again
 
 
 def read_trace(name: str, data: bytes) -> Trace:
-    """A trace from the bytes of a file, whole enough to be shown.
-
-    Raises:
-        InvalidInput: too large.
-        DamagedFile: no trace, or a damaged one.
-    """
+    """A trace from the bytes of a file; raises InvalidInput (too large) or DamagedFile."""
     if len(data) > MOST_BYTES:
-        raise InvalidInput(
-            f"{name} has {len(data):,} bytes: expected a trace of at most {MOST_BYTES:,}"
-        )
+        expected = f"expected a trace of at most {MOST_BYTES:,}"
+        raise InvalidInput(f"{name} has {len(data):,} bytes: {expected}")
     try:
         trace = from_lines(data.decode("utf-8").removesuffix("\n").split("\n"))
         # Drawing it once finds what reading does not check.

@@ -1,8 +1,6 @@
 """A run to watch and to stop: the thread, its buttons, its progress, and the player it ends in.
 
-The model runs only when Run is pressed, in a thread that reads an event between two iterations.
-While one run is at work another Run does nothing. Every error is shown in the widget, because a
-traceback of a thread would not reach the page.
+Every error is shown in the widget, because a traceback of a thread would not reach the page.
 """
 
 from __future__ import annotations
@@ -36,34 +34,27 @@ class Job:
 
 
 class Loader:
-    """A denoiser, or how to get one; loaded once, at the first run that needs it."""
+    """A denoiser, or how to get one; `denoiser` is None until the first run that needs it."""
 
     def __init__(self, denoiser: Denoiser | Callable[[], Denoiser]) -> None:
-        self._denoiser = None if callable(denoiser) else denoiser
-        self._load = denoiser if callable(denoiser) else None
+        self.denoiser = None if callable(denoiser) else denoiser
+        self._load = denoiser
         self._lock = threading.Lock()
-
-    @property
-    def loaded(self) -> bool:
-        """False when the next `get` has to load."""
-        return self._denoiser is not None
 
     def get(self) -> Denoiser:
         """The denoiser; a second caller waits for the first one's loading."""
         with self._lock:
-            if self._denoiser is None:
-                self._denoiser = self._load()
-            return self._denoiser
+            if self.denoiser is None:
+                self.denoiser = self._load()
+            return self.denoiser
 
 
 class Explorer:
-    """Run and Stop, and what a run shows; a subclass adds controls and `_start_run`.
+    """Run and Stop, and what a run shows; a subclass has `_start_run`, which calls `_start`.
 
     Attributes:
         widget: what a notebook cell shows.
         trace: the trace of the last run, or None.
-        run_button, stop_button, progress, status, message, player: the parts.
-        bar: the two buttons, progress and status in a row.
         running: True while a run's thread is at work.
     """
 
@@ -85,9 +76,8 @@ class Explorer:
         self.pause = self.player.pause
         self.run_button.on_click(self.run)
         self.stop_button.on_click(self.stop)
-        self.bar = widgets.HBox(
-            [self.run_button, self.stop_button, self.progress, self.status], layout=SPACED
-        )
+        parts = [self.run_button, self.stop_button, self.progress, self.status]
+        self.bar = widgets.HBox(parts, layout=SPACED)
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
@@ -110,21 +100,11 @@ class Explorer:
             self._thread.join(timeout)
         return not self.running
 
-    def close(self) -> None:
-        """End the run, if any, and take the widgets off the page."""
-        self.stop()
-        self.wait()
-        self.widget.close()
-
     def show_error(self, error: Exception) -> None:
         """Show an error in the widget."""
         kind = "" if isinstance(error, LADError) else f"Unexpected {type(error).__name__}: "
         self.progress.bar_style = "danger"
         self.message.value = error_html(f"{kind}{error}")
-
-    def _start_run(self) -> None:
-        """Read the controls and call `_start`; may raise a `LADError`."""
-        raise NotImplementedError
 
     def _start(
         self,
@@ -132,12 +112,8 @@ class Explorer:
         make_jobs: Callable[[Denoiser], Sequence[Job]],
         done: Callable[[list[Trace], bool], object],
     ) -> None:
-        """Run some jobs one after the other in a thread; nothing while one is at work.
-
-        Args:
-            loader: of the denoiser.
-            make_jobs: makes them, in the thread; may raise a `LADError`.
-            done: called in the thread with the traces, and whether all jobs ran to their end.
+        """Run jobs one after the other in a thread, then call `done` there with their traces and
+        whether all ran to their end.
         """
         with self._lock:
             if self.running:
@@ -155,16 +131,14 @@ class Explorer:
         traces: list[Trace] = []
         whole = False
         try:
-            if not loader.loaded:
+            if loader.denoiser is None:
                 self.status.value = "Loading the model …"
             denoiser = loader.get()
-            jobs = make_jobs(denoiser)
-            for number, job in enumerate(jobs, start=1):
+            for number, job in enumerate(jobs := make_jobs(denoiser), start=1):
                 label = f"run {number} of {len(jobs)}, " if len(jobs) > 1 else ""
-                if not self._run_job(denoiser, job, label, traces):
+                whole = self._run_job(denoiser, job, label, traces)
+                if not whole:
                     break
-            else:
-                whole = True
         except Exception as error:
             self.show_error(error)
         try:
@@ -200,11 +174,11 @@ class Explorer:
             else:
                 whole = True
         finally:  # an error too leaves what was done before it
+            whole = whole or len(steps) == config.iterations
             if steps:
                 trace = make_trace(denoiser, job.prompt, prompt_ids, config, steps)
-                cut = not whole and len(steps) < config.iterations
-                traces.append(replace(trace, stopped_early=False) if cut else trace)
-        return whole or len(steps) == config.iterations
+                traces.append(trace if whole else replace(trace, stopped_early=False))
+        return whole
 
     def _show(self, recent: Trace) -> None:
         """The live view of the last iteration: its phases, each for the length of the pause."""
