@@ -227,7 +227,8 @@ def _explain(cls: type, error: ValidationError) -> str:
     raised = problem.get("ctx", {}).get("error")
     if isinstance(raised, InvalidInput):  # by __post_init__
         return str(raised)
-    name, known = str(problem["loc"][0]), describe(cls)
+    name, known = problem["loc"][0], describe(cls)
+    name = list(known)[name] if isinstance(name, int) else name  # passed by position
     if name not in known:
         return f"unknown setting {name!r}: expected one of {', '.join(known)}"
     got = repr(problem["input"])

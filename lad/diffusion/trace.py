@@ -30,8 +30,7 @@ class Step:
         draft: `(a,)` int64, the token drawn at every position.
         confidence: `(a,)` float32 in [0, 1], the denoiser's probability of the token drawn.
         remask: `(a,)` bool, positions masked again before the next iteration.
-        seconds: wall time of this iteration; where passes are captured, that of the pass it began
-            while the last one was looked at is not in it.
+        seconds: wall time of this iteration.
     """
 
     iteration: int
