@@ -1,10 +1,13 @@
-"""The profile and the figures folder."""
+"""The profile, the figures folder, and classes of settings."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lad import utils
+from lad.diffusion.config import DenoiserConfig
+from lad.training import TrainConfig
 from lad.utils import InvalidInput, figures_folder, profile
 
 
@@ -30,3 +33,27 @@ def test_figures_go_where_the_variable_says_or_to_the_checkout(monkeypatch, tmp_
     monkeypatch.delenv("LAD_FIGURES")
     monkeypatch.chdir(tmp_path)
     assert figures_folder() == Path(utils.__file__).resolve().parent.parent / "figures"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"rank": True}, "rank = True: expected a whole number of at least 1"),
+        ({"rank": 8.0}, "rank = 8.0: expected a whole number"),
+        ({"rank": 10**400, "context": 0}, "context = 0: expected a whole number"),
+        ({"attention": "sideways"}, "attention = 'sideways': expected one of bidirectional"),
+        ({"layers": "q_proj"}, "layers = 'q_proj': expected a list of str"),
+        ({"ranks": 8}, "unknown setting 'ranks': expected one of attention, target, rank"),
+        ([1], "settings of type list"),
+    ],
+)
+def test_a_setting_names_itself_its_value_and_what_is_expected(values, named):
+    with pytest.raises(InvalidInput) as caught:
+        DenoiserConfig.from_dict(values)
+    assert str(caught.value).startswith(named)
+
+
+def test_settings_survive_json_nested_ones_too():
+    config = TrainConfig.from_dict({"widths": [32, 64], "corruption": {"mask_fraction": [0, 1]}})
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config.corruption.mask_fraction == (0.0, 1.0)
