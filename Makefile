@@ -51,7 +51,7 @@ report: fetch  ## every notebook executed, as pages: build/report/index.html
 
 test: fetch check twins  ## linter, twins, unit tests, notebooks in the fast profile
 	@echo "[test] unit tests"
-	@LAD_PROFILE=fast $(PY) -m pytest
+	@LAD_PROFILE=fast $(PY) -m pytest --numprocesses 2 --dist loadfile
 	@echo "[test] notebooks, fast profile"
 	@rm -rf build/test && mkdir -p build/test/notebooks build/test/figures
 	@cp notebooks/*.ipynb build/test/notebooks
