@@ -19,13 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lad.accel import capture
 from lad.diffusion import reference
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record, refine_batch
-from lad.models.chat import encode_prompt, encode_prompts
+from lad.models.chat import encode_prompt
 from lad.models.loading import ARCHITECTURES
 from lad.models.random_weights import SHAPES
 from lad.models.registry import BACKBONES, describe, load_backbone
@@ -129,7 +128,6 @@ def test_prompts_are_what_the_template_gives(folders, kind, texts):
             turn = [{"role": "user", "content": text}]
             expected = read.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
             assert got == expected
-    assert encode_prompts(read, texts) == [encode_prompt(read, text) for text in texts]
 
 
 @functools.cache
@@ -204,19 +202,6 @@ def test_masks_and_positions_are_those_of_plain_transformers(folder, kind):
     assert expected.std() > 0.5
     torch.testing.assert_close(whole, expected, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(cached, expected, atol=2e-4, rtol=1e-3)
-
-
-def test_a_captured_pass_is_the_plain_one(folder):
-    own = make(folder)
-    stir(own)
-    own.merge()
-    prompt, answer = own.encode("hello there")[None], torch.full((1, 6), own.mask_token_id)
-    with torch.inference_mode():
-        expected = own.prepare(prompt)(answer)
-        forward = capture(own).prepare(prompt)
-        got = forward(answer)
-    assert forward.graphs.layers is not None
-    assert torch.allclose(got, expected, atol=1e-4)
 
 
 def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):

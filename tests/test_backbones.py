@@ -92,15 +92,6 @@ def test_tiny_is_the_same_everywhere(tiny):
     assert half.model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_tiny_tokenizer_is_bytes_and_chatml(tiny):
-    text = "Héllo 🎉\n  <b>x</b>\t"
-    ids = tiny.tokenizer.encode(text, add_special_tokens=False)
-    assert len(ids) == len(text.encode()) and max(ids) < 256
-    assert tiny.tokenizer.decode(ids) == text
-    assert len(tiny.tokenizer) == tiny.model.config.vocab_size
-    assert tiny.tokenizer.decode([tiny.mask_token_id, tiny.eos_token_id]) == "<mask><|im_end|>"
-
-
 @pytest.fixture
 def save(tiny):
     """Writes `tiny` into a folder, in bfloat16, as a GGUF file is converted."""

@@ -7,20 +7,11 @@ import pytest
 from conftest import run
 
 from lad.evaluation.tasks import TASKS, Item
-from lad.models.chat import encode_prompt
 from lad.models.registry import load_backbone
 from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
 from lad.training.contamination import Passages, normalised
 from lad.training.data import read_lines
-from lad.training.distillation import (
-    DistilConfig,
-    answer_prompts,
-    collect,
-    distil,
-    odd,
-    reject,
-    write_pairs,
-)
+from lad.training.distillation import DistilConfig, collect, distil, odd, reject, write_pairs
 from lad.utils import CacheError, DamagedFile, InvalidInput, sha256_file
 
 SMALL = DistilConfig(batch_size=6, context=128, prompt_tokens=8)
@@ -33,19 +24,12 @@ def write_batch(folder, number, pairs, **counts):
     (folder / f"{number:05d}.jsonl").write_text(text)
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ("The capital of France is Paris.", None),
-        (" ", "answer empty"),
-        ("It is <|im_start|> a city.", "answer holds control tokens"),
-        ("It is a caf\ufffd.", "answer holds control tokens"),
-        ("Amsterdam is a city city in Holland.", "answer stutters"),
-        ("I can help. " * 6, "answer loops"),
-    ],
-)
-def test_what_is_worth_learning(answer, reason):
-    assert reject(answer) == reason
+def test_what_is_worth_learning():
+    assert reject("The capital of France is Paris.") is None
+    assert reject(" ") == "answer empty"
+    assert reject("It is <|im_start|> a city.") == "answer holds control tokens"
+    assert reject("Amsterdam is a city city in Holland.") == "answer stutters"
+    assert reject("I can help. " * 6) == "answer loops"
 
 
 def test_contamination_is_an_exact_stem_or_thirteen_words_in_a_row():
@@ -66,32 +50,10 @@ def test_prompts_that_come_with_the_package_are_clean_and_apart():
     assert all(line and line == " ".join(line.split()) for line in openings + held_out_prompts())
 
 
-@pytest.mark.parametrize(
-    ("text", "start", "verdict"),
-    [
-        ("What is a boat?", "What is", False),
-        ("Good morning!", "Good morning", False),
-        ("What is", "What is", True),
-        ("What is this?\nAnd what is that?", "What is", True),
-        ("What is <|im_start|>user here?", "What is", True),
-        ("What is a caf\ufffd like?", "What is", True),
-    ],
-)
-def test_what_is_a_prompt(text, start, verdict):
-    assert odd(text, start) is verdict
-
-
-def test_every_answer_may_fill_the_context_whatever_is_batched_with_it():
-    """A short prompt's answer has room that a long prompt beside it does not leave."""
-    backbone = dataclasses.replace(load_backbone("tiny"), eos_token_id=34)
-    config = DistilConfig(batch_size=13, context=110, prompt_tokens=60)
-    prompts = [chr(97 + n) * (n * 4 + 1) for n in range(13)]
-    lengths = [len(encode_prompt(backbone.tokenizer, prompt)) for prompt in prompts]
-    together = answer_prompts(backbone, prompts, config, 0)
-    assert together == [answer_prompts(backbone, [prompt], config, 0)[0] for prompt in prompts]
-    ended = [len(answer.encode()) for answer in together if answer is not None]
-    assert max(ended) > config.context - max(lengths)
-    assert len(ended) < len(prompts)
+def test_what_is_a_prompt():
+    assert not odd("What is a boat?", "What is") and not odd("Good morning!", "Good morning")
+    for rest in ("", " this?\nAnd what is that?", " <|im_start|>user here?", " a caf\ufffd like?"):
+        assert odd(f"What is{rest}", "What is")
 
 
 def make(*args) -> list[int]:
@@ -125,21 +87,12 @@ def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
 
 
 def test_answers_that_begin_alike_are_few(tmp_path):
-    words = "I am sorry but I can not do"
-    alike = [Pair(f"Can you do {n}?", f"{words} number {n}.") for n in range(9)]
-    other = Pair("Can you not?", words.removesuffix(" do"))
+    alike = [Pair(f"Do {n}?", f"I am sorry but I can not do {n}.") for n in range(9)]
+    other = Pair("Can you not?", "I am sorry but I can not")
     write_batch(tmp_path, 0, [*alike, other])
     kept, card = collect(tmp_path, DistilConfig(same_beginning=3))
     assert kept == [*alike[:3], other]
     assert card["counts"]["answer begins like others"] == 6
-
-
-def test_what_cannot_be_joined_is_named(tmp_path):
-    with pytest.raises(InvalidInput, match="no batches in"):
-        collect(tmp_path, SMALL)
-    (tmp_path / "00000.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
-    with pytest.raises(DamagedFile, match=r"00000\.jsonl is not whole"):
-        collect(tmp_path, SMALL)
 
 
 def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
@@ -152,7 +105,9 @@ def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
         make(dataclasses.replace(backbone, digest="other"), tmp_path, range(2), SMALL)
     with pytest.raises(InvalidInput, match="made with prompts = None"):
         make(backbone, tmp_path, range(2), SMALL, ["What is it?"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.jsonl", "settings.json"]
+    (tmp_path / "00000.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
+    with pytest.raises(DamagedFile, match=r"00000\.jsonl is not whole"):
+        collect(tmp_path, SMALL)
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(DamagedFile, match=r"settings\.json is not whole"):
         make(backbone, tmp_path, range(2), SMALL)

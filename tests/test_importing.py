@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import pickle
@@ -120,9 +119,7 @@ class Evil:
     ("name", "call", "argument"),
     [
         ("(posix|nt|os).system", os.system, "touch {}"),
-        (r"builtins\.exec", exec, "open('{}', 'w')"),
         (r"_?io\.open", open, "{}"),
-        (r"importlib\.import_module", importlib.import_module, "antigravity"),
         (r"pickle\.loads", pickle.loads, b"cos\nsystem\n(X\x02\x00\x00\x00lstR."),
         (r"torch\.(serialization\.)?load", torch.load, "other.pth"),
     ],

@@ -14,29 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import stir, tiny_denoiser
+from conftest import stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import CorruptionConfig, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.models.chat import encode_prompt, encode_prompts
 from lad.models.registry import load_backbone
-from lad.training import (
-    Pair,
-    TrainConfig,
-    hold_out,
-    pack,
-    read_config,
-    read_pairs,
-    self_distil,
-    train,
-    trainer,
-    validate,
-)
-from lad.training.data import batches
-from lad.training.loss import add_causal_lm, answer_logits, chunked_losses, loss_weights, take
+from lad.training import Pair, TrainConfig, read_config, train, trainer, validate
+from lad.training.data import batches, hold_out, pack, read_pairs
+from lad.training.loss import add_causal_lm, answer_logits, loss_weights, take
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -92,13 +80,6 @@ def test_packing_keeps_prompt_answer_and_eos():
         pack(backbone, pairs, 8)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.text(min_size=1).filter(str.strip) | st.sampled_from([" a ", "<|im_end|> b"])))
-def test_many_prompts_are_encoded_as_one_by_one(prompts):
-    tokenizer = tiny_denoiser().tokenizer
-    assert encode_prompts(tokenizer, prompts) == [encode_prompt(tokenizer, p) for p in prompts]
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 63), min_size=1, max_size=60), st.integers(1, 3), st.floats(0, 1))
 def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen):
@@ -109,13 +90,6 @@ def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen):
         assert all(ends[row] < width for row in rows)
     assert {row for _, rows in queue for row in rows} == set(range(len(ends)))
     assert list(itertools.islice(batches(ends, config, processes), 400)) == queue
-
-
-@pytest.mark.real
-def test_the_backbone_answers_its_own_prompts():
-    question = "What is the capital of France?"
-    (pair,) = self_distil(load_backbone("smollm2-135m"), [question], max_tokens=24)
-    assert pair.prompt == question and "Paris" in pair.answer
 
 
 def test_the_loss_looks_at_the_logits_the_sampler_reads(any_denoiser):
@@ -198,21 +172,6 @@ def test_a_causal_prediction_sees_nothing_of_what_follows():
         torch.testing.assert_close(got, moved, atol=1e-5, rtol=1e-4)
         free = [answer_logits(denoiser, x, *args) for x in (inputs, other)]
         assert not torch.allclose(*free, atol=1e-3)  # with the denoiser's attention, they do
-
-
-@pytest.mark.parametrize("chunk", [7, 64])
-def test_losses_in_chunks_are_cross_entropies_with_the_same_gradient(chunk):
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(50, 16, generator=generator, requires_grad=True)
-    head = torch.nn.Linear(16, 33, bias=False)
-    targets = torch.randint(33, (50,), generator=generator)
-    expected = -head(states).log_softmax(-1)[range(50), targets]
-    losses, correct = chunked_losses(head, states, targets, chunk)
-    torch.testing.assert_close(losses, expected)
-    assert torch.equal(correct, head(states).argmax(-1) == targets)
-    gradients = [torch.autograd.grad(x.square().sum(), states)[0] for x in (losses, expected)]
-    torch.testing.assert_close(*gradients)
-    assert len(chunked_losses(head, states[:0], targets[:0], chunk)[0]) == 0
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):
@@ -368,7 +327,7 @@ def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
     with pytest.raises(InvalidInput, match=r"3 processes .* expected a number that divides 4"):
         trainer_of_three.load_checkpoint()
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DamagedFile, match="no readable checkpoint"):
+    with pytest.raises(DamagedFile, match="cannot be read"):
         train(fresh(), PAIRS, config, tmp_path, resume=True)
 
 
@@ -412,21 +371,12 @@ def test_how_a_step_is_computed_does_not_show(whole):
     assert not any(getattr(m, "gradient_checkpointing", False) for m in denoiser.model.modules())
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"widen": 1.5}, {"widths": ()}, {"shard": "yes"}], ids=str
-)
-def test_settings_out_of_range_are_named(wrong):
-    with pytest.raises(InvalidInput, match=next(iter(wrong))):
-        TrainConfig(**wrong)
-
-
 def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
     config = TrainConfig(steps=3, corruption=CorruptionConfig(kinds=("swap",)))
     assert TrainConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
-    with pytest.raises(InvalidInput, match="'learning_rte'"):
-        TrainConfig.from_dict({"learning_rte": 1})
-    with pytest.raises(InvalidInput, match="'rat'"):
-        TrainConfig.from_dict({"corruption": {"rat": 1}})
+    for name, value in {"learning_rte": 1, "corruption": {"rat": 1}, "widths": []}.items():
+        with pytest.raises(InvalidInput, match=r"'learning_rte'|'rat'|widths"):
+            TrainConfig.from_dict({name: value})
     path = tmp_path / "c.yaml"
     for text in ("model: x", "- 1", "a: [", "\x00"):
         path.write_text(text)

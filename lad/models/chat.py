@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 from lad.utils import InvalidInput, one_line
@@ -51,20 +50,15 @@ def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     return [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
 
-@functools.cache
-def byte_of_character() -> dict[str, int]:
-    """The 256 bytes by the printable characters that byte-level BPE writes them as."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    return {character: byte for byte, character in bytes_to_unicode().items()}
-
-
 def token_bytes(tokenizer, token_id: int, special: bool = False) -> bytes:
     """The bytes of one token; those of a special token are its name."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     token = tokenizer.convert_ids_to_tokens(token_id)
     if token is None:  # a padded vocabulary has ids without a token
         return f"<{token_id}>".encode()
-    table = byte_of_character()
+    # Byte-level BPE writes each byte as a printable character.
+    table = {character: byte for byte, character in bytes_to_unicode().items()}
     if special or not all(character in table for character in token):
         return token.encode()
     return bytes(table[character] for character in token)

@@ -38,22 +38,12 @@ def generate(
     Args:
         causal_lm: a backbone without an adapter, or with the adapter switched off.
         tokenizer: names EOS, unless `eos_token_id` does.
-        prompts: token ids with their chat template, at least one each.
+        prompts: token ids with their chat template; InvalidInput for none, or no room behind them.
         temperature, top_k: 0 takes the likeliest token; 0 samples among all.
         max_length: tokens of a prompt and its answer together; at most what the model allows.
-
-    Raises:
-        InvalidInput: a setting out of range, or a prompt without tokens or without room behind it.
     """
-    limit = causal_lm.config.max_position_embeddings
-    max_length = limit if max_length is None else max_length
+    max_length = max_length or causal_lm.config.max_position_embeddings
     eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
-    counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    for name, value in (counts | {"temperature": temperature, "top_k": top_k}).items():
-        if not (name in counts) <= value < float("inf"):
-            raise InvalidInput(f"{name} = {value}: expected at least {int(name in counts)}")
-    if not 1 <= max_length <= limit:
-        raise InvalidInput(f"max_length = {max_length}: expected from 1 to {limit} tokens")
     for length in map(len, prompts):
         if not 0 < length < max_length:
             raise InvalidInput(

@@ -70,15 +70,10 @@ def import_checkpoint(
 ) -> dict:
     """Convert a checkpoint to `out/backbone` and `out/adapter`; `out` appears whole or not at all.
 
-    Args:
-        tokenizer: a backbone's name, whose tokenizer (only that) is fetched, or a folder with one.
-        modules: where the pickled class is from, if not from `__main__`: read as stubs.
-        layout: chat template, in Jinja.
-        on_progress: called with bytes written so far and in all, after each file.
-
-    Raises:
-        InvalidInput: no such file, or `out` exists.
-        DamagedFile: the file is not such a checkpoint, damaged, or asks for more than tensors.
+    `tokenizer` is a folder, or a backbone, of which nothing else is fetched. Classes of `modules`
+    are read as stubs, as those of `__main__` are. `layout` is a chat template; `on_progress` gets
+    the bytes written so far and in all. Raises InvalidInput where `out` exists or `file` does not,
+    DamagedFile for a file that is no such checkpoint or asks for more than tensors.
     """
     file, out = Path(file), Path(out)
     if out.exists():
@@ -127,14 +122,12 @@ def import_checkpoint(
             "mask_token_id": loading.single_token(source, mask, file.name),
             "eos_token_id": source.eos_token_id,
             "adapter_sha256": sha256_file(adapter / "adapter_model.safetensors"),
-            "rank": settings["r"],
-            "alpha": settings["lora_alpha"],
-            "layers": settings["target_modules"],
         }
-        write_json(adapter / "denoiser.json", card)
-    made = {key: card[key] for key in ("rank", "alpha", "layers")} | {"trained_head": trained_head}
-    made |= {"backbone": str(out / "backbone"), "adapter": str(out / "adapter")}
-    return made | {"parameters": model.num_parameters()}
+        kind = {"rank": settings["r"], "alpha": settings["lora_alpha"]}
+        kind["layers"] = settings["target_modules"]
+        write_json(adapter / "denoiser.json", card | kind)
+    made = kind | {"trained_head": trained_head, "parameters": model.num_parameters()}
+    return made | {"backbone": str(out / "backbone"), "adapter": str(out / "adapter")}
 
 
 def read_checkpoint(file: Path, modules: Sequence[str] = ()) -> object:

@@ -127,13 +127,10 @@ def quantization(bits: int, dtype: torch.dtype):
         raise InvalidInput(f"{bits}-bit weights need bitsandbytes: `pip install 'lad[quantized]'`")
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_8bit=bits == 8,
-        load_in_4bit=bits == 4,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
 
 
 @contextmanager

@@ -22,25 +22,13 @@ def _llama_3(
     hidden: int, intermediate: int, layers: int, heads: int, rope_factor: float, **changes: object
 ) -> dict:
     """Values of a LlamaConfig."""
-    return {
-        "vocab_size": 128_256,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131_072,
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500_000.0,
-            "factor": rope_factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64 if layers == 2 else 8192,
-        },
-    } | changes
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": rope_factor}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 64 if layers == 2 else 8192
+    values = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
+    values |= {"num_attention_heads": heads, "num_key_value_heads": 8, "rope_parameters": rope}
+    values |= {"vocab_size": 128_256, "max_position_embeddings": 131_072}
+    return values | {"tie_word_embeddings": True, "rms_norm_eps": 1e-5} | changes
 
 
 TINY = {"vocab_size": 320, "num_key_value_heads": 2, "max_position_embeddings": 512}

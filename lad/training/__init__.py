@@ -5,14 +5,7 @@ Beside them: `distillation` (the backbone writes pairs), `multiple_choice` (ques
 """
 
 from lad.training.config import TrainConfig, read_config
-from lad.training.data import (
-    Pair,
-    everyday_prompts,
-    held_out_prompts,
-    hold_out,
-    pack,
-    read_pairs,
-)
+from lad.training.data import Pair, everyday_prompts, held_out_prompts, hold_out, pack, read_pairs
 from lad.training.distillation import self_distil
 from lad.training.loss import validate
 from lad.training.trainer import train

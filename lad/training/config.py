@@ -47,10 +47,7 @@ class TrainConfig:
     )
     # It keeps the backbone's next-token prediction; with target same it must be 0.
     causal_lm_fraction: float = setting(
-        0.0,
-        "fraction of pairs left clean, and predicted left to right from a random token on",
-        0,
-        1,
+        0.0, "fraction of pairs left clean and predicted left to right from a random token on", 0, 1
     )
     eos_tail_share: float = setting(
         0.1, "fraction of EOS after the first that enter the loss", 0, 1
@@ -84,11 +81,7 @@ class TrainConfig:
 
 
 def read_config(path: str | Path) -> dict:
-    """The sections `denoiser` and `training` of a YAML file, as nested plain values.
-
-    Raises:
-        InvalidInput: no such file, not YAML, or a section that does not exist.
-    """
+    """The sections `denoiser` and `training` of a YAML file; InvalidInput where it has others."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

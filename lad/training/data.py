@@ -67,11 +67,7 @@ def held_out_prompts() -> list[str]:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs of a JSON Lines file.
-
-    Raises:
-        InvalidInput, DamagedFile: no pairs there, or a line that is none.
-    """
+    """The pairs of a JSON Lines file; InvalidInput without any, DamagedFile for a line of none."""
     path, pairs = Path(path), []
     if not path.is_file():
         raise InvalidInput(f"no pairs at {path}: expected a JSON Lines file of prompt and answer")
@@ -117,12 +113,8 @@ def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> Packe
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
     for i, (prompt, answer) in enumerate(kept):
         tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    return PackedPairs(
-        tokens,
-        torch.tensor([len(p) for p, _ in kept]),
-        torch.tensor([len(p) + len(a) for p, a in kept]),
-        len(pairs) - len(kept),
-    )
+    lengths, ends = torch.tensor([[len(p), len(p) + len(a)] for p, a in kept]).T.contiguous()
+    return PackedPairs(tokens, lengths, ends, len(pairs) - len(kept))
 
 
 def batches(
@@ -147,11 +139,9 @@ def batches(
             size = max(config.batch_tokens // width, 1) * parts
             shuffle.shuffle(bucket)
             # The last pairs of a bucket wait for the next epoch; too few for a batch are repeated.
-            if 0 < len(bucket) < size:
-                # Rare lengths must not be repeated more often than the rest is seen.
-                if shuffle.random() < len(bucket) / size:
-                    queue.append((width, [bucket[i % len(bucket)] for i in range(size)]))
-                continue
+            # Rare lengths must not be repeated more often than the rest is seen.
+            if 0 < len(bucket) < size and shuffle.random() < len(bucket) / size:
+                queue.append((width, [bucket[i % len(bucket)] for i in range(size)]))
             for first in range(0, len(bucket) - size + 1, size):
                 queue.append((width, bucket[first : first + size]))
         shuffle.shuffle(queue)

@@ -75,18 +75,9 @@ def distil_pairs(
     """Make batches, write pairs and return the data card (None but in the first process).
 
     Batches are kept beside `out` and not made twice: any number of processes share them, and a
-    killed run goes on where it stopped.
-
-    Args:
-        prompts: to be answered in place of invented ones.
-        exclude: passages that no pair may share text with.
-        tasks: `lad.evaluation.tasks`; pairs that overlap with its tests are left out, and
-            multiple-choice questions added.
-
-    Raises:
-        AssetUnavailable: the benchmarks are not in the cache, and cannot be had.
-        InvalidInput: a context longer than the backbone's, or `out` has batches of other settings.
-        DamagedFile, CacheError: a batch is not whole, or the disk refuses.
+    killed run goes on where it stopped. `prompts` are answered in place of invented ones. No pair
+    shares text with `exclude`, nor with the tests of `tasks` (the module `lad.evaluation.tasks`),
+    whose multiple-choice questions are added.
     """
     # Whole batches pass before processes meet again.
     state = PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=1))
@@ -112,8 +103,7 @@ def distil_pairs(
     tested = {task.name: task.tested_on for task in tasks.TASKS.values()} if tasks else {}
     card |= {"backbone": model, "kept apart from": {"passages": len(exclude), "benchmarks": tested}}
     if tasks:
-        amount = (len(pairs), config.choices, config.context)
-        added, card["choices"] = choices_for(tasks, backbone, *amount, passages, config.seed)
+        added, card["choices"] = choices_for(tasks, backbone, passages, config, len(pairs))
         pairs += added
     return write_pairs(out, pairs, card)
 
@@ -132,22 +122,6 @@ def distil(
     prompt_digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
     settings = {"backbone": backbone.digest, "prompts": prompt_digest, **config.to_dict()}
     del settings["same_beginning"], settings["choices"]  # used when batches are joined
-    _check_settings(folder, settings)
-    for number in numbers:
-        path = folder / f"{number:05d}.jsonl"
-        if path.exists():
-            continue
-        first = number * config.batch_size
-        part = prompts[first : first + config.batch_size] if prompts else None
-        pairs, counts = _make_batch(backbone, number, config, part)
-        last = json.dumps({"counts": counts}) + "\n"  # without it the file is not whole
-        with disk_errors(folder, REMEDY):
-            write_whole(path, _json_lines(pairs) + last.encode())
-        yield number, counts
-
-
-def _check_settings(folder: Path, settings: dict) -> None:
-    """Write down what batches are made with; refuse to mix in those of other settings."""
     path = folder / "settings.json"
     with disk_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +137,17 @@ def _check_settings(folder: Path, settings: dict) -> None:
                 f"{folder} holds batches made with {name} = {before.get(name)}, now it is {value}: "
                 "use the same, delete the folder, or choose another --out"
             )
+    for number in numbers:
+        path = folder / f"{number:05d}.jsonl"
+        if path.exists():
+            continue
+        first = number * config.batch_size
+        part = prompts[first : first + config.batch_size] if prompts else None
+        pairs, counts = _make_batch(backbone, number, config, part)
+        last = json.dumps({"counts": counts}) + "\n"  # without it the file is not whole
+        with disk_errors(folder, REMEDY):
+            write_whole(path, _json_lines(pairs) + last.encode())
+        yield number, counts
 
 
 def _make_batch(
@@ -276,7 +261,15 @@ def collect(
     seen = {_key(p) for p in [*everyday_prompts(), *held_out_prompts()]}
     tested, beginnings, kept = frozenset(seen), Counter(), []
     for path in paths:
-        for pair in _read_batch(path, counts):
+        try:
+            *rows, last = (json.loads(line) for line in path.open(encoding="utf-8"))
+            counts.update(last["counts"])
+            pairs = [Pair(**row) for row in rows]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFile(
+                f"{path} is not whole ({error!r}): delete it and run `lad distil` again"
+            ) from error
+        for pair in pairs:
             key = _key(pair.prompt)
             beginning = tuple(normalised(pair.answer)[:BEGINNING])
             if key in tested:
@@ -301,17 +294,6 @@ def collect(
 
 def _key(prompt: str) -> str:
     return " ".join(normalised(prompt))
-
-
-def _read_batch(path: Path, counts: Counter) -> list[Pair]:
-    try:
-        *rows, last = (json.loads(line) for line in path.open(encoding="utf-8"))
-        counts.update(last["counts"])
-        return [Pair(**row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{path} is not whole ({error!r}): delete it and run `lad distil` again"
-        ) from error
 
 
 def _json_lines(pairs: Sequence[Pair]) -> bytes:

@@ -45,11 +45,7 @@ def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
 
 
 def answer_states(
-    denoiser: Denoiser,
-    inputs: Tensor,
-    prompt_lengths: Tensor,
-    chosen: Tensor,
-    causal_from: Tensor | None = None,
+    denoiser: Denoiser, inputs: Tensor, prompt_lengths: Tensor, chosen: Tensor, causal_from=None
 ) -> Tensor:
     """`(m, d)` final hidden states that predict the `m` positions marked in `chosen` `(b, t)`.
 
@@ -83,17 +79,17 @@ def chunked_losses(
     They are computed again in the backward pass: 2,048 positions of LLaMA 3's vocabulary take 1 GB
     in float32, and their gradient as much again. 0 computes all of them once.
     """
+
+    def losses(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return token_losses(head(states), targets)
+
     if not chunk:
-        return _head_losses(head, states, targets)
+        return losses(states, targets)
     parts = [
-        checkpoint(_head_losses, head, *part, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False)
         for part in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
     return tuple(map(torch.cat, zip(*parts, strict=True)))
-
-
-def _head_losses(head: nn.Module, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return token_losses(head(states), targets)
 
 
 def denoising_loss(

@@ -69,20 +69,14 @@ def choice_pair(tasks: ModuleType, item, seed: int = 0) -> Pair:
 
 
 def choices_for(
-    tasks: ModuleType,
-    backbone: LoadedBackbone,
-    others: int,
-    share: float,
-    context: int,
-    passages: Passages,
-    seed: int = 0,
+    tasks: ModuleType, backbone: LoadedBackbone, passages: Passages, config, others: int
 ) -> tuple[list[Pair], dict]:
-    """Choice pairs that are `share` of all pairs with `others` other ones, and their data card."""
+    """Choice pairs, `config.choices` of all pairs with `others` others, and their data card."""
     # Half of HellaSwag does not fit 256 tokens: more is read, so that as much is left.
-    items, left_out = choice_items(tasks, passages, seed, hellaswag=5 * HELLASWAG // 2)
-    pairs = [choice_pair(tasks, item, seed) for item in items]
-    fits = [len(p) + len(a) < context for p, a in encode_pairs(backbone.tokenizer, pairs)]
-    most = round(others * share / (1 - share))
+    items, left_out = choice_items(tasks, passages, config.seed, hellaswag=5 * HELLASWAG // 2)
+    pairs = [choice_pair(tasks, item, config.seed) for item in items]
+    fits = [len(p) + len(a) < config.context for p, a in encode_pairs(backbone.tokenizer, pairs)]
+    most = round(others * config.choices / (1 - config.choices))
     taken, numbers = [], Counter()
     for item, pair, fit in zip(items, pairs, fits, strict=True):
         full = item.task == "hellaswag" and numbers["hellaswag"] == HELLASWAG

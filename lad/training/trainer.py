@@ -65,9 +65,7 @@ def train(
 
     Raises:
         InvalidInput: pairs that do not fit; a GPU that is too small; what cannot be sharded.
-        NumericalError: the loss became NaN.
-        DamagedFile: a checkpoint that cannot be read, or of another run.
-        CacheError: `out` cannot be written.
+        NumericalError, DamagedFile, CacheError: of the loss, the checkpoint, or writing to `out`.
     """
     config = config or TrainConfig()
     limit = denoiser.causal_lm.config.max_position_embeddings
@@ -146,7 +144,10 @@ class Trainer:
                 write_whole(self.out / LOG, text.encode())
         last_checkpoint = time.monotonic()
         self.started = last_checkpoint - self.seconds
-        with on_sigterm(self.accelerator.set_trigger), computation(self.denoiser, config):
+        before = signal.signal(signal.SIGTERM, lambda *_: self.accelerator.set_trigger())
+        with contextlib.ExitStack() as stack:
+            stack.callback(signal.signal, signal.SIGTERM, before)
+            stack.enter_context(computation(self.denoiser, config))
             for width, indices in islice(stream, self.step, config.steps):
                 self._take_step(width, indices)
                 if self.step == config.steps:
@@ -257,9 +258,8 @@ class Trainer:
             state = torch.load(path, map_location=self.device, weights_only=True)
             settings = state["settings"]
         except Exception as error:  # torch.load answers damage with a dozen different errors
-            reason = type(error).__name__
             raise DamagedFile(
-                f"{path} is no readable checkpoint ({reason}): delete it to start over"
+                f"{path} cannot be read ({type(error).__name__}): delete it to start over"
             ) from error
         if settings != self._settings():
             raise DamagedFile(
@@ -276,16 +276,6 @@ class Trainer:
         self.seconds = state["seconds"]
         self._load_weights(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-@contextlib.contextmanager
-def on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
-    """Call `stop` when this process receives SIGTERM, for as long as the context lasts."""
-    before = signal.signal(signal.SIGTERM, lambda *_: stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -362,9 +352,8 @@ def load_for_training(
 def shard(denoiser: Denoiser, device: torch.device, mesh: DeviceMesh) -> None:
     """Leave one shard of each decoder layer (and of an untied embedding) in this process (FSDP2).
 
-    Layers are moved to `device` one by one; the adapter and the head stay whole. Not accelerate's
-    plugin, which splits the adapter too, writes the frozen backbone into checkpoints, and needs
-    GPUs.
+    Layers move to `device` one by one; adapter and head stay whole. accelerate's plugin splits the
+    adapter too, writes the frozen backbone into checkpoints, and needs GPUs.
     """
     model, head = denoiser.causal_lm.model, denoiser.causal_lm.lm_head
     if isinstance(model, FSDPModule):
