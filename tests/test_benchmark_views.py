@@ -34,16 +34,6 @@ def joined(tmp_path_factory) -> dict:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def test_the_title_says_how_many_differ(joined):
-    assert accuracies(joined).get_suptitle() == (
-        "The denoiser is better than its backbone in 2 of 2 comparisons, worse in 0"
-    )
-    alone = {"runs": [run for run in joined["runs"] if run["by"] == "denoiser"], "comparisons": []}
-    points = 100 * (1 - joined["runs"][0]["chance"])
-    expected = f"The denoiser is at most {points:+.1f} points from chance"
-    assert accuracies(alone).get_suptitle() == expected
-
-
 def test_every_way_of_scoring_has_its_panel(joined):
     figure = accuracies(joined)
     names = [axes.get_title(loc="left") for axes in figure.axes]
@@ -51,12 +41,10 @@ def test_every_way_of_scoring_has_its_panel(joined):
     assert all(axes.get_xlabel() == "accuracy (%)" for axes in figure.axes)
     words = {text.get_text() for text in figure.legends[0].get_texts()}
     assert words == {"chance", "backbone, 95 % interval", "denoiser, 95 % interval"}
-    more = copy.deepcopy(joined)
-    more["runs"] += [more["runs"][0] | {"task": "mmlu"}]
-    panels = accuracies(more).axes
-    labels = [tick.get_text() for tick in panels[0].get_yticklabels()]
-    assert labels == ["ARC-Easy", "MMLU"]
-    said = [[text.get_text() for text in axes.texts] for axes in panels]
+    title = "The denoiser is better than its backbone in 2 of 2 comparisons, worse in 0"
+    assert figure.get_suptitle() == title
+    more = {"runs": [*joined["runs"], joined["runs"][0] | {"task": "mmlu"}], "comparisons": []}
+    said = [[text.get_text() for text in axes.texts] for axes in accuracies(more).axes]
     assert sorted(said) == [[], ["not measured"]]
 
 
@@ -119,8 +107,6 @@ def test_letters_are_read_as_they_were_written():
     letters = [tables.write_letters(rows, suffix) for suffix in ("", "_normalised")]
     assert letters == ["Ab-", "cAE"]
     assert tables.read_letters("Ab-") == [(0, True), (1, False), (None, False)]
-    with pytest.raises(DamagedFile, match="'1' among them"):
-        tables.read_letters("A1")
 
 
 # -- the browser -----------------------------------------------------------------------------------

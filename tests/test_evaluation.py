@@ -16,9 +16,8 @@ from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation import adapter_eval
 from lad.evaluation.adapter_eval import lookahead_accuracy, masked_scores, repair_scores
-from lad.evaluation.generation import Answers, greedy_answers, measure_answers
+from lad.evaluation.generation import Answers, measure_answers
 from lad.evaluation.statistics import Estimate
-from lad.models.chat import encode_prompts
 from lad.models.registry import load_backbone
 from lad.training import Pair, pack, validate
 from lad.utils import InvalidInput, NumericalError
@@ -104,21 +103,6 @@ def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
     monkeypatch.setattr(adapter_eval, "answer_logits", idle)
     scores = repair_scores(denoiser, data)
     assert (scores["restored"]["value"], scores["kept"]["value"]) == (0, 1)
-
-
-def test_greedy_answers_end_with_their_eos():
-    backbone = load_backbone("tiny")
-    ids = encode_prompts(backbone.tokenizer, PROMPTS)
-    whole = greedy_answers(backbone.model, ids, 12, backbone.eos_token_id)
-    # An EOS that the model does predict, so that answers of unequal lengths meet in a batch.
-    eos = whole.tokens[1][3]
-    answers = greedy_answers(backbone.model, ids, 12, eos, batch_size=3)
-    assert any(answers.ended)
-    for row, tokens in enumerate(whole.with_eos):
-        expected = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
-        assert answers.with_eos[row] == expected
-        assert answers.ended[row] == (expected[-1] == eos)
-        assert answers.forwards[row] == len(expected)
 
 
 def test_truncating_gives_what_a_smaller_region_would_have():
@@ -209,7 +193,6 @@ def files(tmp_path_factory):
     (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
     (folder / "broken.json").write_text("{")
-    (folder / "zero.json").write_text('{"iterations": 0}')
     (folder / "short.json").write_text('{"iterations": 2, "answer_length": 8}')
     return {
         "model": "tiny",
@@ -235,8 +218,7 @@ def test_the_command_says_what_it_measured(capsys, files):
     assert list(result["settings"]) == ["noiseless", "short"]
     assert result["settings"]["short"]["config"]["answer_length"] == 8
     assert "answers" not in result["backbone"]
-    assert [evenly_spaced(list(range(7)), n) for n in (1, 3)] == [[0], [0, 2, 4]]
-    assert evenly_spaced(list(range(7)), 99) == list(range(7))
+    assert [evenly_spaced([1, 2, 3], n) for n in (1, 2, 9)] == [[1], [1, 2], [1, 2, 3]]
     card = json.loads((files["adapter"] / "denoiser.json").read_text())
     assert result["provenance"]["adapter_sha256"] == card["adapter_sha256"]
 
@@ -255,12 +237,9 @@ def test_the_command_says_what_it_measured(capsys, files):
         ({"pairs": "/nowhere.jsonl"}, "no pairs at /nowhere.jsonl"),
         ({"prompts": "/nowhere.txt"}, "no prompts at /nowhere.txt"),
         ({"prompts": "/dev/null"}, "/dev/null holds 0 prompts"),
-        ({"settings": "nonsense"}, "'nonsense'"),
         ({"settings": "/nowhere.json"}, "expected a JSON file such as"),
         ({"settings": "{folder}/broken.json"}, "broken.json"),
-        ({"settings": "{folder}/zero.json"}, "iterations = 0"),
         ({"n-pairs": "0"}, "n_pairs = 0: expected at least 1"),
-        ({"batch-size": "-1"}, "batch_size = -1: expected at least 1"),
         ({"adapter": "/nowhere"}, "/nowhere is no adapter"),
     ],
 )

@@ -5,21 +5,13 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lad.evaluation import statistics, text_metrics
 from lad.evaluation.statistics import Estimate
-from lad.models.registry import load_backbone
-from lad.utils import InvalidInput, NumericalError
 
 ANSWERS = st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=8)
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("tiny").model
 
 
 @pytest.mark.parametrize(
@@ -30,8 +22,6 @@ def test_wilson_of_published_counts(hits, n, low, high):
     estimate = statistics.wilson(hits, n)
     assert estimate.value == hits / n and estimate.n == n
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-4)
-    with pytest.raises(InvalidInput, match=f"{n + 1} of {n}"):
-        statistics.wilson(n + 1, n)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
@@ -119,33 +109,6 @@ def test_cost_is_pooled_and_empty_answers_count():
     estimate = statistics.pooled_ratio([5, 5, 10], [10, 0, 30])
     assert (estimate.value, estimate.n) == (0.5, 3)
     assert statistics.pooled_ratio([4], [0]).value == math.inf
-
-
-PROMPTS = [[256, 4, 5], [256, 9], [256, 1, 2, 3, 4, 5, 6], [256, 40, 41]]
-REPLIES = [[10, 11, 12], [7], [], [60, 61, 60, 61, 60]]
-
-
-def plain_losses(model, prompt, answer):
-    """One answer alone, one token after the other, nothing padded."""
-    losses = []
-    for i, token in enumerate(answer):
-        ids = torch.tensor([prompt + answer[:i]])
-        with torch.no_grad():
-            losses.append(-model(ids).logits[0, -1].log_softmax(-1)[token].item())
-    return losses
-
-
-def test_losses_in_batches_are_those_of_one_token_after_the_other(backbone):
-    found = text_metrics.answer_losses(backbone, PROMPTS, REPLIES, 3)
-    for losses, prompt, answer in zip(found, PROMPTS, REPLIES, strict=True):
-        assert losses == pytest.approx(plain_losses(backbone, prompt, answer), abs=1e-4)
-
-
-def test_bad_losses_are_named():
-    broken = load_backbone("tiny").model
-    broken.model.norm.weight.data.fill_(math.nan)
-    with pytest.raises(NumericalError, match="NaN or infinite"):
-        text_metrics.answer_losses(broken, PROMPTS[:1], REPLIES[:1])
 
 
 def test_an_empty_answer_is_the_worst():

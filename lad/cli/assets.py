@@ -93,9 +93,7 @@ def demo(
     host: Annotated[str, typer.Option(help="Address; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; the next free one if it is taken.")] = 8866,
     idle: Annotated[float, typer.Option(help="Seconds until an unused page is ended.")] = 600,
-    sessions: Annotated[
-        int | None, typer.Option(help="Most at once: 8 of a small model, else 1.")
-    ] = None,
+    sessions: Annotated[int | None, typer.Option(help="Most at once: 8, or 1 if large.")] = None,
     model: Model = "smollm2-135m",
     adapter: Adapter = None,
     device: Device = "auto",
@@ -124,9 +122,7 @@ def import_checkpoint(
         list[str] | None,
         typer.Option(help="Where the pickled class is from; admitted as inert stubs. Repeatable."),
     ] = None,
-    template: Annotated[
-        Path | None, typer.Option(help="Chat template, in Jinja; the authors' by default.")
-    ] = None,
+    template: Annotated[Path | None, typer.Option(help="Your own chat template, in Jinja.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a pickled checkpoint to safetensors: only its tensors are read, none of its code."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +49,7 @@ def bench(
     from lad.evaluation.throughput import add_run, read_runs
     from lad.evaluation.throughput import bench as run_bench
     from lad.models.registry import load_backbone
-    from lad.utils import sha256_file, write_json
+    from lad.utils import sha256_file
 
     where, random = common.choose_device(device), ":random" in model
     usual = DEFAULTS["random" if random else "cpu" if where == "cpu" else "gpu"]
@@ -88,18 +86,17 @@ def bench(
 
     def keep(result: dict) -> None:
         """Into the file after every window and batch, so that timings outlive a stop."""
-        command, digest = shlex.join(["lad", *sys.argv[1:]]), sha256_file(prompts)
+        command, digest = common.command_line(), sha256_file(prompts)
         result |= {"kind": "iteration", "command": command, "setting": setting, "graphs": captured}
         result["prompts"] |= {"of": len(texts), "file": prompts.name, "sha256": digest}
         if out is not None:
-            with disk_errors(out):
-                write_json(out, result)
+            common.save_json(out, result)
 
     chosen, backbone = common.evenly_spaced(texts, n_prompts), load_backbone(model, where).model
     limits["reference_iterations"] = reference_iterations or None  # 0: all
     with common.progress() as on_progress:
-        given = {"on_progress": on_progress, "on_result": keep, **limits}
-        result = run_bench(denoiser, backbone, chosen, values, *sizes, **given)
+        limits |= {"on_progress": on_progress, "on_result": keep}
+        result = run_bench(denoiser, backbone, chosen, values, *sizes, **limits)
     if record is not None:
         add_run(record, result)
     if as_json:
@@ -121,7 +118,6 @@ def new_denoiser(model: str, where: str, config: Path | None):
 
 
 def show(result: dict) -> None:
-    """Print the result as a table."""
     from lad.evaluation.statistics import Estimate
 
     headings = ("window", "batch", "s an answer", "NFE", "TPF", "tokens/s", "iteration, ms")

@@ -10,13 +10,12 @@ import typer
 
 from lad.cli import common
 from lad.cli.common import Adapter, AsJson, Device, Model
-from lad.utils import InvalidInput, disk_errors, write_json
+from lad.utils import InvalidInput
 
 ALL = "arc-easy,arc-challenge,mmlu,hellaswag"
 
 
 def option(help: str, *names: str, **extra):
-    """One typer option."""
     return typer.Option(*names, help=help, **extra)
 
 
@@ -98,10 +97,8 @@ def benchmark(
         line |= {f"{key}, %": percent(one[key]) for key in ("parsable", "chance", "majority")}
         line["passes"] = Estimate.from_dict(one["forwards"]).text() if "forwards" in one else "–"
         lines.append(line | {"s": f"{one['seconds']:.0f}"})
-        letters = [
-            f"{name} {percent(x['chosen'])} (right {percent(x['right'])})"
-            for name, x in one["letters"].items()
-        ]
+        shares = {k: (percent(x["chosen"]), percent(x["right"])) for k, x in one["letters"].items()}
+        letters = [f"{name} {chosen} (right {right})" for name, (chosen, right) in shares.items()]
         notes.append(f"{one['task']}, % chosen: {', '.join(letters)}")
         if "steady" in one:
             steady = Estimate.from_dict(one["steady"]).text(100)
@@ -161,8 +158,6 @@ def curve(
     from lad.evaluation.statistics import Estimate
     from lad.evaluation.tables import percent, table
 
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone=False)
     scored = replace(scored, seed=seed, batch_size=batch_size)
     origin, found = scored.provenance(), {}
@@ -174,8 +169,7 @@ def curve(
             part = replace(scored, config=config)
             found[name, step] = score(part, runs, settings, folder, show_progress)
     result = join_curve(found, common.command_line())
-    with disk_errors(out):
-        write_json(out, result)
+    common.save_json(out, result)
     if as_json:
         common.print_json(result)
         return
@@ -198,9 +192,7 @@ def collect(
     from lad.evaluation.benchmark import join_runs
 
     result = join_runs(folders, made_by or [])
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, result)
+    common.save_json(out, result)
     typer.echo(f"{out}: {len(result['runs'])} runs, {len(result['comparisons'])} comparisons")
 
 
@@ -209,11 +201,11 @@ def read_runs(names: str, n: str, split: str | None, scorings: str, **chosen) ->
     from lad.evaluation import tasks
     from lad.evaluation.benchmark import BenchmarkConfig
 
-    if n.strip() != "all" and not n.strip().isdecimal():
+    if n != "all" and not n.isdecimal():
         raise InvalidInput(f"n = {n!r}: expected a whole number from 1 up, or all")
-    count = None if n.strip() == "all" else int(n)
+    count = None if n == "all" else int(n)
     runs = []
-    for name in dict.fromkeys((ALL if names.strip() == "all" else names).split(",")):
+    for name in dict.fromkeys((ALL if names == "all" else names).split(",")):
         task = tasks.get_task(name.strip())
         part = split or task.tested_on
         configs = [
@@ -227,7 +219,6 @@ def read_runs(names: str, n: str, split: str | None, scorings: str, **chosen) ->
 
 
 def score(model, runs: list, origin: dict, out: Path | None, show_progress) -> list[dict]:
-    """The summaries of the runs, one after the other."""
     from lad.evaluation.benchmark import run
 
     return [

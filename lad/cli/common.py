@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lad.utils import InvalidInput
+from lad.utils import InvalidInput, disk_errors, write_json
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
@@ -42,6 +43,18 @@ def check_least(least: int, **numbers: int | None) -> None:
 def print_json(values: dict) -> None:
     """One object on stdout, in ASCII: what a terminal could not show is escaped."""
     typer.echo(json.dumps(values, ensure_ascii=True, indent=2))
+
+
+def command_line() -> str:
+    """The command that is running, for the record of what it measured."""
+    return shlex.join(["lad", *sys.argv[1:]])
+
+
+def save_json(path: Path, values: dict) -> None:
+    """Write plain values to a file, whose folder need not exist."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, values)
 
 
 # -- what is measured, and on what -----------------------------------------------------------------

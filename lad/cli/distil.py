@@ -33,16 +33,10 @@ def distil(
     from lad.training.distillation import DistilConfig, distil_pairs
 
     check_least(1, batches=batches)
-    config = DistilConfig(
-        batch_size=batch_size,
-        context=context,
-        answer_tokens=answer_tokens,
-        answer_temperature=answer_temperature,
-        choices=choices,
-        seed=seed,
-    )
+    sizes = {"batch_size": batch_size, "context": context, "answer_tokens": answer_tokens}
+    sizes |= {"answer_temperature": answer_temperature, "choices": choices, "seed": seed}
     card = distil_pairs(
-        *(out, model, choose_device(device), config, batches),
+        *(out, model, choose_device(device), DistilConfig(**sizes), batches),
         prompts=read_prompts(prompts) if prompts is not None else None,
         exclude=read_prompts(exclude) if exclude is not None else (),
         tasks=tasks if benchmarks else None,

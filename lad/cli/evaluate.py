@@ -66,17 +66,15 @@ def evaluate(
 
 
 def show(result: dict) -> None:
-    """Print the result as tables."""
     from lad.diffusion.config import RefineConfig
     from lad.evaluation.statistics import Estimate
 
     def text(estimate: dict, factor: float = 100, digits: int = 1) -> str:
         return Estimate.from_dict(estimate).text(factor, digits)
 
-    def title(used: dict) -> str:
-        return f"{used['used']} of {used['of']:,} from {used['file']}"
-
-    pairs, columns = title(result["pairs"]), result["settings"] | {"backbone": result["backbone"]}
+    title = "{used} of {of:,} from {file}"
+    pairs, columns = title.format(**result["pairs"]), result["settings"]
+    columns = columns | {"backbone": result["backbone"]}
     typer.echo(common.origin_line(result["provenance"]))
     typer.echo("Each number with its 95 % interval over answers.")
     rows = [
@@ -96,7 +94,7 @@ def show(result: dict) -> None:
     ]
     seconds = [f"{scores['seconds_per_answer']:.2f}" for scores in columns.values()]
     rows.append(("seconds an answer", *seconds))
-    common.print_table(("held-out prompts", *columns), rows, title(result["prompts"]))
+    common.print_table(("held-out prompts", *columns), rows, title.format(**result["prompts"]))
     usual = RefineConfig().to_dict()
     for name, scores in result["settings"].items():
         changed = [f"{key} {v}" for key, v in scores["config"].items() if v != usual[key]]

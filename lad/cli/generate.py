@@ -98,17 +98,10 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
     if trace is not None:
         run.save(trace)
     if as_json:
-        values = {
-            "answer": run.answer,
-            "tokens": run.tokens,
-            "iterations": len(run.steps),
-            "stopped_early": run.stopped_early,
-            "nfe": run.nfe,
-            "seconds": round(run.seconds, 3),
-            "model": denoiser.backbone.spec.name,
-            "adapter_sha256": denoiser.adapter_sha256,
-            "seed": config.seed,
-        }
+        values = {"answer": run.answer, "tokens": run.tokens, "iterations": len(run.steps)}
+        values |= {"stopped_early": run.stopped_early, "nfe": run.nfe}
+        values |= {"seconds": round(run.seconds, 3), "model": denoiser.backbone.spec.name}
+        values |= {"adapter_sha256": denoiser.adapter_sha256, "seed": config.seed}
         print_json(values | extra | {"config": config.to_dict()})
     elif not watched:
         typer.echo(run.answer)

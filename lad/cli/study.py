@@ -9,7 +9,6 @@ import typer
 from typer import Option
 
 from lad.cli import common
-from lad.utils import disk_errors
 
 ON_A_CPU = {"prompts": 6, "pairs": 24}  # about five minutes on two cores
 
@@ -29,7 +28,7 @@ def study(
     """Follow held-out answers iteration by iteration, in three ways to refine."""
     from lad.evaluation.convergence import run_study
     from lad.training import held_out_prompts, read_pairs
-    from lad.utils import figures_folder, write_json
+    from lad.utils import figures_folder
 
     steps = common.parse_numbers("iterations", iterations)
     common.check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
@@ -47,8 +46,6 @@ def study(
         if out is None:
             return
     path = out or figures_folder() / "data" / "study.json"
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
+    common.save_json(path, result)
     if not as_json:
         typer.echo(str(path))

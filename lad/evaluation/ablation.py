@@ -38,16 +38,14 @@ def read_grid(path: str | Path) -> dict:
         raise InvalidInput(f"{path} is no readable grid ({one_line(error)})") from error
     if not isinstance(grid, dict) or set(grid) != {"steps", "base", "variants"}:
         raise InvalidInput(f"{path}: expected the sections base, steps, variants")
-    for section in ("base", "variants"):
-        if not isinstance(grid[section], dict):
-            raise InvalidInput(f"{path}: {section} is {grid[section]!r}, expected names and values")
-    for name in grid["variants"]:
-        settings_of(grid, name)
-    if not grid["variants"] or next(iter(grid["variants"].values())):
+    variants = grid["variants"]
+    if not isinstance(variants, dict) or not variants or next(iter(variants.values())):
         raise InvalidInput(
             f"{path}: the first variant is what the others are compared with and changes nothing; "
             "write it as `name: {}`"
         )
+    for name in variants:
+        settings_of(grid, name)
     return grid
 
 
@@ -56,8 +54,7 @@ def settings_of(
 ) -> tuple[DenoiserConfig, TrainConfig]:
     """The settings of one variant: the base's, overridden by what it changes.
 
-    `corruption` counts as one setting: what a variant that names it leaves out has the default of
-    `CorruptionConfig`, not the base's. `steps` replaces the grid's.
+    Of a `corruption` that a variant names, what it leaves out has the default, not the base's.
     """
     changes = grid["variants"][name] or {}
     for label, section in (("base", grid["base"]), (f"variant {name!r}", changes)):
@@ -82,22 +79,17 @@ def run_variants(
 ) -> Iterator[tuple[str, dict]]:
     """Train and measure this process's share of the variants, each into a file of `folder`.
 
+    Yields name and result of each variant that was run; those with a result already are skipped.
+
     Args:
         pairs: training data; one in fifty is held out, and `most_pairs` of those measured on.
         prompts: not trained on, to be answered noiselessly.
         steps: instead of the grid's.
-
-    Yields:
-        Name and result of each variant that was run; those with a result already are skipped.
-
-    Raises:
-        InvalidInput: too few pairs, or `folder` has results of other settings, data or model.
-        DamagedFile: a result that is not whole.
     """
     train_pairs, held_out = hold_out(read_pairs(pairs))
     if not (train_pairs and held_out and prompts):
         raise InvalidInput(
-            f"{pairs}: {len(train_pairs)} pairs to train on, {len(held_out)} held out, and "
+            f"{pairs}: {len(train_pairs)} pairs to train on, {len(held_out)} held out, "
             f"{len(prompts)} prompts: expected at least one of each; give more pairs"
         )
     shared = dict(zip(SHARED, (model, sha256_file(pairs), len(train_pairs)), strict=True))
@@ -119,15 +111,10 @@ def run_variants(
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
         started = time.monotonic()
         log = train(denoiser, train_pairs, training, held_out=())
-        seconds = round(time.monotonic() - started, 1)
-        result = {
-            "variant": name,
-            **expected,
-            "adapter_parameters": denoiser.parameter_counts()["adapter"],
-            "tokens": log[-1]["tokens"],
-            "seconds": seconds,
-            **evaluate(denoiser, held_out[:most_pairs], prompts, NOISELESS),
-        }
+        result = {"variant": name, **expected, "seconds": round(time.monotonic() - started, 1)}
+        result["adapter_parameters"] = denoiser.parameter_counts()["adapter"]
+        result["tokens"] = log[-1]["tokens"]
+        result |= evaluate(denoiser, held_out[:most_pairs], prompts, NOISELESS)
         with disk_errors(path):
             write_json(path, result)
         yield name, result
@@ -150,26 +137,15 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
 
     The file has the command, the base's settings, provenance (a list where processes differed), and
     for each variant its changes ("training.seed": 1), its cost, and its measures with intervals.
-
-    Raises:
-        DamagedFile: a result that is not whole, or of another grid.
-        InvalidInput: results of different data, models or steps.
-        CacheError: the disk refuses.
     """
     paths = [folder / f"{number:02d}.json" for number in range(len(grid["variants"]))]
     if not all(path.exists() for path in paths):
         return False
     results = [_read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
-    try:
-        data = _join(results)
-    except (KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"a result lacks {error}: expected what `lad ablate` writes; delete {folder} and run "
-            "it again"
-        ) from error
+    data = {"command": command} | _join(results)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, {"command": command, **data})
+        write_json(out, data)
     return True
 
 
@@ -178,8 +154,8 @@ def _join(results: Sequence[Mapping]) -> dict:
     base = results[0]
     for result in results:
         for key in (*SHARED, "steps"):
-            values = [one["training"] if key == "steps" else one for one in (result, base)]
-            if values[0][key] != values[1][key]:
+            here, there = (one["training"] | one for one in (result, base))
+            if here[key] != there[key]:
                 raise InvalidInput(
                     f"{result['variant']!r} has another {key} than {base['variant']!r}: "
                     "expected results of one grid; run `lad ablate` into another --out"
@@ -199,21 +175,17 @@ def _join(results: Sequence[Mapping]) -> dict:
             "name": one["variant"],
             "changes": {k: v for k, v in _settings(one).items() if v != usual.get(k)},
             **{key: one[key] for key in ("adapter_parameters", "tokens", "seconds")},
-            "measures": {
-                "ce": one["masked"]["0.5"]["ce"],
-                "accuracy": one["masked"]["0.5"]["accuracy"],
-                "restored": one["repair"]["restored"],
-                "kept": one["repair"]["kept"],
-                "repeats": one["settings"]["noiseless"]["repeats"],
-            },
+            "measures": {key: one["masked"]["0.5"][key] for key in ("ce", "accuracy")}
+            | {key: one["repair"][key] for key in ("restored", "kept")}
+            | {"repeats": one["settings"]["noiseless"]["repeats"]},
         }
         for one in results
     ]
-    settings = {part: base[part] for part in PARTS}
+    noiseless = {"noiseless": base["settings"]["noiseless"]["config"]}
     return {
         "steps": base["training"]["steps"],
         "base": base["variant"],
-        "settings": settings | {"noiseless": base["settings"]["noiseless"]["config"]},
+        "settings": {part: base[part] for part in PARTS} | noiseless,
         "provenance": origin,
         "variants": variants,
     }

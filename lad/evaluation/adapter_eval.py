@@ -9,20 +9,18 @@ Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v =
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-import lad
-from lad import utils
 from lad.diffusion.config import CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs, silent
+from lad.evaluation import generation
+from lad.evaluation.generation import Answers, Progress, provenance, silent
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
@@ -32,9 +30,6 @@ from lad.utils import InvalidInput, NumericalError
 REPAIR_SEVERITY, REPAIR_ITERATIONS = 0.3, 4
 LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
 STRUCTURAL = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
-
-# Called with the name of what is running, and with how many answers are done, of how many.
-Progress = Callable[[str, int, int], object]
 
 
 def evaluate(
@@ -57,17 +52,13 @@ def evaluate(
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
         backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
         keep_answers: put the text of every answer into the result.
-
-    Raises:
-        InvalidInput: nothing to measure on, or a prompt too long for its answer to fit.
-        NumericalError: NaN or infinite logits.
     """
     if not (pairs and prompts and settings):
         raise InvalidInput(
             f"{len(pairs)} pairs, {len(prompts)} prompts and {len(settings)} settings: "
             "expected at least one of each"
         )
-    batch_size = batch_size or default_batch_size(denoiser)
+    batch_size = batch_size or generation.default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
     measured_on = denoiser, packed, batch_size, seed, on_progress
@@ -75,16 +66,16 @@ def evaluate(
     repair, outputs = repair_scores(*measured_on), {}
     for name, config in settings.items():
         start = time.perf_counter()
-        traces = refine_traces(denoiser, prompts, config, batch_size, partial(on_progress, name))
+        on_batch = partial(on_progress, name)
+        traces = generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
         outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
-    progress = partial(on_progress, "backbone")
-    scored = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone, progress)
-    baseline, outputs = scored
+    options = longest, batch_size, backbone, partial(on_progress, "backbone")
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
 
     def measured(answers: Answers, length: int) -> dict:
-        scores = measure_answers(answers, baseline.truncate(length))
+        scores = generation.measure_answers(answers, baseline.truncate(length))
         if keep_answers:
             texts = denoiser.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
             both = zip(prompts, texts, strict=True)
@@ -108,30 +99,12 @@ def evaluate(
     }
 
 
-def default_batch_size(denoiser: Denoiser) -> int:
-    return 8 if denoiser.device.type == "cpu" else 64
-
-
-def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> dict:
-    """`lad.utils.provenance` of a loaded model, and the machine that it is on."""
-    device, name = backbone.model.device, backbone.spec.name
-    dtype = str(backbone.model.dtype)
-    threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return utils.provenance(name, device.type, dtype, adapter_sha256, backbone.digest) | {
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
-        "lad": lad.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def masked_predictions(
     denoiser: Denoiser, pairs: PackedPairs, fraction: float, batch_size: int, seed: int, on_done
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What a denoiser predicts where a given share of every answer is masked, see `mask_share`.
 
-    Yields:
-        `(m, v)` float32 logits, `(m,)` int64 right tokens, and `(m,)` int64, on the CPU, the
-        index of the answer that each belongs to.
+    Yields `(m, v)` float32 logits, `(m,)` right tokens, and `(m,)`, on the CPU, whose they are.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
@@ -158,10 +131,7 @@ def masked_scores(
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
-    The protocol of `lad.training.validate`, with intervals.
-
-    Returns:
-        {"0.25": {"ce": nats, "accuracy": share, "tokens": how many were counted}, ...}
+    The protocol of `lad.training.validate`, with intervals: {"0.25": {"ce", ...}, ...}.
     """
     n, scores = len(pairs), {}
     for fraction in MASKED_FRACTIONS:
@@ -218,11 +188,8 @@ def repair_scores(
 ) -> dict:
     """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
 
-    Counted are tokens of the answer and its first EOS, after 4 iterations at severity p = 0.3.
-
-    Returns:
-        restored: share of the corrupted tokens that are right in the last draft; kept: the same of
-        the others; damaged: share that was corrupted; tokens counted, severity and iterations.
+    Of the tokens of an answer and its first EOS: `restored`, the share of corrupted ones that are
+    right in the last draft; `kept`, the same of the others; `damaged`, the share corrupted.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)

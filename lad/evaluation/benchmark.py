@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import random
 import time
 from collections import defaultdict
@@ -26,7 +25,6 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-import lad
 from lad import utils
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig
@@ -34,21 +32,18 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import tasks
-from lad.evaluation.generation import greedy_answers
+from lad.evaluation.generation import Progress, greedy_answers, provenance, silent
 from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
 from lad.evaluation.statistics import Estimate, mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, write_letters
 from lad.evaluation.tasks import LETTERS, Item, Question
 from lad.models.chat import encode_prompts
 from lad.models.registry import LoadedBackbone, load_backbone
-from lad.utils import DamagedFile, InvalidInput, provenance, setting, settings
+from lad.utils import DamagedFile, InvalidInput, setting, settings
 
-SCORINGS = ("likelihood", "generation")
 BATCH = {"cpu": 8, "cuda": 256}  # answers that are generated together
 DTYPES = {None: None, "auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 REGION_STEP = 8
-
-Progress = Callable[[str, int, int], object]  # run, questions scored, of how many
 
 
 @settings
@@ -59,7 +54,9 @@ class BenchmarkConfig:
     split: str = setting("test", "a part of the task")
     n: int | None = setting(None, "questions drawn by the seed; none is all", ge=1)
     seed: int = setting(0, "of the draw, and of the choice between options that score the same")
-    scoring: Literal[SCORINGS] = setting("generation", "by the leading letter, or by likelihood")
+    scoring: Literal["likelihood", "generation"] = setting(
+        "generation", "by the leading letter, or by likelihood"
+    )
     target: Literal[tasks.TARGETS] = setting("line", "what a likelihood is of")
     rotate: bool = setting(False, "ask with every option in every place")
     source: str = setting("wheel", "where the questions come from: wheel, or a folder")
@@ -67,14 +64,13 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if self.rotate and self.scoring == "likelihood" and self.target == "text":
             raise InvalidInput(
-                "rotate with target = 'text': the options are not listed, so they have no order; "
-                "expected target line or letter"
+                "rotate: options are not listed with target = 'text'; use line, letter"
             )
 
     @property
     def name(self) -> str:
         """A file name for it: "arc-easy-likelihood-line"."""
-        target = [self.target] if self.scoring == "likelihood" else []
+        target = [self.target] * (self.scoring == "likelihood")
         return "-".join([self.task, self.scoring, *target, *["rotated"] * self.rotate])
 
 
@@ -101,19 +97,13 @@ def questions_of(items: Sequence[Item], config: BenchmarkConfig) -> list[Questio
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """A denoiser, or a backbone read from left to right, with the settings of its scoring.
-
-    Attributes:
-        config: how a denoiser refines; `answer_length` bounds the generated tokens of both.
-        samples, seed: masks an option (0 reads from left to right) and their seed; denoiser only.
-        batch_size: answers generated together; by default 8 on a CPU and 256 elsewhere.
-    """
+    """A denoiser, or a backbone read from left to right, with the settings of its scoring."""
 
     model: Denoiser | LoadedBackbone
-    config: RefineConfig = PRESETS["default"]
-    samples: int = 16
-    seed: int = 0
-    batch_size: int | None = None
+    config: RefineConfig = PRESETS["default"]  # its `answer_length` bounds a backbone's answers too
+    samples: int = 16  # masks an option; 0 reads from left to right; denoiser only
+    seed: int = 0  # of the masks
+    batch_size: int | None = None  # answers generated together; by default see `BATCH`
 
     @classmethod
     def load(
@@ -131,11 +121,6 @@ class ScoredModel:
         """The model itself, or the one under the adapter."""
         return self.model.backbone if isinstance(self.model, Denoiser) else self.model
 
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.backbone.model.lm_head.weight.device
-
     def loglikelihood(
         self, questions: Sequence[Question], target: str
     ) -> Iterator[tuple[int, list[Score]]]:
@@ -151,7 +136,7 @@ class ScoredModel:
 
         A denoiser refines, a backbone decodes greedily into a region of the same length.
         """
-        size = self.batch_size or BATCH.get(self.device.type, 8)
+        size = self.batch_size or BATCH.get(self.backbone.model.device.type, 8)
         if isinstance(self.model, Denoiser):
             for index, trace in refine_traces(self.model, questions, self.config, size):
                 yield index, trace.answer, trace.nfe
@@ -166,15 +151,8 @@ class ScoredModel:
 
     def provenance(self) -> dict:
         """Model, adapter, precision, machine and versions, as plain values."""
-        base, device = self.backbone, self.device
         adapter = self.model.adapter_sha256 if isinstance(self.model, Denoiser) else None
-        dtype = str(base.model.dtype)
-        processor = f"{platform.machine()}, {torch.get_num_threads()} threads"
-        if device.type == "cuda":
-            processor = torch.cuda.get_device_name(device)
-        versions = {"lad": lad.__version__, "python": platform.python_version()}
-        found = provenance(base.spec.name, device.type, dtype, adapter, base.digest)
-        return found | {"processor": processor} | versions
+        return provenance(self.backbone, adapter)
 
 
 def refine_traces(
@@ -182,12 +160,7 @@ def refine_traces(
 ) -> Iterator[tuple[int, Trace]]:
     """Every question's index with the trace of its answer; short answers first.
 
-    Args:
-        config: its `answer_length` bounds the answer region; `context` is the longest there can be.
-
-    Raises:
-        InvalidInput: a question that leaves too few positions for its answer.
-        NumericalError: NaN or infinite logits.
+    The config's `answer_length` bounds the answer region; `context` is the longest there can be.
     """
     context = min(RANGES["context"][1], denoiser.causal_lm.config.max_position_embeddings)
     batches = _batches(denoiser.tokenizer, questions, config.answer_length, context, batch_size)
@@ -235,7 +208,7 @@ def run(
     config: BenchmarkConfig,
     origin: Mapping,
     folder: Path | None = None,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: Progress = silent,
 ) -> Run:
     """Score every question once and sum up; rows come back in the order of the questions.
 
@@ -243,20 +216,14 @@ def run(
         items: of the split, all of them.
         origin: model, adapter, versions and settings, as plain values.
         folder: keep lines and summary there, and resume from the lines that are there.
-
-    Raises:
-        InvalidInput: settings that do not fit, or a folder with another run.
-        DamagedFile, CacheError: the folder has damaged lines, or cannot be written.
     """
     questions = questions_of(items, config)
     place = {question.key: n for n, question in enumerate(questions)}
-    if len(place) < len(questions):
-        raise InvalidInput(f"{config.task}: two questions share an id; expected each to differ")
     header = {"asked": config.to_dict(), "items_sha256": digest(questions), "origin": dict(origin)}
     with _resume(folder, header) as (rows, keep):
         done = {row["key"] for row in rows}
-        on_progress(config.name, len(rows), len(questions))
         left = [question for question in questions if question.key not in done]
+        on_progress(config.name, len(rows), len(questions))
         for row in _score(model, left, config) if left else ():
             keep(row)
             rows.append(row)
@@ -330,8 +297,11 @@ def _score(
     for index, *result in scored or model.generate(questions):
         question = questions[index]
         row = {"key": question.key, "task": question.item.task, "id": question.item.id}
-        row |= {"rotation": question.rotation, "options": len(question.lines)}
-        row["gold"] = question.gold
+        row |= {
+            "rotation": question.rotation,
+            "options": len(question.lines),
+            "gold": question.gold,
+        }
         if likelihood:
             row |= _row_of_scores(question, *result, config.seed)
         else:
@@ -452,16 +422,13 @@ def compare(a: Run, b: Run) -> dict:
         difference is b - a, with its 95 % interval over questions; only_a and only_b count what is
         right in one alone; p is McNemar's, exact and two-sided; same is the share of questions with
         the same choice; difference_clear is over the questions where neither run is `close`.
-
-    Raises:
-        InvalidInput: no question in common, or what is right differs.
     """
     # In one order, whatever that of the rows: an interval is drawn by a seed.
     pair = _frame(a.rows).merge(_frame(b.rows), on="key", suffixes=("_a", "_b")).sort_values("key")
     if pair.empty:
         raise InvalidInput(
-            f"the runs have no question in common ({a.summary['task']} and {b.summary['task']}): "
-            "expected two runs of one task; give both the same --task, --n and --seed"
+            f"no question in common ({a.summary['task']} and {b.summary['task']}): expected two "
+            "runs of one task; give both the same --task, --n and --seed"
         )
     same = (pair["gold_a"] == pair["gold_b"]) & (pair["options_a"] == pair["options_b"])
     if not same.all():
@@ -487,14 +454,10 @@ def compare(a: Run, b: Run) -> dict:
         | {"accuracy": _share(pair[f"correct_{name}"], pair["id_a"])}
         for name, run in (("a", a), ("b", b))
     }
-    return {
-        **{"task": a.summary["task"], "n": pair["id_a"].nunique()},
-        **sides,
-        **differences,
-        **{"both": both, "only_a": only_a, "only_b": only_b, "neither": neither},
-        "p": float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue),
-        "same": float((pair["choice_a"] == pair["choice_b"]).mean()),
-    }
+    counts = {"both": both, "only_a": only_a, "only_b": only_b, "neither": neither}
+    result = {"task": a.summary["task"], "n": pair["id_a"].nunique()} | sides | differences | counts
+    result["p"] = float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue)
+    return result | {"same": float((pair["choice_a"] == pair["choice_b"]).mean())}
 
 
 def _difference(pair: pd.DataFrame, which: str) -> dict:
@@ -508,9 +471,7 @@ def _difference(pair: pd.DataFrame, which: str) -> dict:
 
 def find_runs(folder: Path) -> dict[str, Path]:
     """Finished runs at or just below a folder, by name; InvalidInput if there are none."""
-    paths = [folder / "summary.json"]
-    if not paths[0].is_file():
-        paths = sorted(folder.glob("*/summary.json"))
+    paths = [*folder.glob("summary.json")] or sorted(folder.glob("*/summary.json"))
     if not paths:
         raise InvalidInput(
             f"no finished run at {folder}: expected a folder that `lad benchmark --out` filled; "
@@ -540,11 +501,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_rows(path: Path, repair: bool = False) -> list[dict]:
-    """The rows of a run; `repair` cuts off a last line that a killed process left unfinished.
-
-    Raises:
-        DamagedFile: the file cannot be read, or a line is damaged.
-    """
+    """The rows of a run; `repair` cuts off a last line that a killed process left unfinished."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -579,11 +536,7 @@ def compare_all(a: Path, b: Path) -> list[dict]:
 
 
 def join_curve(found: Mapping[tuple[str, int], Sequence[Mapping]], command: str) -> dict:
-    """Summaries of runs that differ in how long answers were refined, as the points of a curve.
-
-    Args:
-        found: preset and iterations -> a summary for every task.
-    """
+    """Summaries by preset and iterations, one for every task, as the points of a curve."""
     points = []
     for (preset, iterations), summaries in found.items():
         for one in summaries:
@@ -602,9 +555,6 @@ def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
     """Finished runs as one object, and each denoiser's compared with its backbone's.
 
     A run is its summary with `by`, "denoiser" or "backbone", and the letters of `write_letters`.
-
-    Raises:
-        InvalidInput: no runs, or two of the same kind.
     """
     found: dict[tuple, Run] = {}
     for path in (path for folder in folders for path in find_runs(folder).values()):
@@ -620,10 +570,9 @@ def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
         found[kind] = run
     runs, comparisons = [], []
     for (*kind, by), run in found.items():
-        letters = {"choices": write_letters(run.rows)}
+        runs.append(run.summary | {"by": by, "choices": write_letters(run.rows)})
         if run.summary["scoring"] == "likelihood":
-            letters["choices_normalised"] = write_letters(run.rows, "_normalised")
-        runs.append(run.summary | {"by": by} | letters)
+            runs[-1]["choices_normalised"] = write_letters(run.rows, "_normalised")
         baseline = found.get((*kind, "backbone"))
         if by == "denoiser" and baseline is not None:
             labels = dict(zip(("scoring", "target", "rotated"), kind[1:], strict=True))

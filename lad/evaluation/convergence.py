@@ -19,8 +19,9 @@ import torch
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
-from lad.evaluation.adapter_eval import Progress, default_batch_size, masked_predictions, provenance
-from lad.evaluation.generation import Answers, measure_answers, refine_traces, score_outputs, silent
+from lad.evaluation import generation
+from lad.evaluation.adapter_eval import masked_predictions
+from lad.evaluation.generation import Answers, Progress, provenance, silent
 from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
@@ -53,13 +54,8 @@ def run_study(
     """Measurements of every way and every number of iterations; `lad.viz.convergence` draws them.
 
     Args:
-        prompts, pairs: not trained on; pairs longer than the context are dropped.
+        prompts, pairs, batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
         iterations: rising numbers, 1 to 512; the runs that are followed step by step get the last.
-        batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
-
-    Raises:
-        InvalidInput: nothing to measure on, or iterations that do not rise.
-        NumericalError: NaN or infinite logits.
     """
     if not prompts or not pairs:
         raise InvalidInput(
@@ -67,12 +63,13 @@ def run_study(
         )
     if not iterations or list(iterations) != sorted(set(iterations)):
         raise InvalidInput(f"iterations = {list(iterations)}: expected rising numbers")
-    batch_size = batch_size or default_batch_size(denoiser)
+    batch_size = batch_size or generation.default_batch_size(denoiser)
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
     confidence = calibration(denoiser, packed, batch_size, seed, on_progress)
 
     def refine(config: RefineConfig, stage: str) -> list[Trace]:
-        return refine_traces(denoiser, prompts, config, batch_size, partial(on_progress, stage))
+        on_batch = partial(on_progress, stage)
+        return generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
 
     most = iterations[-1]
     traces = {name: refine(replace(way, iterations=most), name) for name, way in WAYS.items()}
@@ -88,13 +85,12 @@ def run_study(
             # A run with a threshold ends when every token has passed it: there is no shorter one.
 
     longest = max(way.answer_length for way in WAYS.values())
-    progress = partial(on_progress, "perplexity")
-    scored = score_outputs(denoiser, prompts, outputs, longest, batch_size, backbone, progress)
-    baseline, outputs = scored
+    options = longest, batch_size, backbone, partial(on_progress, "perplexity")
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
     quality: dict[str, list[dict]] = {name: [] for name in WAYS}
     for name, number in sorted(outputs, key=lambda key: key[1]):
-        length = WAYS[name].answer_length
-        scores = measure_answers(outputs[name, number], baseline.truncate(length))
+        cut = baseline.truncate(WAYS[name].answer_length)
+        scores = generation.measure_answers(outputs[name, number], cut)
         quality[name].append({"iterations": number} | {key: scores[key] for key in QUALITY})
     return {
         "command": command,
@@ -112,16 +108,13 @@ def run_study(
 def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
     """When tokens and answers become final: `runs`, `settled` and `order` of each way's traces.
 
-    Iterations count from 1, and each trace was allowed `iterations`. `order` has the mean for each
-    tenth of the answer, without answers of fewer than 10 tokens.
+    Iterations count from 1. `order` is by tenths, without answers of fewer than 10 tokens.
     """
     runs, settled, order = {}, {}, {}
     for name, group in traces.items():
-        stood = [int(trace.settled_at[: trace.tokens + 1].max()) + 1 for trace in group]
-        runs[name] = [
-            {"tokens": trace.tokens, "stood": last, "ran": trace.nfe}
-            for trace, last in zip(group, stood, strict=True)
-        ]
+        runs[name] = [{"tokens": trace.tokens, "ran": trace.nfe} for trace in group]
+        for run, trace in zip(runs[name], group, strict=True):
+            run["stood"] = int(trace.settled_at[: trace.tokens + 1].max()) + 1
         nonempty = [trace for trace in group if trace.tokens]
         shares = np.ones((len(nonempty), iterations))  # (n, i), final once the run has ended
         for row, trace in enumerate(nonempty):
@@ -137,22 +130,20 @@ def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
 def calibration(
     denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
 ) -> dict[str, dict]:
-    """Accuracy of the likeliest token behind a MASK, by its confidence.
+    """Accuracy of the likeliest token behind a MASK, by its confidence, for each share masked.
 
-    The masks are those of `masked_scores`. Returns, for each share masked, bins of confidence and
-    `gap`, the expected calibration error.
+    The masks are those of `masked_scores`; `gap` is the expected calibration error.
     """
     found = {}
     for fraction in MASKED_FRACTIONS:
-        confidence, right, owner = [], [], []
+        parts = []
         on_done = partial(on_progress, f"calibration, {100 * fraction:.0f} %")
         predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
         for logits, targets, answers in predictions:
             top, tokens = logits.softmax(dim=-1).max(dim=-1)  # (m,)
-            confidence.append(top.cpu().numpy())
-            right.append((tokens == targets).cpu().numpy())
-            owner.append(answers.numpy())
-        found[f"{fraction:g}"] = calibration_bins(*map(np.concatenate, (confidence, right, owner)))
+            parts.append((top.cpu().numpy(), (tokens == targets).cpu().numpy(), answers.numpy()))
+        columns = map(np.concatenate, zip(*parts, strict=True))
+        found[f"{fraction:g}"] = calibration_bins(*columns)
     return found
 
 

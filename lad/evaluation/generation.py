@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from transformers import LlamaForCausalLM
 
+import lad
+from lad import utils
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
@@ -63,8 +67,28 @@ class Answers:
         )
 
 
+# Called with the name of what is running, and with how many answers are done, of how many.
+Progress = Callable[[str, int, int], object]
+
+
 def silent(*progress: object) -> None:
     """A callback for progress that shows nothing."""
+
+
+def default_batch_size(denoiser: Denoiser) -> int:
+    return 8 if denoiser.device.type == "cpu" else 64
+
+
+def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> dict:
+    """`lad.utils.provenance` of a loaded model, and the machine that it is on."""
+    device, name = backbone.model.device, backbone.spec.name
+    dtype = str(backbone.model.dtype)
+    threads = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return utils.provenance(name, device.type, dtype, adapter_sha256, backbone.digest) | {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "lad": lad.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def refine_traces(
@@ -88,15 +112,12 @@ def greedy_answers(
 ) -> Answers:
     """The backbone's answers from left to right, always the likeliest token.
 
-    Args:
-        backbone: bare, or inside `Denoiser.adapter_off`.
-        prompts: token ids with their chat template.
-        max_new_tokens: of an answer, EOS included.
+    The backbone is bare, or inside `Denoiser.adapter_off`; prompts are token ids with their chat
+    template; `max_new_tokens` counts EOS.
     """
     started = time.perf_counter()
-    outputs = generate(
-        backbone, None, prompts, max_new_tokens, batch_size=batch_size, eos_token_id=eos_token_id
-    )
+    options = {"batch_size": batch_size, "eos_token_id": eos_token_id}
+    outputs = generate(backbone, None, prompts, max_new_tokens, **options)
     seconds = time.perf_counter() - started
     ended = [eos_token_id in ids for ids in outputs]
     tokens = [ids[:-1] if end else ids for ids, end in zip(outputs, ended, strict=True)]
@@ -114,11 +135,8 @@ def score_outputs(
 ) -> tuple[Answers, dict]:
     """The backbone's greedy answers, and all answers with their losses under the backbone.
 
-    Args:
-        max_new_tokens: of the baseline's answers, EOS included.
-        backbone: by default the denoiser's with its adapter off, which is not exact in half
-            precision once the adapter was merged.
-        on_scored: called with the number of entries of `outputs` scored, and of all.
+    The backbone is by default the denoiser's with its adapter off, which is not exact in half
+    precision once the adapter was merged. `max_new_tokens` are the baseline's, EOS included.
     """
     model = denoiser.causal_lm if backbone is None else backbone.model
     ids = encode_prompts(denoiser.tokenizer, prompts)
@@ -140,12 +158,9 @@ def score_outputs(
 def measure_answers(answers: Answers, baseline: Answers) -> dict:
     """Every number about answers, beside the backbone's greedy answers to the same prompts.
 
-    Returns:
-        repeats, distinct_3: see `lad.evaluation.text_metrics`. perplexity: under the backbone,
-        without EOS, median over answers. relative_perplexity: divided by that of the baseline's
-        answer, median. relative_perplexity_with_end: the same with EOS, so that ending too soon
-        costs. nfe: forward passes an answer. forwards_per_token, tpf: pooled over answers. ended:
-        share with an EOS. tokens, seconds_per_answer: means.
+    `perplexity` is under the backbone, without EOS, and a median over answers;
+    `relative_perplexity` is divided by that of the baseline's answer; `..._with_end` is the same
+    with EOS, so that ending too soon costs. `forwards_per_token` and `tpf` are pooled.
     """
     tokens = [len(ids) for ids in answers.tokens]
     losses, baseline_losses = (

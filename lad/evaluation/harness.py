@@ -20,6 +20,7 @@ from lad.diffusion.config import RANGES, RefineConfig, preset
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.evaluation.benchmark import ScoredModel
+from lad.evaluation.generation import default_batch_size
 from lad.evaluation.likelihood import EncodedQuestion, loglikelihood
 from lad.models.chat import encode_prompt
 from lad.utils import AssetUnavailable, InvalidInput
@@ -31,8 +32,6 @@ except ImportError as error:
     raise AssetUnavailable(
         "lm-evaluation-harness is not installed: run `pip install 'lad[eval]'`"
     ) from error
-
-BATCH = {"cpu": 8, "cuda": 64}
 
 
 class LADLM(TemplateLM):
@@ -60,8 +59,7 @@ class LADLM(TemplateLM):
             samples, seed: masks a continuation, and their seed.
             chat: wrap contexts in the chat template.
             device, dtype: "cpu" or "cuda" (a GPU if there is one), "float32" or "bfloat16".
-            batch_size: answers refined at once; "auto" is 8 on a CPU and 64 elsewhere.
-            max_batch_size: not used.
+            batch_size: answers refined at once; "auto" is 8 on a CPU, 64 elsewhere, without a most.
         """
         super().__init__()
         # The harness passes "cuda:0" by default, also where there is no GPU.
@@ -75,14 +73,13 @@ class LADLM(TemplateLM):
         self.config = config if iterations is None else replace(config, iterations=iterations)
         self.samples, self.seed, self.chat = samples, seed, chat
         self._device = name.device
-        auto = BATCH.get(name.device.type, 8)
-        self.batch_size = auto if batch_size in (None, "auto") else int(batch_size)
+        auto = batch_size in (None, "auto")
+        self.batch_size = default_batch_size(name) if auto else int(batch_size)
         if self.batch_size < 1:
             raise InvalidInput(f"batch_size = {batch_size}: expected at least 1, or auto")
         self._templated: set[str] = set()  # contexts that have the chat template already
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False):
-        """Raise NotImplementedError: it is defined from left to right."""
         raise NotImplementedError(
             "lad has no rolling log-likelihood: a denoiser has no order of tokens; choose tasks of "
             "type multiple_choice, loglikelihood or generate_until"
@@ -182,8 +179,7 @@ class LADLM(TemplateLM):
         limit, longest = min(RANGES["context"][1], positions), max(map(len, prompts))
         if longest >= limit:
             raise InvalidInput(
-                f"a context of {longest} tokens: expected fewer than {limit}; use fewer examples "
-                "(--num_fewshot)"
+                f"{longest} tokens: expected fewer than {limit}; use a smaller --num_fewshot"
             )
         length = min(config.answer_length, limit - longest)
         config = replace(config, answer_length=length, context=limit)

@@ -85,10 +85,7 @@ def encode_questions(
             suffix = [mask_token_id] * max(map(len, options))
             options = [ids[:1] for ids in options]
             if len({ids[0] for ids in options}) < len(options):
-                raise InvalidInput(
-                    f"{question.key}: two letters begin with the same token, expected one token a "
-                    "letter; use --target line"
-                )
+                raise InvalidInput(f"{question.key}: two letters are one token; use --target line")
         encoded.append(EncodedQuestion(question.key, prompt, options, suffix))
     return encoded
 
@@ -139,13 +136,8 @@ def loglikelihood(
 ) -> Iterator[tuple[int, list[Score]]]:
     """Every question's index with the scores of its options; short prompts first.
 
-    Args:
-        model: a denoiser, or a causal LM (bare, or inside `Denoiser.adapter_off`).
-        samples: masks an option; 0 reads from left to right. A denoiser only.
-
-    Raises:
-        InvalidInput: negative samples, or a question longer than the backbone can read.
-        NumericalError: NaN or infinite logits.
+    A causal LM is bare, or inside `Denoiser.adapter_off`. `samples` are masks an option, of a
+    denoiser only; 0 reads from left to right.
     """
     if samples < 0:
         raise InvalidInput(f"samples = {samples}: expected at least 1, or 0 for left to right")
@@ -155,9 +147,8 @@ def loglikelihood(
         longest = len(question.prompt) + max(map(len, question.options)) + len(question.suffix)
         if longest > limit:
             raise InvalidInput(
-                f"{question.key} has {longest} tokens with its longest option, expected at most "
-                f"{limit}, all that this backbone can read; use a smaller --n, another --seed or "
-                "another task"
+                f"{question.key} has {longest} tokens with its longest option: expected at most "
+                f"{limit}; use a smaller --n, another --seed or task"
             )
     if not isinstance(model, Denoiser):
         yield from _causal_scores(model, questions)
@@ -256,8 +247,7 @@ def _batches(questions: Sequence[EncodedQuestion], most: int) -> Iterator[list[i
             yield part
             part = []
         part.append(index)
-    if part:
-        yield part
+    yield from [part] if part else []
 
 
 def _select(cache: PromptCache, indices: Tensor, model: LlamaForCausalLM) -> PromptCache:

@@ -78,7 +78,6 @@ def effects(
         tokens: `(t,)` int64, none of them MASK.
         kind, prompt_length, target: see `visible`.
         positions: which tokens to mask, one after the other; all by default.
-        progress: called with the number of positions done.
 
     Returns:
         `(len(positions), t)` float64: length of the difference divided by the length of the state.

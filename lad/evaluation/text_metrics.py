@@ -48,12 +48,7 @@ def answer_losses(
 ) -> list[np.ndarray]:
     """The backbone's cross-entropy of each token of each answer, left to right, in nats.
 
-    Args:
-        backbone: bare, or inside `Denoiser.adapter_off`.
-        prompts, answers: n lists of token ids; prompts with their chat template.
-
-    Returns:
-        One `(tokens,)` float64 array an answer.
+    The backbone is bare, or inside `Denoiser.adapter_off`; prompts have their chat template.
     """
     device = backbone.lm_head.weight.device
     losses = [np.zeros(0)] * len(answers)

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,8 +32,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import statistics
-from lad.evaluation.adapter_eval import Progress, provenance
-from lad.evaluation.generation import greedy_answers, silent
+from lad.evaluation.generation import Progress, greedy_answers, provenance, silent
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import corrupt_batch, loss_weights, take
@@ -83,8 +83,8 @@ def roofline(denoiser: Denoiser, rates: dict, batch: int, prompt: int, window: i
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     attention = 4 * config.num_hidden_layers * width * queries * (prompt + window)
     flops = batch * (2 * counts["backbone"] * queries + 2 * counts["head"] * window + attention)
-    itemsize = denoiser.causal_lm.lm_head.weight.dtype.itemsize
-    weight_bytes = counts["head"] * itemsize + counts["backbone"] * _bits(denoiser) // 8
+    head_bytes = counts["head"] * denoiser.causal_lm.lm_head.weight.dtype.itemsize
+    weight_bytes = head_bytes + counts["backbone"] * _bits(denoiser) // 8
     seconds = max(weight_bytes / rates["bytes_per_second"], flops / rates["flops_per_second"])
     return {"weight_bytes": weight_bytes, "flops": flops, "seconds": seconds}
 
@@ -110,15 +110,11 @@ def bench(
 
     Args:
         backbone: without an adapter; on the denoiser's device and in its dtype.
-        prompts: texts of one turn; a batch larger than their number takes them more than once.
-        config: settings of the refinement; its answer length is replaced by each window.
-        reference_prompts: how many of them the reference answers, from the first.
-        reference_iterations: how many iterations it runs; all by default. Each costs the same.
+        prompts: a batch larger than their number takes them more than once.
+        config: its answer length is replaced by each window.
+        reference_prompts, reference_iterations: how many prompts the reference answers, from the
+            first, and the iterations it runs; all by default, and each costs the same.
         on_result: called after every window and batch with what is returned so far.
-
-    Raises:
-        InvalidInput: a prompt and a window that do not fit the model's context together.
-        NumericalError: NaN or infinite logits.
     """
     started = time.perf_counter()
     ids = [denoiser.encode(prompt) for prompt in prompts]
@@ -166,12 +162,11 @@ def _measure(
     denoiser, backbone, ids, config, batch, n_reference, reference_iterations, on_round
 ) -> dict:
     """The times of one window and batch size; the arguments are as in `bench`."""
-    n_rounds = math.ceil(len(ids) / batch)
-    rounds = [list(islice(cycle(ids), n * batch, (n + 1) * batch)) for n in range(n_rounds)]
+    n_rounds, endless = math.ceil(len(ids) / batch), cycle(ids)
+    rounds = [list(islice(endless, batch)) for _ in range(n_rounds)]
 
     def refine(chunk: list[Tensor], config: RefineConfig) -> tuple[float, int | None, list[Trace]]:
-        work = partial(refine_batch, denoiser, chunk, config, batch_size=batch)
-        return _timed(denoiser.device, work)
+        return _timed(denoiser.device, refine_batch, denoiser, chunk, config, batch_size=batch)
 
     def generate(chunk: list[Tensor], length: int) -> float:
         prompts = [prompt.tolist() for prompt in chunk]
@@ -220,28 +215,17 @@ def _measure(
     } | _reference_times(pd.DataFrame(compared))
 
 
-def _iteration_seconds(groups: Sequence[list[Trace]]) -> float:
-    """Median seconds of an iteration of full batches: before any answer is finished."""
-    seconds = []
-    for traces in groups:
-        steps = min(traces, key=lambda trace: trace.nfe).steps
-        # The first iteration may still be warming up; it counts when it is the only one.
-        seconds += [step.seconds for step in steps[1:] or steps]
-    return median(seconds)
-
-
 def _compare(denoiser: Denoiser, ids: Tensor, config: RefineConfig, iterations: int | None) -> dict:
     """The reference's seconds an iteration, and the share of its drafts that are the sampler's."""
     if iterations is not None and iterations < config.iterations:
         config = replace(config, iterations=iterations, patience=0)
-    seconds, _, steps = _timed(denoiser.device, lambda: reference.refine(denoiser, ids, config))
+    seconds, _, steps = _timed(denoiser.device, reference.refine, denoiser, ids, config)
     # The forward passes again, without the Python loops that take most of the time.
     forward = partial(reference.answer_logits, denoiser, ids)
     inputs = [step.inputs.tolist() for step in steps]
     forwards, _, _ = _timed(denoiser.device, lambda: list(map(forward, inputs)))
     [trace] = refine_batch(denoiser, [ids], config, batch_size=1)
-    pairs = zip(steps, trace.steps, strict=False)
-    equal = sum(np.array_equal(a.draft, b.draft) for a, b in pairs)
+    equal = sum(np.array_equal(a.draft, b.draft) for a, b in zip(steps, trace.steps, strict=False))
     return {
         "iteration_seconds": seconds / len(steps),
         "forward_seconds": forwards / len(steps),
@@ -262,14 +246,14 @@ def _reference_times(compared: pd.DataFrame) -> dict:
     return dict(zip(keys, [*speedups, numbers], strict=True))
 
 
-def _timed(device: torch.device, work: Callable[[], object]) -> tuple[float, int | None, object]:
+def _timed(device: torch.device, work: Callable, *args, **more) -> tuple[float, int | None, Any]:
     """Wall seconds, peak bytes of tensors (None on a CPU) and the result of `work`."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
         torch.cuda.synchronize(device)
     started = time.perf_counter()
-    result = work()
+    result = work(*args, **more)
     if cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
@@ -281,12 +265,8 @@ def training_throughput(
 ) -> dict:
     """Times of training steps on random pairs, for `add_run`; the adapter is trained by them.
 
-    Args:
-        config: of the run that is planned; all batches get its longest width.
-        steps: optimiser steps that are timed, after a few that are not.
-
-    Raises:
-        InvalidInput: steps below 1, or a batch that this machine's memory does not hold.
+    `config` is of the run that is planned; all batches get its longest width. `steps` optimiser
+    steps are timed, after a few that are not.
     """
     if steps < 1:
         raise InvalidInput(f"steps = {steps}: expected at least 1")
@@ -354,9 +334,8 @@ def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
     4 for a frozen weight (forward, and the gradient of the states), 6 for a trained one. The head
     works on the share of positions that are `predicted`.
     """
-    work = weight_counts(denoiser)
-    for part, factor in (("backbone", 4.0), ("head", 4.0 * predicted), ("adapter", 6.0)):
-        work[part] *= factor
+    factors = {"backbone": 4.0, "head": 4.0 * predicted, "adapter": 6.0}
+    work = {part: factors[part] * count for part, count in weight_counts(denoiser).items()}
     return work | {"total": sum(work.values())}
 
 
@@ -366,8 +345,7 @@ def read_runs(path: Path) -> list[dict]:
         return list(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else []
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(
-            f"{path} holds no measurements ({error!r}): expected what `--record` wrote; "
-            "name another file"
+            f"{path} holds no measurements ({error!r}), as --record writes; name another file"
         ) from error
 
 
