@@ -81,10 +81,7 @@ def execute(
 ) -> NotebookNode:
     """The notebook executed in a fresh kernel, in its folder, widget state included.
 
-    Args:
-        figures: where its figures go (`LAD_FIGURES`).
-        timeout: seconds a cell may take.
-        on_cell: called when a cell starts.
+    Its figures go to `figures`, a cell may take `timeout` seconds, `on_cell` hears of each start.
     """
     notebook = nbformat.read(path, as_version=4)
     started = []
@@ -93,12 +90,10 @@ def execute(
         started.append(cell_index)
         on_cell()
 
-    options = {
-        "kernel_name": "python3",  # of this environment, whatever the file says
-        "resources": {"metadata": {"path": str(path.parent)}},
-        "extra_arguments": ["--IPKernelApp.log_level=40"],  # the terminal shows progress
-    }
-    client = NotebookClient(notebook, timeout=timeout, on_cell_start=start, **options)
+    client = NotebookClient(notebook, timeout=timeout, on_cell_start=start)
+    client.kernel_name = "python3"  # of this environment, whatever the file says
+    client.resources = {"metadata": {"path": str(path.parent)}}
+    client.extra_arguments = ["--IPKernelApp.log_level=40"]  # the terminal shows progress
     environment = os.environ | {"LAD_FIGURES": str(figures), "LAD_PROFILE": profile()}
     environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger's warning in every kernel
     try:
@@ -192,11 +187,9 @@ def _without_widgets(notebook: NotebookNode) -> NotebookNode:
 def page(
     notebook: NotebookNode, title: str, folder: Path, links: Sequence[tuple[str, str]] = ()
 ) -> str:
-    """An executed notebook as one self-contained HTML page.
+    """An executed notebook as one self-contained HTML page; images in its prose are of `folder`.
 
-    Args:
-        folder: what relative image paths in its prose are relative to.
-        links: address and label of other pages; an empty address is shown without a link.
+    `links` has address and label of other pages; an empty address is shown without a link.
     """
     exporter = HTMLExporter(raw_template=_asset("report_page.html.j2"))
     exporter.register_filter("markdown2html", lambda source: _markdown(source, folder))
@@ -220,7 +213,6 @@ def _entry(path: Path, notebook: NotebookNode, seconds: float) -> dict:
 
 
 def _write_pages(entries: Sequence[dict], notebooks: Path, folder: Path, seconds: float) -> None:
-
     def link(entry: dict | None, label: str) -> tuple[str, str]:
         return (entry["address"], f"{label}: {entry['title']}") if entry else ("", label)
 
@@ -267,13 +259,8 @@ def _replacing(target: Path) -> Iterator[Path]:
 def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:
     """Execute every `[0-9]*.ipynb` in a folder and write the report; returns its index page.
 
-    Args:
-        output: the report's folder; a previous report there is replaced, anything else is not.
-        timeout: seconds a cell may take.
-
-    Raises:
-        InvalidInput: no notebook there, or `output` holds something else.
-        NotebookFailed: a notebook did not run clean; nothing was written.
+    A previous report at `output` is replaced, anything else there is InvalidInput. A notebook that
+    does not run clean, or has a cell of more than `timeout` seconds, is NotebookFailed.
     """
     notebooks = notebooks.resolve()
     paths = sorted(notebooks.glob("[0-9]*.ipynb"))

@@ -36,6 +36,18 @@ def until(done, otherwise, seconds: float = PATIENCE) -> None:
         time.sleep(0.1)
 
 
+def contrast(*colors) -> float:
+    """WCAG's ratio of two colours of three channels, 0 to 255."""
+
+    def luminance(color) -> float:
+        parts = [c / 255 for c in color]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted(map(luminance, colors))
+    return (light + 0.05) / (dark + 0.05)
+
+
 def end(process: subprocess.Popen) -> None:
     """End a process, the hard way if it must be."""
     process.terminate()

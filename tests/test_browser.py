@@ -6,7 +6,7 @@ import time
 
 import nbformat
 import pytest
-from browser import Server, end
+from browser import Server, contrast, end
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
@@ -102,20 +102,6 @@ def test_text_can_be_read_on_a_light_page_and_on_a_dark_one(chromium, tmp_path, 
     assert contrast(color("h1", "color"), paper) >= 4.5
     assert contrast(color(".lad-nav a", "color"), paper) >= 4.5
     page.close()
-
-
-def contrast(*colors):
-    """WCAG's ratio of two colours."""
-
-    def luminance(color):
-        parts = [c / 255 for c in color]
-        red, green, blue = (
-            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts
-        )
-        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-    dark, light = sorted(map(luminance, colors))
-    return (light + 0.05) / (dark + 0.05)
 
 
 CELLS = """

@@ -7,18 +7,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from lad.diffusion.schedule import mask_counts
 from lad.evaluation.probes import Candidate, Update, visible
 from lad.utils import CacheError, DamagedFile, InvalidInput
 from lad.viz import attention, noise, throughput, training
 from lad.viz.style import new_figure, save, show, to_png, to_svg
-from lad.viz.word_corruption import (
-    Rate,
-    Sentence,
-    drawn_rates,
-    masked_shares,
-    one_of_each,
-)
+from lad.viz.word_corruption import Rate, Sentence, drawn_rates, masked_shares, one_of_each
 
+MASKED = mask_counts(16, 64, 5.0, 0.5)
 SENTENCE = Sentence.of("The river flows past the old town.", ends=2)
 BLIND = {kind: visible(kind, 3, 7, masked=[4, 6]) for kind in ("prompt-causal", "mask-blind")}
 MASKS = {kind: visible(kind, 3, 7) for kind in ("causal", "bidirectional", "prompt-causal")}
@@ -35,7 +31,7 @@ GUESSES = {
 }
 
 FIGURES = {
-    "schedule_curve": lambda: noise.schedule_curve(16, 64, 5.0, 0.5),
+    "schedule_curve": lambda: noise.schedule_curve(MASKED, 64),
     "kinds_of_noise": lambda: noise.kinds_of_noise(one_of_each(SENTENCE, 0.8), 0.8),
     "masked_share": lambda: noise.masked_share(masked_shares(rows=200)),
     "corruption_rates": lambda: noise.corruption_rates(drawn_rates([0.5, 1.0], rows=50)),
@@ -49,9 +45,7 @@ FIGURES = {
     "adapter_update": lambda: attention.adapter_update(UPDATES),
     "predictions": lambda: attention.predictions(GUESSES, " Tokyo"),
     "loss_curve": lambda: training.loss_curve(ROWS),
-    "validation_curves": lambda: training.validation_curves(
-        [{"step": s, "validation": SCORES} for s in (10, 20)]
-    ),
+    "validation_curves": lambda: validation(0.64, 0.9),
 }
 
 
@@ -161,14 +155,6 @@ def test_the_loss_curve_needs_rows_and_takes_a_log_with_validations_in_it():
     assert to_png(training.loss_curve(mixed)) == to_png(training.loss_curve(ROWS))
 
 
-def effects(**moves):
-    first = next(iter(moves.values()))
-    pieces = "abc"[: len(first)]
-    last = len(first) - 1
-    arrays = {name: np.array(values) for name, values in moves.items()}
-    return attention.attention_effects(arrays, pieces, last, last)
-
-
 def loss(values):
     return training.loss_curve([r | {"loss": float(v)} for r, v in zip(ROWS, values, strict=True)])
 
@@ -184,6 +170,7 @@ HALF = "50 % of the training answers have no mask, 33 % more than half masked"
 WRONG = [Rate("swap", p, 0.9, 0.85, 0.95) for p in (0.1, 0.5)]
 AGREED = drawn_rates([0.3, 0.6, 0.9], rows=200)
 RIGHT = "Bidirectional and prompt-causal let the answer attend to its right"
+STILL = {"causal": np.array([0, 0.2])}
 UNDER = "Hiding the last token moves position 0's state under "
 TITLES = {
     LAST: noise.schedule_by_sharpness,
@@ -195,12 +182,9 @@ TITLES = {
     RIGHT: FIGURES["attention_masks"],
     "No answer position": lambda: attention.attention_masks({"causal": MASKS["causal"]}, 3),
     f"{UNDER}bidirectional only": FIGURES["attention_effects"],
-    f"{UNDER}causal only": lambda: effects(causal=[1e-9, 0.2]),
-    f"{UNDER}none": lambda: effects(causal=[0, 0.2]),
+    f"{UNDER}none": lambda: attention.attention_effects(STILL, "ab", 1, 1),
     "The trained adapter has 15 % of the frozen": FIGURES["parameter_bars"],
-    "The adapter moves weights by 0.15": lambda: attention.adapter_update(
-        [Update(0, "q", 0.002), Update(0, "v", 0.001)]
-    ),
+    "The adapter moves weights by 15 %": FIGURES["adapter_update"],
     "“Tokyo” gets 90 %, not among them": FIGURES["predictions"],
     "The loss falls: 4.8": FIGURES["loss_curve"],
     "The loss rises": lambda: loss(range(60)),
@@ -216,8 +200,8 @@ def test_titles_follow_the_data(found):
 
 
 def test_sentences_follow_the_data():
-    assert noise.schedule_sentence(16, 64, 5.0, 0.5).startswith("32 of 64 tokens masked after it")
-    assert "noiseless" in noise.schedule_sentence(16, 64, 5.0, 0.0)
+    assert noise.schedule_sentence(MASKED, 64).startswith("32 of 64 tokens masked after it")
+    assert "noiseless" in noise.schedule_sentence([0] * 16, 64)
     words = attention.effect_sentence("causal", np.array([0, 0, 0.5]), ["a", "b", "<c>"], 2, 2)
     assert "('<c>') moves 0 of 2 states of the prompt and 1 of 1 of the answer" in words
 
@@ -228,8 +212,6 @@ def test_the_time_axis_reads_seconds_off_the_log():
     figure.draw_without_rendering()
     assert upper.get_xlabel() == "seconds"
     assert upper.get_xlim()[1] == pytest.approx(60 * 1.01 / 2, rel=0.01)
-    untimed = [{"step": row["step"], "loss": row["loss"]} for row in ROWS]
-    assert not training.loss_curve(untimed).axes[0].child_axes
 
 
 def iteration(bits: int, ratios: dict[int, float]) -> dict:
@@ -251,9 +233,7 @@ def test_a_large_model_s_figure_has_the_panels_there_are_runs_for():
     figure = throughput.true_shape({"runs": runs})
     refining, rates = figure.axes
     assert [line.get_label() for line in refining.lines] == ["16 bit", "4 bit", "roofline"]
-    rate, proportion = rates.lines[0], rates.lines[1]
-    assert list(rate.get_xdata()) == [1, 2, 4] and list(rate.get_ydata()) == [16, 31, 60]
-    assert list(proportion.get_ydata()) == [16, 32, 64]
+    assert [list(line.get_ydata()) for line in rates.lines[:2]] == [[16, 31, 60], [16, 32, 64]]
     expected = "An iteration takes 1.2 to 1.4 (16 bit), 1.6 to 2.5 (4 bit) times its roofline"
     assert title(figure) == expected
     hours = "llama: 200 million tokens take 3.5 h on 1 GPU; 4 GPUs are 3.8 times as fast"

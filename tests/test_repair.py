@@ -116,21 +116,6 @@ def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):
     assert run(capsys, *arguments, "--preset=noiseless", "--json")[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["repair", " "], "the text is empty"),
-        (["repair", "hi", "--prompt= "], "the prompt is empty"),
-        (["repair", "x" * 300, "--prompt=hi"], "the context window"),
-        (["infill", "a ___", "--gap=0"], "a gap of 0 tokens"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, message):
-    status, out, err = run(capsys, *arguments, "--model=tiny", f"--adapter={adapter}")
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert message.lower() in err.lower()
-
-
 @pytest.mark.real
 def test_the_default_model_fills_a_gap_from_both_sides(real):
     draft = gapped(real, "The capital of ___ is Paris.")

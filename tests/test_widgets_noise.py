@@ -12,11 +12,6 @@ from lad.widgets.noise import CorruptionExplorer, ScheduleExplorer, counts_html
 HOSTILE = '<img src=x onerror=alert(1)> </s> <s> "quoted" \U0001f600 \u05e9\u05dc\u05d5\u05dd'
 
 
-def plain(html: str) -> str:
-    """The text of some HTML."""
-    return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL))
-
-
 @pytest.fixture
 def explorer():
     explorer = CorruptionExplorer()
@@ -36,10 +31,11 @@ def test_every_control_of_the_schedule_redraws_curve_and_numbers():
     for name, value in changes.items():
         getattr(explorer, name).value = value
         settings[name] = value
-    words = schedule_sentence(**settings)
-    assert explorer.image.value == show(schedule_curve(**settings), words).html
+    masks = mask_counts(**settings)
+    words = schedule_sentence(masks, 200)
+    assert explorer.image.value == show(schedule_curve(masks, 200), words).html
     assert f'alt="{words}"' in explorer.image.value and words in explorer.text.value
-    assert counts_html(mask_counts(**settings)) in explorer.text.value
+    assert counts_html(masks) in explorer.text.value
     assert "each iteration: 5, 2, none from iteration 2 on." in counts_html([5, 2, 0, 0])
     for end in ("min", "max"):  # the ends of all sliders are drawn
         for name in changes:
@@ -58,16 +54,8 @@ def test_every_control_of_the_damage_changes_what_is_shown(explorer):
         before = explorer.screen.value + explorer.table.value
         control.value = value
         assert explorer.screen.value + explorer.table.value != before
-
-
-def test_draw_again_takes_the_next_seed_and_a_seed_gives_one_draw(explorer):
-    explorer.seed.value = 5
-    first = explorer.screen.value
     explorer.again.click()
-    assert explorer.seed.value == 6
-    assert explorer.screen.value != first
-    explorer.seed.value = 5
-    assert explorer.screen.value == first
+    assert explorer.seed.value == 18
 
 
 def test_a_kind_that_is_not_ticked_never_strikes(explorer):
@@ -87,7 +75,7 @@ def test_the_table_compares_expected_and_drawn_and_kinds_are_named_under_tokens(
         if kind:
             assert f"<bdi>{token}</bdi><small>{kind}</small>" in explorer.screen.value
     explorer.severity.value = 0.8
-    text = plain(explorer.table.value)
+    text = " ".join(re.sub(r"<[^>]*>", " ", explorer.table.value).split())
     assert "Tokens touched at p = 0.8" in text
     assert re.search(r"duplicate 20\.0 % \d+ % (1[89]|2[01])\.\d %", text)
     assert re.search(r"shift \(share of sentences\) 20\.0 % (yes|no) ", text)

@@ -58,13 +58,6 @@ def test_the_players_pace():
     assert player.link.target == (player.slider, "value")
 
 
-def test_a_cell_that_shows_a_player_has_it_for_a_page_without_a_kernel_too():
-    bundle = TracePlayer(TRACE)._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert 'class="lad-replay"' in bundle["text/html"]
-    assert "text/html" not in TracePlayer()._repr_mimebundle_()
-
-
 def test_a_gallery_shows_the_trace_that_is_chosen():
     gallery = Gallery({"one": TRACE, "<i>two</i>": OTHER})
     assert gallery.player.trace is TRACE

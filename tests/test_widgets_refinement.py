@@ -268,7 +268,6 @@ def test_a_preset_outside_the_limits_is_brought_within(denoiser):
     explorer = make_explorer(denoiser, preset("demo"), limits=limits)
     assert explorer.preset.value == "demo"
     assert explorer.settings.config == limits.apply(preset("demo"))
-    assert (explorer.settings.config.iterations, explorer.settings.config.answer_length) == (10, 20)
     assert max(values(explorer.controls["iterations"])) == 10
     assert explorer.controls["answer_length"].max == 20
     assert values(explorer.controls["context"])[-1] == 128
@@ -326,11 +325,11 @@ def test_compare_runs_both_and_shows_them_side_by_side(denoiser):
     explorer.compare_button.click()
     assert explorer.wait(PATIENCE)
     assert explorer.message.value == ""
-    assert comparison.names == ("these settings", "without re-masking")
+    assert tuple(comparison.traces) == ("these settings", "without re-masking")
     noiseless = replace(SHORT, remasking="none")
     expected = tuple(record(denoiser, "hello", config) for config in (SHORT, noiseless))
-    assert comparison.traces == expected
-    assert explorer.trace is explorer.player.trace is comparison.traces[0]
+    assert tuple(comparison.traces.values()) == expected
+    assert explorer.trace is explorer.player.trace is comparison.traces["these settings"]
     assert comparison.widget.layout.display == ""
     gate.free = gate.calls + 1
     explorer.compare()  # which is stopped in its first run

@@ -51,11 +51,7 @@ def _base(data: Mapping) -> Mapping:
 
 @styled
 def ablation(data: Mapping) -> Figure:
-    """Four measures of every variant as dots with 95 % intervals, from what `lad ablate` wrote.
-
-    The base is a dashed line, and the grey band around it as wide as what another seed changes. The
-    marks are those of `verdict`.
-    """
+    """Four measures of every variant as dots with 95 % intervals, from what `lad ablate` wrote."""
     variants = data["variants"]
     figure, _ = new_figure(1, len(MEASURES), height=2.0 + 0.3 * len(variants), sharey=True)
     for axes, measure in zip(figure.axes, MEASURES, strict=True):

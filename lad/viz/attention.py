@@ -64,10 +64,7 @@ def _matrix(axes: Axes, mask: np.ndarray, prompt_length: int, column: int | None
 def attention_effects(
     effects: Mapping[str, np.ndarray], tokens: Sequence[str], prompt_length: int, hidden: int
 ) -> Figure:
-    """How far every position's final state moves when the token at `hidden` becomes MASK.
-
-    `effects` has `(t,)` moves by name, see `lad.evaluation.probes.effects`; `tokens` t texts.
-    """
+    """How far every position's final state moves, `(t,)`, when the token at `hidden` is MASK."""
     height = 1.0 + 1.35 * len(effects)
     figure, _ = new_figure(len(effects), 1, height=height, sharex=True, sharey=True)
     for number, (name, moves) in enumerate(effects.items()):

@@ -30,11 +30,10 @@ def accuracies(data: Mapping) -> Figure:
     """Accuracy by task and scoring, with chance, from what `lad benchmark collect` wrote."""
     runs = [run for run in data["runs"] if not run["asked"]["rotate"]]  # rotated: a check
     if not runs:
-        raise DamagedFile("no runs without rotation: expected some; run `lad benchmark collect`")
-    panels: dict[str, list[Mapping]] = {name: [] for name in SCORINGS.values()}
-    for run in runs:
-        panels[SCORINGS[run["scoring"], run["target"]]].append(run)
-    panels = {name: part for name, part in panels.items() if part}
+        raise DamagedFile("no run among these is unrotated: run `lad benchmark collect`")
+    panels: dict[str, list[Mapping]] = {}
+    for run in sorted(runs, key=lambda run: [*SCORINGS].index((run["scoring"], run["target"]))):
+        panels.setdefault(SCORINGS[run["scoring"], run["target"]], []).append(run)
     tasks = [task for task in TASKS if task in {run["task"] for run in runs}]
     height = 1.7 + 0.55 * len(tasks)
     figure, _ = new_figure(1, len(panels), height, sharex=True, sharey=True)

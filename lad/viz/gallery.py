@@ -59,18 +59,17 @@ def save_numbers(name: str, numbers: Mapping) -> Path:
     return path
 
 
-def _find(file: str) -> Path | None:
+def _data(file: str) -> Path:
     """A file of `figures/data/`; `LAD_FIGURES` may name a folder that holds figures only."""
-    paths = (figures_folder() / "data" / file, CHECKOUT / "figures" / "data" / file)
-    return next((path for path in paths if path.is_file()), None)
+    own, recorded = figures_folder() / "data" / file, CHECKOUT / "figures" / "data" / file
+    return recorded if recorded.is_file() and not own.is_file() else own
 
 
 def read_numbers(name: str) -> dict:
     """What a command wrote to `figures/data/NAME.json`; InvalidInput if there is no such file."""
-    path = _find(f"{name}.json")
-    if path is None:
-        missing = figures_folder() / "data" / f"{name}.json"
-        raise InvalidInput(f"no numbers at {missing}: expected what `lad` wrote; check it out")
+    path = _data(f"{name}.json")
+    if not path.exists():
+        raise InvalidInput(f"no numbers at {path}: expected what `lad` wrote; check it out")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,8 +78,8 @@ def read_numbers(name: str) -> dict:
 
 def gallery() -> dict[str, Trace]:
     """The recorded runs that there are, by what they show."""
-    paths = {words: _find(f"{name}.jsonl") for name, words in GALLERY.items()}
-    traces = {words: Trace.load(path) for words, path in paths.items() if path is not None}
+    paths = {words: _data(f"{name}.jsonl") for name, words in GALLERY.items()}
+    traces = {words: Trace.load(path) for words, path in paths.items() if path.is_file()}
     return {f"{' '.join(t.prompt.split())[:60]} ({words})": t for words, t in traces.items()}
 
 
@@ -136,7 +135,7 @@ def draw(name: str) -> Figure:
     if file is None:
         return make()
     if file.endswith(".jsonl"):
-        return make(Trace.load(_find(file) or figures_folder() / "data" / file))
+        return make(Trace.load(_data(file)))
     numbers = read_numbers(Path(file).stem)
     try:
         return make(numbers)
@@ -151,7 +150,8 @@ def draw(name: str) -> Figure:
 
 def unrecorded() -> dict[str, str]:
     """Figures whose data is not in `figures/data/` yet -> the command that records it."""
-    return {name: one.by for name, one in DRAWN.items() if one.data and not _find(one.data)}
+    wanted = {name: one for name, one in DRAWN.items() if one.data}
+    return {name: one.by for name, one in wanted.items() if not _data(one.data).is_file()}
 
 
 def show_recorded(name: str, alt: str) -> Picture | None:

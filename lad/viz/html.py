@@ -44,10 +44,8 @@ def page_html(*fragments: str) -> str:
 def draft_html(trace: Trace, step: int, phase: str = "denoised", coloring: str = "state") -> str:
     """One step of a trace in one phase, see `token_spans`, as one line of HTML.
 
-    Args:
-        coloring: "state" (green = changed, red = masked) or "confidence" (by probability; the
-            underline of what changed and the hatch of what is masked stay); with "either" it is
-            by state, and by confidence inside an element of class `lad-by-confidence`.
+    `coloring` is "state" (green = changed, red = masked) or "confidence" (by probability; underline
+    and hatch stay); "either" is by confidence inside an element of class `lad-by-confidence`.
     """
     if coloring not in COLORINGS:
         raise InvalidInput(f"coloring = {coloring!r}: expected one of {', '.join(COLORINGS)}")

@@ -32,10 +32,9 @@ MASK_AREA["facecolor"] = tint(COLORS["masked"])
 
 @dataclass(frozen=True)
 class Corrupted:
-    """One sentence of t pieces before and after the corruption.
+    """One sentence of t pieces before and after the corruption, and what acted on each.
 
-    Each position shows MASK or not and has the kinds that acted on it as its causes, in their
-    order; `shares` says on which share of the positions each kind acted.
+    `causes` are in the order in which they acted; `shares` is by kind, of the positions.
     """
 
     before: tuple[str, ...]
@@ -106,14 +105,11 @@ def schedule_by_noise_start() -> Figure:
 
 
 @styled
-def schedule_curve(
-    iterations: int, answer_length: int, sharpness: float, noise_start: float
-) -> Figure:
+def schedule_curve(masks: Sequence[int], answer_length: int) -> Figure:
     """One schedule: tokens masked again after each iteration. Laid out by hand, to be quick."""
+    iterations, last = len(masks), _last_mask(masks)
     figure, axes = new_figure(height=2.9, layout="none")
     figure.subplots_adjust(left=0.08, right=0.985, top=0.88, bottom=0.17)
-    masks = mask_counts(iterations, answer_length, sharpness, noise_start)
-    last = _last_mask(masks)
     edges = np.arange(iterations + 1) - 0.5
     axes.fill_between(edges, [*masks, masks[-1]], step="post", **MASK_AREA)
     axes.set_xlim(-0.5, iterations - 0.5)
@@ -123,12 +119,9 @@ def schedule_curve(
     return figure
 
 
-def schedule_sentence(
-    iterations: int, answer_length: int, sharpness: float, noise_start: float
-) -> str:
+def schedule_sentence(masks: Sequence[int], answer_length: int) -> str:
     """One schedule in words."""
-    masks = mask_counts(iterations, answer_length, sharpness, noise_start)
-    last = _last_mask(masks)
+    iterations, last = len(masks), _last_mask(masks)
     if last is None:
         return f"Nothing is masked again in {iterations} iterations: a noiseless run."
     first = f"{masks[0]} of {answer_length} tokens masked after iteration 0"
@@ -206,9 +199,9 @@ def masked_share(shares: np.ndarray) -> Figure:
 
 
 @styled
-def corruption_rates(rates: Sequence[Rate], config: CorruptionConfig | None = None) -> Figure:
+def corruption_rates(rates: Sequence[Rate]) -> Figure:
     """Expected corruption (lines) against drawn (points with 95 % intervals), over p."""
-    config = config or CorruptionConfig()
+    config = CorruptionConfig()
     kinds = list(dict.fromkeys(rate.kind for rate in rates))
     figure, _ = new_figure(1, len(kinds), height=3.2, sharey=True)
     p = np.linspace(0, 1, 51).tolist()

@@ -43,10 +43,9 @@ HEAD = 0.75  # inches: title and column names
 
 @styled
 def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> Figure:
-    """The draft at chosen iterations, every token on the colour of its confidence; MASK is black.
+    """The draft at iterations of `choose_steps`, tokens on the colour of their confidence.
 
-    A run with re-masking has two columns, what the denoiser saw and what it drew; a noiseless one
-    needs only the second. `iterations` is as in `lad.viz.tokens.choose_steps`.
+    A run with re-masking has two columns, what the denoiser saw and what it drew.
     """
     steps = tokens.choose_steps(trace, iterations)
     columns = {"input": "what the denoiser saw"} if trace.remask.any() else {}
@@ -175,8 +174,7 @@ def confidence_heatmap(trace: Trace) -> Figure:
     figure, image = _heatmap(trace, trace.confidence, CONFIDENCE_MAP, 1)
     bar = figure.colorbar(image, ax=figure.axes[0], fraction=0.04, pad=0.02)
     bar.set_label("confidence (probability)")
-    means = _mean_confidence(trace)
-    ends = f"{means[0]:.2f} to {means[-1]:.2f}"
+    ends = "{:.2f} to {:.2f}".format(*_mean_confidence(trace)[[0, -1]])
     return titled(figure, f"Mean confidence goes from {ends} in {_ran(trace)}")
 
 
@@ -192,8 +190,8 @@ def settling_heatmap(trace: Trace) -> Figure:
     state[rows >= trace.settled_at] = 2  # the change that brings the final token settles
     fills = (COLORS["changed"], "#C4C4C4", "#E8F3FB")
     figure, image = _heatmap(trace, state, ListedColormap(fills), 2)
-    hatch = {"hatch": style.HATCHES["masked"] * 2, "facecolor": "none", "linewidth": 0}
-    hatch["edgecolor"] = "#8A3D00"
+    hatch = {"facecolor": "none", "edgecolor": "#8A3D00", "linewidth": 0}
+    hatch["hatch"] = style.HATCHES["masked"] * 2
     for row, masked in enumerate(trace.is_masked[:, : image.get_array().shape[1]]):
         edges = np.flatnonzero(np.diff(masked.astype(np.int8), prepend=0, append=0))
         for start, stop in edges.reshape(-1, 2):

@@ -84,8 +84,7 @@ def new_figure(
 ) -> tuple[Figure, Axes | list[Axes]]:
     """An empty figure, `height` inches high, of `rows` x `columns` panels, and the panel or panels.
 
-    A layout of "none" is for panels placed by hand and saves half the drawing time. `subplots` goes
-    to `Figure.subplots`.
+    A layout of "none" is for panels placed by hand and saves half the drawing time.
     """
     figure = Figure(figsize=(WIDTH, height), layout=layout)
     FigureCanvasAgg(figure)
@@ -207,17 +206,15 @@ class Picture:
 
 
 def show(figure: Figure, alt: str, name: str | None = None) -> Picture:
-    """The figure as the last line of a notebook cell, with its title and `alt` in words.
+    """The figure as the last line of a cell, with its title and `alt` (not empty) in words.
 
-    `alt` says what is drawn to a reader who does not see it, or InvalidInput is raised. With a
-    `name` the figure is also written to the figures folder, see `save`.
+    With a `name` the figure is also written to the figures folder, see `save`.
     """
     if not alt.strip():
         raise InvalidInput("alt is empty: expected a sentence that says what the figure shows")
     png = save(figure, name).read_bytes() if name else to_png(figure)
     title = figure.get_suptitle()
-    words = f"{title}. {alt}" if title else alt
-    return Picture(png, " ".join(words.split()))
+    return Picture(png, " ".join((f"{title}. {alt}" if title else alt).split()))
 
 
 def save(figure: Figure, name: str, svg: bool = False) -> Path:

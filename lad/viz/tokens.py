@@ -162,11 +162,9 @@ def choose_steps(trace: Trace, iterations: Sequence[int] | None = None) -> list[
     if iterations is None:
         doubling = [0, *(4 * 2**n for n in range(10))]
         iterations = range(last + 1) if last < 6 else [n for n in doubling if n < last - 1] + [last]
-    for number in iterations:
-        if not isinstance(number, int | np.integer) or number < 0:
-            raise InvalidInput(f"iteration {number!r}: expected a whole number from 0")
-    if not len(iterations):
-        raise InvalidInput("no iterations to show: expected at least one")
+    whole = [isinstance(number, int | np.integer) and number >= 0 for number in iterations]
+    if not whole or not all(whole):
+        raise InvalidInput(f"iterations {iterations!r}: expected one or more whole numbers from 0")
     return sorted({min(int(number), last) for number in iterations})
 
 
@@ -182,10 +180,7 @@ def frames(trace: Trace) -> list[tuple[int, str]]:
 
 
 def sentence(trace: Trace, step: int, settled: bool = True) -> str:
-    """What happened in one iteration, in words; the numbers concern the tokens before EOS.
-
-    `settled` adds which share of the answer is final already; for a finished run.
-    """
+    """One iteration in words, of the tokens before EOS; `settled` adds which share is final."""
     step %= len(trace.steps)
     length = trace.answer_length(step)
     again, tail = (int(part.sum()) for part in np.split(trace.remask[step], [length]))

@@ -21,10 +21,7 @@ from lad.viz.style import COLORS, errorbars, label, new_figure, series, styled, 
 
 @styled
 def loss_curve(log: Sequence[dict]) -> Figure:
-    """The training loss: every logged row (two at least) as a dot, and their running median.
-
-    The upper axis shows the time that had passed at the steps below it.
-    """
+    """The training loss: every logged row (two at least) as a dot, and their running median."""
     log = [row for row in log if "loss" in row]
     if len(log) < 2:
         raise InvalidInput(f"{len(log)} rows with a loss: expected at least 2 to draw a curve")

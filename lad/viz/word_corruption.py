@@ -140,11 +140,10 @@ def one_of_each(sentence: Sentence, severity: float) -> dict[str, Corrupted]:
 def drawn_rates(
     severities: Sequence[float], config=None, length=256, rows=400, seed=0
 ) -> list[Rate]:
-    """How often each kind acts, counted on `rows` answers of `length` tokens at each severity.
+    """How often each kind acts, counted on `rows` answers of `length` tokens, none masked whole.
 
-    Answers that are masked whole are left out. A rate is the share of positions, but for "shift"
-    the share of answers, as in `CorruptionConfig.expected_rates`. The interval is the mean ± 1.96
-    standard errors over answers: neighbouring positions are not independent.
+    A rate is the share of positions, but for "shift" the share of answers. The interval is the
+    mean ± 1.96 standard errors over answers: neighbouring positions are not independent.
     """
     config = replace(config or CorruptionConfig(), all_masked=0.0)
     generator = torch.Generator().manual_seed(seed)

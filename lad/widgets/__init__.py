@@ -12,28 +12,15 @@ accessibility  names of controls for screen readers
 demo           the explorers as a web page
 """
 
-from importlib import import_module
-
-_MODULES = {
-    "Answered": "benchmark",
-    "AttentionExplorer": "attention",
-    "Comparison": "player",
-    "CorruptionExplorer": "noise",
-    "Gallery": "player",
-    "InfillExplorer": "editing",
-    "ItemBrowser": "benchmark",
-    "Limits": "controls",
-    "RefinementExplorer": "refinement",
-    "RepairExplorer": "editing",
-    "ScheduleExplorer": "noise",
-    "TracePlayer": "player",
-}
-
-__all__ = sorted(_MODULES)
-
-
-def __getattr__(name: str):
-    """Import a module when one of its names is first used."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+from lad.widgets.attention import AttentionExplorer as AttentionExplorer
+from lad.widgets.benchmark import Answered as Answered
+from lad.widgets.benchmark import ItemBrowser as ItemBrowser
+from lad.widgets.controls import Limits as Limits
+from lad.widgets.editing import InfillExplorer as InfillExplorer
+from lad.widgets.editing import RepairExplorer as RepairExplorer
+from lad.widgets.noise import CorruptionExplorer as CorruptionExplorer
+from lad.widgets.noise import ScheduleExplorer as ScheduleExplorer
+from lad.widgets.player import Comparison as Comparison
+from lad.widgets.player import Gallery as Gallery
+from lad.widgets.player import TracePlayer as TracePlayer
+from lad.widgets.refinement import RefinementExplorer as RefinementExplorer

@@ -33,11 +33,9 @@ class AttentionExplorer:
     def __init__(
         self, denoiser: Denoiser | None = None, text: str | None = None, prompt_length: int = 4
     ) -> None:
-        """
-        Args:
-            denoiser: whose states to measure; by default a random model of two layers.
-            text: of 3 to 24 tokens, without a chat template.
-            prompt_length: how many of its tokens count as the prompt at first.
+        """The text has 3 to 24 tokens, of which `prompt_length` count as the prompt at first.
+
+        By default the states are those of a random model of two layers.
         """
         self._denoiser = denoiser or Denoiser.create(load_backbone("tiny"))
         tokenizer, config = self._denoiser.tokenizer, self._denoiser.config
@@ -60,7 +58,6 @@ class AttentionExplorer:
         self.prompt_length = widgets.IntSlider(p, 1, last, description="Prompt (tokens)", **FIELD)
         self.prompt_length.continuous_update = False  # it starts a measurement
         self.hidden = widgets.IntSlider(last, 0, last, description="Hide token", **FIELD)
-        # An Image widget has no alternative text.
         self.image, self.caption, self.message = (widgets.HTML(layout=FULL) for _ in range(3))
         for control in (self.kind, self.target, self.prompt_length, self.hidden):
             control.observe(self._draw, "value")

@@ -11,7 +11,7 @@ from lad.diffusion.trace import Trace
 from lad.evaluation.tasks import LETTERS, Question, parse_letter
 from lad.utils import InvalidInput
 from lad.viz.html import escape
-from lad.widgets.controls import ROW
+from lad.widgets.controls import SPACED
 from lad.widgets.player import TracePlayer
 
 OUTCOMES = ("right", "wrong", "unparsable")
@@ -61,13 +61,7 @@ def answered_html(one: Answered) -> str:
 
 
 class ItemBrowser:
-    """Questions one at a time, at least one, with a player of the answer's trace below.
-
-    Attributes:
-        widget: what a notebook cell shows.
-        shown, slider, back, forth: which outcomes to go through, and where to go.
-        caption, page, player: the question, and the player of its answer.
-    """
+    """Questions one at a time, at least one, with a player of the answer's trace below."""
 
     def __init__(self, answered: Sequence[Answered]) -> None:
         if not answered:
@@ -85,8 +79,7 @@ class ItemBrowser:
         self.forth.on_click(lambda _: self._go(1))
         self.slider.observe(lambda _: self._draw(), "value")
         self.shown.observe(lambda _: self._filter(), "value")
-        bar = widgets.HBox([self.shown, self.back, self.slider, self.forth])
-        bar.layout = widgets.Layout(**ROW | {"grid_gap": "0 12px"})
+        bar = widgets.HBox([self.shown, self.back, self.slider, self.forth], layout=SPACED)
         self.widget = widgets.VBox([bar, self.caption, self.page, self.player.widget])
         self._draw()
 

@@ -58,14 +58,12 @@ def error_html(text: str) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that one run may take; `seconds` of wall time (None: no limit), `characters` of one
-    prompt or text.
-    """
+    """The most that one run may take; `characters` are of one prompt or text."""
 
     iterations: int = RANGES["iterations"][1]
     answer_length: int = RANGES["answer_length"][1]
     context: int = RANGES["context"][1]
-    seconds: float | None = None
+    seconds: float | None = None  # of wall time
     characters: int = 20_000
 
     def apply(self, config: RefineConfig) -> RefineConfig:
@@ -86,12 +84,10 @@ class Limits:
 def make_control(
     field: Mapping, value: object, most: int | None = None, **traits: object
 ) -> widgets.ValueWidget:
-    """The widget of one setting, which shows `value` at first.
+    """The widget of one setting of `lad.utils.describe`, which shows `value` at first.
 
-    Args:
-        field: from `lad.utils.describe`. The group "Basics" has a slider over a few numbers, an
-            optional number a list that begins with "none", a Literal a list of its values.
-        most: upper limit, where it is lower than that of the setting.
+    The group "Basics" has a slider over a few numbers, an optional number a list that begins with
+    "none", a Literal a list of its values; `most` is a limit below that of the setting.
     """
     words = {"description": field["label"], "tooltip": field["help"]}
     traits = words | {"layout": WIDE, "style": LONG} | traits
@@ -131,17 +127,13 @@ def set_value(control: widgets.ValueWidget, value: object) -> None:
 
 
 class Controls:
-    """The controls of `RefineConfig`.
+    """The controls of `RefineConfig`, by its fields' names in `controls`.
 
-    Attributes:
-        controls: name of a `RefineConfig` field -> its widget.
-        preset: the preset that the controls stand at, or "custom".
-        noiseless: ticked while `remasking` is "none".
-        folded: all but `preset`, `noiseless` and the group "Basics".
+    `folded` holds all but `preset`, `noiseless` (ticked while `remasking` is "none") and "Basics".
     """
 
-    def __init__(self, config: RefineConfig | None = None, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, config: RefineConfig | None, limits: Limits) -> None:
+        self.limits = limits
         self._loading = False
         self.controls = {}
         groups = {}  # of controls, for the folded part
@@ -165,8 +157,8 @@ class Controls:
             control.observe(self._changed, "value")
         parts = []
         for group, members in groups.items():
-            parts.append(widgets.HTML(f"<strong>{group}</strong>"))
-            parts.append(widgets.GridBox(members, layout=COLUMNS))
+            title = widgets.HTML(f"<strong>{group}</strong>")
+            parts += [title, widgets.GridBox(members, layout=COLUMNS)]
         self.folded = widgets.Accordion([widgets.VBox(parts)], titles=["All controls"])
         self._changed()
 
@@ -175,17 +167,14 @@ class Controls:
         """What the controls are set to; raises InvalidInput for a value outside its range."""
         return RefineConfig(**{name: control.value for name, control in self.controls.items()})
 
-    def load(self, config: RefineConfig) -> None:
-        """Move every control to where these settings say, as far as the limits allow."""
+    def _choose_preset(self, _change: object = None) -> None:
+        if self._loading or self.preset.value == CUSTOM:
+            return
         self._loading = True
-        for name, value in self.limits.apply(config).to_dict().items():
+        for name, value in self.limits.apply(PRESETS[self.preset.value]).to_dict().items():
             set_value(self.controls[name], value)
         self._loading = False
         self._changed()
-
-    def _choose_preset(self, _change: object = None) -> None:
-        if not self._loading and self.preset.value != CUSTOM:
-            self.load(PRESETS[self.preset.value])
 
     def _switch_noise(self, _change: object = None) -> None:
         if not self._loading:

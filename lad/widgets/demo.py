@@ -106,29 +106,18 @@ def write_notebook(folder: Path, model: str, adapter: Path | None, device: str) 
 
 def configuration(host: str, port: int, idle: float, sessions: int) -> dict[str, dict]:
     """Voila's settings, as traitlets takes them: class -> trait -> value."""
+    # A page that is closed sends a POST without a token; refused, its kernel would go on. All that
+    # a POST can reach is the end of a kernel whose random id it names.
+    posts = {"disable_check_xsrf": True}
+    page = {"strip_sources": True, "show_tracebacks": False, "extension_allowlist": EXTENSIONS}
+    page["multi_kernel_manager_class"] = "lad.widgets.demo.SessionManager"
+    # A kernel is idle while no message passes; a run sends one with every iteration.
+    unused = {"cull_idle_timeout": round(max(idle, 1)), "cull_interval": round(max(idle / 4, 1))}
     return {
-        "Voila": {
-            "ip": host,
-            "port": port,
-            "open_browser": False,
-            # A page that is closed sends a POST without a token; refused, its kernel would go on.
-            # All that a POST can reach is the end of a kernel whose random id it names.
-            "tornado_settings": {"disable_check_xsrf": True},
-        },
-        "VoilaConfiguration": {
-            "strip_sources": True,
-            "show_tracebacks": False,
-            "extension_allowlist": EXTENSIONS,
-            "multi_kernel_manager_class": "lad.widgets.demo.SessionManager",
-        },
+        "Voila": {"ip": host, "port": port, "open_browser": False, "tornado_settings": posts},
+        "VoilaConfiguration": page,
         "SessionManager": {"most": sessions},
-        # A kernel is idle while no message passes; a run sends one with every iteration.
-        "MappingKernelManager": {
-            "cull_idle_timeout": round(max(idle, 1)),
-            "cull_interval": round(max(idle / 4, 1)),
-            "cull_connected": True,
-            "cull_busy": False,
-        },
+        "MappingKernelManager": unused | {"cull_connected": True, "cull_busy": False},
     }
 
 
@@ -143,9 +132,7 @@ def serve(
 ) -> None:
     """Serve the page until interrupted; raises InvalidInput for a number out of range.
 
-    Args:
-        idle: seconds until an unused page is ended.
-        sessions: most at once; `default_sessions` by default.
+    An unused page is ended after `idle` seconds; at most `sessions` are served at once.
     """
     sessions = default_sessions(get_backbone(model)) if sessions is None else sessions
     if not 1 <= port <= 65535:

@@ -34,8 +34,7 @@ EXPLANATIONS = {
 class _TextExplorer(Explorer):
     """A text, perhaps the question it answers, and a run that starts from it.
 
-    The arguments are those of `RefinementExplorer`. A subclass has `_make_controls`, which returns
-    them in bars, and `_start_run`.
+    A subclass has `_make_controls`, which returns them in bars, and `_start_run`.
     """
 
     TEXT = QUESTION = ""  # what the controls hold at first

@@ -42,9 +42,10 @@ class ScheduleExplorer:
 
     def _draw(self, _change: object = None) -> None:
         settings = {name: control.value for name, control in self._controls.items()}
-        sentence = schedule_sentence(**settings)
-        self.image.value = show(schedule_curve(**settings), sentence).html
-        self.text.value = f"<p>{sentence}</p>{counts_html(mask_counts(**settings))}"
+        masks, length = mask_counts(**settings), self.answer_length.value
+        sentence = schedule_sentence(masks, length)
+        self.image.value = show(schedule_curve(masks, length), sentence).html
+        self.text.value = f"<p>{sentence}</p>{counts_html(masks)}"
 
 
 def counts_html(counts: list[int]) -> str:
@@ -60,8 +61,7 @@ class CorruptionExplorer:
     """A sentence under the noise of training, and how often each kind is expected to strike.
 
     Words stand for tokens, see `lad.viz.word_corruption`. That training masks one answer in ten
-    whole is left out: there is nothing to see. `damage` is the draw on show, or None if the text
-    holds no word.
+    whole is left out. `damage` is the draw on show, or None if the text holds no word.
     """
 
     def __init__(self) -> None:
@@ -118,8 +118,8 @@ class CorruptionExplorer:
 
 
 def _colors(kind: str) -> tuple[str, str]:
-    line = COLORS["masked" if kind == "mask" else kind]
-    return line, f"rgb({', '.join(str(round(255 * part)) for part in tint(line, 0.35))})"
+    light = ", ".join(str(round(255 * part)) for part in tint(COLORS[kind], 0.35))
+    return COLORS[kind], f"rgb({light})"
 
 
 _ENVIRONMENT = Environment(autoescape=True)

@@ -1,9 +1,5 @@
 """Recorded runs under a player: one, one out of several, or two side by side.
 
-    TracePlayer   play, pause, step and scrub a trace
-    Gallery       a player with a list of traces to choose from
-    Comparison    two traces under one player, iteration by iteration
-
 As the last line of a notebook cell a `TracePlayer` or a `Gallery` shows itself, and a page made
 from that notebook gets the player of `lad.viz.html`, which works without a kernel.
 """
@@ -16,17 +12,7 @@ import ipywidgets as widgets
 
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
-from lad.viz.html import (
-    answer_html,
-    caption_html,
-    costs_html,
-    draft_html,
-    escape,
-    legend_html,
-    page_html,
-    replay_html,
-    replays_html,
-)
+from lad.viz import html
 from lad.viz.tokens import frames
 from lad.widgets.controls import COLUMNS, ROW, SHORT, WIDE, labelled, width
 
@@ -80,16 +66,14 @@ class _Player:
 
     def _draft(self, trace: Trace, step: int, phase: str) -> str:
         coloring = "confidence" if self.by_confidence.value else "state"
-        return page_html(draft_html(trace, step, phase, coloring), legend_html(trace, coloring))
+        draft = html.draft_html(trace, step, phase, coloring)
+        return html.page_html(draft, html.legend_html(trace, coloring))
 
 
 class TracePlayer(_Player):
-    """Play, step and scrub a recorded trace.
+    """Play, step and scrub a recorded `trace` (None: nothing is on show).
 
-    Attributes:
-        widget: what a notebook cell shows, all but the pause; the cell shows a `TracePlayer` too.
-        trace: the trace on show, or None.
-        pause: seconds between two frames while playing.
+    `widget` is all but the pause; a cell that ends in the `TracePlayer` itself shows both.
     """
 
     def __init__(self, trace: Trace | None = None, pause: float = 0.5) -> None:
@@ -109,7 +93,7 @@ class TracePlayer(_Player):
             self.caption.value = self.screen.value = self.answer.value = ""
             return
         self._move_to_last(len(frames(trace)) - 1)
-        self.answer.value = page_html(answer_html(trace))
+        self.answer.value = html.page_html(html.answer_html(trace))
         self._draw()
 
     def show_live(self, trace: Trace, phase: str) -> None:
@@ -124,27 +108,20 @@ class TracePlayer(_Player):
             self._show(self.trace, *frames(self.trace)[self.slider.value])
 
     def _show(self, trace: Trace, step: int, phase: str, live: bool = False) -> None:
-        self.caption.value = caption_html(trace, step, phase, live)
+        self.caption.value = html.caption_html(trace, step, phase, live)
         self.screen.value = self._draft(trace, step, phase)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget with its pause, and the same as HTML for a page without a kernel."""
-        static = None if self.trace is None else replay_html(self.trace)
+        static = None if self.trace is None else html.replay_html(self.trace)
         return _bundle(widgets.VBox([self.pause, self.widget]), static, kwargs)
 
 
 class Gallery:
-    """A player with a list of traces to choose from.
-
-    Attributes:
-        widget: what a notebook cell shows; the cell shows a `Gallery` too.
-        traces, choice, player: the traces by name, the list of names, the player.
-    """
+    """A player with a list of traces to choose from; a cell that ends in it shows its `widget`."""
 
     def __init__(self, traces: Mapping[str, Trace], player: TracePlayer | None = None) -> None:
-        """`player` may show other things too, and nothing of the gallery at first; by default the
-        gallery makes one, which begins with the first trace.
-        """
+        """A `player` given may show other things too, and nothing of the gallery at first."""
         self.traces = dict(traces)
         names = [(name, name) for name in self.traces]
         first = [] if player is None else [("choose a recorded run", "")]
@@ -166,7 +143,7 @@ class Gallery:
             self.player.load(self.traces[self.choice.value])
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        return _bundle(self.widget, replays_html(self.traces) if self.traces else None, kwargs)
+        return _bundle(self.widget, html.replays_html(self.traces) if self.traces else None, kwargs)
 
 
 def _bundle(widget: widgets.Widget, static: str | None, kwargs: dict) -> dict:
@@ -177,15 +154,13 @@ def _bundle(widget: widgets.Widget, static: str | None, kwargs: dict) -> dict:
 class Comparison(_Player):
     """Two traces side by side under one player; on a narrow page, one below the other.
 
-    A step is an iteration of both. A run that has ended shows its answer from then on.
-
-    `names` and `traces` are those of the two runs; empty when nothing is compared.
+    A step is an iteration of both. A run that has ended shows its answer from then on. `traces` are
+    the two runs by name, or none.
     """
 
     def __init__(self, traces: Mapping[str, Trace] | None = None, pause: float = 0.5) -> None:
         super().__init__(pause)
-        self.names: tuple[str, ...] = ()
-        self.traces: tuple[Trace, ...] = ()
+        self.traces: dict[str, Trace] = {}
         self.heads = [widgets.HTML(), widgets.HTML()]
         self.screens = [widgets.HTML(layout=SCREEN), widgets.HTML(layout=SCREEN)]
         self.costs = widgets.HTML(layout=WIDE)
@@ -199,18 +174,17 @@ class Comparison(_Player):
         """Show two runs, at their last iterations; an empty mapping hides the comparison."""
         if len(traces) not in (0, 2):
             raise InvalidInput(f"{len(traces)} traces to compare: expected two, by name")
-        self.names, self.traces = tuple(traces), tuple(traces.values())
+        self.traces = dict(traces)
         self.widget.layout.display = "" if traces else "none"
         if traces:
-            self._move_to_last(max(len(trace.steps) for trace in self.traces) - 1)
-            self.costs.value = page_html(costs_html(traces))
+            self._move_to_last(max(len(trace.steps) for trace in traces.values()) - 1)
+            self.costs.value = html.page_html(html.costs_html(traces))
             self._draw()
 
     def _draw(self, _change: object = None) -> None:
-        for name, trace, head, screen in zip(
-            self.names, self.traces, self.heads, self.screens, strict=bool(self.traces)
-        ):
+        sides = zip(self.traces.items(), self.heads, self.screens, strict=False)
+        for (name, trace), head, screen in sides:
             step = min(self.slider.value, len(trace.steps) - 1)
-            title = f"<div><strong>{escape(name)}</strong></div>"
-            head.value = page_html(title, caption_html(trace, step, "denoised"))
+            title = f"<div><strong>{html.escape(name)}</strong></div>"
+            head.value = html.page_html(title, html.caption_html(trace, step, "denoised"))
             screen.value = self._draft(trace, step, "denoised")

@@ -37,9 +37,8 @@ VARIATIONS = {
 def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
     """A name for, and the settings of, a run to compare one of these settings with.
 
-    Args:
-        kind: "remasking" (noiseless for a run that masks again, and the other way round), "seed"
-            (the next one, at temperature 1 if the run was greedy) or a preset's name.
+    `kind` is "remasking" (noiseless for a run that masks again, and the other way round), "seed"
+    (the next one, at temperature 1 if the run was greedy) or a preset's name.
     """
     if kind == "remasking":
         if config.remasking != "none":
@@ -57,9 +56,7 @@ def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
 class RefinementExplorer(Explorer):
     """Every control of a refinement, a run to watch or stop, and a player over its trace.
 
-    Attributes (and those of `lad.widgets.runner.Explorer`):
-        settings, controls, noiseless, preset: see `lad.widgets.controls.Controls`.
-        earlier: the turns so far, as chat messages; part of the prompt while `turns` is ticked.
+    `earlier` are the turns so far, as chat messages: part of the prompt while `turns` is ticked.
     """
 
     def __init__(
@@ -73,13 +70,12 @@ class RefinementExplorer(Explorer):
         gallery: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Nothing is loaded or run yet.
+        """Nothing is loaded or run yet; what is given is what the controls say at first.
 
         Args:
             denoiser: or a function that loads it at the first run; the default model when None.
-            prompt, config, pause: what the controls say at first; pause in seconds a frame.
+            pause: seconds a frame.
             models: several denoisers to choose from, by name, instead of one.
-            gallery: recorded traces by name.
             limits: of a run, for pages that strangers visit.
         """
         super().__init__(limits, pause)
@@ -148,14 +144,11 @@ class RefinementExplorer(Explorer):
 
     def compare(self, _button: object = None) -> None:
         """Run the prompt twice, with the settings shown and with a variation, side by side."""
-        if self.running:
-            return
-        try:
-            prompt, config = self._chat(), self.settings.config
-            name, other = variation(config, self.compare_with.value)
-        except LADError as error:
-            self.show_error(error)
-            return
+        self._attempt(self._start_comparison)
+
+    def _start_comparison(self) -> None:
+        prompt, config = self._chat(), self.settings.config
+        name, other = variation(config, self.compare_with.value)
         jobs = [Job(prompt, config), Job(prompt, self._limits.apply(other))]
         self.comparison.load({})
 
@@ -207,8 +200,7 @@ def read_trace(name: str, data: bytes) -> Trace:
         # Drawing it once finds what reading does not check.
         page_html(answer_html(trace), json.dumps(trace.config), escape(trace.prompt))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedFile(
-            f"{name} is no readable trace ({type(error).__name__}: {error}): expected a file that "
-            "was saved here or by `lad refine --trace`"
-        ) from error
+        got = f"{name} is no readable trace ({type(error).__name__}: {error})"
+        expected = "expected a file that was saved here or by `lad refine --trace`"
+        raise DamagedFile(f"{got}: {expected}") from error
     return trace

@@ -52,13 +52,8 @@ class Loader:
 class Explorer:
     """Run and Stop, and what a run shows; a subclass has `_start_run`, which calls `_start`.
 
-    Attributes:
-        widget: what a notebook cell shows.
-        trace: the trace of the last run, or None.
-        running: True while a run's thread is at work.
+    `trace` is that of the last run, or None; `running` is True while a run's thread is at work.
     """
-
-    widget: widgets.Widget
 
     def __init__(self, limits: Limits | None, pause: float) -> None:
         self.trace: Trace | None = None
@@ -81,10 +76,13 @@ class Explorer:
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
+        self._attempt(self._start_run)
+
+    def _attempt(self, start: Callable[[], object]) -> None:
         if self.running:
             return
         try:
-            self._start_run()
+            start()
         except LADError as error:
             self.show_error(error)
 
@@ -112,9 +110,7 @@ class Explorer:
         make_jobs: Callable[[Denoiser], Sequence[Job]],
         done: Callable[[list[Trace], bool], object],
     ) -> None:
-        """Run jobs one after the other in a thread, then call `done` there with their traces and
-        whether all ran to their end.
-        """
+        """Run jobs in turn in a thread, then call `done` there with traces and "all are whole"."""
         with self._lock:
             if self.running:
                 return
