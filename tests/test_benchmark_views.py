@@ -53,7 +53,7 @@ def test_no_run_is_said(joined):
     for one in rotated:
         one["asked"]["rotate"] = True
     for runs in ([], rotated):
-        with pytest.raises(DamagedFile, match="no runs without rotation"):
+        with pytest.raises(DamagedFile, match="no run among these"):
             accuracies({"runs": runs, "comparisons": []})
     with pytest.raises(DamagedFile, match="no points"):
         compute_curve({"points": []})
