@@ -185,7 +185,7 @@ TITLES = {
     f"{UNDER}none": lambda: attention.attention_effects(STILL, "ab", 1, 1),
     "The trained adapter has 15 % of the frozen": FIGURES["parameter_bars"],
     "The adapter moves weights by 15 %": FIGURES["adapter_update"],
-    "“Tokyo” gets 90 %, not among them": FIGURES["predictions"],
+    "“Tokyo” has 90 % (": FIGURES["predictions"],
     "The loss falls: 4.8": FIGURES["loss_curve"],
     "The loss rises": lambda: loss(range(60)),
     "The loss stays": lambda: loss(np.random.default_rng(0).normal(3, 0.3, 60)),

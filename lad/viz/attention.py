@@ -192,12 +192,13 @@ def predictions(answers: Mapping[str, Sequence], wanted: str) -> Figure:
             percent = 100 * one.probability
             shares += [f"{percent:.3g} %"] * right
             _bar(axes, row, percent, f"{percent:.1f} %", color, "//" if right else "")
-        found.append(shares[0] if shares else "not among them")
+        least = f"< {100 * candidates[-1].probability:.2g} %"  # of those that are drawn
+        found.append(f"{shares[0] if shares else least} ({name})")
         axes.set_yticks(range(len(candidates)), [_printable(c.text) for c in candidates])
         axes.invert_yaxis()
         axes.set(xlim=(0, 128), xticks=[0, 50, 100])
         label(axes, "probability (%)", "", name)
-    return titled(figure, f"“{wanted.strip()}” gets {', '.join(found)} (left to right)")
+    return titled(figure, f"“{wanted.strip()}” has {', '.join(found)}")
 
 
 def _printable(text: str) -> str:
