@@ -162,8 +162,8 @@ def _measure(
     denoiser, backbone, ids, config, batch, n_reference, reference_iterations, on_round
 ) -> dict:
     """The times of one window and batch size; the arguments are as in `bench`."""
-    n_rounds, endless = math.ceil(len(ids) / batch), cycle(ids)
-    rounds = [list(islice(endless, batch)) for _ in range(n_rounds)]
+    n_rounds, repeated = math.ceil(len(ids) / batch), cycle(ids)
+    rounds = [list(islice(repeated, batch)) for _ in range(n_rounds)]
 
     def refine(chunk: list[Tensor], config: RefineConfig) -> tuple[float, int | None, list[Trace]]:
         return _timed(denoiser.device, refine_batch, denoiser, chunk, config, batch_size=batch)
