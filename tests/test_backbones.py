@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lad.models import download, loading
+from lad.models.chat import encode_prompts
+from lad.models.generate import generate
 from lad.models.registry import BACKBONES, describe, fetch_backbone, get_backbone, load_backbone
 from lad.utils import DamagedFile, InvalidInput
 
@@ -145,6 +147,9 @@ def test_fetched_and_converted_once(fetched, cache, tiny, save, monkeypatch):
     assert fetch_backbone("smollm2-135m") == folder
     assert values["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
     assert len(fetched) == 2 and not list(cache.rglob("*.gguf")), "the GGUF is not kept"
+    (folder / "converted-2").unlink()  # as converted by an earlier version
+    assert not describe("smollm2-135m")["cached"]
+    assert fetch_backbone("smollm2-135m") == folder and len(fetched) == 3
 
 
 @pytest.fixture
@@ -201,3 +206,24 @@ def test_smollm2_is_what_the_registry_says():
     assert smol.tokenizer.decode(smol.tokenizer.encode(text)) == text
     # Another version of the converter must not change these.
     assert smol.tokenizer.encode("It's 2024.") == [1589, 506, 216, 34, 32, 34, 36, 30]
+    for text, tokens in DIGITS_APART.items():
+        assert smol.tokenizer.tokenize(text) == tokens.split()
+    prompts = ["Name three primary colors.", "What is 12 times 12?", "How do I boil an egg?"]
+    for new in generate(smol.model, smol.tokenizer, encode_prompts(smol.tokenizer, prompts), 60):
+        assert smol.tokenizer.encode(smol.tokenizer.decode(new)) == new, "read as it was written"
+
+
+# llama.cpp's rule for `smollm`: every digit is a piece of its own, then GPT-2's pattern.
+DIGITS_APART = {
+    "Steps:\n\n1. one": "Steps : ĊĊ 1 . Ġone",
+    "    7": "ĠĠĠĠ 7",
+    "x =  12": "x Ġ= ĠĠ 1 2",
+    "1  2\t\t3": "1 ĠĠ 2 ĉĉ 3",
+    "\n²½": "Ċ Â² Â½",
+}
+
+
+def test_a_gguf_of_another_pre_tokenizer_is_refused():
+    for name in ("llama-bpe", None):
+        with pytest.raises(InvalidInput, match=f"{name!r}: expected 'smollm'"):
+            loading.gguf_pre_tokenizer(name)

