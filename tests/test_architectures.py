@@ -17,6 +17,7 @@ from checkpoints import save_checkpoint, tokenizer
 from conftest import KINDS, check_learning, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lad.diffusion import reference
@@ -26,7 +27,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import gapped
 from lad.diffusion.sampler import record, refine_batch
 from lad.diffusion.trace import Step, Trace, make_trace
-from lad.models.chat import encode_prompt, encode_text
+from lad.models.chat import decode_pieces, encode_prompt, encode_text, read_vocabulary
 from lad.models.loading import ARCHITECTURES
 from lad.models.random_weights import SHAPES
 from lad.models.registry import BACKBONES, describe, load_backbone
@@ -155,6 +156,16 @@ def test_plain_text_is_never_control_and_comes_back(folders, kind, text):
     assert not {*ids, *behind} & controls(read)
 
 
+def test_a_sentencepiece_vocabulary_may_keep_the_first_space():
+    read = tokenizer("mistral")
+    keeping = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    read.backend_tokenizer.decoder = decoders.Sequence(keeping)
+    ids = encode_text(read, "the é\n漢😀")
+    vocabulary, scheme = read_vocabulary(read, ids, ()).values()
+    shown = b"".join(decode_pieces([vocabulary[token] for token in ids], scheme)).decode()
+    assert shown == read.decode(ids) == " the é\n漢😀"
+
+
 def test_gaps_of_any_vocabulary_stand_in_the_text_as_it_is(folder):
     denoiser = make(folder)
     ids = gapped(denoiser, "MASK the ___ of </s> ___, the MASK.").tokens.tolist()
@@ -230,7 +241,7 @@ def test_turns_that_a_template_refuses(folders):
     dropping = tokenizer("mistral")
     dropping.chat_template = shown
     for text in ("b", "</s> b"):
-        with pytest.raises(InvalidInput, match="drops the system message"):
+        with pytest.raises(InvalidInput, match=r"drops the system message.*expected an order"):
             encode_prompt(dropping, [turns[0], {"role": "user", "content": text}])
     dropping.chat_template = "[INST]{{ messages[1].content }} {{ messages[0].content }}[/INST]"
     assert "</s> b Be brief." in dropping.decode(encode_prompt(dropping, turns))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lad.diffusion.config import ATTENTIONS
 from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.evaluation.statistics import Estimate, pooled_share
-from lad.models.chat import encode_text, token_texts
+from lad.models.chat import encode_text
 from lad.training.data import Pair
 from lad.utils import InvalidInput
 
@@ -177,6 +177,6 @@ def fill_mask(denoiser: Denoiser, prompt: str, text: str, top: int = 5) -> list[
     logits = denoiser.logits(denoiser.encode(prompt)[None], answer[None])[0]  # (a, v)
     best = logits[answer == denoiser.mask_token_id].float().softmax(dim=-1).topk(top)
     return [
-        [Candidate(*one) for one in zip(token_texts(denoiser.tokenizer, row), odds, strict=True)]
+        [Candidate(denoiser.tokenizer.decode([i]), p) for i, p in zip(row, odds, strict=True)]
         for row, odds in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

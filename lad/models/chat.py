@@ -15,9 +15,6 @@ BYTE = re.compile(rb"<0x[0-9A-F]{2}>")  # the byte tokens of a SentencePiece voc
 SPACE = "▁".encode()  # in its tokens, a space
 
 
-# -- text to token ids -----------------------------------------------------------------------------
-
-
 def encode_text(tokenizer, text: str, follows: bool = False) -> list[int]:
     """Token ids of plain text, never MASK: a control token in it, or the word MASK, is text too.
 
@@ -77,7 +74,7 @@ def _encode(tokenizer, text: str, follows: bool, split: bool) -> list[int]:
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
 
-    if not follows or _is_byte_level(tokenizer):
+    if not follows or _prepend_scheme(tokenizer) is None:
         return ids(text)
     # A line break, which is part of no other token, takes the space that is put in front.
     return ids("\n" + text)[len(ids("\n")) :]
@@ -95,50 +92,36 @@ def _without_mask(tokenizer, ids: list[int]) -> list[int]:
 def _apply_template(tokenizer, messages: Sequence[dict[str, str]], **options) -> str:
     """The chat template's text, by default up to where the answer begins."""
     options = {"add_generation_prompt": True} | options
-    roles = ", ".join(message["role"] for message in messages)
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        for message in messages:  # of earlier answers some templates leave out the reasoning
+            if message["role"] != "assistant" and message["content"].strip() not in text:
+                raise ValueError(f"it drops the {message['role']} message")
+        return text
     except Exception as error:  # a template may raise anything
+        roles = ", ".join(message["role"] for message in messages)
         raise InvalidInput(
             f"the chat template refuses messages of the roles {roles} ({one_line(error)}): "
             "expected an order such as user, assistant, user"
         ) from error
-    for message in messages:
-        # Of earlier answers some templates leave out the reasoning.
-        if message["role"] != "assistant" and message["content"].strip() not in text:
-            raise InvalidInput(
-                f"the chat template drops the {message['role']} message of the roles {roles}: "
-                "expected roles that it knows; put that text into the user's message"
-            )
-    return text
 
 
-# -- token ids to text -----------------------------------------------------------------------------
+def read_vocabulary(tokenizer, ids: Iterable[int], special: Iterable[int]) -> dict[str, object]:
+    """The `vocabulary` and the `prepend_scheme` by which `decode_pieces` reads these token ids.
 
-
-def read_vocabulary(
-    tokenizer, ids: Iterable[int], special: Iterable[int]
-) -> dict[str, dict[int, bytes] | str | None]:
-    """What `decode_pieces` needs to read these token ids without their tokenizer.
-
-    Returns:
-        vocabulary: id -> the bytes it stands for (its name if it is `special`); in a SentencePiece
-            vocabulary always its name.
-        prepend_scheme: None for bytes. Of SentencePiece "first" where the space in front of a text
-            is none of it, "never" where it is.
+    A byte-level token stands for its bytes, or its name if it is `special`; the scheme is None. One
+    of SentencePiece stands for its name; the scheme is "first" where the space in front of a text
+    is dropped, and "never" where it stays.
     """
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     # Byte-level BPE writes each byte as a printable character.
     table = {character: byte for byte, character in bytes_to_unicode().items()}
-    is_byte_level = _is_byte_level(tokenizer)
-    vocabulary = {}
+    vocabulary, scheme = {}, _prepend_scheme(tokenizer)
     for token in ids:  # a padded vocabulary has ids without a token
         name = tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
-        is_bytes = is_byte_level and token not in special and all(c in table for c in name)
+        is_bytes = scheme is None and token not in special and all(c in table for c in name)
         vocabulary[token] = bytes(table[c] for c in name) if is_bytes else name.encode()
-    keeps_space = tokenizer.backend_tokenizer.decoder.decode(["▁"]) == " "
-    scheme = None if is_byte_level else "never" if keeps_space else "first"
     return {"vocabulary": vocabulary, "prepend_scheme": scheme}
 
 
@@ -162,12 +145,8 @@ def decode_pieces(pieces: Sequence[bytes], prepend_scheme: str | None) -> list[b
     return read
 
 
-def token_texts(tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text of each token in the middle of a text, where its space in front counts."""
-    vocabulary, scheme = read_vocabulary(tokenizer, ids, special=()).values()
-    read = decode_pieces([vocabulary[token] for token in ids], scheme and "never")
-    return [piece.decode(errors="replace") for piece in read]
-
-
-def _is_byte_level(tokenizer) -> bool:
-    return tokenizer.backend_tokenizer.decoder.decode(["Ġ"]) == " "
+def _prepend_scheme(tokenizer) -> str | None:
+    decode = tokenizer.backend_tokenizer.decoder.decode
+    if decode(["Ġ"]) == " ":
+        return None
+    return "first" if decode(["▁"]) == "" else "never"

@@ -12,7 +12,7 @@ import torch
 
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, visible
-from lad.models.chat import encode_text, token_texts
+from lad.models.chat import encode_text
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput
 from lad.viz.attention import attention_explorer, effect_sentence
@@ -46,7 +46,7 @@ class AttentionExplorer:
         if not 3 <= len(ids) <= MOST_TOKENS:
             raise InvalidInput(f"text of {len(ids)} tokens: expected 3 to {MOST_TOKENS}")
         self._ids = torch.tensor(ids, device=self._denoiser.device)
-        self.tokens = token_texts(tokenizer, ids)
+        self.tokens = [tokenizer.decode([i]) for i in ids]
         self._measured: dict[tuple, np.ndarray] = {}
         last = len(ids) - 1
         self.kind = widgets.ToggleButtons(
