@@ -41,8 +41,13 @@ def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
     for n, content in enumerate(contents):
         markup, text = text.split(f"\ue000{n}\ue001", 1)
         ids += tokenizer(markup, add_special_tokens=False)["input_ids"]
-        ids += tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids += encode_text(tokenizer, content)
     return ids + tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Token ids of a text without markup: a control token typed in it is plain text."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
