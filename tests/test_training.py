@@ -66,9 +66,10 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
 
 NO_PAIRS = {
     b"no json": "Expecting value",
-    b"[]": "must be text",
-    b'{"prompt": "p", "answer": 3}': "must be text",
-    b'{"prompt": "p"}': "must be text",
+    b"[]": "list indices",
+    b'{"prompt": "p", "answer": 3}': "not .int",
+    b'{"prompt": ["p"], "answer": []}': "no attribute",
+    b'{"prompt": "p"}': "answer",
     b'{"prompt": " ", "answer": "a"}': "the prompt is empty",
     rb'{"prompt": "cut \ud83d", "answer": "a"}': "surrogates not allowed",
     b'{"prompt": "\xff", "answer": "a"}' + 9999 * b" ": "invalid start byte",
@@ -377,6 +378,14 @@ def test_what_fails_after_a_boundary_loses_nothing(tmp_path, monkeypatch):
         torch.testing.assert_close(kept[name], value.bfloat16().float())
 
 
+def command(folder: Path, pairs) -> list[str]:
+    """`lad train` with four short steps."""
+    (folder / "pairs").write_text("".join(json.dumps(vars(pair)) + "\n" for pair in pairs))
+    (folder / "yaml").write_text("training: {steps: 4, widths: [96], batch_tokens: 96}")
+    options = {"pairs": "pairs", "config": "yaml", "out": "out"}
+    return ["train", "--model=tiny", *(f"--{k}={folder / v}" for k, v in options.items())]
+
+
 TOO_LONG, EMPTY = Pair("a", "x" * 200), Pair("b", "")
 HELD = hold_out(PAIRS)[1]
 
@@ -390,14 +399,10 @@ HELD = hold_out(PAIRS)[1]
     ],
 )
 def test_what_fits_is_trained_on_and_what_does_not_is_counted(tmp_path, capsys, pairs, counts):
-    (tmp_path / "pairs").write_text("".join(json.dumps(vars(pair)) + "\n" for pair in pairs))
-    (tmp_path / "yaml").write_text("training: {steps: 1, widths: [96], batch_tokens: 96}")
-    files = [f"--{k}={tmp_path / v}" for k, v in (("pairs", "pairs"), ("config", "yaml"))]
-    status, _, err = run(capsys, "train", *files, f"--out={tmp_path / 'out'}", "--model=tiny")
+    status, _, err = run(capsys, *command(tmp_path, pairs))
     assert status == 0, err
     kept, held, dropped = counts
-    assert f"{kept} pairs, {dropped} dropped" in err
-    assert (f"{held} held out" if held else "none held out: nothing is validated") in err
+    assert f"{kept} pairs, {held or 'none'} held out to validate, {dropped} dropped" in err
     log, card = read_log(tmp_path / "out"), (tmp_path / "out/adapter/denoiser.json").read_text()
     found = log[0]["data"]
     assert (found["pairs"], found["held_out"], found["dropped"]) == counts
@@ -415,16 +420,12 @@ def test_a_signal_ends_the_command_with_a_checkpoint(tmp_path, capsys, monkeypat
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(trainer.Trainer, "_take_step", stopped)
-    (tmp_path / "pairs").write_text("".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS))
-    (tmp_path / "yaml").write_text("training: {steps: 4, widths: [96], batch_tokens: 96}")
-    command = ["train", f"--pairs={tmp_path / 'pairs'}", f"--config={tmp_path / 'yaml'}"]
-    command += [f"--out={tmp_path / 'out'}", "--model=tiny"]
     before = signal.getsignal(number)
-    found, _, err = run(capsys, *command)
+    found, _, err = run(capsys, *command(tmp_path, PAIRS))
     assert found == status and signal.getsignal(number) == before
-    assert f"stopped by {number.name}" in err and "the same command with --resume goes on" in err
+    assert f"stopped by {number.name}" in err and "go on with the same command and --resume" in err
     assert not (tmp_path / "out" / "adapter").exists()
-    found, _, err = run(capsys, *command, "--resume")
+    found, _, err = run(capsys, *command(tmp_path, PAIRS), "--resume")
     assert found == 0 and "step      4" in err and "step      2" not in err
 
 

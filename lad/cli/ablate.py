@@ -43,14 +43,11 @@ def ablate(
     for name, result in run_variants(
         variants, pairs, prompts, folder, model, where, rank, processes, steps, n_pairs
     ):
-        measured = {
-            "CE at 50 % masked": result["masked"]["0.5"]["ce"],
-            "restored": result["repair"]["restored"],
-            "kept": result["repair"]["kept"],
-            "noiseless repeats": result["settings"]["noiseless"]["repeats"],
-        }
-        parts = [f"{k} {Estimate.from_dict(v).text(1, 3)}" for k, v in measured.items()]
-        typer.echo(f"{name}: {result['seconds']:.0f} s, {', '.join(parts)}", err=True)
+        repair, repeats = result["repair"], result["settings"]["noiseless"]["repeats"]
+        scores = (result["masked"]["0.5"]["ce"], repair["restored"], repair["kept"], repeats)
+        ce, restored, kept, repeats = (Estimate.from_dict(s).text(1, 3) for s in scores)
+        line = f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {ce}, restored {restored}, "
+        typer.echo(line + f"kept {kept}, noiseless repeats {repeats}", err=True)
     command = f"lad ablate --grid {grid.name} --n-pairs {n_pairs} --n-prompts {n_prompts}"
     command += f" --steps {steps}" if steps is not None else ""
     if collect(variants, folder, out, command):

@@ -50,19 +50,17 @@ def train(
 
     def show(row: dict) -> None:
         if "data" in row:
-            line = "{pairs:,} pairs, {dropped:,} dropped (too long or without an answer), ".format(
-                **row["data"]
-            )
-            held_out = row["data"]["held_out"]
-            line += f"{held_out:,} held out" if held_out else "none held out: nothing is validated"
+            data = row["data"]
+            line = f"{data['pairs']:,} pairs, {data['held_out'] or 'none'} held out to validate, "
+            line += f"{data['dropped']:,} dropped (too long, without an answer, or with MASK in it)"
         elif "stopped" in row:
-            kept = f"{out / 'checkpoint.pt'} is written; the same command with --resume goes on"
-            line = f"stopped by {row['stopped']}: {kept}"
+            line = f"stopped by {row['stopped']}, {out / 'checkpoint.pt'} is written: "
+            line += "go on with the same command and --resume"
         elif "validation" in row:
             line = "held out, " + "; ".join(
                 f"{100 * float(f):.0f} % masked: CE {s['ce']:.3f}, accuracy {s['accuracy']:.3f}"
                 if s["n"]
-                else f"{100 * float(f):.0f} % masked: 0 tokens of short answers, no score"
+                else f"{100 * float(f):.0f} % masked: 0 tokens, no score"
                 for f, s in row["validation"].items()
             )
         else:

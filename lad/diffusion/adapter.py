@@ -35,6 +35,9 @@ from lad.utils import (
 )
 
 SCHEMA = 1  # of denoiser.json
+# Settings of peft that would make another update of the same weights.
+PLAIN_LORA = dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out"), False)
+PLAIN_LORA |= {"rank_pattern": {}, "alpha_pattern": {}}
 NEEDED = ("backbone", "backbone_digest", "mask_token_id", "eos_token_id", "adapter_sha256")
 
 
@@ -63,7 +66,6 @@ def load_denoiser(
     spec = get_backbone(name)  # an unknown model is refused first
     folder = Path(adapter) if adapter is not None else shipped_adapter(spec.name)
     config, card = read_card(folder)
-    check_lora(folder, config)
     weights = read_weights(folder, card)
     # The name of a folder may change; its digest, compared below, does not.
     if card["backbone"] != spec.name and not isinstance(spec.source, Path):
@@ -167,7 +169,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
-    """`denoiser.json` as settings and as it is in the file."""
+    """`denoiser.json` as settings and as it is in the file; `adapter_config.json` must agree."""
     path = folder / "denoiser.json"
     if not path.is_file():
         raise InvalidInput(
@@ -179,32 +181,22 @@ def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
         if card["schema"] != SCHEMA:
             raise ValueError(f"schema {card['schema']}, this code reads {SCHEMA}")
         config = DenoiserConfig.from_dict({key: card[key] for key in DenoiserConfig().to_dict()})
-        return config, card | {key: card[key] for key in NEEDED}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        card |= {key: card[key] for key in NEEDED}
+        path = folder / "adapter_config.json"
+        lora = PLAIN_LORA | json.loads(path.read_text(encoding="utf-8"))
+        lora["target_modules"] = set(lora["target_modules"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(
             f"{path} is unreadable ({one_line(error)}): expected what `lad train` wrote; restore it"
         ) from error
-
-
-def check_lora(folder: Path, config: DenoiserConfig) -> None:
-    """Refuse an adapter whose `adapter_config.json` is of another update than `denoiser.json`."""
-    expected = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": set(config.layers)}
-    expected |= dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out"), False)
-    expected |= {"rank_pattern": {}, "alpha_pattern": {}}
-    path = folder / "adapter_config.json"
-    try:
-        found = expected | json.loads(path.read_text(encoding="utf-8"))
-        found["target_modules"] = set(found["target_modules"])
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise DamagedFile(
-            f"{path} is unreadable ({one_line(error)}): expected peft's; restore the file"
-        ) from error
-    for key, value in expected.items():
-        if found[key] != value:
+    update = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": set(config.layers)}
+    for key, value in (PLAIN_LORA | update).items():
+        if lora.get(key) != value:
             raise AdapterMismatch(
-                f"{path} says {key} = {one_line(found[key])}, denoiser.json {one_line(value)}: "
+                f"{path} says {key} = {one_line(lora.get(key))}, denoiser.json {one_line(value)}: "
                 "expected both from one training run; restore them"
             )
+    return config, card
 
 
 def read_weights(folder: Path, card: dict) -> dict[str, Tensor]:

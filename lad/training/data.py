@@ -24,6 +24,7 @@ from lad.training.config import TrainConfig
 from lad.utils import DamagedFile, InvalidInput, one_line
 
 ASSETS = Path(__file__).parents[1] / "assets"
+NO_PAIR = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a line
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,21 @@ def read_pairs(path: str | Path) -> list[Pair]:
         with (gzip.open if is_zipped else open)(path, "rb") as file:
             for line in file:
                 if text := line.decode("utf-8-sig").strip():
-                    pairs.append(_read_pair(text))
+                    row = json.loads(text)
+                    pair = Pair(row["prompt"], row["answer"])
+                    (pair.prompt + pair.answer).encode()  # half a surrogate pair is no text
+                    if not pair.prompt.strip():
+                        raise ValueError("the prompt is empty")
+                    pairs.append(pair)
                 number += 1
-    except (ValueError, TypeError, EOFError, OSError, RecursionError, zlib.error) as error:
+    except (*NO_PAIR, EOFError, OSError, zlib.error) as error:
         raise DamagedFile(
-            f"{path}, line {number}: {one_line(error)}; expected UTF-8 with "
+            f"{path}, line {number}: {one_line(error)}; expected UTF-8 text with "
             '{"prompt": "...", "answer": "..."} on every line; correct it or make the file again'
         ) from error
     if not pairs:
         raise InvalidInput(f"{path} holds 0 pairs: expected at least one line")
     return pairs
-
-
-def _read_pair(text: str) -> Pair:
-    row = json.loads(text)
-    values = [row.get(key) if isinstance(row, dict) else None for key in ("prompt", "answer")]
-    if not all(isinstance(value, str) for value in values):
-        raise TypeError("prompt and answer must be text")
-    if not values[0].strip():
-        raise ValueError("the prompt is empty")
-    "".join(values).encode()  # refuses half of a surrogate pair, which is no text
-    return Pair(*values)
 
 
 def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[Pair]]:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -85,15 +84,10 @@ def train(
     if held_out is None and not len(data):  # chance held out every pair that fits
         data, held = held, data
     if not len(data):
-        raise InvalidInput(
-            f"none of {len(pairs)} pairs fits {config.context} tokens with an answer: expected at "
-            "least one; give shorter pairs, or longer widths"
-        )
+        raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {config.context} tokens")
     trainer = Trainer(denoiser, config, data, held, out, on_row)
     if resume:
         trainer.load_checkpoint()
-    if not trainer.log:
-        trainer.begin()
     trainer.run()
     return trainer.log
 
@@ -132,9 +126,8 @@ class Trainer:
         self.out = Path(out) if out is not None else None
         self.writes = out is not None and self.accelerator.is_main_process
         self.device = denoiser.device
-        self.counts = {"pairs": len(data), "held_out": len(validation or ())}
-        sides = (data, validation)
-        self.counts["dropped"] = sum(side.dropped for side in sides if side is not None)
+        dropped = data.dropped + getattr(validation, "dropped", 0)
+        self.counts = {"pairs": len(data), "held_out": len(validation or ()), "dropped": dropped}
         self.counts["sha256"] = data.digest
         self.data = data.to(self.device)
         self.validation = validation.to(self.device) if validation else None  # None when empty
@@ -164,12 +157,6 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
         return self.config.learning_rate * rise * cosine
 
-    def begin(self) -> None:
-        """The log's first row: how many pairs there are, and how many were dropped."""
-        self.log.append({"step": 0, "data": self.counts, "seconds": 0.0})
-        if self.on_row is not None:
-            self.on_row(self.log[0])
-
     def run(self) -> None:
         """Train to the last step, or to a checkpoint when SIGINT or SIGTERM comes."""
         config = self.config
@@ -181,6 +168,8 @@ class Trainer:
                 write_whole(self.out / LOG, text.encode())
         last_checkpoint = time.monotonic()
         self.started = last_checkpoint - self.seconds
+        if not self.log:
+            self._add_row(data=self.counts)
         with self._signals(), computation(self.denoiser, config):
             for width, indices in islice(stream, self.step, config.steps):
                 # Saved first, because validation may fail; a resumed run begins with it.
@@ -199,8 +188,7 @@ class Trainer:
                     break
                 if self.step % config.log_every == 0:
                     self._add_row(**self._loss_row())
-                if self._is_stopped():
-                    self._stop()
+                self._stop_if_asked()
             row = self._loss_row()  # NumericalError before what is no number is saved
             self._load_weights(self.average)
             if self.writes:  # before anything else, which may fail
@@ -212,7 +200,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note SIGINT and SIGTERM for `_is_stopped`; a second Ctrl-C acts at once."""
+        """Note SIGINT and SIGTERM for `_stop_if_asked`; a second Ctrl-C acts at once."""
 
         def note(number: int, _: object) -> None:
             self.signal = signal.Signals(number)
@@ -229,12 +217,14 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _is_stopped(self) -> bool:
+    def _stop_if_asked(self) -> None:
+        """Save and raise if a signal came, to any process: that is found at every few steps."""
         if self.accelerator.num_processes == 1:
-            return self.signal is not None
-        return self.step % STOP_EVERY == 0 and self.accelerator.check_trigger()
-
-    def _stop(self) -> NoReturn:
+            stopped = self.signal is not None
+        else:
+            stopped = self.step % STOP_EVERY == 0 and self.accelerator.check_trigger()
+        if not stopped:
+            return
         self.save_checkpoint()
         number = self.signal or signal.SIGTERM
         self._add_row(stopped=number.name)

@@ -68,13 +68,9 @@ def validation_curves(log: Sequence[dict]) -> Figure:
     Accuracy has 95 % intervals over answers: Wilson's, for as many independent tokens as would have
     the same standard error. Logs of an earlier version lack that error and are drawn without.
     """
-    log = [
-        {"step": row["step"]} | {share: s for share, s in row["validation"].items() if s["n"]}
-        for row in log
-        if "validation" in row
-    ]
-    log = [row for row in log if len(row) > 1]
-    if not log:
+    found = [(row["step"], row["validation"].items()) for row in log if "validation" in row]
+    log = [{"step": step, **{f: s for f, s in scores if s["n"]}} for step, scores in found]
+    if not (log := [row for row in log if len(row) > 1]):
         raise InvalidInput("no row with a validation of a token: expected at least one")
     shares = sorted(log[-1].keys() - {"step"}, key=float)
     figure, (left, right) = new_figure(1, 2, height=3.3)
