@@ -26,6 +26,7 @@ def ablate(
 ) -> None:
     """Train and measure every variant of a grid; under `torchrun`, shared by all processes."""
     from lad.evaluation.ablation import collect, read_grid, run_variants
+    from lad.evaluation.statistics import Estimate
     from lad.training import held_out_prompts
 
     common.check_least(1, n_pairs=n_pairs, n_prompts=n_prompts)
@@ -42,11 +43,11 @@ def ablate(
     for name, result in run_variants(
         variants, pairs, prompts, folder, model, where, rank, processes, steps, n_pairs
     ):
-        half, repair = result["masked"]["0.5"], result["repair"]
-        repeats = result["settings"]["noiseless"]["repeats"]
-        line = f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {half['ce']['value']:.3f}, "
-        line += f"restored {repair['restored']['value']:.2f}, kept {repair['kept']['value']:.3f}, "
-        typer.echo(line + f"noiseless repeats {repeats['value']:.3f}", err=True)
+        repair, repeats = result["repair"], result["settings"]["noiseless"]["repeats"]
+        scores = (result["masked"]["0.5"]["ce"], repair["restored"], repair["kept"], repeats)
+        ce, restored, kept, repeats = (Estimate.from_dict(s).text(1, 3) for s in scores)
+        line = f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {ce}, restored {restored}, "
+        typer.echo(line + f"kept {kept}, noiseless repeats {repeats}", err=True)
     command = f"lad ablate --grid {grid.name} --n-pairs {n_pairs} --n-prompts {n_prompts}"
     command += f" --steps {steps}" if steps is not None else ""
     if collect(variants, folder, out, command):

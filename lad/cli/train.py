@@ -49,9 +49,18 @@ def train(
         device = str(accelerator.device)
 
     def show(row: dict) -> None:
-        if "validation" in row:
+        if "data" in row:
+            data = row["data"]
+            line = f"{data['pairs']:,} pairs, {data['held_out'] or 'none'} held out to validate, "
+            line += f"{data['dropped']:,} dropped (too long, without an answer, or with MASK in it)"
+        elif "stopped" in row:
+            line = f"stopped by {row['stopped']}, {out / 'checkpoint.pt'} is written: "
+            line += "go on with the same command and --resume"
+        elif "validation" in row:
             line = "held out, " + "; ".join(
                 f"{100 * float(f):.0f} % masked: CE {s['ce']:.3f}, accuracy {s['accuracy']:.3f}"
+                if s["n"]
+                else f"{100 * float(f):.0f} % masked: 0 tokens, no score"
                 for f, s in row["validation"].items()
             )
         else:
@@ -69,8 +78,7 @@ def train(
     finally:
         accelerator.end_training()
     if accelerator.is_main_process:
-        written = "adapter" if (out / "adapter" / "denoiser.json").exists() else "checkpoint.pt"
-        typer.echo(f"wrote {out / written}", err=True)
+        typer.echo(f"wrote {out / 'adapter'}", err=True)
 
 
 def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, is_main: bool):

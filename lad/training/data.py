@@ -1,6 +1,6 @@
 """Pairs of prompt and answer: reading, holding out, packing into batches.
 
-On disk: JSON Lines, one `{"prompt": ..., "answer": ...}` a line, gzipped if the name ends in .gz.
+On disk: JSON Lines in UTF-8, one `{"prompt": ..., "answer": ...}` a line, gzipped or not.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lad.models.chat import encode_prompts
+from lad.models.chat import encode_prompt, encode_text
 from lad.models.registry import LoadedBackbone
 from lad.training.config import TrainConfig
-from lad.utils import DamagedFile, InvalidInput
+from lad.utils import DamagedFile, InvalidInput, one_line
 
 ASSETS = Path(__file__).parents[1] / "assets"
+NO_PAIR = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a line
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,13 @@ class PackedPairs:
     tokens: Tensor  # (n, context) int32, prompt with chat template, answer, then EOS to the end
     prompt_lengths: Tensor  # (n,) int64
     ends: Tensor  # (n,) int64, the position of the first EOS
-    dropped: int  # pairs that did not fit the context
+    dropped: int  # pairs that `pack` left out
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of all numbers."""
+        values = (self.tokens, self.prompt_lengths, self.ends)
+        return hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,21 +74,30 @@ def held_out_prompts() -> list[str]:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs of a JSON Lines file; InvalidInput without any, DamagedFile for a line of none."""
-    path, pairs = Path(path), []
+    """The pairs of a JSON Lines file; InvalidInput without any, DamagedFile for a line of none.
+
+    Blank lines and byte order marks are passed over.
+    """
+    path, pairs, number = Path(path), [], 1
     if not path.is_file():
         raise InvalidInput(f"no pairs at {path}: expected a JSON Lines file of prompt and answer")
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with open(path, "rb") as file:
+            is_zipped = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if is_zipped else open)(path, "rb") as file:
             for line in file:
-                row = json.loads(line)
-                if not isinstance(row["prompt"], str) or not isinstance(row["answer"], str):
-                    raise TypeError("prompt and answer must be text")
-                pairs.append(Pair(row["prompt"], row["answer"]))
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
+                if text := line.decode("utf-8-sig").strip():
+                    row = json.loads(text)
+                    pair = Pair(row["prompt"], row["answer"])
+                    (pair.prompt + pair.answer).encode()  # half a surrogate pair is no text
+                    if not pair.prompt.strip():
+                        raise ValueError("the prompt is empty")
+                    pairs.append(pair)
+                number += 1
+    except (*NO_PAIR, EOFError, OSError, zlib.error) as error:
         raise DamagedFile(
-            f"{path}, line {len(pairs) + 1}: {error!r}; expected "
-            '{"prompt": "...", "answer": "..."} on every line; make the file again'
+            f"{path}, line {number}: {one_line(error)}; expected UTF-8 text with "
+            '{"prompt": "...", "answer": "..."} on every line; correct it or make the file again'
         ) from error
     if not pairs:
         raise InvalidInput(f"{path} holds 0 pairs: expected at least one line")
@@ -99,21 +115,26 @@ def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[P
 
 def encode_pairs(tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
     """Token ids of each prompt under its chat template, and of its answer."""
-    prompts = encode_prompts(tokenizer, [pair.prompt for pair in pairs])
-    answers = tokenizer([pair.answer for pair in pairs], add_special_tokens=False)["input_ids"]
-    return list(zip(prompts, answers, strict=True))
+    return [(encode_prompt(tokenizer, p.prompt), encode_text(tokenizer, p.answer)) for p in pairs]
 
 
-def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> PackedPairs:
-    """Pairs tokenised under the backbone's chat template; those that do not fit are dropped."""
-    encoded = encode_pairs(backbone.tokenizer, pairs)
-    kept = [(p, a) for p, a in encoded if a and len(p) + len(a) < context]
-    if not kept:
+def pack(
+    backbone: LoadedBackbone, pairs: Sequence[Pair], context: int, least: int = 1
+) -> PackedPairs:
+    """Pairs tokenised under the backbone's chat template; InvalidInput if `least` are not left.
+
+    Dropped are those too long, without an answer, or with the MASK token in it, which a denoiser
+    never draws.
+    """
+    encoded, mask = encode_pairs(backbone.tokenizer, pairs), backbone.mask_token_id
+    kept = [(p, a) for p, a in encoded if a and mask not in a and len(p) + len(a) < context]
+    if len(kept) < least:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
     for i, (prompt, answer) in enumerate(kept):
         tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    lengths, ends = torch.tensor([[len(p), len(p) + len(a)] for p, a in kept]).T.contiguous()
+    bounds = torch.tensor([(len(p), len(p) + len(a)) for p, a in kept], dtype=torch.int64)
+    lengths, ends = bounds.view(-1, 2).T.contiguous()
     return PackedPairs(tokens, lengths, ends, len(pairs) - len(kept))
 
 
