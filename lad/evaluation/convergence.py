@@ -37,7 +37,8 @@ WAYS: Mapping[str, RefineConfig] = {
 }
 BINS = 10
 MIN_TOKENS = 10  # of an answer that is divided into tenths
-QUALITY = ("repeats", "distinct_3", "relative_perplexity", "ended", "tokens", "nfe")
+QUALITY = ("relative_perplexity_with_end", "relative_perplexity", "repeats", "repeated_4grams")
+QUALITY += ("whole_sentences", "ended", "tokens", "nfe")
 
 
 def run_study(
@@ -90,7 +91,7 @@ def run_study(
     quality: dict[str, list[dict]] = {name: [] for name in WAYS}
     for name, number in sorted(outputs, key=lambda key: key[1]):
         cut = baseline.truncate(WAYS[name].answer_length)
-        scores = generation.measure_answers(outputs[name, number], cut)
+        scores = generation.measure_answers(denoiser.tokenizer, outputs[name, number], cut)
         quality[name].append({"iterations": number} | {key: scores[key] for key in QUALITY})
     return {
         "command": command,
