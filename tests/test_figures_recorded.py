@@ -58,6 +58,13 @@ def test_the_committed_figure_is_what_its_data_draws(name, folder):
         assert DRAWN[name].by.split()[-1] in json.dumps(json.loads(first))
 
 
+def test_the_speed_names_a_baseline_that_is_not_compiled(folder):
+    bench = read_numbers("bench")
+    for graphs, named in ((True, "uncompiled generate:"), (False, "as fast as generate:")):
+        save_numbers("bench", bench | {"graphs": graphs})
+        assert named in draw("speed").get_suptitle()
+
+
 def test_unknown_figures_and_missing_data_are_named(alone):
     with pytest.raises(InvalidInput, match="'nonsense'"):
         redraw(["ablation", "nonsense"])

@@ -28,6 +28,8 @@ def speed(data: Mapping) -> Figure:
     if not batches:
         raise DamagedFile("no timings among these: expected some; run `lad bench` again")
     smallest = min(batches)
+    # `generate` of transformers has neither graphs nor compiled layers.
+    plain = "uncompiled generate" if data.get("graphs") else "generate"
     figure, (answers, iterations, progress) = new_figure(1, 3, height=3.6)
     at_once = {batch: f"{count(batch, 'prompt')} at once" for batch in batches}
 
@@ -36,6 +38,7 @@ def speed(data: Mapping) -> Figure:
         if timed:
             seconds = [cell[engine]["seconds_per_answer"] for cell in timed]
             x = [cell["window"] for cell in timed]
+            words = plain if engine == "generate" else words
             answers.plot(x, seconds, **series(number), label=words)
     _log_panel(answers, [cell["window"] for cell in batches[smallest]])
     label(answers, "window (positions)", "seconds an answer", at_once[smallest])
@@ -63,7 +66,9 @@ def speed(data: Mapping) -> Figure:
     nearest = min(cell["sampler"]["iteration_by_floor"] for cell in data["cells"])
     machine = f"{data['provenance']['model']} on {data['provenance']['processor']}"
     details = f"{machine}; an iteration takes {nearest:.1f} times its roofline at best"
-    return titled(figure, f"Times as fast as left to right: {', '.join(parts)}", details)
+    if data.get("graphs"):
+        details += "; refinement has CUDA graphs and compiled layers, generate neither"
+    return titled(figure, f"Times as fast as {plain}: {', '.join(parts)}", details)
 
 
 def _log_panel(axes: Axes, ticks: list[int]) -> None:
