@@ -25,8 +25,8 @@ PRESET_NOTES = {
     "noiseless": "nothing is masked again",
     "default": "a token once shown is never masked again",
     "guided": "LAD's own re-masking, least confident first",
-    "demo": "re-masking at random, as in the authors' demo",
 }
+BY_CHARACTERS = "the same by characters"
 CHANCE = {"color": COLORS["black"], "linestyle": ":", "label": "chance"}
 
 
@@ -41,7 +41,7 @@ def accuracies(data: Mapping) -> Figure:
         panels.setdefault(SCORINGS[run["scoring"], run["target"]], []).append(run)
         if run["target"] == "text" and "accuracy_normalised" in run:
             usual = {key: run[f"{key}_normalised"] for key in ("accuracy", "interval")}
-            panels.setdefault("the same by characters", []).append(run | usual)
+            panels.setdefault(BY_CHARACTERS, []).append(run | usual)
     tasks = [task for task in TASKS if task in {run["task"] for run in runs}]
     height = 1.7 + 0.55 * len(tasks)
     figure, _ = new_figure(1, len(panels), height, sharex=True, sharey=True)
@@ -55,7 +55,7 @@ def accuracies(data: Mapping) -> Figure:
     first.set_xlim(5 * (min(*ends, 20) // 5), 5 * -(-max(*ends, 30) // 5))
     style.shared_legend(figure, "outside lower center")
     note = "by characters: an option's log-likelihood by its length, acc_norm; not in the title"
-    return titled(figure, _accuracy_finding(data, runs), note)
+    return titled(figure, _accuracy_finding(data, runs), note * (BY_CHARACTERS in panels))
 
 
 def _accuracy_panel(axes: Axes, runs: list[Mapping], tasks: list[str]) -> None:

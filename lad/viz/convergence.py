@@ -25,7 +25,6 @@ PANELS = {
 # What a strategy's rules say about the iterations until an answer stands, whatever the denoiser.
 BOUNDS = {
     "guided": "bounded by the method:\nmasks until its schedule ends",
-    "random": "bounded by the method:\nmasks until its schedule ends",
     "threshold": "bounded by the method:\nat least one token a pass",
 }
 # as recorded -> as shown
@@ -75,10 +74,9 @@ def quality_curve(data: Mapping) -> Figure:
     for strategy, points in data["quality"].items():
         if len(points) > 1:
             values = [point[ratio]["value"] or np.inf for point in points]
-            top = max(points, key=lambda point: point[ratio]["value"] or np.inf)[ratio]
-            rises = style.change(points[0][ratio], top) == "rises"
-            ends.append(f"{values[0]:.1f}" + f" via {max(values):.1f}" * rises)
-            ends[-1] += f" to {values[-1]:.1f} {_name(strategy)}"
+            rises = max(values) > (points[0][ratio]["high"] or np.inf)  # and not by chance
+            via = f" via {max(values):.1f}" * rises
+            ends.append(f"{values[0]:.1f}{via} to {values[-1]:.1f} {_name(strategy)}")
     steps = data["iterations"]
     finding = f"Perplexity, {steps[0]} to {steps[-1]} iterations: {', '.join(ends)}"
     note = "confident only: its runs end by themselves, so that there are no shorter ones"

@@ -15,7 +15,6 @@ from lad.utils import DamagedFile
 from lad.viz.style import COLORS, label, log2_axis, new_figure, series, span, styled, titled
 from lad.viz.tokens import count
 
-ENGINES = {"reference": "plain loops", "generate": "left to right", "sampler": "refinement"}
 DOTTED = {"color": COLORS["muted"], "linestyle": ":", "linewidth": 1.2}
 
 
@@ -33,12 +32,12 @@ def speed(data: Mapping) -> Figure:
     figure, (answers, iterations, progress) = new_figure(1, 3, height=3.6)
     at_once = {batch: f"{count(batch, 'prompt')} at once" for batch in batches}
 
-    for number, (engine, words) in enumerate(ENGINES.items()):
+    engines = {"reference": "plain loops", "generate": plain, "sampler": "refinement"}
+    for number, (engine, words) in enumerate(engines.items()):
         timed = [cell for cell in batches[smallest] if cell[engine] is not None]
         if timed:
             seconds = [cell[engine]["seconds_per_answer"] for cell in timed]
             x = [cell["window"] for cell in timed]
-            words = plain if engine == "generate" else words
             answers.plot(x, seconds, **series(number), label=words)
     _log_panel(answers, [cell["window"] for cell in batches[smallest]])
     label(answers, "window (positions)", "seconds an answer", at_once[smallest])
