@@ -11,7 +11,7 @@ from traces import EOS, make_trace, words
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import record
-from lad.evaluation.convergence import QUALITY, WAYS, calibration_bins, run_study, settling
+from lad.evaluation.convergence import WAYS, calibration_bins, run_study, settling
 from lad.evaluation.generation import Answers
 from lad.training import Pair, held_out_prompts
 from lad.utils import InvalidInput
@@ -32,7 +32,8 @@ def test_every_number_is_there_with_its_interval_and_can_be_written(data):
     for way, points in data["quality"].items():
         expected = [ITERATIONS[-1]] if way == "sure tokens only" else list(ITERATIONS)
         assert [point["iterations"] for point in points] == expected
-        assert all(set(QUALITY) < set(point) for point in points)
+        expected = {"relative_perplexity_with_end", "repeated_4grams", "whole_sentences", "ended"}
+        assert all(expected < set(point) for point in points)
     assert data["prompts"] == 3 and data["pairs"] == 5
     assert {"adapter_sha256", "device", "torch", "seed"} <= set(data["provenance"])
     assert all(len(settled) == ITERATIONS[-1] for settled in data["settled"].values())

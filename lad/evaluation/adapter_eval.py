@@ -77,6 +77,7 @@ def evaluate(
     def measured(answers: Answers, length: int) -> dict:
         tokenizer, cut = denoiser.tokenizer, baseline.truncate(length)
         scores = generation.measure_answers(tokenizer, answers, cut)
+        scores["seconds_per_answer"] = answers.seconds / len(prompts)
         if keep_answers:
             texts = tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
             both = zip(prompts, texts, strict=True)

@@ -37,8 +37,6 @@ WAYS: Mapping[str, RefineConfig] = {
 }
 BINS = 10
 MIN_TOKENS = 10  # of an answer that is divided into tenths
-QUALITY = ("relative_perplexity_with_end", "relative_perplexity", "repeats", "repeated_4grams")
-QUALITY += ("whole_sentences", "ended", "tokens", "nfe")
 
 
 def run_study(
@@ -92,7 +90,7 @@ def run_study(
     for name, number in sorted(outputs, key=lambda key: key[1]):
         cut = baseline.truncate(WAYS[name].answer_length)
         scores = generation.measure_answers(denoiser.tokenizer, outputs[name, number], cut)
-        quality[name].append({"iterations": number} | {key: scores[key] for key in QUALITY})
+        quality[name].append({"iterations": number} | scores)
     return {
         "command": command,
         "provenance": provenance(denoiser.backbone, denoiser.adapter_sha256) | {"seed": seed},

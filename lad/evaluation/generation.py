@@ -182,5 +182,4 @@ def measure_answers(tokenizer, answers: Answers, baseline: Answers) -> dict:
         "ended": statistics.wilson(sum(answers.ended), len(tokens)),
         "tokens": statistics.mean(tokens),
     }
-    scores = {name: estimate.to_dict() for name, estimate in estimates.items()}
-    return scores | {"seconds_per_answer": answers.seconds / len(tokens)}
+    return {name: estimate.to_dict() for name, estimate in estimates.items()}
