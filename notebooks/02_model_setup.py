@@ -57,8 +57,8 @@ name_controls()  # so that a screen reader can tell the sliders below apart
 # %% [markdown]
 # ## Which backbone, and how much of the model is trained?
 #
-# The package has three backbones. The small one is the default, because it runs on two CPU cores;
-# the large one is the paper's, and needs a GPU and an account.
+# These are the backbones that the package knows by name. The first is the default, because it runs
+# on two CPU cores; the paper's, with 8 B parameters, needs a GPU and an account.
 
 # %%
 for spec in lad.BACKBONES.values():
@@ -318,7 +318,8 @@ show(
 #
 # The same short training again and again, on a GPU, one choice changed at a time (`lad ablate`),
 # measured on held-out answers and prompts. The base is an earlier recipe than the shipped
-# adapter's: it also trains on the model's drafts, each drawn from the one before.
+# adapter's: it also trains on the model's drafts, each drawn from the one before. *Paper's noise +
+# replace* has the paper's amounts of noise and also random tokens, as in notebook 1.
 #
 # - **filling in**: the cross-entropy where half of the answer is masked;
 # - **repair**: answers with structural corruption of severity 0.3 and no MASK go through four

@@ -43,6 +43,7 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import RefineConfig, preset
 from lad.diffusion.drafts import INFILL_PROMPT, gapped, visible_text
 from lad.diffusion.sampler import record
+from lad.evaluation.text_metrics import repeated_ngrams
 from lad.utils import profile
 from lad.viz.gallery import FIGURES, gallery, save_trace, show_recorded
 from lad.viz.html import costs_text, draft_html, filmstrip_text, legend_html, page_html
@@ -217,16 +218,19 @@ print(f"fewer repeats with re-masking:           {fewer} of {len(quiet)} questio
 # paper's 8 B model (100,000 steps, about ten hours on an A100). Two failures are typical. Stutter:
 # neighbouring positions, drawn in parallel, each get the same likely word, as in every first draft
 # above. Loops: the answer repeats a statement, as its backbone does too. Below are both final
-# answers about Amsterdam and, of the runs with re-masking, the one with the most repeats.
+# answers about Amsterdam and, of the runs with re-masking, the one with the most repeats; beside
+# each, the share of tokens that repeat the one before, and of runs of four that occurred before.
 
 # %%
 worst = max(noisy, key=repeated_share)
 for name, run in {**runs, f"with re-masking, {worst.prompt}": worst}.items():
-    print(f"{name}, {repeated_share(run):.0%} repeats: {run.answer}\n")
+    loops = repeated_ngrams([run.drafts[-1][: run.tokens].tolist()], n=4).value
+    print(f"{name}, repeats {repeated_share(run):.0%}, loops {loops:.0%}: {run.answer}\n")
 
 # %% [markdown]
-# **Conclusion.** The shares count the stutter; a loop has to be read. A draft stutters where its
-# confidence is low. Re-masking those positions helps, and costs iterations.
+# **Conclusion.** The two shares count different failures: a loop need not stutter, and neither sees
+# an answer that breaks off. A draft stutters where its confidence is low. Re-masking those
+# positions helps, and costs iterations.
 
 # %% [markdown]
 # ## What does an answer cost?
@@ -244,14 +248,14 @@ print(costs_text({"short answer, noiseless": paris, **runs}))
 # %% [markdown]
 # In seconds, the cost of a pass decides. On a CPU a pass costs every position of the window, and a
 # left-to-right model, which computes one position a token, is faster. On a GPU positions are
-# nearly free until it is full. Recorded with `lad bench`, every pass one compiled launch
-# (`generate` of `transformers` is not; see `docs/performance.md` for what each contributes to the
-# ratio):
+# nearly free until it is full. Recorded with `lad bench`: every pass of the refinement is one
+# compiled launch, `generate` of `transformers` is not compiled. Most of the ratio is that
+# difference (`docs/performance.md`), so it does not say that refinement as such is so much faster.
 
 # %%
 show_recorded(
     "speed",
-    "Three panels: seconds an answer by window for plain loops, left to right and refinement; "
+    "Three panels: seconds an answer by window for plain loops, `generate` and refinement; "
     "milliseconds an iteration with their roofline; milliseconds elapsed after each iteration.",
 )
 
@@ -264,18 +268,21 @@ show_recorded(
 # unmasked one from a confidence of 0.3, and others from 0.9.
 #
 # **Do more iterations give better answers?** *Perplexity* of the answer under the backbone is
-# divided by that of the backbone's answer to the same prompt: 1 is as good. Text that stutters is
-# easy to predict, so the share of repeats is drawn beside it.
+# divided by that of the backbone's answer to the same prompt: 1 is as good. It has blind spots.
+# Text that stutters, loops or copies the prompt is easy to predict, and so is an answer that is
+# broken off, unless its EOS is counted. So read it beside the other panels.
 
 # %%
 show_recorded(
     "quality_against_iterations",
-    "Three panels against the iterations allowed: relative perplexity, repeats, forward passes.",
+    "Panels against the iterations allowed: relative perplexity, repeats, forward passes.",
 )
 
 # %% [markdown]
 # **Does an answer come to rest in fewer iterations than it has tokens?** Below the dashed line it
-# does. A hollow mark used up its iterations and might have changed again.
+# does. Only the noiseless panel tests that. With re-masking the schedule decides, which masks until
+# its end; *confident only* unmasks at least one token a pass, so it cannot need more passes than
+# tokens. A hollow mark used up its iterations and might have changed again.
 
 # %%
 show_recorded(
@@ -314,11 +321,12 @@ show_recorded(
 
 # %% [markdown]
 # **Conclusion.** Iterations improve quality, up to a point. Without re-masking an answer comes to
-# rest after some eight passes and uses no more; with re-masking stutter and perplexity fall for
-# longer, at up to a pass a token. Unmasking only confident tokens is better than both for the
-# passes it spends: a token drawn beside a guess is a guess too, and confidence is fairly well
-# calibrated. Where intervals overlap, no difference is claimed. This is one small model and these
-# prompts; the authors' claims are about a model sixty times larger.
+# rest after some eight passes and uses no more. With re-masking two iterations are worse than one:
+# perplexity more than doubles. Beyond eight it falls below the noiseless one, at up to a pass a
+# token. Unmasking only confident tokens is better than both for the passes it spends: a token drawn
+# beside a guess is a guess too, and confidence is fairly well calibrated. Where intervals overlap,
+# no difference is claimed. This is one small model and these prompts; the authors' claims are about
+# a model sixty times larger.
 
 # %% [markdown]
 # ## What can it do that a left-to-right model cannot?

@@ -101,13 +101,13 @@ def test_compare_and_collect(benchmark, capsys, tmp_path):
 def test_curve(capsys, adapter, source, tmp_path):
     out = tmp_path / "numbers" / "curve.json"
     own = ["benchmark", "curve", "--model=tiny", f"--adapter={adapter}", f"--source={source}"]
-    own += ["--n=6", f"--out={out}", "--iterations=1,3", "--presets=noiseless,default"]
+    own += ["--n=6", f"--out={out}", "--iterations=1,3"]
     for _ in range(2):  # the second finds every run finished
         status, shown, _ = run(capsys, *own, "--json")
         result = json.loads(shown)
         assert status == 0 and result == json.loads(out.read_text())
     points = {(p["preset"], p["iterations"]): p for p in result["points"]}
-    assert list(points) == [(p, i) for p in ("noiseless", "default") for i in (1, 3)]
+    assert list(points) == [(p, i) for p in ("noiseless", "default", "guided") for i in (1, 3)]
     assert all(p["forwards"]["value"] <= i for (_, i), p in points.items())
     assert result["n"] == 6 and result["command"].startswith("lad")
     assert "noiseless" in run(capsys, *own)[1]

@@ -39,6 +39,9 @@ def test_every_way_of_scoring_has_its_panel(joined):
     names = [axes.get_title(loc="left") for axes in figure.axes]
     assert names == ["likelihood of the line", "generation"]
     assert all(axes.get_xlabel() == "accuracy (%)" for axes in figure.axes)
+    by_text = [one | {"target": "text"} for one in joined["runs"] if "accuracy_normalised" in one]
+    names = [axes.get_title(loc="left") for axes in accuracies(joined | {"runs": by_text}).axes]
+    assert names == ["likelihood of the text", "the same by characters"]
     words = {text.get_text() for text in figure.legends[0].get_texts()}
     assert words == {"chance", "backbone, 95 % interval", "denoiser, 95 % interval"}
     title = "The denoiser is better than its backbone in 2 of 2 comparisons, worse in 0"
@@ -70,6 +73,9 @@ def test_a_curve_says_what_iterations_change():
     points += [point("noiseless", 2, 0.5, 0.5), point("default", 1, 0.4, 0.5)]
     points += [point("default", 8, 0.41, 0.5)]
     figure = compute_curve({"points": points})
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["chance", "preset noiseless", "preset default"]
+    assert "default: a token once shown is never" in figure.legends[0].get_title().get_text()
     assert figure.get_suptitle() == (
         "From 1 to 8 iterations accuracy rises on 1 of 2 curves, whole lines on 1"
     )

@@ -159,6 +159,17 @@ def test_all_masked_leaves_nothing_else():
     assert (noisy[answer] == MASK).all()
 
 
+@pytest.mark.parametrize(
+    ("kinds", "share"), [(KINDS, 0.51), (("swap", "duplicate", "shift"), 0.39)]
+)
+def test_replace_makes_more_wrong_tokens_visible_as_the_docs_say(kinds, share):
+    clean = torch.arange(1, 64_001).reshape(1000, 64)
+    config = CorruptionConfig(all_masked=0.0, kinds=kinds)
+    generator = torch.Generator().manual_seed(0)
+    noisy = corrupt(clean, clean > 0, 64_001, 0, generator, config, severity=0.8)
+    assert ((noisy != clean) & (noisy != 0)).float().mean().item() == pytest.approx(share, abs=0.01)
+
+
 def test_no_severity_means_no_structural_damage():
     tokens, answer = example(8, 4, 30)
     config = CorruptionConfig(all_masked=0, mask_probability=0)

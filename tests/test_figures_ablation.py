@@ -52,6 +52,10 @@ def test_the_title_names_what_wins_everywhere():
     assert figure.get_suptitle() == expected
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert names == ["plain (base)", "masks", "good"]
+    kinds = {"training.corruption.kinds": ["swap"]}
+    both = [variant("paper's noise", changes) for changes in ({}, kinds)]
+    ticks = ablation(data(*both)).axes[0].get_yticklabels()
+    assert [tick.get_text() for tick in ticks[1:]] == ["paper's noise + replace", "paper's noise"]
     several = [variant(name, **BETTER) for name in "abc"]
     assert "steps 3 changes beat the base" in ablation(data(*several)).get_suptitle()
     seeded = ablation(data(paid, variant("again", {"training.seed": 1}, ce=2.2)))

@@ -1,6 +1,8 @@
 """Committed figures: drawn from recorded data, twice the same, and traceable to what made them."""
 
 import json
+import re
+import textwrap
 
 import matplotlib
 import pytest
@@ -10,6 +12,7 @@ from traces import EOS, make_trace
 from lad.diffusion.adapter import read_card, shipped_adapter
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, DamagedFile, InvalidInput
+from lad.viz import convergence
 from lad.viz import gallery as recorded
 from lad.viz.gallery import CHECKOUT, DRAWN, FIGURES, draw, read_numbers, redraw, save_numbers
 from lad.viz.gallery import gallery as runs
@@ -56,6 +59,22 @@ def test_the_committed_figure_is_what_its_data_draws(name, folder):
         path = COMMITTED / DRAWN[name].data
         first = path.read_text().splitlines()[0] if path.suffix == ".jsonl" else path.read_text()
         assert DRAWN[name].by.split()[-1] in json.dumps(json.loads(first))
+
+
+def test_the_example_of_a_new_figure_is_drawn():
+    guide = (CHECKOUT / "docs" / "contributing.md").read_text()
+    code = textwrap.dedent(re.search(r"```python\n(   @styled.*?)   ```", guide, re.DOTALL)[1])
+    names = vars(convergence).copy()
+    exec(code, names)
+    figure = names["tokens_per_forward"](read_numbers("study"))
+    assert figure.get_suptitle() == "The most tokens a forward pass: noiseless"
+
+
+def test_the_speed_names_a_baseline_that_is_not_compiled(folder):
+    bench = read_numbers("bench")
+    for graphs, named in ((True, "uncompiled generate:"), (False, "as fast as generate:")):
+        save_numbers("bench", bench | {"graphs": graphs})
+        assert named in draw("speed").get_suptitle()
 
 
 def test_unknown_figures_and_missing_data_are_named(alone):

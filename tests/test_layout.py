@@ -11,6 +11,7 @@ import pytest
 import lad
 
 PACKAGE = Path(lad.__file__).parent
+ROOT = PACKAGE.parent
 ORDER = re.findall(r"^    (\w+)  +\S", lad.__doc__ or "", flags=re.M)
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__"))
 
@@ -45,3 +46,13 @@ def test_no_module_imports_a_later_subpackage(path):
 def test_what_answers_without_a_model_does_not_load_torch(code):
     check = f"import sys; {code}; assert not {{'torch', 'transformers', 'peft'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda p: p.stem
+)
+def test_files_that_a_page_names_or_links_to_exist(path):
+    text = path.read_text(encoding="utf-8")
+    linked = {path.parent / name for name in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)}
+    named = re.findall(r"`((?:docs|configs|figures|lad|notebooks|tests)/[\w./-]+\.\w+)`", text)
+    assert [one for one in linked | {ROOT / name for name in named} if not one.exists()] == []

@@ -89,20 +89,34 @@ def test_estimates_as_text(estimate, arguments, text):
 
 
 @given(ANSWERS)
-def test_repeats_and_trigrams_are_counted_like_this(answers):
+def test_repeats_and_4grams_are_counted_like_this(answers):
     pairs = [(a, b) for answer in answers for a, b in itertools.pairwise(answer)]
     estimate = text_metrics.adjacent_repeats(answers)
     if pairs:
         assert estimate.value == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
     assert estimate.n == sum(len(answer) > 1 for answer in answers)
-    distinct = total = 0
+    repeated = total = 0
     for answer in answers:
-        trigrams = [tuple(answer[i : i + 3]) for i in range(len(answer) - 2)]
-        distinct, total = distinct + len(set(trigrams)), total + len(trigrams)
-    estimate = text_metrics.distinct_trigrams(answers)
-    assert estimate.n == sum(len(answer) > 2 for answer in answers)
+        grams = [answer[i : i + 4] for i in range(len(answer) - 3)]
+        repeated += sum(one in grams[:i] for i, one in enumerate(grams))
+        total += len(grams)
+    estimate = text_metrics.repeated_ngrams(answers)
+    assert estimate.n == sum(len(answer) > 3 for answer in answers)
     if total:
-        assert estimate.value == pytest.approx(distinct / total)
+        assert estimate.value == pytest.approx(repeated / total)
+
+
+def test_a_loop_is_seen_where_no_token_repeats_the_one_before():
+    loop = [[1, 2, 3, 4] * 5]
+    assert text_metrics.adjacent_repeats(loop).value == 0
+    assert text_metrics.repeated_ngrams(loop).value == 13 / 17
+
+
+@pytest.mark.parametrize("whole", ["It is.", "It is!\n", '"Why?"', "(See 2.)", "In 1990."])
+@pytest.mark.parametrize("part", ["", "It is", "It is,", "Two:\n1. One.\n2.", "of the"])
+def test_a_whole_sentence_ends_in_a_full_stop(whole, part):
+    estimate = text_metrics.whole_sentences([whole, part, part])
+    assert (estimate.value, estimate.n) == (1 / 3, 3)
 
 
 def test_cost_is_pooled_and_empty_answers_count():

@@ -1,6 +1,7 @@
 """The numbers of `lad study`, against traces made by hand and against the sampler itself."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from traces import EOS, make_trace, words
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import record
-from lad.evaluation.convergence import QUALITY, WAYS, calibration_bins, run_study, settling
+from lad.evaluation.convergence import WAYS, calibration_bins, run_study, settling
 from lad.evaluation.generation import Answers
 from lad.training import Pair, held_out_prompts
 from lad.utils import InvalidInput
@@ -31,7 +32,8 @@ def test_every_number_is_there_with_its_interval_and_can_be_written(data):
     for way, points in data["quality"].items():
         expected = [ITERATIONS[-1]] if way == "sure tokens only" else list(ITERATIONS)
         assert [point["iterations"] for point in points] == expected
-        assert all(set(QUALITY) < set(point) for point in points)
+        expected = {"relative_perplexity_with_end", "repeated_4grams", "whole_sentences", "ended"}
+        assert all(expected < set(point) for point in points)
     assert data["prompts"] == 3 and data["pairs"] == 5
     assert {"adapter_sha256", "device", "torch", "seed"} <= set(data["provenance"])
     assert all(len(settled) == ITERATIONS[-1] for settled in data["settled"].values())
@@ -111,7 +113,31 @@ def test_the_command_writes_a_whole_file_and_says_where(tmp_path, monkeypatch, c
         assert run(capsys, *study, *bad)[0] == 2
 
 
+def test_the_quality_s_title_tells_a_rise_on_the_way():
+    quality = {}
+    for way, values in (("falls", (9, 7, 5)), ("re-masks", (9, 24, 4.8)), ("once", (2,))):
+        scores = [dict.fromkeys(("value", "low", "high"), float(value)) for value in values]
+        quality[way] = [
+            {"relative_perplexity": one, "repeats": one, "nfe": one, "iterations": n}
+            for n, one in zip((1, 2, 4)[-len(values) :], scores, strict=True)
+        ]
+    figure = figures.quality_curve({"quality": quality, "iterations": [1, 2, 4]})
+    expected = "Perplexity, 1 to 4 iterations: 9.0 to 5.0 falls, 9.0 via 24.0 to 4.8 re-masks"
+    assert figure.get_suptitle() == expected
+    once = figure.axes[0].containers[-1].lines[0]
+    assert once.get_xdata().tolist() == [4]  # allowed, as the axis says, and not spent
+
+
+def test_only_noiseless_answers_test_the_claim(data):
+    figure = figures.convergence(data)
+    assert re.search(r": noiseless, \d of 3$", figure.get_suptitle())
+    said = [axes.texts[-1].get_text().replace("\n", " ") for axes in figure.axes]
+    assert [one.startswith("bounded by the method") for one in said] == [False, True, True]
+
+
 def test_every_figure_is_drawn_from_what_the_study_wrote(data):
+    panels = [axes.get_title(loc="left") for axes in figures.quality_curve(data).axes]
+    assert panels == ["perplexity, EOS counted", "stutter", "loops", "ends", "cost", ""]
     for name in ("quality_curve", "convergence", "calibration_curve", "settled_shares"):
         assert getattr(figures, name)(data).get_suptitle()
     assert figures.settling_order(data).get_suptitle()

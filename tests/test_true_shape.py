@@ -83,6 +83,7 @@ def test_the_8b_configurations_are_valid_and_as_large_as_they_say():
         assert positions == pytest.approx(AIM, rel=0.03)
     paper = TrainConfig.from_dict(read_config(ROOT / "configs/llama-3.1-8b-paper.yaml")["training"])
     assert (paper.learning_rate, paper.gradient_clip, paper.batch_tokens) == (1e-5, 0.5, 8 * 256)
+    assert "replace" not in paper.corruption.kinds  # which the authors' code never applies
 
 
 def test_the_command_needs_pairs_unless_it_only_measures(tmp_path, capsys):

@@ -255,6 +255,7 @@ def test_sentences_and_summaries():
     whole = replace(whole, config=whole.config | {"remasking": "threshold"})
     end = "Stopped early after 1 of 4 iterations: no MASK was left in the answer. "
     assert summary(whole).startswith(end)
+    assert tokens.remasking_words(whole) == "with a confidence threshold"
 
 
 def test_what_is_counted_about_a_run():

@@ -133,7 +133,7 @@ def show(result: dict) -> None:
         row += [Estimate.from_dict(cell[key]).text() if cell[key] else "–" for key in ratios]
         rows.append(row)
     typer.echo(f"{common.origin_line(result['provenance'])}, {result['setting']}")
-    typer.echo("Medians over rounds; a speed-up with its 95 % interval.")
+    typer.echo("Medians over rounds; a speed-up with its 95 % interval; generate is uncompiled.")
     common.print_table(headings, rows)
     prompts, limit = result["prompts"], result["reference_iterations"]
     text = f"{prompts['used']} of {prompts['of']} prompts from {prompts['file']}; the reference "

@@ -140,7 +140,9 @@ def curve(
     n: Number = "200",
     seed: Seed = 0,
     iterations: Annotated[str, option("Numbers, separated by commas.")] = "1,2,4,8,16,32,64,128",
-    presets: Annotated[str, option("Presets or JSON files, with commas.")] = "noiseless,default",
+    presets: Annotated[
+        str, option("Presets or JSON files, with commas.")
+    ] = "noiseless,default,guided",
     source: Source = "wheel",
     batch_size: Batch = None,
     model: Model = "smollm2-135m",

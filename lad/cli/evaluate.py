@@ -13,11 +13,12 @@ from lad.cli import common
 ON_A_CPU = {"pairs": 40, "prompts": 20}  # a few minutes on two cores; elsewhere, all there are
 # What is shown of a setting: name, key, factor, digits.
 ROWS = (
-    ("repeats, %", "repeats", 100, 1),
-    ("distinct-3, %", "distinct_3", 100, 1),
-    ("perplexity by backbone's", "relative_perplexity", 1, 2),
-    ("the same, EOS counted", "relative_perplexity_with_end", 1, 2),
-    ("perplexity", "perplexity", 1, 2),
+    ("perplexity by backbone's", "relative_perplexity_with_end", 1, 2),
+    ("the same, EOS left out", "relative_perplexity", 1, 2),
+    ("perplexity, EOS left out", "perplexity", 1, 2),
+    ("repeated neighbours, %", "repeats", 100, 1),
+    ("repeated 4-grams, %", "repeated_4grams", 100, 1),
+    ("end in a whole sentence, %", "whole_sentences", 100, 0),
     ("answers that end, %", "ended", 100, 0),
     ("tokens an answer", "tokens", 1, 1),
     ("NFE", "nfe", 1, 1),

@@ -34,8 +34,7 @@ class RefineConfig:
     """Settings of one refinement; the ranges are those of the authors' demo.
 
     The defaults are LAD's confidence-guided re-masking with the noise that the small default model
-    needs (the authors' library starts at noise 0.5 with sharpness 5). `lad refine` starts from
-    `PRESETS["default"]`.
+    needs (docs/differences.md has the authors'). `lad refine` starts from `PRESETS["default"]`.
 
     Raises:
         InvalidInput: a value outside its range.
@@ -152,8 +151,8 @@ class DenoiserConfig:
 
 @settings
 class CorruptionConfig:
-    """How much of each noise. The defaults are those of the paper, and *replace* is on as well: the
-    authors' post names it, their code never applies it.
+    """How much of each noise. The defaults are the paper's, and *replace*, which the authors' post
+    names and their code never applies: docs/differences.md.
 
     Raises:
         InvalidInput: a value outside its range.
@@ -184,7 +183,7 @@ class CorruptionConfig:
     rate: float = setting(
         0.25, "a kind acts on a position with probability severity * rate (the paper's p/4)", 0, 1
     )
-    kinds: tuple[str, ...] = setting(KINDS, "structural kinds that act")
+    kinds: tuple[str, ...] = setting(KINDS, "structural kinds that act; the authors: no replace")
 
     def __post_init__(self) -> None:
         if self.block_share + self.suffix_share > 1:
@@ -230,7 +229,7 @@ PRESETS = {
     ),
     # LAD's own re-masking: low confidence is likelier to be masked again.
     "guided": RefineConfig(),
-    # The authors' demo, as it starts.
+    # The authors' demo, as it starts, in an answer region of 128.
     "demo": RefineConfig(
         iterations=64,
         remasking="random",

@@ -76,7 +76,7 @@ def draw_plan(
         vocabulary_size: number of token ids to replace from.
         mask_token_id: the MASK token, which no replacement ever is.
         generator: on the device of `answer`; the global generator is not touched.
-        config: amounts of noise; the paper's by default.
+        config: amounts of noise; see `CorruptionConfig` for the defaults.
         severity: fixes p, one number or `(b,)`; by default each row draws it from U(0, 1).
     """
     config = config or CorruptionConfig()

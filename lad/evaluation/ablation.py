@@ -25,6 +25,7 @@ from lad.training.config import SECTIONS, read_sections, read_yaml
 from lad.utils import DamagedFile, InvalidInput, disk_errors, sha256_file, write_json
 
 NOISELESS = {"noiseless": PRESETS["noiseless"]}
+QUALITY = ("repeats", "repeated_4grams", "whole_sentences", "relative_perplexity_with_end")
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
 
 
@@ -172,7 +173,7 @@ def _join(results: Sequence[Mapping]) -> dict:
             **{key: one[key] for key in ("adapter_parameters", "tokens", "seconds")},
             "measures": {key: one["masked"]["0.5"][key] for key in ("ce", "accuracy")}
             | {key: one["repair"][key] for key in ("restored", "kept")}
-            | {"repeats": one["settings"]["noiseless"]["repeats"]},
+            | {key: one["settings"]["noiseless"][key] for key in QUALITY},
         }
         for one in results
     ]

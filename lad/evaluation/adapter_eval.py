@@ -1,8 +1,8 @@
 """The quality of a denoiser in four parts, every number with its interval.
 
 Cross-entropy and accuracy of masked tokens, accuracy behind a clean beginning, structural repair
-(Kuiper et al., EMNLP 2025 System Demonstrations), and repeats, variety, perplexity and cost of
-answers to held-out prompts. Everything is greedy or seeded.
+(Kuiper et al., EMNLP 2025 System Demonstrations), and perplexity, repeats, whole sentences and
+cost of answers to held-out prompts. Everything is greedy or seeded.
 
 Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v = vocabulary.
 """
@@ -75,9 +75,11 @@ def evaluate(
     baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
 
     def measured(answers: Answers, length: int) -> dict:
-        scores = generation.measure_answers(answers, baseline.truncate(length))
+        tokenizer, cut = denoiser.tokenizer, baseline.truncate(length)
+        scores = generation.measure_answers(tokenizer, answers, cut)
+        scores["seconds_per_answer"] = answers.seconds / len(prompts)
         if keep_answers:
-            texts = denoiser.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
+            texts = tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
             both = zip(prompts, texts, strict=True)
             scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in both]
         return scores

@@ -37,7 +37,6 @@ WAYS: Mapping[str, RefineConfig] = {
 }
 BINS = 10
 MIN_TOKENS = 10  # of an answer that is divided into tenths
-QUALITY = ("repeats", "distinct_3", "relative_perplexity", "ended", "tokens", "nfe")
 
 
 def run_study(
@@ -90,8 +89,8 @@ def run_study(
     quality: dict[str, list[dict]] = {name: [] for name in WAYS}
     for name, number in sorted(outputs, key=lambda key: key[1]):
         cut = baseline.truncate(WAYS[name].answer_length)
-        scores = generation.measure_answers(outputs[name, number], cut)
-        quality[name].append({"iterations": number} | {key: scores[key] for key in QUALITY})
+        scores = generation.measure_answers(denoiser.tokenizer, outputs[name, number], cut)
+        quality[name].append({"iterations": number} | scores)
     return {
         "command": command,
         "provenance": provenance(denoiser.backbone, denoiser.adapter_sha256) | {"seed": seed},

@@ -155,12 +155,12 @@ def score_outputs(
     return baseline, found
 
 
-def measure_answers(answers: Answers, baseline: Answers) -> dict:
+def measure_answers(tokenizer, answers: Answers, baseline: Answers) -> dict:
     """Every number about answers, beside the backbone's greedy answers to the same prompts.
 
-    `perplexity` is under the backbone, without EOS, and a median over answers;
-    `relative_perplexity` is divided by that of the baseline's answer; `..._with_end` is the same
-    with EOS, so that ending too soon costs. `forwards_per_token` and `tpf` are pooled.
+    `relative_perplexity_with_end` comes first: the perplexity under the backbone, EOS counted, so
+    that ending too soon costs, divided by that of the baseline's answer, as a median over answers.
+    `relative_perplexity` and `perplexity` leave EOS out. `forwards_per_token` and `tpf` are pooled.
     """
     tokens = [len(ids) for ids in answers.tokens]
     losses, baseline_losses = (
@@ -168,17 +168,18 @@ def measure_answers(answers: Answers, baseline: Answers) -> dict:
         for one in (answers, baseline)
     )
     with_end = text_metrics.relative_perplexity(answers.losses, baseline.losses)
+    texts = tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
     estimates = {
-        "repeats": text_metrics.adjacent_repeats(answers.tokens),
-        "distinct_3": text_metrics.distinct_trigrams(answers.tokens),
-        "perplexity": statistics.median(text_metrics.perplexities(losses)),
-        "relative_perplexity": text_metrics.relative_perplexity(losses, baseline_losses),
         "relative_perplexity_with_end": with_end,
+        "relative_perplexity": text_metrics.relative_perplexity(losses, baseline_losses),
+        "perplexity": statistics.median(text_metrics.perplexities(losses)),
+        "repeats": text_metrics.adjacent_repeats(answers.tokens),
+        "repeated_4grams": text_metrics.repeated_ngrams(answers.tokens),
+        "whole_sentences": text_metrics.whole_sentences(texts),
         "nfe": statistics.mean(answers.forwards),
         "forwards_per_token": statistics.pooled_ratio(answers.forwards, tokens),
         "tpf": statistics.pooled_ratio(tokens, answers.forwards),
         "ended": statistics.wilson(sum(answers.ended), len(tokens)),
         "tokens": statistics.mean(tokens),
     }
-    scores = {name: estimate.to_dict() for name, estimate in estimates.items()}
-    return scores | {"seconds_per_answer": answers.seconds / len(tokens)}
+    return {name: estimate.to_dict() for name, estimate in estimates.items()}

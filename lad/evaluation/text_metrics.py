@@ -1,8 +1,9 @@
-"""Repetition, variety, cost and perplexity of answers.
+"""Repetition, completeness and perplexity of answers.
 
-Text that repeats is easy to predict and gets a low perplexity, so read it beside the repeats.
+Text that repeats or copies the prompt is easy to predict, and so is one that is cut off: read a
+perplexity beside the repeats and the whole sentences, and with EOS counted.
 
-Source: Li et al., 2016 (https://arxiv.org/abs/1510.03055) for distinct-n.
+Source: Welleck et al., 2020 (https://arxiv.org/abs/1908.04319) for repeated n-grams, seq-rep-n.
 
 Shapes: n = answers, b = batch, t = positions, m = answer positions, d = hidden, v = vocabulary.
 """
@@ -10,6 +11,7 @@ Shapes: n = answers, b = batch, t = positions, m = answer positions, d = hidden,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +20,11 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 
-from lad.evaluation.statistics import Estimate, median, pooled_share
+from lad.evaluation.statistics import Estimate, median, pooled_share, wilson
 from lad.utils import NumericalError
+
+# The end of a sentence, perhaps in quotes or brackets; the number of an empty list item is none.
+WHOLE = re.compile(r"""(?<!\n\d)[.!?…。]["'”’»)\]*`]*\s*$""")
 
 
 def adjacent_repeats(answers: Sequence[Sequence[int]]) -> Estimate:
@@ -30,13 +35,18 @@ def adjacent_repeats(answers: Sequence[Sequence[int]]) -> Estimate:
     )
 
 
-def distinct_trigrams(answers: Sequence[Sequence[int]]) -> Estimate:
-    """Distinct-3: number of different trigrams of an answer divided by all, pooled over answers.
+def repeated_ngrams(answers: Sequence[Sequence[int]], n: int = 4) -> Estimate:
+    """Share of an answer's n-grams that it already has before, pooled over answers: loops.
 
     Counted within answers, because answers to similar questions rightly share words.
     """
-    trigrams = [list(zip(a, a[1:], a[2:], strict=False)) for a in map(list, answers)]
-    return pooled_share([len(set(one)) for one in trigrams], [len(one) for one in trigrams])
+    ngrams = [[tuple(a[i : i + n]) for i in range(len(a) - n + 1)] for a in answers]
+    return pooled_share([len(x) - len(set(x)) for x in ngrams], [len(x) for x in ngrams])
+
+
+def whole_sentences(texts: Sequence[str]) -> Estimate:
+    """Share of answers whose last sentence is whole: it ends in a full stop, "!" or "?"."""
+    return wilson(sum(bool(WHOLE.search(text)) for text in texts), len(texts))
 
 
 @torch.inference_mode()

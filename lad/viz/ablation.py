@@ -56,7 +56,7 @@ def ablation(data: Mapping) -> Figure:
     figure, _ = new_figure(1, len(MEASURES), height=2.0 + 0.3 * len(variants), sharey=True)
     for axes, measure in zip(figure.axes, MEASURES, strict=True):
         _panel(axes, data, measure)
-    names = [one["name"] + " (base)" * (one["name"] == data["base"]) for one in variants]
+    names = [_title(one) + " (base)" * (one["name"] == data["base"]) for one in variants]
     first = figure.axes[0]
     first.set_yticks(range(len(names)), names)
     first.set(ylim=(len(names) - 0.4, -0.6), ylabel="what was changed")
@@ -68,7 +68,15 @@ def ablation(data: Mapping) -> Figure:
     better = [all(verdict(data, one, m) == "better" for m in MEASURES) for one in variants]
     winners = [one["name"] for one, won in zip(variants, better, strict=True) if won]
     beat = f"“{winners[0]}” beats" if len(winners) == 1 else f"{len(winners) or 'no'} changes beat"
-    return titled(figure, f"After {data['steps']:,} steps {beat} the base on all four measures")
+    finding = f"After {data['steps']:,} steps {beat} the base on all four measures"
+    note = "replace: random tokens; the authors' post names them, their code never applies them"
+    return titled(figure, finding, note * any("replace" in name for name in names))
+
+
+def _title(variant: Mapping) -> str:
+    """The name of a variant; all the noise that is not restricted in kinds has *replace* too."""
+    replaces = "training.corruption.kinds" not in variant["changes"]
+    return variant["name"] + " + replace" * (replaces and variant["name"] == "paper's noise")
 
 
 def _panel(axes: Axes, data: Mapping, measure: str) -> None:

@@ -21,7 +21,12 @@ MEASURED = {
     "accuracy": ("the leading letter is right", "questions (%)"),
     "exact": ("the answer is one of the lines", "answers (%)"),
 }
-PRESET_NAMES = {"noiseless": "without re-masking", "default": "with re-masking"}
+PRESET_NOTES = {
+    "noiseless": "nothing is masked again",
+    "default": "a token once shown is never masked again",
+    "guided": "LAD's own re-masking, least confident first",
+}
+BY_CHARACTERS = "the same by characters"
 CHANCE = {"color": COLORS["black"], "linestyle": ":", "label": "chance"}
 
 
@@ -34,6 +39,9 @@ def accuracies(data: Mapping) -> Figure:
     panels: dict[str, list[Mapping]] = {}
     for run in sorted(runs, key=lambda run: [*SCORINGS].index((run["scoring"], run["target"]))):
         panels.setdefault(SCORINGS[run["scoring"], run["target"]], []).append(run)
+        if run["target"] == "text" and "accuracy_normalised" in run:
+            usual = {key: run[f"{key}_normalised"] for key in ("accuracy", "interval")}
+            panels.setdefault(BY_CHARACTERS, []).append(run | usual)
     tasks = [task for task in TASKS if task in {run["task"] for run in runs}]
     height = 1.7 + 0.55 * len(tasks)
     figure, _ = new_figure(1, len(panels), height, sharex=True, sharey=True)
@@ -46,7 +54,8 @@ def accuracies(data: Mapping) -> Figure:
     ends = [100 * end for run in runs for end in run["interval"]]
     first.set_xlim(5 * (min(*ends, 20) // 5), 5 * -(-max(*ends, 30) // 5))
     style.shared_legend(figure, "outside lower center")
-    return titled(figure, _accuracy_finding(data, runs))
+    note = "by characters: an option's log-likelihood by its length, acc_norm; not in the title"
+    return titled(figure, _accuracy_finding(data, runs), note * (BY_CHARACTERS in panels))
 
 
 def _accuracy_panel(axes: Axes, runs: list[Mapping], tasks: list[str]) -> None:
@@ -105,7 +114,7 @@ def compute_curve(data: Mapping) -> Figure:
             points = lines.get((task, preset), [])
             # Side by side, or the bars of one line would hide those of another.
             aside = 1.04 ** (2 * number - len(presets) + 1)
-            line = series(number) | {"label": PRESET_NAMES.get(preset, preset), "capsize": 3}
+            line = series(number) | {"label": f"preset {preset}", "capsize": 3}
             x = [point["iterations"] * aside for point in points]
             errorbars(axes, x, [point[key] for point in points], 100, **line)
         of_task = [point for point in data["points"] if point["task"] == task]
@@ -124,4 +133,5 @@ def compute_curve(data: Mapping) -> Figure:
     steps = [point["iterations"] for point in data["points"]]
     share = f"{rising[0]} of {len(lines)} curves, whole lines on {rising[1]}"
     text = f"From {min(steps)} to {max(steps)} iterations accuracy rises on {share}"
-    return titled(figure, text)
+    notes = [f"{preset}: {PRESET_NOTES[preset]}" for preset in presets if preset in PRESET_NOTES]
+    return titled(figure, text, "; ".join(notes))

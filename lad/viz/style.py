@@ -93,11 +93,18 @@ def new_figure(
 
 
 def titled(figure: Figure, finding: str, details: str = "", **place) -> Figure:
-    """The figure with its finding above, on one line, and perhaps details in small below."""
+    """The figure with its finding above, on one line, and perhaps details in small below.
+
+    A legend below the panels is made before: the details stand on top of it.
+    """
     if len(finding) > TITLE_LENGTH:
         finding = finding[: TITLE_LENGTH - 1].rstrip() + "…"
     figure.suptitle(finding, x=0.008, ha="left", color=COLORS["text"], parse_math=False, **place)
-    if details:
+    if details and figure.legends:
+        figure.legends[0].set_title(details, {"size": 8})
+        figure.legends[0].get_title().set_color(COLORS["muted"])
+        figure.legends[0].set_alignment("left")
+    elif details:
         figure.supxlabel(details, x=0.008, ha="left", color=COLORS["muted"], fontsize=8)
     return figure
 

@@ -15,7 +15,6 @@ from lad.utils import DamagedFile
 from lad.viz.style import COLORS, label, log2_axis, new_figure, series, span, styled, titled
 from lad.viz.tokens import count
 
-ENGINES = {"reference": "plain loops", "generate": "left to right", "sampler": "refinement"}
 DOTTED = {"color": COLORS["muted"], "linestyle": ":", "linewidth": 1.2}
 
 
@@ -28,10 +27,13 @@ def speed(data: Mapping) -> Figure:
     if not batches:
         raise DamagedFile("no timings among these: expected some; run `lad bench` again")
     smallest = min(batches)
+    # `generate` of transformers has neither graphs nor compiled layers.
+    plain = "uncompiled generate" if data.get("graphs") else "generate"
     figure, (answers, iterations, progress) = new_figure(1, 3, height=3.6)
     at_once = {batch: f"{count(batch, 'prompt')} at once" for batch in batches}
 
-    for number, (engine, words) in enumerate(ENGINES.items()):
+    engines = {"reference": "plain loops", "generate": plain, "sampler": "refinement"}
+    for number, (engine, words) in enumerate(engines.items()):
         timed = [cell for cell in batches[smallest] if cell[engine] is not None]
         if timed:
             seconds = [cell[engine]["seconds_per_answer"] for cell in timed]
@@ -63,7 +65,9 @@ def speed(data: Mapping) -> Figure:
     nearest = min(cell["sampler"]["iteration_by_floor"] for cell in data["cells"])
     machine = f"{data['provenance']['model']} on {data['provenance']['processor']}"
     details = f"{machine}; an iteration takes {nearest:.1f} times its roofline at best"
-    return titled(figure, f"Times as fast as left to right: {', '.join(parts)}", details)
+    if data.get("graphs"):
+        details += "; refinement has CUDA graphs and compiled layers, generate neither"
+    return titled(figure, f"Times as fast as {plain}: {', '.join(parts)}", details)
 
 
 def _log_panel(axes: Axes, ticks: list[int]) -> None:

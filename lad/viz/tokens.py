@@ -228,6 +228,8 @@ def count(number: int, thing: str) -> str:
 
 
 def remasking_words(trace: Trace) -> str:
+    if trace.config.get("remasking") == "threshold":  # which masks what was never shown
+        return "with a confidence threshold"
     return f"with{'' if trace.remask.any() else 'out'} re-masking"
 
 

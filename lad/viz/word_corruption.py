@@ -80,7 +80,7 @@ def corrupted_positions(plan: Plan) -> dict[str, Tensor]:
 def corrupt(
     sentence: Sentence, severity: float, config: CorruptionConfig | None = None, seed: int = 0
 ) -> Corrupted:
-    """A sentence under the corruption at severity p, 0 to 1; by default the paper's."""
+    """A sentence under the corruption at severity p, 0 to 1, see `CorruptionConfig`."""
     size = len(sentence.vocabulary) - 1  # END is never a replacement
     answer = torch.ones_like(sentence.ids, dtype=torch.bool)
     plan = draw_plan(answer, size, 0, torch.Generator().manual_seed(seed), config, severity)
