@@ -15,10 +15,20 @@ from typing import Annotated
 import typer
 
 from lad import __version__
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json, progress
-from lad.utils import InvalidInput, sha256_file
+from lad.cli.common import (
+    Adapter,
+    AsJson,
+    Device,
+    Model,
+    choose_device,
+    print_json,
+    progress,
+    stopped,
+)
+from lad.utils import InvalidInput, profile, sha256_file
 
 
+@stopped("files done are kept; the same command goes on")
 def fetch(
     model: Annotated[str, typer.Argument(help="Backbone to have at hand.")] = "smollm2-135m",
 ) -> None:
@@ -37,6 +47,7 @@ def figures(
     """Draw the figures again from what is recorded in figures/data; no model is needed."""
     from lad.viz.gallery import redraw, unrecorded
 
+    profile()  # an unknown one is refused, here too
     for path in redraw(names or ()):
         typer.echo(str(path))
     if not names:

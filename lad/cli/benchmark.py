@@ -10,7 +10,7 @@ import typer
 
 from lad.cli import common
 from lad.cli.common import Adapter, AsJson, Device, Model
-from lad.utils import InvalidInput
+from lad.utils import InvalidInput, check_writable
 
 ALL = "arc-easy,arc-challenge,mmlu,hellaswag"
 
@@ -36,6 +36,7 @@ app = typer.Typer(
 
 
 @app.callback()
+@common.stopped("questions done are in --out, if given; the same command goes on")
 def benchmark(
     context: typer.Context,
     task: Tasks = "arc-easy",
@@ -134,6 +135,7 @@ def compare(a: Folder, b: Folder, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@common.stopped("questions done are kept; the same command goes on")
 def curve(
     out: OutFile,
     task: Tasks = "arc-easy",
@@ -153,6 +155,7 @@ def curve(
     steps = sorted(set(common.parse_numbers("iterations", iterations)))
     configs = common.read_settings(presets)
     common.check_least(1, batch_size=batch_size)
+    check_writable(out)
     runs = read_runs(task, n, None, "generation", seed=seed, source=source)
     from lad.evaluation.benchmark import ScoredModel, join_curve
     from lad.evaluation.statistics import Estimate
@@ -205,8 +208,9 @@ def read_runs(names: str, n: str, split: str | None, scorings: str, **chosen) ->
         raise InvalidInput(f"n = {n!r}: expected a whole number from 1 up, or all")
     count = None if n == "all" else int(n)
     runs = []
-    for name in dict.fromkeys((ALL if names == "all" else names).split(",")):
-        task = tasks.get_task(name.strip())
+    split_names = (ALL if names == "all" else names).split(",")
+    for name in dict.fromkeys(tasks.get_task(name.strip()).name for name in split_names):
+        task = tasks.get_task(name)
         part = split or task.tested_on
         configs = [
             BenchmarkConfig(task=task.name, split=part, n=count, scoring=way.strip(), **chosen)

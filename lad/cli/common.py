@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lad.utils import InvalidInput, disk_errors, write_json
+from lad.utils import CacheError, InvalidInput, check_writable, disk_errors, write_json
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
@@ -25,7 +25,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout,
 
 
 def choose_device(device: str) -> str:
-    """`auto` becomes a GPU if there is one."""
+    """`auto` becomes a GPU if there is one; a terminal is told that loading begins."""
+    if sys.stderr.isatty():
+        typer.echo("lad: loading the model", err=True)
     if device == "auto":
         import torch
 
@@ -42,7 +44,28 @@ def check_least(least: int, **numbers: int | None) -> None:
 
 def print_json(values: dict) -> None:
     """One object on stdout, in ASCII: what a terminal could not show is escaped."""
-    typer.echo(json.dumps(values, ensure_ascii=True, indent=2))
+    print_result(json.dumps(values, ensure_ascii=True, indent=2))
+
+
+def print_result(text: str) -> None:
+    """Print what a run was for; where stdout refuses it, on stderr, so that it is not lost."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        typer.echo(text, err=True)
+        raise
+
+
+@contextmanager
+def stopped(kept: str):
+    """While this is in force, Ctrl-C and SIGTERM are answered with what is kept, how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        typer.echo(f"lad: stopped; {kept}", err=True)
+        raise SystemExit(getattr(stop, "code", 130)) from None
 
 
 def command_line() -> str:
@@ -51,10 +74,14 @@ def command_line() -> str:
 
 
 def save_json(path: Path, values: dict) -> None:
-    """Write plain values to a file, whose folder need not exist."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, values)
+    """Write plain values to a file; print them if the disk refuses, so that they are not lost."""
+    try:
+        check_writable(path)
+        with disk_errors(path):
+            write_json(path, values)
+    except CacheError:
+        print_json(values)
+        raise
 
 
 # -- what is measured, and on what -----------------------------------------------------------------

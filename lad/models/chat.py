@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lad.utils import InvalidInput, one_line
+from lad.utils import InvalidInput, check_text, one_line
 
 # Text of one turn, or chat messages {"role": ..., "content": ...} of several.
 Prompt = str | Sequence[dict[str, str]]
 
 
 def check_prompt(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as chat messages; raises InvalidInput when a message is empty."""
+    """A prompt as chat messages; raises InvalidInput when one is empty or no Unicode."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
-    if not messages or not all(message["content"].strip() for message in messages):
+    if not messages or not all(check_text(message["content"]).strip() for message in messages):
         raise InvalidInput("the prompt is empty: expected at least one word to answer")
     return messages
 

@@ -20,7 +20,15 @@ from typing import NamedTuple
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from lad.utils import AssetUnavailable, DamagedFile, LADError, cache_errors, disk_reason, one_line
+from lad.utils import (
+    AssetUnavailable,
+    DamagedFile,
+    LADError,
+    cache_errors,
+    disk_errors,
+    disk_reason,
+    one_line,
+)
 
 
 class Wheel(NamedTuple):
@@ -61,19 +69,24 @@ def new_folder(
     CacheError when the disk is full or cannot be written.
     """
     target = Path(target)
+    prefix = f".{target.name}.partial-"
+
+    def sweep() -> None:
+        for stale in target.parent.glob(f"{prefix}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
     if is_complete(target):
+        sweep()  # pip may outlive a killed process, and fill its folder again
         yield None
         return
-    with cache_errors(target.parent):
+    in_cache = target.is_relative_to(cache_folder())
+    with cache_errors(target.parent) if in_cache else disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
             if is_complete(target):  # another process finished it while this one waited
                 yield None
                 return
-            # Under the lock, a folder of this name is what a killed process left.
-            prefix = f".{target.name}.partial-"
-            for stale in target.parent.glob(f"{prefix}*"):
-                shutil.rmtree(stale, ignore_errors=True)
+            sweep()  # under the lock, a folder of this name is what a killed process left
             partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             try:
                 yield partial
