@@ -1,7 +1,7 @@
 """The command line, with an error in one line.
 
-Status 0 is success, 1 an output that cannot be written, 2 bad input or something missing, 130
-Ctrl-C, 143 SIGTERM.
+Status 0 is success, 1 a stdout that cannot be written, 2 bad input or something missing, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -48,12 +48,10 @@ def print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-Version = Annotated[
-    bool, typer.Option("--version", help="Print the version.", callback=print_version)
-]
+PRINT_VERSION = typer.Option("--version", help="Print the version.", callback=print_version)
 
 
-def options(version: Version = False) -> None:
+def options(version: Annotated[bool, PRINT_VERSION] = False) -> None:
     """What stands before a command."""
 
 
@@ -65,7 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     if hasattr(sys.stdout, "reconfigure"):  # what the terminal's encoding lacks becomes "?"
         sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
+    loads = COMMANDS.get(next(iter(arguments), ""), "assets") != "assets"
     try:
+        if loads and "--help" not in arguments and sys.stderr.isatty():
+            print("lad: loading ...", file=sys.stderr)  # importing torch alone takes seconds
         app = make_app(*(name for name in arguments[:1] if name in COMMANDS))
         status = app(arguments or ["--help"], prog_name="lad", standalone_mode=False)
     except LADError as error:

@@ -57,8 +57,9 @@ name_controls()  # so that a screen reader can tell the sliders below apart
 # %% [markdown]
 # ## Which backbone, and how much of the model is trained?
 #
-# The package has three backbones. The small one is the default, because it runs on two CPU cores;
-# the large one is the paper's, and needs a GPU and an account.
+# These backbones have a name; any other LLaMA, Qwen2 or Mistral goes by its repository or folder.
+# The first is the default, because it runs on two CPU cores; the 8 B one is the paper's, and needs
+# a GPU and an account.
 
 # %%
 for spec in lad.BACKBONES.values():

@@ -98,7 +98,11 @@ def bench(
         limits |= {"on_progress": on_progress, "on_result": keep}
         result = run_bench(denoiser, backbone, chosen, values, *sizes, **limits)
     try:
-        common.print_json(result) if as_json else show(result)
+        if as_json:
+            common.print_json(result)
+        else:
+            with common.or_on_stderr(result):
+                show(result)
     finally:
         if record is not None:
             add_run(record, result)

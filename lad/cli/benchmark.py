@@ -88,7 +88,7 @@ def benchmark(
     if as_json:
         common.print_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})
         return
-    typer.echo(common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"}))
+    title = common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"})
     lines, notes = [], []
     for one in summaries:
         target = f", {one['target']}" if one["scoring"] == "likelihood" else ""
@@ -104,8 +104,8 @@ def benchmark(
         if "steady" in one:
             steady = Estimate.from_dict(one["steady"]).text(100)
             notes[-1] += f"; the same option wherever it stood: {steady} %"
-    typer.echo(table(lines, ["task", "scoring"]))
-    typer.echo("\n".join(notes))
+    with common.or_on_stderr({"runs": summaries}):
+        typer.echo("\n".join([title, table(lines, ["task", "scoring"]), *notes]))
 
 
 @app.command()

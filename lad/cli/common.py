@@ -25,9 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout,
 
 
 def choose_device(device: str) -> str:
-    """`auto` becomes a GPU if there is one; a terminal is told that loading begins."""
-    if sys.stderr.isatty():
-        typer.echo("lad: loading the model", err=True)
+    """`auto` becomes a GPU if there is one."""
     if device == "auto":
         import torch
 
@@ -44,17 +42,20 @@ def check_least(least: int, **numbers: int | None) -> None:
 
 def print_json(values: dict) -> None:
     """One object on stdout, in ASCII: what a terminal could not show is escaped."""
-    print_result(json.dumps(values, ensure_ascii=True, indent=2))
-
-
-def print_result(text: str) -> None:
-    """Print what a run was for; where stdout refuses it, on stderr, so that it is not lost."""
-    try:
+    text = json.dumps(values, ensure_ascii=True, indent=2)
+    with or_on_stderr(text):
         typer.echo(text)
-    except BrokenPipeError:
+
+
+@contextmanager
+def or_on_stderr(result: str | dict):
+    """While a result is printed: where stdout refuses it, it goes to stderr and is not lost."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader has enough
         raise
     except OSError:
-        typer.echo(text, err=True)
+        typer.echo(result if isinstance(result, str) else json.dumps(result), err=True)
         raise
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json, print_result
+from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, or_on_stderr, print_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.config import preset as settings_of
 from lad.utils import check_text, check_writable, describe
@@ -82,17 +82,15 @@ def _setting_option(name: str, field: dict) -> inspect.Parameter:
 
 
 def _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra) -> None:
+    from lad.diffusion.adapter import load_denoiser
+    from lad.diffusion.drafts import UNCHANGED
+    from lad.diffusion.sampler import record
     from lad.models.chat import check_prompt
 
     check_prompt(prompt)
     if trace is not None:
         check_writable(trace)
-    where = choose_device(device)
-    from lad.diffusion.adapter import load_denoiser
-    from lad.diffusion.drafts import UNCHANGED
-    from lad.diffusion.sampler import record
-
-    denoiser = load_denoiser(model, adapter, where)
+    denoiser = load_denoiser(model, adapter, choose_device(device))
     start = {}
     if draft is not None:
         first = draft(denoiser)
@@ -110,7 +108,8 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
         if as_json:
             print_json(values | extra | {"config": config.to_dict()})
         elif not watched:
-            print_result(run.answer)
+            with or_on_stderr(run.answer):
+                typer.echo(run.answer)
     finally:  # whatever became of stdout
         if trace is not None:
             run.save(trace)
