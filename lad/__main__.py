@@ -1,7 +1,7 @@
 """The command line, with an error in one line.
 
-Status 0 is success, 1 a stdout that cannot be written, 2 bad input or something missing, 130 Ctrl-C,
-143 SIGTERM.
+Status 0 is success, 1 a stdout that cannot be written, 2 bad input or something missing, 130 and
+143 Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def make_app(*names: str) -> typer.Typer:
     """The application with these commands; with all of them when none is named."""
     words = "LAD: a causal LLaMA that refines a whole answer at once, draft after draft."
     app = typer.Typer(add_completion=False, help=words)
-    app.callback()(options)  # one command alone would otherwise take the place of the group
+    # One command alone would otherwise take the place of the group.
+    app.callback(invoke_without_command=True)(options)
     for name in names or COMMANDS:
         module = import_module(f"lad.cli.{COMMANDS[name]}")
         command = getattr(module, "app", None) or getattr(module, name.replace("-", "_"))
@@ -42,17 +43,11 @@ def make_app(*names: str) -> typer.Typer:
     return app
 
 
-def print_version(wanted: bool) -> None:
-    if wanted:
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
         typer.echo(f"lad {__version__}")
-        raise typer.Exit
-
-
-PRINT_VERSION = typer.Option("--version", help="Print the version.", callback=print_version)
-
-
-def options(version: Annotated[bool, PRINT_VERSION] = False) -> None:
-    """What stands before a command."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,10 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
     except LADError as error:
         fail(str(error))
     except ClickException as error:
-        message = error.format_message()
-        if message.startswith("No such option"):
-            message = f"{message.strip()}; before a text that begins with a hyphen put --"
-        fail(message)
+        hyphen = "; before a text that begins with a hyphen put --"
+        message = error.format_message().strip()
+        fail(message + hyphen * message.startswith("No such option"))
     except OSError as error:  # typer ends with status 1 when a pipe is closed
         if (reason := disk_reason(error)) is None:
             raise

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -13,6 +14,7 @@ from conftest import run, run_in_terminal
 
 from lad import __version__
 from lad.__main__ import main, make_app
+from lad.cli.common import save_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, describe
@@ -160,6 +162,12 @@ def test_an_answer_outlives_its_trace(capsys, adapter, monkeypatch, tmp_path):
     assert (status, err) == (2, "lad: the disk is full\n") and out.strip()
 
 
+def test_numbers_that_a_disk_refuses_are_printed(capsys):
+    with pytest.raises(CacheError, match="Is a directory"):
+        save_json(Path("/dev"), {"a": 1})
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
 def test_a_closed_pipe_is_status_one_and_silent():
     command = [sys.executable, "-m", "lad", "info"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -198,6 +206,8 @@ def test_an_unknown_profile_is_refused(capsys, monkeypatch):
         (["infill", "\ud83d ___"], "half a character"),
         (["refine", "- what is this?"], "before a text that begins with a hyphen put --"),
         (["refine", "hi", "--trace=/dev", "--model=tiny", "ADAPTER"], "/dev (Is a directory)"),
+        (["study", "--out=/dev"], "/dev (Is a directory)"),
+        (["benchmark", "curve", "--out=/dev"], "/dev (Is a directory)"),
         (["refine", "hi", "--device=meta", "--model=tiny", "ADAPTER"], "'meta' is not usable"),
         (["refine", "hi", "--iterations=0"], "iterations = 0: expected a whole number from 1"),
         (["refine", "hi", "--iterations=many"], "--iterations"),

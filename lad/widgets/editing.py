@@ -11,18 +11,11 @@ from dataclasses import replace
 import ipywidgets as widgets
 from ipywidgets import Widget
 
+from lad.diffusion import drafts
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.drafts import (
-    GAP,
-    INFILL_PROMPT,
-    REPAIR_PROMPT,
-    UNCHANGED,
-    Draft,
-    gapped,
-    visible_text,
-)
+from lad.diffusion.drafts import GAP, INFILL_PROMPT, Draft, gapped, visible_text
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput, LADError
 from lad.viz.word_corruption import ALL_KINDS, corrupt_text
@@ -82,7 +75,7 @@ class _TextExplorer(Explorer):
         def keep(traces: list[Trace], whole: bool) -> None:
             self.trace = traces[-1]
             if whole and (self.trace.drafts[-1] == self.trace.steps[0].inputs).all():
-                self.status.value = UNCHANGED
+                self.status.value = drafts.UNCHANGED
 
         self._start(self._loader, jobs, keep)
 
@@ -130,7 +123,7 @@ class RepairExplorer(_TextExplorer):
 
     def _start_run(self) -> None:
         text = self._limits.check(self.text.value)
-        prompt = self._limits.check(self.question.value).strip() or REPAIR_PROMPT
+        prompt = self._limits.check(self.question.value).strip() or drafts.REPAIR_PROMPT
 
         def draft(denoiser: Denoiser) -> Draft:
             if GAP.search(text):
