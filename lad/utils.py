@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import glob
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -90,17 +91,55 @@ def figures_folder() -> Path:
     return folder
 
 
+def check_text(text: str) -> str:
+    """The text, if it is Unicode; raises InvalidInput for other bytes and for half a character.
+
+    UTF-8 on a command line whose locale could not read it is read here.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError as error:
+        raise InvalidInput(
+            f"{text[:60]!a} holds bytes that are no UTF-8, or half a character: expected "
+            "Unicode text; convert it, for example with iconv"
+        ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise CacheError for a file that cannot be written, before the work that it is to hold."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "", str(path))
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b" ")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears complete or not at all; raises OSError if the disk refuses."""
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    prefix, suffix = f".{path.name}-", ".partial"
+    for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        with suppress(OSError, ImportError), open(stale) as file:  # a killed process holds no lock
+            _lock(file)
+            stale.unlink()
+    handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            with suppress(OSError, ImportError):  # a disk without locks
+                _lock(file)
             file.write(data)
         os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
         os.replace(partial, path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def _lock(file) -> None:
+    """Lock an open file until it is closed; raises OSError if another process has."""
+    import fcntl  # not on Windows
+
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_json(path: Path, values: dict) -> None:

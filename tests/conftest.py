@@ -52,8 +52,8 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return caught.value.code, captured.out, captured.err
 
 
-def run_in_terminal(*arguments: str) -> bytes:
-    """What a command shows in a terminal of its own."""
+def run_in_terminal(*arguments: str, stop: tuple[bytes, int] | None = None, status=0) -> bytes:
+    """What a command shows in a terminal of its own; `stop` is a text and the signal it gets."""
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "lad", *arguments]
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"}
@@ -63,10 +63,13 @@ def run_in_terminal(*arguments: str) -> bytes:
         try:
             while chunk := os.read(ours, 4096):
                 shown += chunk
+                if stop and stop[0] in shown:
+                    process.send_signal(stop[1])
+                    stop = None
         except OSError:  # how a pseudo-terminal says that the other side is closed
             pass
     os.close(ours)
-    assert process.returncode == 0
+    assert process.returncode == status
     return shown
 
 

@@ -10,7 +10,7 @@ from lad.diffusion.config import RefineConfig
 from lad.evaluation import benchmark
 from lad.evaluation.benchmark import BenchmarkConfig, ScoredModel, compare, read_run, run
 from lad.evaluation.tasks import Item
-from lad.utils import DamagedFile, InvalidInput
+from lad.utils import CacheError, DamagedFile, InvalidInput
 
 QUIET = RefineConfig(iterations=4, remasking="none")
 ITEMS = some_items(60)
@@ -55,6 +55,13 @@ def finished(tmp_path, b):
     """A folder with a finished run of 20 questions."""
     run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path)
     return tmp_path
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_the_cache_is_not(tmp_path, b):
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="file/x") as caught:
+        run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path / "file" / "x")
+    assert "LAD_CACHE" not in str(caught.value)
 
 
 # -- models with known answers ---------------------------------------------------------------------

@@ -186,6 +186,11 @@ def test_a_question_in_the_format_of_lad():
     assert "completes the text most plausibly" in format_choices(text)[0]
 
 
+def test_a_task_is_found_by_the_name_that_lm_eval_gives_it():
+    for name in ("arc_easy", "arc_challenge", "hellaswag", "mmlu", "openbookqa", "piqa"):
+        assert tasks.get_task(name).name == name.replace("_", "-")
+
+
 def test_targets_and_rotations():
     line, letter, text = (format_question(ITEM, target) for target in tasks.TARGETS)
     assert line.answers == line.lines == ("A: Sand", "B: Water", "C: Glass")
@@ -202,12 +207,18 @@ def test_targets_and_rotations():
         format_question(empty, "text")
 
 
-@pytest.mark.parametrize("text", ["B: Water", " b. Water", "(B) x", "**B:** x", "B - Water", "B"])
+SET_APART = ["B: Water", " b. Water", "(B) x", "**B:** x", "B - Water", "B", '"B"', "'B'", "`B`"]
+SET_APART += ["B\n\nIt is", "**B**\n", "B.Water", "B\uff1aWater", "\u201cB\u201d", "B\u2014Water"]
+WORDS = ["D: Gold", "A cat", "As it is", "The answer is B", "1: x", "", "A-bomb", "C-section"]
+WORDS += ["A.M. is morning", "A.I. is", "b.c.", "A\u2013Z", "`As`", "C's"]
+
+
+@pytest.mark.parametrize("text", SET_APART)
 def test_the_leading_letter(text):
     assert tasks.parse_letter(text, 3) == 1
 
 
-@pytest.mark.parametrize("text", ["D: Gold", "A cat", "As it is", "The answer is B", "1: x", ""])
+@pytest.mark.parametrize("text", WORDS)
 def test_an_answer_without_one_of_three_letters(text):
     assert tasks.parse_letter(text, 3) is None
 

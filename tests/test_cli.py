@@ -1,18 +1,23 @@
 """The command line: what others rely on, and one line with status 2 for whatever is wrong."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 from conftest import run, run_in_terminal
 
-from lad.__main__ import make_app
+from lad import __version__
+from lad.__main__ import main, make_app
+from lad.cli.common import save_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.trace import Trace
-from lad.utils import describe
+from lad.utils import CacheError, describe
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -110,10 +115,100 @@ def test_a_terminal_shows_drafts_and_then_the_answer(adapter):
     assert b"tokens per forward pass" in shown
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_live_view_leaves_the_draft_and_the_cursor(adapter, number, status):
+    few = ("--iterations=512", "--answer-length=12", "--remasking=random", "--patience=0")
+    arguments = ("refine", "hi", "--model=tiny", f"--adapter={adapter}", *few)
+    shown = run_in_terminal(*arguments, stop=(b"iteration 3 of", number), status=status)
+    assert shown.startswith(b"lad: loading")
+    *_, drawn, last = shown.split(b"\x1b[2K")[-1].rpartition(b"of at most 512")
+    assert drawn and b"iteration" in shown.split(b"\x1b[2K")[-1]
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")  # the cursor
+    assert (b"lad: stopped" in last) == (number == signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_is_kept_of_a_stopped_command_is_said(capsys, monkeypatch, tmp_path, stop):
+    def stopped(*_, **__):
+        raise stop
+
+    monkeypatch.setattr("lad.training.distillation.distil_pairs", stopped)
+    status, _, err = run(capsys, "distil", f"--out={tmp_path / 'x.jsonl'}", "--no-benchmarks")
+    assert err == "lad: stopped; batches made are kept; the same command goes on\n"
+    assert status == getattr(stop, "code", 130)
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_answer_outlives_stdout_and_its_trace_is_saved(
+    capsys, adapter, monkeypatch, tmp_path, more
+):
+    few = ("--model=tiny", f"--adapter={adapter}", "--iterations=2", "--answer-length=8")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        path = tmp_path / "run.jsonl"
+        status, _, err = run(capsys, "refine", "hi", *few, f"--trace={path}", *more)
+    assert status == 1 and "lad: cannot write to stdout (No space left on device)" in err
+    answer = Trace.load(path).answer
+    assert (json.dumps(answer) if more else answer) in err
+
+
+def test_an_answer_outlives_its_trace(capsys, adapter, monkeypatch, tmp_path):
+    def full(*_):
+        raise CacheError("the disk is full")
+
+    few = ("--model=tiny", f"--adapter={adapter}", "--iterations=2", "--answer-length=8")
+    monkeypatch.setattr(Trace, "save", full)
+    status, out, err = run(capsys, "refine", "hi", *few, f"--trace={tmp_path / 'x'}")
+    assert (status, err) == (2, "lad: the disk is full\n") and out.strip()
+
+
+def test_numbers_that_a_disk_refuses_are_printed(capsys):
+    with pytest.raises(CacheError, match="Is a directory"):
+        save_json(Path("/dev"), {"a": 1})
+    assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+def test_a_closed_pipe_is_status_one_and_silent():
+    command = [sys.executable, "-m", "lad", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_a_locale_without_utf8_reads_it_and_gets_question_marks(adapter, monkeypatch, tmp_path):
+    """UTF-8 arrives as it does under LC_ALL=C PYTHONUTF8=0; the terminal shows Latin-1."""
+    out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    path = tmp_path / "run.jsonl"
+    few = ("--model=tiny", f"--adapter={adapter}", f"--trace={path}", "--prompt=hi")
+    with pytest.raises(SystemExit):
+        main(["infill", "caf\udcc3\udca9 \u2192___", *few])
+    assert out.buffer.getvalue().startswith(b"caf\xe9 ?")
+    assert Trace.load(path).answer.startswith("caf\u00e9 \u2192")
+
+
+def test_the_version(capsys):
+    assert run(capsys, "--version") == (0, f"lad {__version__}\n", "")
+
+
+def test_an_unknown_profile_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("LAD_PROFILE", "fats")
+    assert "LAD_PROFILE is 'fats'" in refused(capsys, "figures", "attention_masks")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["refine", " \n "], "the prompt is empty"),
+        (["refine", "caf\udce9"], r"'caf\udce9' holds bytes that are no UTF-8"),
+        (["repair", "hi", "--prompt", "\ud83d"], r"'\ud83d' holds bytes that are no UTF-8"),
+        (["infill", "\ud83d ___"], "half a character"),
+        (["refine", "- what is this?"], "before a text that begins with a hyphen put --"),
+        (["refine", "hi", "--trace=/dev", "--model=tiny", "ADAPTER"], "/dev (Is a directory)"),
+        (["study", "--out=/dev"], "/dev (Is a directory)"),
+        (["benchmark", "curve", "--out=/dev"], "/dev (Is a directory)"),
+        (["refine", "hi", "--device=meta", "--model=tiny", "ADAPTER"], "'meta' is not usable"),
         (["refine", "hi", "--iterations=0"], "iterations = 0: expected a whole number from 1"),
         (["refine", "hi", "--iterations=many"], "--iterations"),
         (["refine", "hi", "--temperature=nan"], "temperature = nan"),

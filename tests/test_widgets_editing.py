@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lad.diffusion.config import PRESETS, RefineConfig
-from lad.diffusion.drafts import INFILL_PROMPT, REPAIR_PROMPT, gapped, visible_text
+from lad.diffusion.drafts import INFILL_PROMPT, REPAIR_PROMPT, UNCHANGED, gapped, visible_text
 from lad.diffusion.sampler import record
+from lad.diffusion.trace import Step
 from lad.viz.word_corruption import ALL_KINDS
 from lad.widgets import InfillExplorer, Limits, RepairExplorer
 
@@ -62,10 +64,20 @@ def test_a_repair_starts_from_the_text_and_masks_nothing(repair, denoiser):
     assert repair.message.value == ""
     draft = visible_text(denoiser, TEXT).tokens
     config = RefineConfig(iterations=4, remasking="none", answer_length=len(draft))
-    assert trace == record(denoiser, REPAIR_PROMPT.replace("{text}", TEXT), config, draft=draft)
+    assert trace == record(denoiser, REPAIR_PROMPT, config, draft=draft)
+    assert UNCHANGED not in repair.status.value
     repair.player.slider.value = 0
     assert "Before." in repair.player.caption.value
     assert "nothing of it masked" in repair.player.caption.value
+
+
+def test_a_repair_that_changes_nothing_says_so(repair, monkeypatch):
+    def refine(_denoiser, _ids, _config, draft, fixed):
+        tokens, no = draft.numpy(), np.zeros(len(draft), dtype=bool)
+        yield Step(0, tokens, tokens, no.astype(np.float32), no, 0.0)
+
+    monkeypatch.setattr("lad.widgets.runner.refine", refine)
+    assert run(repair).answer == TEXT and repair.status.value == UNCHANGED
 
 
 def test_a_hidden_word_is_masked_and_the_question_is_the_prompt(repair):
@@ -89,6 +101,8 @@ def test_infilling_keeps_the_words_and_fills_the_gaps(infill, denoiser):
 def test_an_error_of_the_text_is_shown(infill, repair):
     infill.text.value = "no gap here"
     assert run(infill) is None and "no gap in" in infill.message.value
+    infill.text.value = "half \ud83d ___"
+    assert run(infill) is None and "half a character" in infill.message.value
     repair.text.value = ""
     assert run(repair) is None and "the text is empty" in repair.message.value
 

@@ -14,6 +14,7 @@ from lad.cli import common
 GRID = Path("configs/ablation.yaml")
 
 
+@common.stopped("variants done are kept; the same command goes on")
 def ablate(
     pairs: Annotated[Path, Option(help="JSON Lines of prompt and answer.")],
     out: Annotated[Path, Option(help="JSON file of results to write.")],

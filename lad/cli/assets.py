@@ -15,10 +15,12 @@ from typing import Annotated
 import typer
 
 from lad import __version__
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json, progress
-from lad.utils import InvalidInput, sha256_file
+from lad.cli import common
+from lad.cli.common import Adapter, AsJson, Device, Model, print_json
+from lad.utils import InvalidInput, profile, sha256_file
 
 
+@common.stopped("files done are kept; the same command goes on")
 def fetch(
     model: Annotated[str, typer.Argument(help="Backbone to have at hand.")] = "smollm2-135m",
 ) -> None:
@@ -37,6 +39,7 @@ def figures(
     """Draw the figures again from what is recorded in figures/data; no model is needed."""
     from lad.viz.gallery import redraw, unrecorded
 
+    profile()  # an unknown one is refused, here too
     for path in redraw(names or ()):
         typer.echo(str(path))
     if not names:
@@ -111,7 +114,7 @@ def demo(
         ) from error
     if adapter is None:
         shipped_adapter(model)  # a missing adapter is an error here, not on the page
-    serve(model, adapter, choose_device(device), host, port, idle, sessions)
+    serve(model, adapter, common.choose_device(device), host, port, idle, sessions)
 
 
 def import_checkpoint(
@@ -134,7 +137,7 @@ def import_checkpoint(
             layout = template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"template {template} cannot be read ({error})") from error
-    with progress() as on_progress:
+    with common.progress() as on_progress:
         made = lad_checkpoint.import_checkpoint(
             file, out, tokenizer, module or (), layout, partial(on_progress, file.name)
         )

@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from lad.cli import common
-from lad.utils import InvalidInput, disk_errors
+from lad.utils import InvalidInput, check_writable
 
 DEFAULTS = {  # windows, batches, prompts, how many of these by the reference, its iterations
     "cpu": ("64,128", "1,4", 4, 2, 1),  # five minutes on two cores
@@ -21,6 +21,7 @@ DEFAULTS = {  # windows, batches, prompts, how many of these by the reference, i
 RANDOM = {"iterations": 8, "temperature": 0.0, "remasking": "random", "patience": 0}
 
 
+@common.stopped("what was timed is in --out, if given")
 def bench(
     setting: Annotated[str, Option(help="A preset, or a JSON file with settings.")] = "default",
     windows: Annotated[str | None, Option(help="Answer regions: 64,128 on a CPU.")] = None,
@@ -62,9 +63,8 @@ def bench(
     limits = {"reference_prompts": reference_prompts, "reference_iterations": reference_iterations}
     common.check_least(0, **limits)
     # What cannot be written is an error now, not after minutes of timing.
-    if out is not None:
-        with disk_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
+    for path in filter(None, (out, record)):
+        check_writable(path)
     if record is not None:
         read_runs(record)
     settings = {"random": RefineConfig(**RANDOM)} if random else common.read_settings(setting)
@@ -97,12 +97,15 @@ def bench(
     with common.progress() as on_progress:
         limits |= {"on_progress": on_progress, "on_result": keep}
         result = run_bench(denoiser, backbone, chosen, values, *sizes, **limits)
-    if record is not None:
-        add_run(record, result)
-    if as_json:
-        common.print_json(result)
-    else:
-        show(result)
+    try:
+        if as_json:
+            common.print_json(result)
+        else:
+            with common.or_on_stderr(result):
+                show(result)
+    finally:
+        if record is not None:
+            add_run(record, result)
 
 
 def new_denoiser(model: str, where: str, config: Path | None):

@@ -10,7 +10,7 @@ import typer
 
 from lad.cli import common
 from lad.cli.common import Adapter, AsJson, Device, Model
-from lad.utils import InvalidInput
+from lad.utils import InvalidInput, check_writable
 
 ALL = "arc-easy,arc-challenge,mmlu,hellaswag"
 
@@ -36,6 +36,7 @@ app = typer.Typer(
 
 
 @app.callback()
+@common.stopped("questions done are in --out, if given; the same command goes on")
 def benchmark(
     context: typer.Context,
     task: Tasks = "arc-easy",
@@ -87,7 +88,7 @@ def benchmark(
     if as_json:
         common.print_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})
         return
-    typer.echo(common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"}))
+    title = common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"})
     lines, notes = [], []
     for one in summaries:
         target = f", {one['target']}" if one["scoring"] == "likelihood" else ""
@@ -103,8 +104,8 @@ def benchmark(
         if "steady" in one:
             steady = Estimate.from_dict(one["steady"]).text(100)
             notes[-1] += f"; the same option wherever it stood: {steady} %"
-    typer.echo(table(lines, ["task", "scoring"]))
-    typer.echo("\n".join(notes))
+    with common.or_on_stderr({"runs": summaries}):
+        typer.echo("\n".join([title, table(lines, ["task", "scoring"]), *notes]))
 
 
 @app.command()
@@ -134,6 +135,7 @@ def compare(a: Folder, b: Folder, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@common.stopped("questions done are kept; the same command goes on")
 def curve(
     out: OutFile,
     task: Tasks = "arc-easy",
@@ -155,6 +157,7 @@ def curve(
     steps = sorted(set(common.parse_numbers("iterations", iterations)))
     configs = common.read_settings(presets)
     common.check_least(1, batch_size=batch_size)
+    check_writable(out)
     runs = read_runs(task, n, None, "generation", seed=seed, source=source)
     from lad.evaluation.benchmark import ScoredModel, join_curve
     from lad.evaluation.statistics import Estimate
@@ -207,8 +210,9 @@ def read_runs(names: str, n: str, split: str | None, scorings: str, **chosen) ->
         raise InvalidInput(f"n = {n!r}: expected a whole number from 1 up, or all")
     count = None if n == "all" else int(n)
     runs = []
-    for name in dict.fromkeys((ALL if names == "all" else names).split(",")):
-        task = tasks.get_task(name.strip())
+    split_names = (ALL if names == "all" else names).split(",")
+    for name in dict.fromkeys(tasks.get_task(name.strip()).name for name in split_names):
+        task = tasks.get_task(name)
         part = split or task.tested_on
         configs = [
             BenchmarkConfig(task=task.name, split=part, n=count, scoring=way.strip(), **chosen)

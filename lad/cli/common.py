@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lad.utils import InvalidInput, disk_errors, write_json
+from lad.utils import CacheError, InvalidInput, check_writable, disk_errors, write_json
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
@@ -42,7 +42,31 @@ def check_least(least: int, **numbers: int | None) -> None:
 
 def print_json(values: dict) -> None:
     """One object on stdout, in ASCII: what a terminal could not show is escaped."""
-    typer.echo(json.dumps(values, ensure_ascii=True, indent=2))
+    text = json.dumps(values, ensure_ascii=True, indent=2)
+    with or_on_stderr(text):
+        typer.echo(text)
+
+
+@contextmanager
+def or_on_stderr(result: str | dict):
+    """While a result is printed: where stdout refuses it, it goes to stderr and is not lost."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader has enough
+        raise
+    except OSError:
+        typer.echo(result if isinstance(result, str) else json.dumps(result), err=True)
+        raise
+
+
+@contextmanager
+def stopped(kept: str):
+    """While this is in force, Ctrl-C and SIGTERM are answered with what is kept, how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        typer.echo(f"lad: stopped; {kept}", err=True)
+        raise SystemExit(getattr(stop, "code", 130)) from None
 
 
 def command_line() -> str:
@@ -51,10 +75,14 @@ def command_line() -> str:
 
 
 def save_json(path: Path, values: dict) -> None:
-    """Write plain values to a file, whose folder need not exist."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, values)
+    """Write plain values to a file; print them if the disk refuses, so that they are not lost."""
+    try:
+        check_writable(path)
+        with disk_errors(path):
+            write_json(path, values)
+    except CacheError:
+        print_json(values)
+        raise
 
 
 # -- what is measured, and on what -----------------------------------------------------------------

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import Device, Model, check_least, choose_device, read_prompts
+from lad.cli.common import Device, Model, check_least, choose_device, read_prompts, stopped
 
 
+@stopped("batches made are kept; the same command goes on")
 def distil(
     out: Annotated[Path, typer.Option(help="File of pairs to write, .jsonl or .jsonl.gz.")],
     batches: Annotated[int, typer.Option(help="Batches of prompts to try.")] = 64,

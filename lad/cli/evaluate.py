@@ -63,7 +63,8 @@ def evaluate(
     if as_json:
         common.print_json(result)
     else:
-        show(result)
+        with common.or_on_stderr(result):
+            show(result)
 
 
 def show(result: dict) -> None:

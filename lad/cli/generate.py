@@ -14,10 +14,10 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_json
+from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, or_on_stderr, print_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.config import preset as settings_of
-from lad.utils import describe
+from lad.utils import check_text, check_writable, describe
 
 SETTINGS = describe(RefineConfig)
 # What only a run that masks again needs.
@@ -25,6 +25,7 @@ REMASKING = [name for name, field in SETTINGS.items() if name == "remasking" or 
 
 Trace = Annotated[Path | None, typer.Option(help="Save the whole run in this file.")]
 Preset = Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
+GAPS = "The text; ___ or, for three tokens, [3] is a gap, but text if a backslash stands before it."
 Prompt = Annotated[str | None, typer.Option(help="The question that the text answers, if any.")]
 
 
@@ -49,6 +50,7 @@ def generates(*skipped: str) -> Callable:
         ) -> None:
             given = {name: values.pop(name) for name in settings}
             given = {name: value for name, value in given.items() if value is not None}
+            values = {n: check_text(v) if isinstance(v, str) else v for n, v in values.items()}
             prompt, config, draft, extra = function(**values, given=given)
             _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra)
 
@@ -81,10 +83,13 @@ def _setting_option(name: str, field: dict) -> inspect.Parameter:
 
 def _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra) -> None:
     from lad.diffusion.adapter import load_denoiser
+    from lad.diffusion.drafts import UNCHANGED
     from lad.diffusion.sampler import record
     from lad.models.chat import check_prompt
 
     check_prompt(prompt)
+    if trace is not None:
+        check_writable(trace)
     denoiser = load_denoiser(model, adapter, choose_device(device))
     start = {}
     if draft is not None:
@@ -95,16 +100,21 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
     if watched:
         from lad.viz.terminal import watch as record
     run = record(denoiser, prompt, config, **start)
-    if trace is not None:
-        run.save(trace)
-    if as_json:
-        values = {"answer": run.answer, "tokens": run.tokens, "iterations": len(run.steps)}
-        values |= {"stopped_early": run.stopped_early, "nfe": run.nfe}
-        values |= {"seconds": round(run.seconds, 3), "model": denoiser.backbone.spec.name}
-        values |= {"adapter_sha256": denoiser.adapter_sha256, "seed": config.seed}
-        print_json(values | extra | {"config": config.to_dict()})
-    elif not watched:
-        typer.echo(run.answer)
+    values = {"answer": run.answer, "tokens": run.tokens, "iterations": len(run.steps)}
+    values |= {"stopped_early": run.stopped_early, "nfe": run.nfe}
+    values |= {"seconds": round(run.seconds, 3), "model": denoiser.backbone.spec.name}
+    values |= {"adapter_sha256": denoiser.adapter_sha256, "seed": config.seed}
+    try:
+        if as_json:
+            print_json(values | extra | {"config": config.to_dict()})
+        elif not watched:
+            with or_on_stderr(run.answer):
+                typer.echo(run.answer)
+    finally:  # whatever became of stdout
+        if trace is not None:
+            run.save(trace)
+    if (run.drafts[-1] == run.steps[0].inputs).all():
+        typer.echo(f"lad: {UNCHANGED}", err=True)
 
 
 @generates()
@@ -140,12 +150,14 @@ def repair(
 ) -> tuple:
     """Repair TEXT by noiseless refinement: nothing is masked; in a terminal, watch words change.
 
-    Swapped, doubled, displaced or replaced words are what the adapter was trained to undo. The
-    answer region is the text and a few more positions, unless --answer-length says otherwise.
+    Swapped, doubled, displaced or replaced words are what the adapter was trained to undo; typing
+    errors and words that are missing or too many are out of its reach. The question that the text
+    answers (--prompt) helps most. The answer region is the text and a few more positions, unless
+    --answer-length says otherwise.
     """
     from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
 
-    prompt = REPAIR_PROMPT.replace("{text}", text) if prompt is None else prompt
+    prompt = REPAIR_PROMPT if prompt is None else prompt
     config = RefineConfig(**{"iterations": 16, "remasking": "none"} | given)
     length = given.get("answer_length")
     extra = {"text": text, "prompt": prompt}
@@ -154,13 +166,13 @@ def repair(
 
 @generates()
 def infill(
-    text: Annotated[str, typer.Argument(help="The text; ___ or, for three tokens, [3] is a gap.")],
+    text: Annotated[str, typer.Argument(help=GAPS)],
     given: dict,
     gap: Annotated[int, typer.Option(help="Tokens of a gap written ___.")] = 1,
     prompt: Prompt = None,
     preset: Preset = "quality",
 ) -> tuple:
-    """Fill the gaps of TEXT; the words around them are fixed, those to the right are seen too.
+    """Fill the gaps of TEXT; all around them is fixed, line breaks too, and seen on both sides.
 
     The answer region is the text and a few more positions, unless --answer-length says otherwise.
     """

@@ -28,10 +28,13 @@ def study(
     """Follow held-out answers iteration by iteration, in three ways to refine."""
     from lad.evaluation.convergence import run_study
     from lad.training import held_out_prompts, read_pairs
-    from lad.utils import figures_folder
+    from lad.utils import check_writable, figures_folder
 
     steps = common.parse_numbers("iterations", iterations)
     common.check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
+    path = out if out or as_json else figures_folder() / "data" / "study.json"
+    if path is not None:
+        check_writable(path)
     denoiser, backbone = common.load_with_baseline(model, adapter, device)
     few = ON_A_CPU if denoiser.device.type == "cpu" else {}
     prompts = common.evenly_spaced(held_out_prompts(), n_prompts or few.get("prompts"))
@@ -41,11 +44,6 @@ def study(
     with common.progress() as on_progress:
         options = seed, batch_size, backbone, command, on_progress
         result = run_study(denoiser, prompts, pairs, steps, *options)
-    if as_json:
-        common.print_json(result)
-        if out is None:
-            return
-    path = out or figures_folder() / "data" / "study.json"
-    common.save_json(path, result)
-    if not as_json:
-        typer.echo(str(path))
+    if path is not None:
+        common.save_json(path, result)
+    common.print_json(result) if as_json else typer.echo(str(path))

@@ -1,7 +1,7 @@
 """First drafts other than all MASK: a text to repair, a text with gaps, a fixed length.
 
     repair    the text is the first draft, and every token may change; EOS follows
-    infill    the text's words are fixed, every gap is MASK; EOS follows
+    infill    the text is fixed, every gap is MASK; EOS follows
     length    MASK up to a length, EOS from there on
 
 The draft fixes how long the text may become: a repair has spare positions behind the text, a gap
@@ -25,14 +25,18 @@ from lad.diffusion.denoiser import Denoiser
 from lad.models.chat import encode_text
 from lad.utils import InvalidInput
 
-# Prompts for a text that comes without the question it answers. For infilling a general one is
-# enough, since most words are fixed. In a repair every token may change, and a general prompt leads
-# to another text; one that names the text keeps it. The question itself works best.
+# Prompts for a text that comes without the question it answers. In a repair every token may change:
+# a prompt that shows the damaged text gets it copied. The question itself works best.
 INFILL_PROMPT = "Write a sentence."
-REPAIR_PROMPT = "Repeat: {text}"
+REPAIR_PROMPT = "Correct this sentence."
+UNCHANGED = (
+    "nothing changed: expected swapped, doubled, displaced or replaced words; give the question "
+    "that the text answers, or infill with ___ in place of what is wrong"
+)
 SPARE = 8  # positions behind a text, for its end to move and for the end to be seen
 LONGEST_GAP = 256
-GAP = re.compile(r"_{3,}|\[(\d+)\]")
+GAP = re.compile(r"(?<![\\_])_{3,}|(?<!\\)\[(\d+)\]")
+ESCAPE = re.compile(r"\\(?=___|\[\d+\])")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +68,11 @@ def visible_text(denoiser: Denoiser, text: str, answer_length: int | None = None
 
 
 def gapped(denoiser: Denoiser, text: str, gap: int = 1, answer_length: int | None = None) -> Draft:
-    """A text with gaps as a draft whose words are fixed.
+    """A text with gaps as a draft in which all else is fixed, white space included.
 
-    A gap is written `___`, of `gap` tokens, or `[3]`, of that many. White space before a gap is
-    left out: a token brings its own. In a gap at the very end the answer may end early.
+    A gap is written `___`, of `gap` tokens, or `[3]`, of that many; after a backslash both are
+    text. One space before a gap is left out: a token brings its own. In a gap at the very end the
+    answer may end early.
 
     Args:
         gap: tokens of a gap without a number, 1 to 256.
@@ -78,22 +83,23 @@ def gapped(denoiser: Denoiser, text: str, gap: int = 1, answer_length: int | Non
     """
     ids: list[int] = []
     free: list[bool] = []
-    rest = text.strip()
-    if not GAP.search(rest):
+    end = 0
+    if not GAP.search(text):
         raise InvalidInput(
             f"no gap in {text!r}: expected ___ or, for three tokens, [3] where something is missing"
         )
-    while found := GAP.search(rest):
+    for found in GAP.finditer(text):
         size = gap if found[1] is None else int(found[1])
         if not 1 <= size <= LONGEST_GAP:
             raise InvalidInput(
                 f"a gap of {size} tokens: expected a whole number from 1 to {LONGEST_GAP}"
             )
-        words = _encode(denoiser, rest[: found.start()].rstrip(), bool(ids))
+        fixed_text = ESCAPE.sub("", text[end : found.start()].removesuffix(" "))
+        words = _encode(denoiser, fixed_text, bool(ids))
         ids += words + [denoiser.mask_token_id] * size
         free += [False] * len(words) + [True] * size
-        rest = rest[found.end() :]
-    words = _encode(denoiser, rest, bool(ids))
+        end = found.end()
+    words = _encode(denoiser, ESCAPE.sub("", text[end:]), bool(ids))
     tokens = _ended(denoiser, ids + words, answer_length)
     fixed = torch.ones_like(tokens, dtype=torch.bool)
     fixed[: len(free)] = ~torch.tensor(free, device=tokens.device)

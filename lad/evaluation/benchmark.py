@@ -248,7 +248,7 @@ def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callab
         return
     path = folder / "rows.jsonl"
     try:
-        with utils.cache_errors(folder):
+        with utils.disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock", timeout=0):
                 _check_header(folder / "run.json", header)

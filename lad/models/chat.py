@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from lad.utils import InvalidInput, one_line
+from lad.utils import InvalidInput, check_text, one_line
 
 # Text of one turn, or chat messages {"role": ..., "content": ...} of several.
 Prompt = str | Sequence[dict[str, str]]
@@ -20,7 +20,7 @@ def encode_text(tokenizer, text: str, follows: bool = False) -> list[int]:
 
     `follows`: it stands behind other tokens, where SentencePiece may put no space in front.
     """
-    return _without_mask(tokenizer, _encode(tokenizer, text, follows, split=True))
+    return _without_mask(tokenizer, _encode(tokenizer, check_text(text), follows, split=True))
 
 
 def check_prompt(prompt: Prompt) -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def check_prompt(prompt: Prompt) -> list[dict[str, str]]:
                 f"a chat message {one_line(message)}: expected "
                 "{'role': ..., 'content': ...} with a text each"
             )
-    if not messages or not all(message["content"].strip() for message in messages):
+    if not messages or not all(check_text(message["content"]).strip() for message in messages):
         raise InvalidInput("the prompt is empty: expected at least one word to answer")
     return list(messages)
 

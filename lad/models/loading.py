@@ -201,7 +201,9 @@ def check_device(device: str | torch.device) -> torch.device | str:
     if device == SPREAD and gpus:
         return device
     try:
-        return torch.empty(0, device=device).device
+        probe = torch.zeros(1, device=device)
+        probe.item()  # "meta" has no numbers
+        return probe.device
     except (RuntimeError, AssertionError, TypeError) as error:
         expected = f"'cpu', 'cuda' or {SPREAD!r}" if gpus else "'cpu', this machine has no CUDA GPU"
         raise InvalidInput(f"device {str(device)!r} is not usable: expected {expected}") from error

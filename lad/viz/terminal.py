@@ -39,7 +39,11 @@ def watch(denoiser: Denoiser, prompt: Prompt, config: RefineConfig, **start) -> 
         live.update(Group(line, Text(done, style="dim")), refresh=True)
 
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        trace = record(denoiser, prompt, config, on_step=update, **start)
+        try:
+            trace = record(denoiser, prompt, config, on_step=update, **start)
+        except BaseException:
+            live.transient = False  # the last draft stays
+            raise
     console.print(Text(trace.answer))
     stopped = ", stopped early" if trace.stopped_early else ""
     cost = f"{trace.tokens} tokens in {trace.nfe} iterations{stopped}, {trace.seconds:.1f} s"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lad.diffusion.config import KINDS, CorruptionConfig
 from lad.diffusion.corruption import Plan, apply_plan, draw_plan
-from lad.utils import InvalidInput
+from lad.utils import InvalidInput, check_text
 from lad.viz.noise import Corrupted, Rate
 
 ALL_KINDS = ("mask", *KINDS)  # in the order in which they are applied
@@ -41,7 +41,7 @@ class Sentence:
     @classmethod
     def of(cls, text: str, ends: int = 0) -> Sentence:
         """Split a text of 1 to 200 words and follow it with `ends` times END."""
-        words = re.findall(r"\w+|[^\w\s]", text)
+        words = re.findall(r"\w+|[^\w\s]", check_text(text))
         if not 1 <= len(words) <= LONGEST:
             raise InvalidInput(f"{len(words)} words: expected a text of 1 to {LONGEST}")
         vocabulary = (MASK, *dict.fromkeys([*EVERYDAY, *words]), END)

@@ -15,7 +15,7 @@ from typing import get_args
 import ipywidgets as widgets
 
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig
-from lad.utils import InvalidInput, describe
+from lad.utils import InvalidInput, check_text, describe
 from lad.viz.html import escape
 
 # Layouts
@@ -74,11 +74,11 @@ class Limits:
         return replace(config, **least)
 
     def check(self, text: str) -> str:
-        """The text, if it is short enough; raises InvalidInput if not."""
+        """The text, if it is Unicode and short enough; raises InvalidInput if not."""
         if len(text) > self.characters:
             got, most = f"{len(text):,}", f"{self.characters:,}"
             raise InvalidInput(f"a text of {got} characters: expected at most {most}; shorten it")
-        return text
+        return check_text(text)
 
 
 def make_control(

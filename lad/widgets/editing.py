@@ -11,10 +11,11 @@ from dataclasses import replace
 import ipywidgets as widgets
 from ipywidgets import Widget
 
+from lad.diffusion import drafts
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.drafts import GAP, INFILL_PROMPT, REPAIR_PROMPT, Draft, gapped, visible_text
+from lad.diffusion.drafts import GAP, INFILL_PROMPT, Draft, gapped, visible_text
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput, LADError
 from lad.viz.word_corruption import ALL_KINDS, corrupt_text
@@ -71,8 +72,10 @@ class _TextExplorer(Explorer):
             settings = self._limits.apply(replace(config, answer_length=length))
             return [Job(prompt, settings, start.tokens, start.fixed)]
 
-        def keep(traces: list[Trace], _whole: bool) -> None:
+        def keep(traces: list[Trace], whole: bool) -> None:
             self.trace = traces[-1]
+            if whole and (self.trace.drafts[-1] == self.trace.steps[0].inputs).all():
+                self.status.value = drafts.UNCHANGED
 
         self._start(self._loader, jobs, keep)
 
@@ -120,9 +123,7 @@ class RepairExplorer(_TextExplorer):
 
     def _start_run(self) -> None:
         text = self._limits.check(self.text.value)
-        words = " ".join(GAP.sub(" ", text).split())
-        question = self._limits.check(self.question.value).strip()
-        prompt = question or REPAIR_PROMPT.replace("{text}", words or INFILL_PROMPT)
+        prompt = self._limits.check(self.question.value).strip() or drafts.REPAIR_PROMPT
 
         def draft(denoiser: Denoiser) -> Draft:
             if GAP.search(text):
@@ -142,7 +143,7 @@ class InfillExplorer(_TextExplorer):
         traits = {"style": SHORT, "layout": width(18)}
         most = min(64, self._limits.answer_length)
         self.gap = widgets.BoundedIntText(1, min=1, max=most, description="Tokens a gap", **traits)
-        self.gap.tooltip = "for ___; [3] is a gap of three tokens"
+        self.gap.tooltip = r"for ___; [3] is a gap of three tokens, \[3] is text"
         presets = {"options": list(PRESETS), "value": "quality"}
         self.preset = widgets.Dropdown(description="Preset", **presets, **traits)
         self.seed = make_control(SETTINGS["seed"], 0, **traits)
