@@ -45,6 +45,11 @@ def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
     return ids + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def encode_text(tokenizer, text: str) -> list[int]:
+    """Token ids of a text in which no control token is read."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
 def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """`encode_prompt` of many texts."""
     return [encode_prompt(tokenizer, prompt) for prompt in prompts]
