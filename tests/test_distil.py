@@ -140,7 +140,8 @@ def test_an_answer_is_kept_only_if_its_text_is_read_as_its_tokens(monkeypatch):
     """Generated token by token, "ab" may be two tokens where the text is one."""
     backbone, config = load_backbone("tiny"), DistilConfig(batch_size=2, context=128)
     eos = backbone.eos_token_id
-    written = [[104, 105, eos], [259, eos], [104, 105]]  # text, MASK's name, no end
+    text = backbone.tokenizer.encode("hi")
+    written = [[*text, eos], [backbone.mask_token_id, eos], text]  # the last without an end
     monkeypatch.setattr("lad.training.distillation.generate", lambda *_, **__: written)
     answers = answer_prompts(backbone, ["one", "two", "three"], config, 0)
     assert [answers[0], answers[2]] == ["hi", None]
