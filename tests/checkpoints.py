@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
@@ -47,7 +47,10 @@ MISTRAL = """\
 
 
 def tokenizer(kind: str) -> FastTokenizer:
-    """One token a byte, and a family's special ones; for LLaMA 3 the word "MASK" is one more."""
+    """One token a byte, and a family's special ones; for LLaMA 3 the word "MASK" is one more.
+
+    Mistral's is a SentencePiece vocabulary: bytes by name, and "▁" with some words and letters.
+    """
     names = {
         "llama": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"],
@@ -55,11 +58,20 @@ def tokenizer(kind: str) -> FastTokenizer:
     }[kind]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("M", "A"), ("S", "K"), ("MA", "SK")] if kind == "llama" else []
+    if kind == "mistral":
+        alphabet = [f"<0x{byte:02X}>" for byte in range(256)] + [*"▁Bacehopst:é漢"]
+        merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "a")]
     pieces = [*alphabet, *(a + b for a, b in merges)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain.decoder = decoders.ByteLevel()
+    if kind == "mistral":
+        plain.pre_tokenizer = None
+        space = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        plain.normalizer = normalizers.Sequence(space)
+        read = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        plain.decoder = decoders.Sequence([*read, decoders.Strip(" ", 1, 0)])
     plain.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in names])
     ends = {"llama": "<|eot_id|>", "qwen2": "<|im_end|>", "mistral": "</s>"}
     return FastTokenizer(

@@ -17,18 +17,22 @@ from checkpoints import save_checkpoint, tokenizer
 from conftest import KINDS, check_learning, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lad.diffusion import reference
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.drafts import gapped
 from lad.diffusion.sampler import record, refine_batch
-from lad.models.chat import encode_prompt
+from lad.diffusion.trace import Step, Trace, make_trace
+from lad.models.chat import decode_pieces, encode_prompt, encode_text, read_vocabulary
 from lad.models.loading import ARCHITECTURES
 from lad.models.random_weights import SHAPES
 from lad.models.registry import BACKBONES, describe, load_backbone
 from lad.utils import AdapterMismatch, DamagedFile, InvalidInput
+from lad.viz.tokens import token_spans
 
 SMALL = DenoiserConfig(rank=4, alpha=8)
 
@@ -97,6 +101,12 @@ def test_a_folder_without_such_a_model(folders, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         replace_text(folder / name, "<|fim_pad|>", "<|other|>")
     refused(InvalidInput, "no token to serve as MASK")
+    larger = tokenizer("qwen2")
+    larger.add_tokens([f"more{n}" for n in range(320)])
+    larger.save_pretrained(folder)
+    shutil.copy(folders["qwen2"] / "config.json", folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    refused(InvalidInput, "copy has 580 tokens and 320 embeddings")
     (folder / "chat_template.jinja").unlink()
     refused(InvalidInput, "no chat template")
     (folder / "tokenizer.json").unlink()
@@ -114,25 +124,89 @@ def test_nothing_in_a_folder_is_executed(folders, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-TEXTS = st.text(min_size=1).filter(str.strip) | st.sampled_from(["  a \n", "MASK", "<|eot_id|> x"])
+TYPED = ["  a \n", "MASK", "the MASK", "<|eot_id|> x", "é</s>", "a <|fim_pad|>", "[/INST] the<unk>"]
+TEXTS = st.text(min_size=1).filter(lambda text: text.strip() and "▁" not in text)
+TEXTS |= st.sampled_from(TYPED)
 
 
 @settings(max_examples=25, deadline=None)
 @given(kind=st.sampled_from(ARCHITECTURES), texts=st.lists(TEXTS, min_size=1, max_size=4))
 def test_prompts_are_what_the_template_gives(folders, kind, texts):
     read = load_tokenizer(folders[kind])
-    controls = read.all_special_tokens
+    names = read.convert_ids_to_tokens([*controls(read)])
     for text in texts:
         got = encode_prompt(read, text)
-        if not any(control in text for control in controls):
-            turn = [{"role": "user", "content": text}]
-            expected = read.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
-            assert got == expected
+        turn = [{"role": "user", "content": text}]
+        expected = read.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        assert text.strip() in read.decode(got)
+        if any(name in text for name in names):
+            plain = encode_prompt(read, "x")
+            assert all(got.count(token) == plain.count(token) for token in controls(read))
+        else:
+            assert got == read(expected, add_special_tokens=False)["input_ids"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=st.sampled_from(ARCHITECTURES), text=TEXTS)
+def test_plain_text_is_never_control_and_comes_back(folders, kind, text):
+    read = load_tokenizer(folders[kind])
+    ids = encode_text(read, text)
+    behind = encode_text(read, text, follows=True)
+    assert read.decode(ids) == text and read.decode(encode_text(read, "a") + behind) == "a" + text
+    assert not {*ids, *behind} & controls(read)
+
+
+def test_a_sentencepiece_vocabulary_may_keep_the_first_space():
+    read = tokenizer("mistral")
+    keeping = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    read.backend_tokenizer.decoder = decoders.Sequence(keeping)
+    ids = encode_text(read, "the é\n漢😀")
+    vocabulary, scheme = read_vocabulary(read, ids, ()).values()
+    shown = b"".join(decode_pieces([vocabulary[token] for token in ids], scheme)).decode()
+    assert shown == read.decode(ids) == " the é\n漢😀"
+
+
+def test_gaps_of_any_vocabulary_stand_in_the_text_as_it_is(folder):
+    denoiser = make(folder)
+    ids = gapped(denoiser, "MASK the ___ of </s> ___, the MASK.").tokens.tolist()
+    assert ids.count(denoiser.mask_token_id) == 2
+    [letter] = encode_text(denoiser.tokenizer, "p", follows=True)
+    filled = [letter if token == denoiser.mask_token_id else token for token in ids]
+    words = filled[: filled.index(denoiser.eos_token_id)]
+    assert denoiser.tokenizer.decode(words) == "MASK thep of </s>p, the MASK."
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(ARCHITECTURES))
+def test_what_is_shown_is_what_the_tokenizer_decodes(folders, tmp_path_factory, data, kind):
+    denoiser = denoiser_of(folders[kind])
+    read = denoiser.tokenizer
+    plain = st.sampled_from(sorted({*range(len(read))} - controls(read)))
+    ids = data.draw(TEXTS.map(lambda text: encode_text(read, text)) | st.lists(plain, min_size=1))
+    steps, nothing = [], np.zeros(len(ids), dtype=bool)
+    for n in range(len(ids) + 1):  # one token more each
+        draft = np.array(ids[:n] + [denoiser.eos_token_id] * (len(ids) - n))
+        steps.append(Step(n, draft, draft, nothing.astype(np.float32), nothing))
+    prompt = denoiser.encode("the prompt")
+    trace = make_trace(denoiser, prompt, prompt, RefineConfig(), steps)
+    trace = Trace.load(trace.save(tmp_path_factory.mktemp("trace") / "trace.jsonl"))
+    assert trace.prompt == read.decode(prompt)
+    for n in range(len(steps)):
+        spans = [span.text for span in token_spans(trace, n) if span.kind == "text"]
+        assert "".join(spans) == trace.text(n) == read.decode(ids[:n])
 
 
 @functools.cache
+def denoiser_of(folder: Path) -> Denoiser:
+    return make(folder)
+
+
 def load_tokenizer(folder: Path):
-    return load_backbone(str(folder)).tokenizer
+    return denoiser_of(folder).tokenizer
+
+
+def controls(read) -> set[int]:
+    return {*read.added_tokens_decoder, read.mask_token_id}
 
 
 def test_turns_controls_and_dates_are_the_same_tomorrow(folders):
@@ -160,8 +234,17 @@ def test_turns_controls_and_dates_are_the_same_tomorrow(folders):
 
 def test_turns_that_a_template_refuses(folders):
     read = load_tokenizer(folders["mistral"])
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "</s> b"}]
     with pytest.raises(InvalidInput, match=r"roles system, user \(roles must alternate\)"):
-        encode_prompt(read, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+        encode_prompt(read, turns)
+    shown = "{% for m in messages if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% endfor %}"
+    dropping = tokenizer("mistral")
+    dropping.chat_template = shown
+    for text in ("b", "</s> b"):
+        with pytest.raises(InvalidInput, match=r"drops the system message.*expected an order"):
+            encode_prompt(dropping, [turns[0], {"role": "user", "content": text}])
+    dropping.chat_template = "[INST]{{ messages[1].content }} {{ messages[0].content }}[/INST]"
+    assert "</s> b Be brief." in dropping.decode(encode_prompt(dropping, turns))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["-".join(kind) for kind in KINDS])

@@ -119,6 +119,18 @@ def test_what_a_model_knows_is_what_a_score_says():
             assert all(score.standard_error < 1e-6 for score in scores)
 
 
+def test_a_control_token_in_an_option_is_text(denoiser, backbone):
+    options = ("a <mask> b", "<|im_end|>", "c<|im_end|> d")
+    for target, starts in (("line", ("A: ", "B: ", "C: ")), ("text", ("", "", ""))):
+        item = Item("arc-easy", "a", "Which?", options, 1)
+        [question] = encode(denoiser, [format_question(item, target)], target)
+        lengths = [len(start + text) for start, text in zip(starts, options, strict=True)]
+        assert [len(ids) for ids in question.options] == lengths  # a token is a byte
+        for model in (denoiser, backbone.model):
+            [(_, scores)] = loglikelihood(model, [question], samples=4)
+            assert all(math.isfinite(score.log_likelihood) for score in scores)
+
+
 def test_a_letter_is_one_token_and_one_mask(denoiser):
     [question] = encode(denoiser, [format_question(ITEM, "letter")], "letter")
     assert question.options == [denoiser.tokenizer(x)["input_ids"] for x in "ABC"]

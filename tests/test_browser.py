@@ -18,7 +18,7 @@ HOSTILE = (
 )
 TRACE = make_trace(
     words("Paris is is", 6),
-    [b"Paris", b" is", "😀".encode()[:2], "😀".encode()[2:], "שלום".encode(), 1],
+    ["שלום".encode(), " עולם".encode(), "😀".encode()[:2], "😀".encode()[2:], b" Paris", 1],
     remask=[[1, 2], []],
     confidence=[[0.1] * 6, [0.9] * 6],
     prompt=HOSTILE,
@@ -82,7 +82,13 @@ def test_what_a_prompt_holds_is_never_run(replay):
     assert replay.evaluate("window.hacked === undefined")
     assert replay.evaluate("document.body.textContent").count('<img src=x onerror="') >= 2
     shown = replay.evaluate("[...document.querySelectorAll('[data-frame]')].at(-1).textContent")
-    assert "😀" in shown and "שלום" in shown
+    assert "😀" in shown and "שלום עולם" in shown
+
+
+def test_a_draft_reads_in_the_direction_of_its_text(replay):
+    spans = "[...[...document.querySelectorAll('.lad-draft')].at(-1).children]"
+    places = replay.evaluate(f"{spans}.map(e => e.getBoundingClientRect().left)")
+    assert places == sorted(places, reverse=True)  # from right to left, EOS last
 
 
 @pytest.mark.parametrize("dark", [False, True])

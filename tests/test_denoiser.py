@@ -243,6 +243,14 @@ def test_an_empty_prompt_is_refused(prompt):
         tiny_denoiser().encode(prompt)
 
 
+@pytest.mark.parametrize("content", [None, 5, [{"type": "text", "text": "hi"}], {}])
+def test_a_prompt_that_is_no_text_is_refused(content):
+    turn = {"role": "user", "content": content}
+    for prompt in (content, [turn], [{"role": "user", "content": "hi"}, turn], [{"content": "hi"}]):
+        with pytest.raises(InvalidInput, match=r"expected \{'role': \.\.\., 'content'"):
+            tiny_denoiser().encode(prompt or None)
+
+
 def test_several_turns_become_one_prompt():
     denoiser = tiny_denoiser()
     turns = [

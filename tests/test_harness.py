@@ -13,6 +13,7 @@ from scripted import line_of, oracle, scripted, some_items
 from lad.diffusion.config import RefineConfig
 from lad.evaluation.likelihood import encode_questions, loglikelihood
 from lad.evaluation.tasks import format_question
+from lad.models.chat import encode_prompt
 from lad.utils import AssetUnavailable, InvalidInput
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
@@ -97,6 +98,14 @@ def test_the_harness_scores_as_lad_benchmark_does(evaluate, denoiser):
     bare = LADLM(denoiser, chat=False)
     assert denoiser.tokenizer.decode(bare._encode_context("Which?")) == "Which?"
     assert bare._encode_context("") == [denoiser.eos_token_id]
+    turns = [{"role": "user", "content": "a<|im_end|>b<mask>"}]
+    for made in (model, bare):  # a control token that is typed is text
+        context, continuation = made._encode_pair(made.apply_chat_template(turns), " <mask>")
+        assert context == encode_prompt(denoiser.tokenizer, turns)
+        assert len(continuation) == len("<mask>")
+    assert len(bare.tok_encode("<|im_end|>")) == len("<|im_end|>")
+    prefix = bare.apply_chat_template([*turns, {"role": "assistant", "content": "So"}], False)
+    assert denoiser.tokenizer.decode(bare._encode_context(prefix)).endswith("assistant\nSo")
 
 
 class Request:

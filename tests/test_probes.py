@@ -65,7 +65,7 @@ def test_the_backbone_s_own_answers_are_its_next_tokens(denoiser, monkeypatch):
     answer = ids[0, len(prompt) :].tolist()
     monkeypatch.setattr(denoiser, "encode", lambda text: prompt)
     # The tiny model's answer is bytes that are no text and would come back as others.
-    monkeypatch.setattr(denoiser, "tokenizer", lambda text, **kwargs: {"input_ids": answer})
+    monkeypatch.setattr("lad.evaluation.probes.encode_text", lambda *_: answer)
     pairs = [Pair("hello", "bytes")] * 2
     scores = {
         kind: next_token_accuracy(denoiser, pairs, kind, length=24) for kind in KINDS_OF_ATTENTION

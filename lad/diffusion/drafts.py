@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.models.chat import encode_text
 from lad.utils import InvalidInput
 
 # Prompts for a text that comes without the question it answers. For infilling a general one is
@@ -88,11 +89,11 @@ def gapped(denoiser: Denoiser, text: str, gap: int = 1, answer_length: int | Non
             raise InvalidInput(
                 f"a gap of {size} tokens: expected a whole number from 1 to {LONGEST_GAP}"
             )
-        words = _encode(denoiser, rest[: found.start()].rstrip())
+        words = _encode(denoiser, rest[: found.start()].rstrip(), bool(ids))
         ids += words + [denoiser.mask_token_id] * size
         free += [False] * len(words) + [True] * size
         rest = rest[found.end() :]
-    words = _encode(denoiser, rest)
+    words = _encode(denoiser, rest, bool(ids))
     tokens = _ended(denoiser, ids + words, answer_length)
     fixed = torch.ones_like(tokens, dtype=torch.bool)
     fixed[: len(free)] = ~torch.tensor(free, device=tokens.device)
@@ -117,11 +118,8 @@ def limited(denoiser: Denoiser, length: int, answer_length: int) -> Draft:
     return Draft(mask.masked_fill(fixed, denoiser.eos_token_id), fixed)
 
 
-def _encode(denoiser: Denoiser, text: str) -> list[int]:
-    if not text:
-        return []
-    tokenizer = denoiser.tokenizer
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def _encode(denoiser: Denoiser, text: str, follows: bool = False) -> list[int]:
+    return encode_text(denoiser.tokenizer, text, follows)
 
 
 def _ended(denoiser: Denoiser, ids: list[int], answer_length: int | None) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lad.diffusion.config import RefineConfig
-from lad.models.chat import token_bytes
+from lad.models.chat import decode_pieces, read_vocabulary
 from lad.utils import InvalidInput, provenance
 
 
@@ -60,7 +60,7 @@ class Trace:
         stopped_early: True when it ended before the iterations were used up.
         mask_token_id, eos_token_id: the two tokens with a meaning of their own.
         special_ids: tokens that are markup, not text (they never show in `answer`).
-        vocabulary: token id -> the bytes that token stands for, for every id in the trace.
+        vocabulary, prepend_scheme: what `lad.models.chat.read_vocabulary` says of every id in it.
         prompt_ids: `(p,)` int64, the prompt with its chat template, as the denoiser saw it.
         config: the settings of the run (`RefineConfig.to_dict()`).
         provenance: model, adapter digest, versions, device, dtype.
@@ -76,6 +76,7 @@ class Trace:
     prompt_ids: np.ndarray
     config: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
+    prepend_scheme: str | None = None
 
     def __post_init__(self) -> None:
         if not self.steps:
@@ -126,8 +127,7 @@ class Trace:
     @cached_property
     def settled_at(self) -> np.ndarray:
         """`(a,)` int64: the iteration from which a position keeps its final token to the end."""
-        last_change = len(self.steps) - 1 - np.argmax(self.changed[::-1], axis=0)
-        return last_change.astype(np.int64)
+        return len(self.steps) - 1 - np.argmax(self.changed[::-1], axis=0)
 
     @cached_property
     def settled_share(self) -> np.ndarray:
@@ -172,7 +172,8 @@ class Trace:
 
     def decode(self, ids) -> str:
         """Bytes of `ids` read together as UTF-8: characters split over tokens come whole."""
-        return b"".join(self.vocabulary[int(t)] for t in ids).decode("utf-8", errors="replace")
+        pieces = [self.vocabulary[int(t)] for t in ids]
+        return b"".join(decode_pieces(pieces, self.prepend_scheme)).decode(errors="replace")
 
     def save(self, path: str | Path) -> Path:
         """Write the trace as JSON Lines, whole or not at all; CacheError where the disk refuses."""
@@ -195,20 +196,18 @@ def make_trace(denoiser, prompt, prompt_ids, config: RefineConfig, steps: list[S
     used = set(np.unique(np.concatenate([*arrays, prompt_ids])).tolist())
     added = tokenizer.added_tokens_decoder
     special = {t for t in used if t == denoiser.mask_token_id or (t in added and added[t].special)}
-    if isinstance(prompt, str):
-        text = prompt
-    elif isinstance(prompt, list | tuple):
-        text = prompt[-1]["content"]
-    else:
-        text = tokenizer.decode(prompt_ids.tolist())
+    if isinstance(prompt, list | tuple):
+        prompt = prompt[-1]["content"]
+    elif not isinstance(prompt, str):
+        prompt = tokenizer.decode(prompt_ids.tolist())
     return Trace(
-        prompt=text,
+        prompt=prompt,
         steps=steps,
         stopped_early=len(steps) < config.iterations,
         mask_token_id=denoiser.mask_token_id,
         eos_token_id=denoiser.eos_token_id,
         special_ids=frozenset(special),
-        vocabulary={t: token_bytes(tokenizer, t, t in special) for t in used},
+        **read_vocabulary(tokenizer, used, special),
         prompt_ids=prompt_ids,
         config=config.to_dict(),
         provenance=provenance(

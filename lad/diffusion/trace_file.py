@@ -54,6 +54,7 @@ def to_lines(trace: Trace) -> Iterator[str]:
         "special_ids": sorted(trace.special_ids),
         # One character a byte: readable for ASCII, exact for the halves of a split character.
         "vocabulary": {str(k): v.decode("latin-1") for k, v in sorted(trace.vocabulary.items())},
+        "prepend_scheme": trace.prepend_scheme,
         "prompt_ids": trace.prompt_ids.tolist(),
         "config": trace.config,
         "provenance": trace.provenance,
@@ -102,6 +103,7 @@ def from_lines(lines: list[str]) -> Trace:
         prompt_ids=np.array(header["prompt_ids"], dtype=np.int64),
         config=upgrade(header["config"]),
         provenance=header["provenance"],
+        prepend_scheme=header.get("prepend_scheme"),
     )
 
 

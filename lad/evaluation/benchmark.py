@@ -37,7 +37,7 @@ from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
 from lad.evaluation.statistics import Estimate, mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, write_letters
 from lad.evaluation.tasks import LETTERS, Item, Question
-from lad.models.chat import encode_prompts
+from lad.models.chat import encode_prompts, encode_text
 from lad.models.registry import LoadedBackbone, load_backbone
 from lad.utils import DamagedFile, InvalidInput, setting, settings
 
@@ -183,8 +183,7 @@ def _batches(
     prompts = encode_prompts(tokenizer, [question.prompt for question in questions])
     groups = defaultdict(list)
     for index, question in enumerate(questions):
-        ids = tokenizer(list(question.lines), add_special_tokens=False)["input_ids"]
-        longest = max(map(len, ids)) + 1
+        longest = max(len(encode_text(tokenizer, line)) for line in question.lines) + 1
         length = min(most, -(-longest // REGION_STEP) * REGION_STEP)
         if len(prompts[index]) + length > limit:
             raise InvalidInput(

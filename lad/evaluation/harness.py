@@ -22,7 +22,7 @@ from lad.diffusion.sampler import refine_batch
 from lad.evaluation.benchmark import ScoredModel
 from lad.evaluation.generation import default_batch_size
 from lad.evaluation.likelihood import EncodedQuestion, loglikelihood
-from lad.models.chat import encode_prompt
+from lad.models.chat import encode_prompt, encode_text
 from lad.utils import AssetUnavailable, InvalidInput
 
 try:
@@ -77,7 +77,7 @@ class LADLM(TemplateLM):
         self.batch_size = default_batch_size(name) if auto else int(batch_size)
         if self.batch_size < 1:
             raise InvalidInput(f"batch_size = {batch_size}: expected at least 1, or auto")
-        self._templated: set[str] = set()  # contexts that have the chat template already
+        self._templated: dict[str, tuple] = {}  # context -> its messages and how they end
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False):
         raise NotImplementedError(
@@ -140,7 +140,7 @@ class LADLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs):
         """Token ids of plain text."""
-        return self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        return encode_text(self.tokenizer, string)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -149,16 +149,19 @@ class LADLM(TemplateLM):
         turn = {"add_generation_prompt": add_generation_prompt}
         turn["continue_final_message"] = not add_generation_prompt
         text = self.tokenizer.apply_chat_template(chat_history, tokenize=False, **turn)
-        self._templated.add(text)
+        self._templated[text] = chat_history, turn
         return text
 
     def _encode_context(self, text: str) -> list[int]:
-        if self.chat and text.strip() and text not in self._templated:
+        if text in self._templated:
+            messages, turn = self._templated[text]
+            return encode_prompt(self.tokenizer, messages, **turn)
+        if self.chat and text.strip():
             return encode_prompt(self.tokenizer, text)
         return self.tok_encode(text) or [self.eot_token_id]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if not self.chat:
+        if not self.chat and context not in self._templated:
             return super()._encode_pair(context, continuation)
         return self._encode_context(context), self.tok_encode(continuation.lstrip())
 

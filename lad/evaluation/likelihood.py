@@ -27,7 +27,7 @@ from transformers import LlamaForCausalLM
 from lad.diffusion.denoiser import Denoiser, PromptCache, pad_prompts
 from lad.evaluation.tasks import Question
 from lad.evaluation.text_metrics import answer_losses
-from lad.models.chat import encode_prompts
+from lad.models.chat import encode_prompts, encode_text
 from lad.utils import InvalidInput, NumericalError
 
 # Positions of inputs that run together: 8 GB of keys and values at 8 B, less at fewer parameters.
@@ -79,7 +79,7 @@ def encode_questions(
     encoded = []
     for question, prompt in zip(questions, prompts, strict=True):
         texts = question.lines if target == "letter" else question.answers
-        options = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        options = [encode_text(tokenizer, text) for text in texts]
         suffix = [eos_token_id]
         if target == "letter":
             suffix = [mask_token_id] * max(map(len, options))

@@ -16,6 +16,7 @@ from torch import Tensor
 from lad.diffusion.config import ATTENTIONS
 from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.evaluation.statistics import Estimate, pooled_share
+from lad.models.chat import encode_text
 from lad.training.data import Pair
 from lad.utils import InvalidInput
 
@@ -120,7 +121,7 @@ def next_token_accuracy(
     right, counts = [], []
     for pair in pairs:
         prompt = denoiser.encode(pair.prompt)
-        ids = denoiser.tokenizer(pair.answer, add_special_tokens=False)["input_ids"][:length]
+        ids = encode_text(denoiser.tokenizer, pair.answer)[:length]
         if not ids:
             raise InvalidInput(f"no answer to {pair.prompt!r}: expected at least one token")
         answer = torch.tensor(ids, device=prompt.device)
@@ -169,8 +170,9 @@ def fill_mask(denoiser: Denoiser, prompt: str, text: str, top: int = 5) -> list[
         raise InvalidInput(f"no [MASK] in {text!r}: expected at least one")
     fragments = [fragment.removesuffix(" ") for fragment in fragments] + [end]
     ids: list[int] = []
-    for tokens in denoiser.tokenizer(fragments, add_special_tokens=False)["input_ids"]:
-        ids += [*tokens, denoiser.mask_token_id]
+    for fragment in fragments:
+        words = encode_text(denoiser.tokenizer, fragment, follows=bool(ids))
+        ids += [*words, denoiser.mask_token_id]
     answer = torch.tensor([*ids[:-1], denoiser.eos_token_id], device=denoiser.device)
     logits = denoiser.logits(denoiser.encode(prompt)[None], answer[None])[0]  # (a, v)
     best = logits[answer == denoiser.mask_token_id].float().softmax(dim=-1).topk(top)

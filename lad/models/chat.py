@@ -1,48 +1,66 @@
-"""Token ids of prompts under a chat template."""
+"""Token ids of texts and of prompts under a chat template, and the bytes of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from lad.utils import InvalidInput, one_line
 
 # Text of one turn, or chat messages {"role": ..., "content": ...} of several.
 Prompt = str | Sequence[dict[str, str]]
 
+BYTE = re.compile(rb"<0x[0-9A-F]{2}>")  # the byte tokens of a SentencePiece vocabulary
+SPACE = "▁".encode()  # in its tokens, a space
+
+
+def encode_text(tokenizer, text: str, follows: bool = False) -> list[int]:
+    """Token ids of plain text, never MASK: a control token in it, or the word MASK, is text too.
+
+    `follows`: it stands behind other tokens, where SentencePiece may put no space in front.
+    """
+    return _without_mask(tokenizer, _encode(tokenizer, text, follows, split=True))
+
 
 def check_prompt(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt as chat messages; raises InvalidInput when a message is empty."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    """A prompt as chat messages; raises InvalidInput when one is empty, or no text."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    for message in messages if isinstance(messages, list | tuple) else [messages]:
+        values = message if isinstance(message, Mapping) else {}
+        if not all(isinstance(values.get(key), str) for key in ("role", "content")):
+            raise InvalidInput(
+                f"a chat message {one_line(message)}: expected "
+                "{'role': ..., 'content': ...} with a text each"
+            )
     if not messages or not all(message["content"].strip() for message in messages):
         raise InvalidInput("the prompt is empty: expected at least one word to answer")
-    return messages
+    return list(messages)
 
 
-def encode_prompt(tokenizer, prompt: Prompt) -> list[int]:
+def encode_prompt(tokenizer, prompt: Prompt, **options) -> list[int]:
     """Token ids of a prompt under its tokenizer's chat template.
 
-    They are what `apply_chat_template` gives, except that a control token typed by the user, such
-    as `<|im_end|>`, is read as plain text: a prompt cannot end its own turn. Raises InvalidInput
-    for an empty prompt, or messages that the template refuses.
+    They are what `apply_chat_template` gives, with its `options`, except that a control token typed
+    by the user, such as `<|im_end|>`, is read as plain text: a prompt cannot end its own turn.
+    Raises InvalidInput for messages that `check_prompt` or the template refuses.
     """
     messages = check_prompt(prompt)
+    contents = [message["content"].strip() for message in messages]
     controls = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    if not any(c in message["content"] for c in controls for message in messages):
-        text = _apply_template(tokenizer, messages)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    # Private-use characters take the place of the contents while the template is filled in. Outer
-    # white space stays, because some templates trim it and some do not.
-    replaced, contents = [], [message["content"].strip() for message in messages]
-    for n, (message, content) in enumerate(zip(messages, contents, strict=True)):
-        text = message["content"].replace(content, f"\ue000{n}\ue001")
-        replaced.append({**message, "content": text})
-    text = _apply_template(tokenizer, replaced)
+    typed = any(control in content for control in controls for content in contents)
+    if typed:
+        # Private-use characters take the place of the contents while the template is filled in.
+        # Outer white space stays, because some templates trim it and some do not.
+        for n, (message, content) in enumerate(zip(messages, contents, strict=True)):
+            text = message["content"].replace(content, f"\ue000{n}\ue001")
+            messages[n] = {**message, "content": text}
+    text = _apply_template(tokenizer, messages, **options)
     ids: list[int] = []
-    for n, content in enumerate(contents):
-        markup, text = text.split(f"\ue000{n}\ue001", 1)
-        ids += tokenizer(markup, add_special_tokens=False)["input_ids"]
-        ids += tokenizer(content, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return ids + tokenizer(text, add_special_tokens=False)["input_ids"]
+    for n, part in enumerate(re.split("\ue000(\\d+)\ue001", text) if typed else [text]):
+        part = contents[int(part)] if n % 2 else part
+        ids += _encode(tokenizer, part, follows=bool(ids), split=n % 2 == 1)
+    return _without_mask(tokenizer, ids)
 
 
 def encode_text(tokenizer, text: str) -> list[int]:
@@ -55,27 +73,85 @@ def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     return [encode_prompt(tokenizer, prompt) for prompt in prompts]
 
 
-def token_bytes(tokenizer, token_id: int, special: bool = False) -> bytes:
-    """The bytes of one token; those of a special token are its name."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
+def _encode(tokenizer, text: str, follows: bool, split: bool) -> list[int]:
+    """Token ids of a text, in which control tokens are text if they are to be `split`."""
 
-    token = tokenizer.convert_ids_to_tokens(token_id)
-    if token is None:  # a padded vocabulary has ids without a token
-        return f"<{token_id}>".encode()
-    # Byte-level BPE writes each byte as a printable character.
-    table = {character: byte for byte, character in bytes_to_unicode().items()}
-    if special or not all(character in table for character in token):
-        return token.encode()
-    return bytes(table[character] for character in token)
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+
+    if not follows or _prepend_scheme(tokenizer) is None:
+        return ids(text)
+    # A line break, which is part of no other token, takes the space that is put in front.
+    return ids("\n" + text)[len(ids("\n")) :]
 
 
-def _apply_template(tokenizer, messages: Sequence[dict[str, str]]) -> str:
-    """The chat template's text, up to where the answer begins."""
+def _without_mask(tokenizer, ids: list[int]) -> list[int]:
+    """Spell the MASK token by its characters, so that its id says that a position is masked."""
+    mask = tokenizer.mask_token_id
+    if mask not in ids:
+        return ids
+    spelt = tokenizer.convert_tokens_to_ids([*tokenizer.convert_ids_to_tokens(mask)])
+    return [part for token in ids for part in (spelt if token == mask else [token])]
+
+
+def _apply_template(tokenizer, messages: Sequence[dict[str, str]], **options) -> str:
+    """The chat template's text, by default up to where the answer begins."""
+    options = {"add_generation_prompt": True} | options
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        for message in messages:  # of earlier answers some templates leave out the reasoning
+            if message["role"] != "assistant" and message["content"].strip() not in text:
+                raise ValueError(f"it drops the {message['role']} message")
+        return text
     except Exception as error:  # a template may raise anything
-        roles = ", ".join(str(message.get("role")) for message in messages)
+        roles = ", ".join(message["role"] for message in messages)
         raise InvalidInput(
             f"the chat template refuses messages of the roles {roles} ({one_line(error)}): "
             "expected an order such as user, assistant, user"
         ) from error
+
+
+def read_vocabulary(tokenizer, ids: Iterable[int], special: Iterable[int]) -> dict[str, object]:
+    """The `vocabulary` and the `prepend_scheme` by which `decode_pieces` reads these token ids.
+
+    A byte-level token stands for its bytes, or its name if it is `special`; the scheme is None. One
+    of SentencePiece stands for its name; the scheme is "first" where the space in front of a text
+    is dropped, and "never" where it stays.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    # Byte-level BPE writes each byte as a printable character.
+    table = {character: byte for byte, character in bytes_to_unicode().items()}
+    vocabulary, scheme = {}, _prepend_scheme(tokenizer)
+    for token in ids:  # a padded vocabulary has ids without a token
+        name = tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
+        is_bytes = scheme is None and token not in special and all(c in table for c in name)
+        vocabulary[token] = bytes(table[c] for c in name) if is_bytes else name.encode()
+    return {"vocabulary": vocabulary, "prepend_scheme": scheme}
+
+
+def decode_pieces(pieces: Sequence[bytes], prepend_scheme: str | None) -> list[bytes]:
+    """The bytes of tokens in their order: joined, and read as UTF-8, what `tokenizer.decode` gives.
+
+    Byte-level pieces are that already. In SentencePiece's, bytes that are no UTF-8 become U+FFFD.
+    """
+    if prepend_scheme is None:
+        return list(pieces)
+    read: list[bytes] = []
+    for is_byte, group in groupby(pieces, lambda piece: bool(BYTE.fullmatch(piece))):
+        run = [bytes([int(p[3:5], 16)]) if is_byte else p.replace(SPACE, b" ") for p in group]
+        try:
+            b"".join(run).decode()
+        except UnicodeDecodeError:
+            run = ["\ufffd".encode()] * len(run)
+        read += run
+    if prepend_scheme == "first":
+        read[:1] = [piece.removeprefix(b" ") for piece in read[:1]]
+    return read
+
+
+def _prepend_scheme(tokenizer) -> str | None:
+    decode = tokenizer.backend_tokenizer.decoder.decode
+    if decode(["Ġ"]) == " ":
+        return None
+    return "first" if decode(["▁"]) == "" else "never"

@@ -179,6 +179,12 @@ def load_backbone(
     eos_id = loading.single_token(tokenizer, spec.eos_token, spec.name)
     if model is None:  # after all that can fail before gigabytes are read
         model = loading.read_model(folder, dtype, device, spec.bits)
+    if len(tokenizer) > model.config.vocab_size:
+        raise InvalidInput(
+            f"{spec.name} has {len(tokenizer)} tokens and {model.config.vocab_size} embeddings: "
+            "expected one for each token; use the tokenizer that the weights were made for"
+        )
+    tokenizer.mask_token = tokenizer.convert_ids_to_tokens(mask_id)  # `encode_text` avoids it
     model = model.eval().requires_grad_(False)
     spec = replace(
         spec,

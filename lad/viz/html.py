@@ -66,7 +66,7 @@ def _span(span: TokenSpan, coloring: str) -> dict:
     text = f"{span.text} × {span.count}" if several else span.text
     tag = {"plain": "span", "changed": "ins", "masked": "del"}[span.state]
     shown = {"tag": tag, "classes": " ".join(classes), "style": style, "title": _describe(span)}
-    return shown | {"lines": visible(text).split("\n")}
+    return shown | {"lines": visible(text).split("\n"), "is_name": span.kind != "text"}
 
 
 def _describe(span: TokenSpan) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lad.diffusion.trace import Trace
+from lad.models.chat import decode_pieces
 from lad.utils import InvalidInput
 
 PHASES = ("input", "denoised", "remasked")
@@ -79,15 +80,18 @@ def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenS
     else:
         states[trace.remask[step]] = "masked"
     end = [*tokens.tolist(), trace.eos_token_id].index(trace.eos_token_id)
-    groups = []
-    for kind, group in _groups(trace, tokens):
+    kinds = [_kind(trace, token) for token in tokens.tolist()]
+    names = [trace.vocabulary[token] for token in tokens.tolist()]
+    groups, pieces = [], decode_pieces(names, trace.prepend_scheme)
+    for kind, group in _groups(kinds, pieces):
         # EOS is split by state, so that what changed or was masked is not lost in the others.
         parts = dict.fromkeys(states[group]) if kind == "eos" else [None]
         groups += [(kind, [p for p in group if s in (None, states[p])]) for s in parts]
     spans = []
     for kind, positions in groups:
         state = next((states[p] for p in positions if states[p] != "plain"), "plain")
-        text = {"mask": "MASK", "eos": "EOS"}.get(kind) or trace.decode(tokens[positions])
+        text = b"".join(pieces[p] for p in positions).decode(errors="replace")
+        text = {"mask": "MASK", "eos": "EOS"}.get(kind, text)
         mean = math.nan if kind == "mask" else float(confidence[positions].mean())
         after_eos = kind in SOLID and positions[0] > end
         spans.append(TokenSpan(tuple(positions), text, kind, state, mean, after_eos))
@@ -99,12 +103,10 @@ def changed(trace: Trace, step: int) -> np.ndarray:
     return trace.changed[step] if step else trace.drafts[0] != trace.inputs[0]
 
 
-def _groups(trace: Trace, tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+def _groups(kinds: list[str], pieces: list[bytes]) -> Iterator[tuple[str, list[int]]]:
     """Kind and positions of what belongs together."""
-    kinds = [_kind(trace, token) for token in tokens.tolist()]
     after_text = max((i + 1 for i, kind in enumerate(kinds) if kind in SOLID), default=0)
     end = after_text + [*kinds[after_text:], "eos"].index("eos")
-    pieces = [trace.vocabulary[token] for token in tokens.tolist()]
     at = 0
     while at < end:
         stop = at + 1

@@ -12,6 +12,7 @@ import torch
 
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, visible
+from lad.models.chat import encode_text
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput
 from lad.viz.attention import attention_explorer, effect_sentence
@@ -41,7 +42,7 @@ class AttentionExplorer:
         tokenizer, config = self._denoiser.tokenizer, self._denoiser.config
         if text is None:  # the random model reads bytes: a short text is then long enough
             text = "ask:reply" if denoiser is None else "What is the capital? It is Paris."
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = encode_text(tokenizer, text)
         if not 3 <= len(ids) <= MOST_TOKENS:
             raise InvalidInput(f"text of {len(ids)} tokens: expected 3 to {MOST_TOKENS}")
         self._ids = torch.tensor(ids, device=self._denoiser.device)
