@@ -85,7 +85,8 @@ def test_the_variants_of_the_committed_grid_differ():
     [
         ({"variants": {"a": {"denoiser": {"rank": 8}}}}, "the first variant .* changes nothing"),
         ({"variants": ["a"]}, "the first variant"),
-        ({"base": None}, "base: expected no sections but"),
+        ({"base": {"training": [1]}}, "base: training is a list"),
+        ({"base": 3}, "base: expected the sections denoiser and training"),
         ({"variants": {"a": {}, "b": {"model": {}}}}, "variant 'b'"),
         ({"variants": {"a": {}, "b": {"denoiser": {"ranks": 3}}}}, "ranks"),
         ({"more": 1}, "expected the sections base, steps, variants"),
@@ -99,7 +100,7 @@ def test_a_bad_grid_is_refused_before_anything_runs(tmp_path, changes, named):
 
 def test_a_grid_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("steps: [")
-    with pytest.raises(InvalidInput, match=r"bad\.yaml is no readable grid"):
+    with pytest.raises(InvalidInput, match=r"bad\.yaml is no readable YAML"):
         read_grid(tmp_path / "bad.yaml")
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -304,6 +306,60 @@ def test_saving_over_an_adapter_replaces_it(saved):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="two renames elsewhere")
+def test_replacing_an_adapter_leaves_no_moment_without_one(saved, monkeypatch):
+    denoiser, folder = saved
+    rename = Path.rename
+
+    def watched(path, target):
+        rename(path, target)
+        assert folder.exists()
+
+    monkeypatch.setattr(Path, "rename", watched)
+    denoiser.save(folder)
+    monkeypatch.setattr(sys, "platform", "other")  # with two renames it is replaced too
+    monkeypatch.setattr(Path, "rename", rename)
+    stir(denoiser, seed=2)
+    denoiser.save(folder)
+    assert load_denoiser("tiny", folder).adapter_sha256 == denoiser.adapter_sha256
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+LORA = {"use_rslora": True, "lora_alpha": 9, "r": 8, "target_modules": ["q_proj"]}
+LORA |= {"alpha_pattern": {"q_proj": 3}, "fan_in_fan_out": True}
+
+
+@pytest.mark.parametrize("key", LORA)
+def test_two_descriptions_of_an_adapter_must_agree(saved, key):
+    path = saved[1] / "adapter_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {key: LORA[key]}))
+    with pytest.raises(AdapterMismatch, match=rf"adapter_config\.json says {key} = "):
+        load_denoiser("tiny", saved[1])
+    if key == "r":
+        edit(saved[1], rank=8)
+        with pytest.raises(AdapterMismatch, match=r"do not fit its .*rank 8"):
+            load_denoiser("tiny", saved[1])
+    for text in ("[]", "{", '{"target_modules": 3}', 9999 * "["):
+        path.write_text(text)
+        with pytest.raises(DamagedFile, match=r"adapter_config\.json is unreadable"):
+            load_denoiser("tiny", saved[1])
+
+
+def test_a_folder_of_another_name_is_known_by_its_digest(tmp_path):
+    tiny = load_backbone("tiny")
+    for name in ("first", "second"):
+        tiny.model.save_pretrained(tmp_path / name)
+        tiny.tokenizer.save_pretrained(tmp_path / name)
+    folder = Denoiser.create(load_backbone(str(tmp_path / "first"))).save(tmp_path / "adapter")
+    again = load_denoiser(str(tmp_path / "second"), folder)
+    assert again.backbone.spec.name == "second"
+    weights = {k: v.contiguous() + 1 for k, v in tiny.model.state_dict().items()}
+    tiny.model.save_pretrained(tmp_path / "second", state_dict=weights)
+    with pytest.raises(AdapterMismatch, match="backbone_digest"):
+        load_denoiser(str(tmp_path / "second"), folder)
+
+
 def test_a_disk_that_refuses_is_named_and_leaves_nothing(saved, tmp_path):
     denoiser, _ = saved
     (tmp_path / "file").write_text("")
@@ -357,7 +413,7 @@ def test_nan_weights_are_named(saved):
         ({"backbone": "llama-3.1-8b"}, AdapterMismatch, "llama-3.1-8b"),
         ({"backbone_digest": "0" * 64}, AdapterMismatch, "backbone_digest"),
         ({"mask_token_id": 5}, AdapterMismatch, "mask_token_id"),
-        ({"rank": 8}, AdapterMismatch, "rank 8"),
+        ({"rank": 8}, AdapterMismatch, r"r = 4, denoiser\.json 8"),
         ({"layers": ["q_proj"]}, AdapterMismatch, "q_proj"),
         ({"attention": "sideways"}, DamagedFile, "sideways"),
         ({"schema": 7}, DamagedFile, "schema 7"),

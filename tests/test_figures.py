@@ -186,7 +186,7 @@ TITLES = {
     "The trained adapter has 15 % of the frozen": FIGURES["parameter_bars"],
     "The adapter moves weights by 15 %": FIGURES["adapter_update"],
     "“Tokyo” has 90 % (": FIGURES["predictions"],
-    "The loss falls: 4.8": FIGURES["loss_curve"],
+    "The loss falls: 4.95 at step 1, 2.": FIGURES["loss_curve"],
     "The loss rises": lambda: loss(range(60)),
     "The loss stays": lambda: loss(np.random.default_rng(0).normal(3, 0.3, 60)),
     "With 50 % masked, 64 % of the held-out tokens are right": lambda: validation(0.64),

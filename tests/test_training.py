@@ -1,5 +1,6 @@
 """Pairs, loss and the training loop: on the tiny model, where a run takes a second."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import stir
+from conftest import run, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,9 +24,10 @@ from lad.diffusion.config import CorruptionConfig, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, read_config, train, trainer, validate
-from lad.training.data import batches, hold_out, pack, read_pairs
+from lad.training.data import batches, encode_pairs, hold_out, pack, read_pairs
 from lad.training.loss import add_causal_lm, answer_logits, loss_weights, take
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
+from lad.viz.training import validation_curves
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PAIRS = [Pair(f"say {a} {b}", f"{a} {b}!") for a in WORDS for b in WORDS]
@@ -50,16 +52,40 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
         read_pairs(zipped)
     zipped.write_bytes(gzip.compress(data))
     assert read_pairs(plain) == read_pairs(zipped) == PAIRS
-    for line in ("no json", "[]", '{"prompt": "p", "answer": 3}'):
-        plain.write_text('{"prompt": "p", "answer": "a"}\n' + line + "\n")
-        with pytest.raises(DamagedFile, match="line 2"):
-            read_pairs(plain)
+    marked = b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n\n", 2) + b" \n"
+    for content in (marked, gzip.compress(marked)):
+        plain.write_bytes(content)  # with a byte order mark and blank lines
+        assert read_pairs(plain) == PAIRS
     zipped.write_bytes(gzip.compress(data * 50)[:-20])
     with pytest.raises(DamagedFile):
         read_pairs(zipped)
     zipped.write_bytes(gzip.compress(b""))
     with pytest.raises(InvalidInput, match="0 pairs"):
         read_pairs(zipped)
+
+
+NO_PAIRS = {
+    b"no json": "Expecting value",
+    b"[]": "must be text",
+    b'{"prompt": "p", "answer": 3}': "must be text",
+    b'{"prompt": "p"}': "must be text",
+    b'{"prompt": " ", "answer": "a"}': "the prompt is empty",
+    rb'{"prompt": "cut \ud83d", "answer": "a"}': "surrogates not allowed",
+    b'{"prompt": "\xff", "answer": "a"}' + 9999 * b" ": "invalid start byte",
+    9999 * b"[": "recursion",
+}
+
+
+@pytest.mark.parametrize("line", NO_PAIRS, ids=lambda line: repr(line[:24]))
+def test_a_line_that_is_no_pair_is_named_and_not_printed(tmp_path, line):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(b'\n{"prompt": "p", "answer": "a"}\n' + line + b"\n")
+    with pytest.raises(DamagedFile, match=rf"pairs\.jsonl, line 3: .*{NO_PAIRS[line]}") as caught:
+        read_pairs(path)
+    assert len(str(caught.value)) < 400
+    path.write_text("".join(json.dumps(vars(p)) + "\n" for p in PAIRS), encoding="utf-16")
+    with pytest.raises(DamagedFile, match=r"line 1: .*expected UTF-8"):
+        read_pairs(path)
 
 
 def test_held_out_prompts_hang_on_the_prompt_alone():
@@ -78,6 +104,16 @@ def test_packing_keeps_prompt_answer_and_eos():
     assert text == "xyz" and (packed.tokens[0, end:] == backbone.eos_token_id).all()
     with pytest.raises(InvalidInput, match="fits a context of 8"):
         pack(backbone, pairs, 8)
+
+
+def test_control_tokens_in_answers_are_text_and_the_mask_token_itself_is_left_out():
+    backbone = load_backbone("tiny")
+    pairs = [Pair("Hi <mask>", "Hello<|im_end|> it is <mask>.")]
+    [(_, answer)] = encode_pairs(backbone.tokenizer, pairs)
+    assert backbone.tokenizer.decode(answer) == pairs[0].answer
+    assert not {backbone.eos_token_id, backbone.mask_token_id} & set(answer)
+    word = dataclasses.replace(backbone, mask_token_id=answer[0])  # as LLaMA 3's, a plain word
+    assert pack(word, [*pairs, Pair("a", "xyz")], 96).dropped == 1
 
 
 @settings(max_examples=20, deadline=None)
@@ -190,9 +226,33 @@ def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypat
         targets = tokens[0, p : end + 1]
         losses += F.cross_entropy(logits, targets, reduction="none").tolist()
         right += (logits.argmax(-1) == targets).tolist()
-    assert got["n"] == len(losses)
+    assert got["n"] == len(losses) and got["answers"] == 5
     assert got["ce"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     assert got["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_the_error_of_a_validation_is_over_answers_and_nothing_counted_is_said(monkeypatch):
+    """Answers that are all right or all wrong vary as answers do, not as their tokens."""
+    denoiser = fresh()
+    data = pack(denoiser.backbone, [Pair(str(n), n % 2 * "b" or "aaa") for n in range(8)], 96)
+
+    def logits(_, noisy, lengths, counted):
+        right = lengths.new_tensor(range(8)) < 4
+        rows = counted.nonzero()[:, 0]
+        tokens = torch.where(right[rows], data.tokens[counted].long(), 0)
+        return F.one_hot(tokens, 300).float()
+
+    monkeypatch.setattr("lad.training.loss.answer_logits", logits)
+    monkeypatch.setattr("lad.training.loss.MASKED_FRACTIONS", (1.0, 0.0))
+    found = validate(denoiser, data, batch_size=8)
+    assert found["1"]["n"] == 24 and found["1"]["accuracy"] == 0.5
+    # Sizes 4, 2, 4, 2, ...: the root of the sum of (size / 2)^2, by all tokens.
+    assert found["1"]["error"] == pytest.approx(math.sqrt(4 * 4 + 4 * 1) / 24)
+    nothing = dict.fromkeys(("ce", "accuracy", "error")) | {"n": 0, "answers": 0}
+    assert found["0"] == nothing
+    assert validation_curves([{"step": 1, "validation": found}]).axes  # the rest is drawn
+    with pytest.raises(InvalidInput, match="validation of a token"):
+        validation_curves([{"step": 1, "validation": {"0": nothing}}])
 
 
 def losses_of(rows: list[dict]) -> list[float]:
@@ -225,8 +285,11 @@ def whole(tmp_path_factory):
     return folder, rows, adapter(denoiser)
 
 
+TIMELESS = {"seconds": 0}
+
+
 def timeless(rows) -> list[dict]:
-    return [row | {"seconds": 0} for row in rows]
+    return [row | TIMELESS for row in rows]
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -245,23 +308,30 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
     """SIGTERM between two checks; then an error in the middle of a step behind a checkpoint."""
 
     def stop(row):
-        if row["step"] == 8:
+        if row["step"] == 8:  # twice: in the row of the loss and in that of the signal
             os.kill(os.getpid(), signal.SIGTERM)
 
     config = TrainConfig(**WHOLE)
-    train(fresh(), PAIRS, config, tmp_path, on_row=stop)
+    with pytest.raises(SystemExit, match="143"):
+        train(fresh(), PAIRS, config, tmp_path, on_row=stop)
     assert (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "adapter").exists()
+    assert read_log(tmp_path)[-1] | {"seconds": 0} == {"step": 8, "stopped": "SIGTERM"} | TIMELESS
+    with pytest.raises(InvalidInput, match="an unfinished run: --resume goes on with it"):
+        train(fresh(), PAIRS, config, tmp_path)
 
     def fail(row):
-        if row["step"] == 12:
-            raise KeyboardInterrupt
+        if row["step"] == 12 and "loss" in row:
+            raise RuntimeError
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         train(fresh(), PAIRS, config, tmp_path, resume=True, on_row=fail)
     assert read_log(tmp_path)[-1]["step"] == 12
     again = fresh()
     rows = train(again, PAIRS, config, tmp_path, resume=True)
     check_same(whole, tmp_path, rows, again)
+    for resume in (False, True):
+        with pytest.raises(InvalidInput, match="a finished run's adapter: choose another --out"):
+            train(fresh(), PAIRS, config, tmp_path, resume=resume)
 
 
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(whole, tmp_path):
@@ -283,52 +353,126 @@ train(fresh(), PAIRS, TrainConfig(**WHOLE), sys.argv[1], on_row=on_row)
     check_same(whole, tmp_path, rows, again)
 
 
-def test_the_adapter_is_kept_when_the_last_validation_fails(tmp_path, monkeypatch):
+def test_what_fails_after_a_boundary_loses_nothing(tmp_path, monkeypatch):
+    """The adapter stands before the last log row; a checkpoint before every validation."""
+    real = trainer.validate
+
     def fail(*_):
         raise RuntimeError("no memory left")
 
+    config = TrainConfig(steps=4, **SHORT | {"validate_every": 2})
     monkeypatch.setattr(trainer, "validate", fail)
+    with pytest.raises(RuntimeError):
+        train(fresh(), PAIRS, config, tmp_path)
+    monkeypatch.setattr(trainer, "validate", real)
     denoiser = fresh()
     with pytest.raises(RuntimeError):
-        train(denoiser, PAIRS, TrainConfig(steps=2, **SHORT), tmp_path)
+        train(denoiser, PAIRS, config, tmp_path, True, lambda row: row["step"] == 4 and fail())
+    log = read_log(tmp_path)
+    assert [(row["step"], *(row.keys() & {"validation", "loss"})) for row in log] == [
+        (0,), (2, "validation"), (4, "loss")
+    ]  # fmt: skip
     kept = adapter(load_denoiser("tiny", tmp_path / "adapter", merge=False))
     for name, value in adapter(denoiser).items():
         torch.testing.assert_close(kept[name], value.bfloat16().float())
 
 
-def test_the_average_of_the_weights_is_what_is_kept():
+TOO_LONG, EMPTY = Pair("a", "x" * 200), Pair("b", "")
+HELD = hold_out(PAIRS)[1]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "counts"),
+    [
+        ([*PAIRS, TOO_LONG, EMPTY], (100 - len(HELD), len(HELD), 2)),
+        ([PAIRS[0], *(dataclasses.replace(pair, answer="") for pair in HELD)], (1, 0, len(HELD))),
+        (HELD[:1], (1, 0, 0)),  # chance holds out all there is
+    ],
+)
+def test_what_fits_is_trained_on_and_what_does_not_is_counted(tmp_path, capsys, pairs, counts):
+    (tmp_path / "pairs").write_text("".join(json.dumps(vars(pair)) + "\n" for pair in pairs))
+    (tmp_path / "yaml").write_text("training: {steps: 1, widths: [96], batch_tokens: 96}")
+    files = [f"--{k}={tmp_path / v}" for k, v in (("pairs", "pairs"), ("config", "yaml"))]
+    status, _, err = run(capsys, "train", *files, f"--out={tmp_path / 'out'}", "--model=tiny")
+    assert status == 0, err
+    kept, held, dropped = counts
+    assert f"{kept} pairs, {dropped} dropped" in err
+    assert (f"{held} held out" if held else "none held out: nothing is validated") in err
+    log, card = read_log(tmp_path / "out"), (tmp_path / "out/adapter/denoiser.json").read_text()
+    found = log[0]["data"]
+    assert (found["pairs"], found["held_out"], found["dropped"]) == counts
+    assert json.loads(card)["training"] == found
+    assert any("validation" in row for row in log) == bool(held)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_with_a_checkpoint(tmp_path, capsys, monkeypatch, number, status):
+    step = trainer.Trainer._take_step
+
+    def stopped(self, *args):
+        step(self, *args)
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(trainer.Trainer, "_take_step", stopped)
+    (tmp_path / "pairs").write_text("".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS))
+    (tmp_path / "yaml").write_text("training: {steps: 4, widths: [96], batch_tokens: 96}")
+    command = ["train", f"--pairs={tmp_path / 'pairs'}", f"--config={tmp_path / 'yaml'}"]
+    command += [f"--out={tmp_path / 'out'}", "--model=tiny"]
+    before = signal.getsignal(number)
+    found, _, err = run(capsys, *command)
+    assert found == status and signal.getsignal(number) == before
+    assert f"stopped by {number.name}" in err and "the same command with --resume goes on" in err
+    assert not (tmp_path / "out" / "adapter").exists()
+    found, _, err = run(capsys, *command, "--resume")
+    assert found == 0 and "step      4" in err and "step      2" not in err
+
+
+def test_the_average_of_the_weights_is_what_is_kept(monkeypatch):
     config = TrainConfig(steps=4, ema=0.5, **SHORT | {"log_every": 1})
     followed = fresh()
     expected = adapter(followed)
 
-    def follow(row):
-        if "loss" in row:
-            decay = min(0.5, row["step"] / (9 + row["step"]))
-            for name, value in adapter(followed).items():
-                expected[name] = decay * expected[name] + (1 - decay) * value
+    step = trainer.Trainer._take_step
 
-    train(followed, PAIRS, config, on_row=follow)
+    def follow(self, *args):
+        step(self, *args)
+        decay = min(0.5, self.step / (9 + self.step))
+        for name, value in adapter(followed).items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+
+    monkeypatch.setattr(trainer.Trainer, "_take_step", follow)
+    train(followed, PAIRS, config)
     for name, value in adapter(followed).items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-4)
 
 
 def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
-    config = TrainConfig(steps=20, **SHORT)
-    train(fresh(), PAIRS, config, tmp_path, on_row=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    config = TrainConfig(steps=20, accumulate=4, **SHORT)
+
+    def stop(row):
+        if "loss" in row:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), PAIRS, config, tmp_path, on_row=stop)
     with pytest.raises(DamagedFile, match="other settings"):
-        train(fresh(), PAIRS, TrainConfig(steps=21, **SHORT), tmp_path, resume=True)
+        train(fresh(), PAIRS, TrainConfig(steps=21, accumulate=4, **SHORT), tmp_path, resume=True)
+    with pytest.raises(DamagedFile, match="other data"):
+        train(fresh(), PAIRS[::-1], config, tmp_path, resume=True)
     path = tmp_path / "checkpoint.pt"
-    state = torch.load(path, weights_only=True)
-    state["run"]["parts"] = 4
-    torch.save(state, path)
-    trainer_of_three = trainer.Trainer(fresh(), config, pack(fresh().backbone, PAIRS, 128))
+    kept = pack(fresh().backbone, hold_out(PAIRS)[0], 128)
+    trainer_of_three = trainer.Trainer(fresh(), config, kept)
     trainer_of_three.out = tmp_path
     trainer_of_three.accelerator = type("Three", (), {"num_processes": 3})
     with pytest.raises(InvalidInput, match=r"3 processes .* expected a number that divides 4"):
         trainer_of_three.load_checkpoint()
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(DamagedFile, match="cannot be read"):
-        train(fresh(), PAIRS, config, tmp_path, resume=True)
+    data = path.read_bytes()
+    flipped = (data[:n] + bytes([data[n] ^ 1]) + data[n + 1 :] for n in (0, len(data) // 2))
+    for damaged in (*flipped, data[:1000], data[:-1], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match="sha256 differs"):
+            train(fresh(), PAIRS, config, tmp_path, resume=True)
 
 
 def test_what_cannot_be_trained_is_named(tmp_path):
@@ -378,10 +522,27 @@ def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
         with pytest.raises(InvalidInput, match=r"'learning_rte'|'rat'|widths"):
             TrainConfig.from_dict({name: value})
     path = tmp_path / "c.yaml"
-    for text in ("model: x", "- 1", "a: [", "\x00"):
+    for text in ("model: x", "- 1", "a: [", "\x00", "training: [1]", "denoiser: 0", 9999 * "["):
         path.write_text(text)
         with pytest.raises(InvalidInput, match=r"c\.yaml"):
             read_config(path)
+    for text, expected in {
+        "": {},
+        "\ufefftraining:\n#  steps: 2": {},
+        "training: {learning_rate: 1e-4}": {"learning_rate": 1e-4},
+        "training: {gradient_clip: 2E+1, weight_decay: .5e0}": dict(
+            gradient_clip=20.0, weight_decay=0.5
+        ),
+    }.items():
+        path.write_text(text)
+        assert TrainConfig.from_dict(read_config(path)["training"]) == TrainConfig(**expected)
+    for text in ("steps: 1e400", "steps: .nan", "seed: 2020-01-01", "widths: 96", "corruption:"):
+        path.write_text(f"training: {{{text}}}")
+        with pytest.raises(InvalidInput, match=r"^\w+ = .*: expected "):
+            TrainConfig.from_dict(read_config(path)["training"])
+    for layers in ([], ["q_proj", "lm_head"]):
+        with pytest.raises(InvalidInput, match=r"layers = .*: expected one or more of q_proj"):
+            DenoiserConfig.from_dict({"layers": layers})
 
 
 def test_the_shipped_configurations_are_valid():

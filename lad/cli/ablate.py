@@ -26,6 +26,7 @@ def ablate(
 ) -> None:
     """Train and measure every variant of a grid; under `torchrun`, shared by all processes."""
     from lad.evaluation.ablation import collect, read_grid, run_variants
+    from lad.evaluation.statistics import Estimate
     from lad.training import held_out_prompts
 
     common.check_least(1, n_pairs=n_pairs, n_prompts=n_prompts)
@@ -42,11 +43,14 @@ def ablate(
     for name, result in run_variants(
         variants, pairs, prompts, folder, model, where, rank, processes, steps, n_pairs
     ):
-        half, repair = result["masked"]["0.5"], result["repair"]
-        repeats = result["settings"]["noiseless"]["repeats"]
-        line = f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {half['ce']['value']:.3f}, "
-        line += f"restored {repair['restored']['value']:.2f}, kept {repair['kept']['value']:.3f}, "
-        typer.echo(line + f"noiseless repeats {repeats['value']:.3f}", err=True)
+        measured = {
+            "CE at 50 % masked": result["masked"]["0.5"]["ce"],
+            "restored": result["repair"]["restored"],
+            "kept": result["repair"]["kept"],
+            "noiseless repeats": result["settings"]["noiseless"]["repeats"],
+        }
+        parts = [f"{k} {Estimate.from_dict(v).text(1, 3)}" for k, v in measured.items()]
+        typer.echo(f"{name}: {result['seconds']:.0f} s, {', '.join(parts)}", err=True)
     command = f"lad ablate --grid {grid.name} --n-pairs {n_pairs} --n-prompts {n_prompts}"
     command += f" --steps {steps}" if steps is not None else ""
     if collect(variants, folder, out, command):

@@ -49,9 +49,20 @@ def train(
         device = str(accelerator.device)
 
     def show(row: dict) -> None:
-        if "validation" in row:
+        if "data" in row:
+            line = "{pairs:,} pairs, {dropped:,} dropped (too long or without an answer), ".format(
+                **row["data"]
+            )
+            held_out = row["data"]["held_out"]
+            line += f"{held_out:,} held out" if held_out else "none held out: nothing is validated"
+        elif "stopped" in row:
+            kept = f"{out / 'checkpoint.pt'} is written; the same command with --resume goes on"
+            line = f"stopped by {row['stopped']}: {kept}"
+        elif "validation" in row:
             line = "held out, " + "; ".join(
                 f"{100 * float(f):.0f} % masked: CE {s['ce']:.3f}, accuracy {s['accuracy']:.3f}"
+                if s["n"]
+                else f"{100 * float(f):.0f} % masked: 0 tokens of short answers, no score"
                 for f, s in row["validation"].items()
             )
         else:
@@ -69,8 +80,7 @@ def train(
     finally:
         accelerator.end_training()
     if accelerator.is_main_process:
-        written = "adapter" if (out / "adapter" / "denoiser.json").exists() else "checkpoint.pt"
-        typer.echo(f"wrote {out / written}", err=True)
+        typer.echo(f"wrote {out / 'adapter'}", err=True)
 
 
 def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, is_main: bool):

@@ -1,16 +1,19 @@
 """Adapters on disk: LoRA weights, and the small card that names what they are for.
 
     adapter_config.json, adapter_model.safetensors   as peft writes them
-    denoiser.json                                    attention, target, MASK, backbone, digest
+    denoiser.json                                    attention, target, MASK, backbone, digest, data
 
 The card makes loading a mismatched adapter an error.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
-import tempfile
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ from lad.utils import (
     DamagedFile,
     InvalidInput,
     disk_errors,
+    one_line,
     sha256_file,
 )
 
@@ -59,8 +63,10 @@ def load_denoiser(
     spec = get_backbone(name)  # an unknown model is refused first
     folder = Path(adapter) if adapter is not None else shipped_adapter(spec.name)
     config, card = read_card(folder)
+    check_lora(folder, config)
     weights = read_weights(folder, card)
-    if card["backbone"] != spec.name:
+    # The name of a folder may change; its digest, compared below, does not.
+    if card["backbone"] != spec.name and not isinstance(spec.source, Path):
         raise AdapterMismatch(
             f"the adapter in {folder} was trained for {card['backbone']!r}, not for {spec.name!r}: "
             f"expected a matching pair; pass --model {card['backbone']}"
@@ -101,8 +107,10 @@ def shipped_adapter(name: str) -> Path:
     return folder
 
 
-def save_adapter(denoiser: Denoiser, folder: Path) -> Path:
+def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
     """Write the weights in bfloat16 and the card; the folder appears, or is replaced, whole.
+
+    `facts`, such as the number of pairs, are written into the card.
 
     Raises:
         CacheError: the disk is full or cannot be written.
@@ -115,10 +123,12 @@ def save_adapter(denoiser: Denoiser, folder: Path) -> Path:
     lora = denoiser.model.peft_config["default"]
     lora.base_model_name_or_path = denoiser.backbone.spec.name  # not a path of this machine
     lora.target_modules = sorted(lora.target_modules)
+    scratch = folder.with_name(f".{folder.name}.partial")
+    partial = scratch / "new"
     with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            partial = Path(scratch) / "new"
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
             # Asked about embeddings, peft would look for the backbone on the hub.
             denoiser.model.save_pretrained(partial, state_dict=weights, save_embedding_layers=False)
             (partial / "README.md").unlink(missing_ok=True)  # peft's template says nothing
@@ -131,13 +141,29 @@ def save_adapter(denoiser: Denoiser, folder: Path) -> Path:
                 "eos_token_id": denoiser.eos_token_id,
                 "adapter_sha256": sha256_file(partial / "adapter_model.safetensors"),
                 **denoiser.config.to_dict(),
+                **facts,
             }
             (partial / "denoiser.json").write_text(json.dumps(card, indent=2) + "\n")
-            if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            partial.rename(folder)
+            replace_folder(partial, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     denoiser.adapter_sha256 = card["adapter_sha256"]
     return folder
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move `new` to `folder`; what was there is then beside or in the place of `new`.
+
+    Linux swaps the two in one step, so that a killed process leaves one of them. Elsewhere, and on
+    disks that refuse (NFS), `folder` is missing for a moment.
+    """
+    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    # -100: paths are relative to the working folder; 2: RENAME_EXCHANGE
+    if swap and not swap(-100, os.fsencode(new), -100, os.fsencode(folder), 2):
+        return
+    if folder.exists():
+        folder.rename(new.with_name("old"))
+    new.rename(folder)
 
 
 def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
@@ -154,10 +180,31 @@ def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
             raise ValueError(f"schema {card['schema']}, this code reads {SCHEMA}")
         config = DenoiserConfig.from_dict({key: card[key] for key in DenoiserConfig().to_dict()})
         return config, card | {key: card[key] for key in NEEDED}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFile(
-            f"{path} is unreadable ({error!r}): expected what `lad train` wrote; restore the file"
+            f"{path} is unreadable ({one_line(error)}): expected what `lad train` wrote; restore it"
         ) from error
+
+
+def check_lora(folder: Path, config: DenoiserConfig) -> None:
+    """Refuse an adapter whose `adapter_config.json` is of another update than `denoiser.json`."""
+    expected = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": set(config.layers)}
+    expected |= dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out"), False)
+    expected |= {"rank_pattern": {}, "alpha_pattern": {}}
+    path = folder / "adapter_config.json"
+    try:
+        found = expected | json.loads(path.read_text(encoding="utf-8"))
+        found["target_modules"] = set(found["target_modules"])
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DamagedFile(
+            f"{path} is unreadable ({one_line(error)}): expected peft's; restore the file"
+        ) from error
+    for key, value in expected.items():
+        if found[key] != value:
+            raise AdapterMismatch(
+                f"{path} says {key} = {one_line(found[key])}, denoiser.json {one_line(value)}: "
+                "expected both from one training run; restore them"
+            )
 
 
 def read_weights(folder: Path, card: dict) -> dict[str, Tensor]:

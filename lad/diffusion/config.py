@@ -139,6 +139,11 @@ class DenoiserConfig:
     layers: tuple[str, ...] = setting(LINEAR_LAYERS, "names of the linear layers with LoRA")
     context: int = setting(256, "longest prompt and answer in training, in tokens", 1)
 
+    def __post_init__(self) -> None:
+        if not self.layers or not set(self.layers) <= set(LINEAR_LAYERS):
+            expected = f"one or more of {', '.join(LINEAR_LAYERS)}"
+            raise InvalidInput(f"layers = {self.layers}: expected {expected}")
+
     @property
     def shift(self) -> int:
         """How many positions left of a token the state is that predicts it: 0 or 1."""

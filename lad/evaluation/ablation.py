@@ -15,27 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lad.diffusion.config import PRESETS, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.adapter_eval import evaluate
 from lad.models.registry import load_backbone
-from lad.training import TrainConfig, hold_out, read_pairs, train
-from lad.utils import DamagedFile, InvalidInput, disk_errors, one_line, sha256_file, write_json
+from lad.training import TrainConfig, hold_out, pack, read_pairs, train
+from lad.training.config import SECTIONS, read_sections, read_yaml
+from lad.utils import DamagedFile, InvalidInput, disk_errors, sha256_file, write_json
 
-PARTS = ("denoiser", "training")
 NOISELESS = {"noiseless": PRESETS["noiseless"]}
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
 
 
 def read_grid(path: str | Path) -> dict:
     """A grid, checked: every variant's settings are valid before the first run begins."""
-    path = Path(path)
-    try:
-        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(f"{path} is no readable grid ({one_line(error)})") from error
+    grid = read_yaml(path)
     if not isinstance(grid, dict) or set(grid) != {"steps", "base", "variants"}:
         raise InvalidInput(f"{path}: expected the sections base, steps, variants")
     variants = grid["variants"]
@@ -56,11 +51,9 @@ def settings_of(
 
     Of a `corruption` that a variant names, what it leaves out has the default, not the base's.
     """
-    changes = grid["variants"][name] or {}
-    for label, section in (("base", grid["base"]), (f"variant {name!r}", changes)):
-        if not isinstance(section, dict) or set(section) - set(PARTS):
-            raise InvalidInput(f"{label}: expected no sections but {' and '.join(PARTS)}")
-    parts = {part: {**grid["base"].get(part, {}), **changes.get(part, {})} for part in PARTS}
+    base = read_sections(grid["base"], "base")
+    changes = read_sections(grid["variants"][name], f"variant {name!r}")
+    parts = {part: base[part] | changes[part] for part in base}
     training = parts["training"] | {"steps": grid["steps"] if steps is None else steps}
     return DenoiserConfig.from_dict(parts["denoiser"]), TrainConfig.from_dict(training)
 
@@ -109,6 +102,8 @@ def run_variants(
                     )
             continue
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
+        # What cannot be measured must not be trained first.
+        pack(denoiser.backbone, held_out[:most_pairs], denoiser_config.context)
         started = time.monotonic()
         log = train(denoiser, train_pairs, training, held_out=())
         result = {"variant": name, **expected, "seconds": round(time.monotonic() - started, 1)}
@@ -185,7 +180,7 @@ def _join(results: Sequence[Mapping]) -> dict:
     return {
         "steps": base["training"]["steps"],
         "base": base["variant"],
-        "settings": {part: base[part] for part in PARTS} | noiseless,
+        "settings": {part: base[part] for part in SECTIONS} | noiseless,
         "provenance": origin,
         "variants": variants,
     }
@@ -193,5 +188,5 @@ def _join(results: Sequence[Mapping]) -> dict:
 
 def _settings(result: Mapping) -> dict:
     """Settings as one level, such as {"training.corruption.all_masked": 0.1}."""
-    [flat] = pd.json_normalize([{part: result[part] for part in PARTS}]).to_dict("records")
+    [flat] = pd.json_normalize([{part: result[part] for part in SECTIONS}]).to_dict("records")
     return flat

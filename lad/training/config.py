@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,8 @@ DEFAULT_CORRUPTION = CorruptionConfig(
     suffix_share=0.4,
     structural_probability=0.5,
 )
+
+SECTIONS = ("denoiser", "training")  # of a configuration file
 
 # These change how a step is computed and not its result: a resumed run may have other values.
 COMPUTATION = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
@@ -80,12 +83,38 @@ class TrainConfig:
         return {name: v for name, v in self.to_dict().items() if name not in COMPUTATION}
 
 
-def read_config(path: str | Path) -> dict:
-    """The sections `denoiser` and `training` of a YAML file; InvalidInput where it has others."""
+class YamlLoader(yaml.SafeLoader):
+    """YAML as PyYAML reads it, and 1e-4 is a number, as it is in YAML 1.2."""
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: str | Path) -> object:
+    """The values of a YAML file; InvalidInput where it is none."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(f"{path} is no readable configuration ({one_line(error)})") from error
-    if not isinstance(values, dict) or not set(values) <= {"denoiser", "training"}:
-        raise InvalidInput(f"{path}: expected the sections denoiser and training and no others")
-    return values
+        return yaml.load(Path(path).read_bytes(), YamlLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{path} is no readable YAML ({one_line(error)})") from error
+
+
+def read_sections(values: object, where: object) -> dict[str, dict]:
+    """The settings named under `denoiser` and under `training`; InvalidInput for other shapes."""
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not set(values) <= set(SECTIONS):
+        raise InvalidInput(f"{where}: expected the sections denoiser and training and no others")
+    found = {name: {} if values.get(name) is None else values[name] for name in SECTIONS}
+    for name, section in found.items():
+        if not isinstance(section, dict):
+            kind = type(section).__name__
+            raise InvalidInput(f"{where}: {name} is a {kind}, expected names with values")
+    return found
+
+
+def read_config(path: str | Path) -> dict[str, dict]:
+    """The sections `denoiser` and `training` of a YAML file; InvalidInput where it has others."""
+    return read_sections(read_yaml(path), path)

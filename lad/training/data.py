@@ -1,6 +1,6 @@
 """Pairs of prompt and answer: reading, holding out, packing into batches.
 
-On disk: JSON Lines, one `{"prompt": ..., "answer": ...}` a line, gzipped if the name ends in .gz.
+On disk: JSON Lines in UTF-8, one `{"prompt": ..., "answer": ...}` a line, gzipped or not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lad.models.chat import encode_prompts
+from lad.models.chat import encode_prompts, encode_texts
 from lad.models.registry import LoadedBackbone
 from lad.training.config import TrainConfig
-from lad.utils import DamagedFile, InvalidInput
+from lad.utils import DamagedFile, InvalidInput, one_line
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -41,7 +41,13 @@ class PackedPairs:
     tokens: Tensor  # (n, context) int32, prompt with chat template, answer, then EOS to the end
     prompt_lengths: Tensor  # (n,) int64
     ends: Tensor  # (n,) int64, the position of the first EOS
-    dropped: int  # pairs that did not fit the context
+    dropped: int  # pairs that `pack` left out
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of all numbers."""
+        values = (self.tokens, self.prompt_lengths, self.ends)
+        return hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,32 +73,51 @@ def held_out_prompts() -> list[str]:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs of a JSON Lines file; InvalidInput without any, DamagedFile for a line of none."""
-    path, pairs = Path(path), []
+    """The pairs of a JSON Lines file; InvalidInput without any, DamagedFile for a line of none.
+
+    Blank lines and byte order marks are passed over.
+    """
+    path, pairs, number = Path(path), [], 1
     if not path.is_file():
         raise InvalidInput(f"no pairs at {path}: expected a JSON Lines file of prompt and answer")
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with open(path, "rb") as file:
+            is_zipped = file.read(2) == b"\x1f\x8b"
+        with (gzip.open if is_zipped else open)(path, "rb") as file:
             for line in file:
-                row = json.loads(line)
-                if not isinstance(row["prompt"], str) or not isinstance(row["answer"], str):
-                    raise TypeError("prompt and answer must be text")
-                pairs.append(Pair(row["prompt"], row["answer"]))
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
+                if text := line.decode("utf-8-sig").strip():
+                    pairs.append(_read_pair(text))
+                number += 1
+    except (ValueError, TypeError, EOFError, OSError, RecursionError, zlib.error) as error:
         raise DamagedFile(
-            f"{path}, line {len(pairs) + 1}: {error!r}; expected "
-            '{"prompt": "...", "answer": "..."} on every line; make the file again'
+            f"{path}, line {number}: {one_line(error)}; expected UTF-8 with "
+            '{"prompt": "...", "answer": "..."} on every line; correct it or make the file again'
         ) from error
     if not pairs:
         raise InvalidInput(f"{path} holds 0 pairs: expected at least one line")
     return pairs
 
 
+def _read_pair(text: str) -> Pair:
+    row = json.loads(text)
+    values = [row.get(key) if isinstance(row, dict) else None for key in ("prompt", "answer")]
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("prompt and answer must be text")
+    if not values[0].strip():
+        raise ValueError("the prompt is empty")
+    "".join(values).encode()  # refuses half of a surrogate pair, which is no text
+    return Pair(*values)
+
+
 def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out); the digest of a prompt holds out about one in `every`."""
+    """(training, held out); the digest of a prompt's first line holds out about one in `every`.
+
+    Other orders of a multiple-choice question's options go with it.
+    """
     sides = [], []
     for pair in pairs:
-        digest = hashlib.sha256(pair.prompt.strip().lower().encode()).digest()
+        line = pair.prompt.strip().lower().split("\n")[0]
+        digest = hashlib.sha256(line.encode()).digest()
         sides[int.from_bytes(digest[:4], "big") % every == 0].append(pair)
     return sides
 
@@ -100,20 +125,27 @@ def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[P
 def encode_pairs(tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
     """Token ids of each prompt under its chat template, and of its answer."""
     prompts = encode_prompts(tokenizer, [pair.prompt for pair in pairs])
-    answers = tokenizer([pair.answer for pair in pairs], add_special_tokens=False)["input_ids"]
+    answers = encode_texts(tokenizer, [pair.answer for pair in pairs])
     return list(zip(prompts, answers, strict=True))
 
 
-def pack(backbone: LoadedBackbone, pairs: Sequence[Pair], context: int) -> PackedPairs:
-    """Pairs tokenised under the backbone's chat template; those that do not fit are dropped."""
-    encoded = encode_pairs(backbone.tokenizer, pairs)
-    kept = [(p, a) for p, a in encoded if a and len(p) + len(a) < context]
-    if not kept:
+def pack(
+    backbone: LoadedBackbone, pairs: Sequence[Pair], context: int, least: int = 1
+) -> PackedPairs:
+    """Pairs tokenised under the backbone's chat template; InvalidInput if `least` are not left.
+
+    Dropped are those too long, without an answer, or with the MASK token in it, which a denoiser
+    never draws.
+    """
+    encoded, mask = encode_pairs(backbone.tokenizer, pairs), backbone.mask_token_id
+    kept = [(p, a) for p, a in encoded if a and mask not in a and len(p) + len(a) < context]
+    if len(kept) < least:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
     for i, (prompt, answer) in enumerate(kept):
         tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    lengths, ends = torch.tensor([[len(p), len(p) + len(a)] for p, a in kept]).T.contiguous()
+    bounds = torch.tensor([(len(p), len(p) + len(a)) for p, a in kept], dtype=torch.int64)
+    lengths, ends = bounds.view(-1, 2).T.contiguous()
     return PackedPairs(tokens, lengths, ends, len(pairs) - len(kept))
 
 

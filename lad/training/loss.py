@@ -182,13 +182,17 @@ def mask_share(
 def validate(
     denoiser: Denoiser, pairs: PackedPairs, batch_size: int, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """{"0.25": {"ce": nats, "accuracy": fraction, "n": tokens counted}, ...}, see `mask_share`."""
+    """{"0.25": {"ce": nats, "accuracy": fraction, "error", "n", "answers"}, ...}, see `mask_share`.
+
+    `n` tokens of `answers` are counted; where n is 0 the others are None. `error` is the accuracy's
+    standard error over answers, because the tokens of one are not independent (Cochran, 1977).
+    """
     device, context = pairs.tokens.device, pairs.tokens.shape[1]
     count = min(len(pairs), 512)
     scores = {}
     for fraction in MASKED_FRACTIONS:
         generator = torch.Generator(device).manual_seed(seed)  # the same masks at every call
-        total = torch.zeros(3, device=device, dtype=torch.float64)
+        sums = torch.zeros((3, count), device=device, dtype=torch.float64)  # of every answer
         for first in range(0, count, batch_size):
             # One shape throughout, so that a compiled model is reused: the last batch wraps round
             # and what it repeats is not counted.
@@ -198,7 +202,13 @@ def validate(
             # With gradients, as in training, so that compiled layers are not compiled again.
             logits = answer_logits(denoiser, noisy, batch.prompt_lengths, counted).detach()
             losses, correct = token_losses(logits, batch.tokens[counted])
-            total += torch.stack([losses.sum(), correct.sum(), torch.ones_like(losses).sum()])
-        ce, correct, n = total.tolist()
-        scores[f"{fraction:g}"] = {"ce": ce / n, "accuracy": correct / n, "n": int(n)}
+            values = torch.stack([losses, correct, torch.ones_like(losses)]).double()
+            sums.index_add_(1, first + counted.nonzero()[:, 0], values)
+        losses, correct, tokens = sums
+        n = tokens.sum()
+        accuracy = correct.sum() / n
+        error = (correct - accuracy * tokens).norm() / n
+        values = {"ce": losses.sum() / n, "accuracy": accuracy, "error": error}
+        scores[f"{fraction:g}"] = {k: v.item() if n else None for k, v in values.items()}
+        scores[f"{fraction:g}"] |= {"n": int(n), "answers": int((tokens > 0).sum())}
     return scores

@@ -10,6 +10,8 @@ Sources: LoRA (Hu et al., 2021); PyTorch FSDP (Zhao et al., 2023).
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import json
 import math
 import os
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +33,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
 from lad.accel.merged_lora import merged_lora
-from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.adapter import load_denoiser, save_adapter
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import get_backbone, load_backbone
@@ -39,10 +42,10 @@ from lad.training.data import PackedPairs, Pair, batches, hold_out, pack
 from lad.training.loss import denoising_loss, take, validate
 from lad.utils import DamagedFile, InvalidInput, NumericalError, disk_errors, one_line, write_whole
 
-CHECKPOINT, LOG = "checkpoint.pt", "training_log.jsonl"
-FORMAT = 3  # of the checkpoint
+CHECKPOINT, LOG, ADAPTER = "checkpoint.pt", "training_log.jsonl", "adapter"
+FORMAT = 4  # of the checkpoint
 STATE = ("parts", "step", "tokens", "window", "log", "average")  # of a trainer
-STOP_EVERY = 5  # steps between two checks whether SIGTERM came to any process
+STOP_EVERY = 5  # steps between two checks whether a signal came to any process
 
 
 def train(
@@ -54,31 +57,54 @@ def train(
     on_row: Callable[[dict], object] | None = None,
     held_out: Sequence[Pair] | None = None,
 ) -> list[dict]:
-    """Train the adapter in place and return the log, rows with a loss or with a validation.
+    """Train the adapter in place and return the log: a row of the data, of losses, of validations.
+
+    SIGINT and SIGTERM end a run with a checkpoint, then with KeyboardInterrupt or SystemExit.
 
     Args:
         denoiser: unmerged; its adapter's weights are the start.
         pairs: training data; about one in fifty is held out unless `held_out` is given.
-        out: folder for `training_log.jsonl`, `checkpoint.pt` and, at the end, the adapter.
+        out: folder for `training_log.jsonl`, `checkpoint.pt` and, at the end, the adapter. The log
+            of a run that left neither of these is replaced.
         resume: go on from `out`'s checkpoint if there is one.
         on_row: called with every log row, in every process.
 
     Raises:
-        InvalidInput: pairs that do not fit; a GPU that is too small; what cannot be sharded.
+        InvalidInput: no pairs that fit; another run's work in `out`, or a finished run to resume;
+            a GPU that is too small; what cannot be sharded.
         NumericalError, DamagedFile, CacheError: of the loss, the checkpoint, or writing to `out`.
     """
     config = config or TrainConfig()
     limit = denoiser.causal_lm.config.max_position_embeddings
     if config.context > limit:
         raise InvalidInput(f"widths up to {config.context}: expected at most {limit} tokens")
-    kept, held = (list(pairs), list(held_out)) if held_out is not None else hold_out(pairs)
-    data = pack(denoiser.backbone, kept, config.context)
-    validation = pack(denoiser.backbone, held, config.context) if held else None
-    trainer = Trainer(denoiser, config, data, validation, out, on_row)
+    if out is not None:
+        check_folder(Path(out), resume)
+    sides = hold_out(pairs) if held_out is None else (pairs, held_out)
+    data, held = (pack(denoiser.backbone, side, config.context, least=0) for side in sides)
+    if held_out is None and not len(data):  # chance held out every pair that fits
+        data, held = held, data
+    if not len(data):
+        raise InvalidInput(
+            f"none of {len(pairs)} pairs fits {config.context} tokens with an answer: expected at "
+            "least one; give shorter pairs, or longer widths"
+        )
+    trainer = Trainer(denoiser, config, data, held, out, on_row)
     if resume:
         trainer.load_checkpoint()
+    if not trainer.log:
+        trainer.begin()
     trainer.run()
     return trainer.log
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Refuse a folder with another run's work, or with a finished run to `resume`."""
+    remedy = f"choose another --out, or delete {out}"
+    if (out / ADAPTER).exists():
+        raise InvalidInput(f"{out} holds a finished run's adapter: {remedy}")
+    if not resume and (out / CHECKPOINT).exists():
+        raise InvalidInput(f"{out} holds an unfinished run: --resume goes on with it; or {remedy}")
 
 
 class Trainer:
@@ -106,8 +132,12 @@ class Trainer:
         self.out = Path(out) if out is not None else None
         self.writes = out is not None and self.accelerator.is_main_process
         self.device = denoiser.device
+        self.counts = {"pairs": len(data), "held_out": len(validation or ())}
+        sides = (data, validation)
+        self.counts["dropped"] = sum(side.dropped for side in sides if side is not None)
+        self.counts["sha256"] = data.digest
         self.data = data.to(self.device)
-        self.validation = validation.to(self.device) if validation is not None else None
+        self.validation = validation.to(self.device) if validation else None  # None when empty
         self.parts = self.accelerator.num_processes * config.accumulate  # of every batch
         named = denoiser.model.named_parameters()
         self.parameters = [p.requires_grad_(True) for name, p in named if "lora_" in name]
@@ -125,6 +155,7 @@ class Trainer:
         self.window: list[Tensor] = []  # (loss, accuracy) of every part since the last log row
         self.step = self.tokens = 0
         self.started = self.seconds = 0.0  # seconds of the run before it was resumed
+        self.signal: signal.Signals | None = None  # the one that came to this process
 
     @property
     def learning_rate(self) -> float:
@@ -133,8 +164,14 @@ class Trainer:
         cosine = 0.5 * (1 + math.cos(math.pi * self.step / self.config.steps))
         return self.config.learning_rate * rise * cosine
 
+    def begin(self) -> None:
+        """The log's first row: how many pairs there are, and how many were dropped."""
+        self.log.append({"step": 0, "data": self.counts, "seconds": 0.0})
+        if self.on_row is not None:
+            self.on_row(self.log[0])
+
     def run(self) -> None:
-        """Train to the last step, or to a checkpoint when SIGTERM comes."""
+        """Train to the last step, or to a checkpoint when SIGINT or SIGTERM comes."""
         config = self.config
         stream = batches(self.data.ends.tolist(), config, self.parts)
         if self.writes:  # the log up to the checkpoint: the steps after it are taken again
@@ -144,26 +181,64 @@ class Trainer:
                 write_whole(self.out / LOG, text.encode())
         last_checkpoint = time.monotonic()
         self.started = last_checkpoint - self.seconds
-        before = signal.signal(signal.SIGTERM, lambda *_: self.accelerator.set_trigger())
-        with contextlib.ExitStack() as stack:
-            stack.callback(signal.signal, signal.SIGTERM, before)
-            stack.enter_context(computation(self.denoiser, config))
+        with self._signals(), computation(self.denoiser, config):
             for width, indices in islice(stream, self.step, config.steps):
+                # Saved first, because validation may fail; a resumed run begins with it.
+                validating = self.validation and self.step and not self.step % config.validate_every
+                minutes = (time.monotonic() - last_checkpoint) / 60
+                if validating or minutes > config.checkpoint_minutes:
+                    self.save_checkpoint()
+                    last_checkpoint = time.monotonic()
+                if validating:
+                    weights = self._weights()
+                    self._load_weights(self.average)
+                    self._validate()
+                    self._load_weights(weights)
                 self._take_step(width, indices)
                 if self.step == config.steps:
                     break
-                if self.step % STOP_EVERY == 0 and self.accelerator.check_trigger():
-                    self.save_checkpoint()
-                    return
-                if time.monotonic() - last_checkpoint > 60 * config.checkpoint_minutes:
-                    self.save_checkpoint()
-                    last_checkpoint = time.monotonic()
+                if self.step % config.log_every == 0:
+                    self._add_row(**self._loss_row())
+                if self._is_stopped():
+                    self._stop()
+            row = self._loss_row()  # NumericalError before what is no number is saved
             self._load_weights(self.average)
-            if self.writes:  # before validation, which may fail
+            if self.writes:  # before anything else, which may fail
                 self.denoiser.config = replace(self.denoiser.config, context=config.context)
-                self.denoiser.save(self.out / "adapter")
-            if self.validation is not None:
+                save_adapter(self.denoiser, self.out / ADAPTER, training=self.counts)
+            self._add_row(**row)
+            if self.validation:
                 self._validate()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note SIGINT and SIGTERM for `_is_stopped`; a second Ctrl-C acts at once."""
+
+        def note(number: int, _: object) -> None:
+            self.signal = signal.Signals(number)
+            self.accelerator.set_trigger()
+            # Launchers and schedulers send a signal more than once; a person means it.
+            if number == signal.SIGINT and self.accelerator.num_processes == 1:
+                signal.signal(number, before[number])
+                os.write(2, b"stopping after this step; Ctrl-C again stops at once, unsaved\n")
+
+        before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _is_stopped(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.signal is not None
+        return self.step % STOP_EVERY == 0 and self.accelerator.check_trigger()
+
+    def _stop(self) -> NoReturn:
+        self.save_checkpoint()
+        number = self.signal or signal.SIGTERM
+        self._add_row(stopped=number.name)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def _take_step(self, width: int, indices: list[int]) -> None:
         config, processes = self.config, self.accelerator.num_processes
@@ -190,14 +265,6 @@ class Trainer:
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.data for p in self.parameters], 1 - decay)
         self.step += 1
-        last = self.step == config.steps
-        if last or self.step % config.log_every == 0:
-            self._log_step()
-        if self.validation is not None and not last and self.step % config.validate_every == 0:
-            weights = self._weights()
-            self._load_weights(self.average)
-            self._validate()
-            self._load_weights(weights)
 
     def _weights(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.parameters]
@@ -214,7 +281,7 @@ class Trainer:
         if self.on_row is not None:
             self.on_row(row)
 
-    def _log_step(self) -> None:
+    def _loss_row(self) -> dict:
         loss, accuracy = torch.stack(self.window).mean(dim=0).tolist()
         self.window = []
         if not math.isfinite(loss):
@@ -222,7 +289,7 @@ class Trainer:
                 f"step {self.step}: the loss is {loss}, expected a number; lower learning_rate"
             )
         scores = {"loss": round(loss, 5), "accuracy": round(accuracy, 5)}
-        self._add_row(**scores, learning_rate=self.learning_rate, tokens=self.tokens)
+        return scores | {"learning_rate": self.learning_rate, "tokens": self.tokens}
 
     def _validate(self) -> None:
         size = max(self.config.batch_tokens // self.config.context, 1)
@@ -233,12 +300,13 @@ class Trainer:
         return [FORMAT, self.config.outcome(), self.denoiser.config.to_dict()]
 
     def save_checkpoint(self) -> None:
-        """Write everything needed to go on; the file appears whole or not at all."""
+        """Write everything needed to go on, and a digest; the file appears whole or not at all."""
         # Not `Accelerator.save_state`, which has the backbone and the global random state in it.
         if not self.writes:
             return
         state = {
             "settings": self._settings(),
+            "data": self.counts["sha256"],
             "run": {name: getattr(self, name) for name in STATE},
             "seconds": time.monotonic() - self.started,
             "adapter": self._weights(),
@@ -246,26 +314,29 @@ class Trainer:
         }
         partial = self.out / f".{CHECKPOINT}.partial"
         with disk_errors(self.out):
-            with open(partial, "wb") as file:
+            with open(partial, "w+b") as file:
                 torch.save(state, file)
+                file.seek(0)  # the digest stands behind the archive, whose readers pass over it
+                file.write(hashlib.file_digest(file, "sha256").digest())
             os.replace(partial, self.out / CHECKPOINT)
 
     def load_checkpoint(self) -> None:
         """Go on from `out`'s checkpoint; without one, start afresh."""
         if self.out is None or not (path := self.out / CHECKPOINT).exists():
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            settings = state["settings"]
-        except Exception as error:  # torch.load answers damage with a dozen different errors
+        data = path.read_bytes()
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
             raise DamagedFile(
-                f"{path} cannot be read ({type(error).__name__}): delete it to start over"
-            ) from error
-        if settings != self._settings():
-            raise DamagedFile(
-                f"{path} belongs to a run with other settings, or of another version: expected the "
-                "same to resume; choose another --out, or delete it to start over"
+                f"{path} is not as it was written, or of an older version (its sha256 differs): "
+                "expected an unaltered file; copy it again, or delete it to start over"
             )
+        state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+        for what, expected in (("settings", self._settings()), ("data", self.counts["sha256"])):
+            if state[what] != expected:
+                raise DamagedFile(
+                    f"{path} belongs to a run with other {what}, or of another version: expected "
+                    "the same to resume; choose another --out, or delete it to start over"
+                )
         parts, processes = state["run"]["parts"], self.accelerator.num_processes
         if parts % processes:
             raise InvalidInput(

@@ -1,7 +1,7 @@
 """Figures of training: the loss over the steps, and the scores on pairs never trained on.
 
 The log is that of `lad.training`: rows of `{"step", "loss", "seconds", ...}` and, now and then,
-`{"step", "validation": {"0.25": {"ce", "accuracy", "n"}, ...}, ...}`.
+`{"step", "validation": {"0.25": {"ce", "accuracy", "error", "n", "answers"}, ...}, ...}`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def loss_curve(log: Sequence[dict]) -> Figure:
     steps = np.array([row["step"] for row in log])
     losses = np.array([row["loss"] for row in log], dtype=float)
     half = max(len(log) // 10, 3) // 2
-    smooth = [np.median(losses[max(i - half, 0) : i + half + 1]) for i in range(len(losses))]
+    # As many rows before as after, so that the median begins where the loss does.
+    smooth = [np.median(losses[max(i - half, 0) : i + min(i, half) + 1]) for i in range(len(log))]
     figure, axes = new_figure(height=3.4)
     axes.plot(steps, losses, "o", color=COLORS["shift"], markersize=3, label="a log row")
     axes.plot(steps, smooth, color=COLORS["swap"], linewidth=2.2, label="running median")
@@ -43,8 +44,8 @@ def loss_curve(log: Sequence[dict]) -> Figure:
     spread = 1.4826 * np.median(np.abs(losses - smooth))  # a robust standard deviation
     verb = "falls" if last < first - 2 * spread else "stays where it is"
     verb = "rises" if last > first + 2 * spread else verb
-    ends = f"{first:.2f} at first, {last:.2f} at step {steps[-1]:,}"
-    return titled(figure, f"The loss {verb}: {ends} (medians)")
+    ends = f"{first:.2f} at step {steps[0]:,}, {last:.2f} at step {steps[-1]:,}"
+    return titled(figure, f"The loss {verb}: {ends} (running median)")
 
 
 def _time_axis(axes: Axes, steps: np.ndarray, seconds: np.ndarray) -> None:
@@ -64,31 +65,44 @@ def _time_axis(axes: Axes, steps: np.ndarray, seconds: np.ndarray) -> None:
 def validation_curves(log: Sequence[dict]) -> Figure:
     """Cross-entropy and accuracy on held-out pairs, for each share of the answer masked.
 
-    Accuracy has Wilson's intervals over tokens, which are a little too narrow: the tokens of one
-    answer are not independent.
+    Accuracy has 95 % intervals over answers: Wilson's, for as many independent tokens as would have
+    the same standard error. Logs of an earlier version lack that error and are drawn without.
     """
-    log = [row for row in log if "validation" in row]
+    log = [
+        {"step": row["step"]} | {share: s for share, s in row["validation"].items() if s["n"]}
+        for row in log
+        if "validation" in row
+    ]
+    log = [row for row in log if len(row) > 1]
     if not log:
-        raise InvalidInput("no row with a validation: expected at least one")
-    shares = sorted(log[-1]["validation"], key=float)
+        raise InvalidInput("no row with a validation of a token: expected at least one")
+    shares = sorted(log[-1].keys() - {"step"}, key=float)
     figure, (left, right) = new_figure(1, 2, height=3.3)
     for number, share in enumerate(shares):
-        rows = [row for row in log if share in row["validation"]]
-        steps = [row["step"] for row in rows]
-        scores = [row["validation"][share] for row in rows]
+        rows = [row for row in log if share in row]
+        steps, scores = [row["step"] for row in rows], [row[share] for row in rows]
         name = f"{100 * float(share):g} % masked"
         left.plot(steps, [score["ce"] for score in scores], label=name, **series(number))
-        estimates = [wilson(round(s["accuracy"] * s["n"]), s["n"]).to_dict() for s in scores]
+        estimates = [_over_answers(score) for score in scores]
         errorbars(right, steps, estimates, 100, capsize=2.5, **series(number))
     left.legend()
     label(left, "optimiser step", "cross-entropy (nats a token)")
-    label(right, "optimiser step", "tokens right (%), 95 % interval")
+    interval = ", 95 % interval over answers" if "error" in log[-1][shares[0]] else ""
+    label(right, "optimiser step", f"tokens right (%){interval}")
     for axes in figure.axes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     middle = shares[len(shares) // 2]
-    last, first = log[-1]["validation"][middle], log[0]["validation"].get(middle, {})
+    last, first = log[-1][middle], log[0].get(middle, {})
     text = f"With {100 * float(middle):g} % masked, {100 * last['accuracy']:.0f} % of the held-out "
     text += "tokens are right"
     if len(log) > 1 and first:
         text += f", {100 * first['accuracy']:.0f} % at step {log[0]['step']:,}"
     return titled(figure, text)
+
+
+def _over_answers(score: dict) -> dict:
+    value, error = score["accuracy"], score.get("error")
+    if error is None:
+        return dict.fromkeys(("value", "low", "high"), value)
+    n = value * (1 - value) / error**2 if error else score["answers"]
+    return wilson(value * n, n).to_dict()
