@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.chat import encode_prompts, encode_texts
 from lad.models.registry import LoadedBackbone
 from lad.training.config import TrainConfig
@@ -41,20 +42,21 @@ class PackedPairs:
     tokens: Tensor  # (n, context) int32, prompt with chat template, answer, then EOS to the end
     prompt_lengths: Tensor  # (n,) int64
     ends: Tensor  # (n,) int64, the position of the first EOS
+    is_repair: Tensor  # (n,) bool, texts to correct: corrupted by `TrainConfig.repair_corruption`
     dropped: int  # pairs that `pack` left out
 
     @property
     def digest(self) -> str:
         """Hex sha256 of all numbers."""
-        values = (self.tokens, self.prompt_lengths, self.ends)
+        values = (self.tokens, self.prompt_lengths, self.ends, self.is_repair)
         return hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> PackedPairs:
-        moved = (t.to(device) for t in (self.tokens, self.prompt_lengths, self.ends))
-        return PackedPairs(*moved, self.dropped)
+        values = (self.tokens, self.prompt_lengths, self.ends, self.is_repair)
+        return PackedPairs(*(value.to(device) for value in values), self.dropped)
 
 
 def read_lines(name: str) -> list[str]:
@@ -138,7 +140,8 @@ def pack(
     never draws.
     """
     encoded, mask = encode_pairs(backbone.tokenizer, pairs), backbone.mask_token_id
-    kept = [(p, a) for p, a in encoded if a and mask not in a and len(p) + len(a) < context]
+    fits = [bool(a) and mask not in a and len(p) + len(a) < context for p, a in encoded]
+    kept = list(itertools.compress(encoded, fits))
     if len(kept) < least:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
@@ -146,7 +149,8 @@ def pack(
         tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
     bounds = torch.tensor([(len(p), len(p) + len(a)) for p, a in kept], dtype=torch.int64)
     lengths, ends = bounds.view(-1, 2).T.contiguous()
-    return PackedPairs(tokens, lengths, ends, len(pairs) - len(kept))
+    is_repair = torch.tensor([p.prompt == REPAIR_PROMPT for p in itertools.compress(pairs, fits)])
+    return PackedPairs(tokens, lengths, ends, is_repair.bool(), len(pairs) - len(kept))
 
 
 def batches(
