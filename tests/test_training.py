@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import CorruptionConfig, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, read_config, train, trainer, validate
 from lad.training.data import batches, encode_pairs, hold_out, pack, read_pairs
-from lad.training.loss import add_causal_lm, answer_logits, loss_weights, take
+from lad.training.loss import add_causal_lm, answer_logits, loss_weights, noisy_inputs, take
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 from lad.viz.training import validation_curves
 
