@@ -6,8 +6,15 @@ import pytest
 
 from lad.evaluation import tasks
 from lad.evaluation.tasks import TASKS, Item, fetch_benchmarks, load_items
+from lad.models.registry import load_backbone
 from lad.training.contamination import Passages, normalised
-from lad.training.multiple_choice import benchmark_passages, choice_items, choice_pair
+from lad.training.distillation import DistilConfig
+from lad.training.multiple_choice import (
+    benchmark_passages,
+    choice_items,
+    choice_pair,
+    choices_for,
+)
 from lad.utils import AssetUnavailable
 
 OPTIONS = ("sand", "water", "glass", "wood")
@@ -38,7 +45,7 @@ def passages():
 
 @pytest.fixture
 def small(monkeypatch):
-    """Benchmarks of a few items: HellaSwag has more than the rest, one train item is tested."""
+    """Benchmarks of a few questions; one in every train split is tested."""
     tested = Item("arc-easy", "t", "Which is tested?", OPTIONS, 0)
 
     def load(task, split, progress=True):
@@ -48,16 +55,28 @@ def small(monkeypatch):
         return [Item(task, str(i), f"{task} {split} {i}?", OPTIONS, 0) for i in range(n)] + [tested]
 
     monkeypatch.setattr("lad.evaluation.tasks.load_items", load)
+    monkeypatch.setattr("lad.training.multiple_choice.SMALL", 20)
     return tested
 
 
-def test_tested_questions_are_left_out_and_hellaswag_is_capped(small):
-    items, left_out = choice_items(tasks, passages(), hellaswag=8)
-    numbers = Counter(item.task for item in items)
-    assert numbers == dict.fromkeys(numbers, 5) | {"hellaswag": 8, "mmlu": 10} and len(numbers) == 5
-    assert small not in items and left_out["arc-easy"] == 1 and left_out["mmlu"] == 2
-    assert choice_items(tasks, passages(), hellaswag=8)[0] == items
-    assert choice_items(tasks, passages(), 1, hellaswag=8)[0] != items
+def test_tested_questions_are_left_out_and_small_tasks_come_more_often(small):
+    config = DistilConfig(context=500, shuffles=2)
+    pairs, card = choices_for(tasks, load_backbone("tiny"), passages(), config)
+    assert not any(small.question in pair.prompt for pair in pairs)
+    assert card["left out, tested elsewhere"] == dict.fromkeys(TASKS, 1) | {"mmlu": 2}
+    for name, task in TASKS.items():
+        mine = [pair for pair in pairs if pair.prompt.startswith(f"{name} ")]
+        bare = [pair for pair in mine if "\n" not in pair.prompt]
+        n = {"hellaswag": 40, "mmlu": 10}.get(name, 5)
+        assert len(bare) == n and {pair.answer for pair in bare} == {"sand"}
+        assert len(set(mine)) == len(mine) == card["tasks"][name]["pairs"]
+        shown = (len(mine) - n) / n
+        assert shown <= 2 if name == "hellaswag" else 4 < shown <= 6, "of these all orders differ"
+        assert card["tasks"][name]["licence"] == task.licence
+    assert choices_for(tasks, load_backbone("tiny"), passages(), config)[0] == pairs
+    short, card = choices_for(tasks, load_backbone("tiny"), passages(), DistilConfig(context=60))
+    assert short and all("\n" not in pair.prompt for pair in short)
+    assert card["tasks"]["hellaswag"]["too long"] > 40
 
 
 def test_real_pairs_are_many_and_clean():
@@ -68,12 +87,11 @@ def test_real_pairs_are_many_and_clean():
         pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
     items, left_out = choice_items(tasks, passages())
     assert left_out["arc-easy"] >= 10 and left_out["arc-challenge"] >= 6
-    real_pairs = {choice_pair(tasks, item) for item in items}
-    assert 17_000 < len(real_pairs) == len(items)
+    assert sum(map(len, items.values())) > 140_000
     stems = {
         " ".join(normalised(item.question))
         for task in TASKS.values()
         for item in load_items(task.name, task.tested_on)
     }
-    asked = [pair.prompt.split("\nWhich of the options")[0] for pair in real_pairs]
-    assert not stems & {" ".join(normalised(stem)) for stem in asked}
+    asked = {" ".join(normalised(i.question)) for part in items.values() for i in part}
+    assert not stems & asked

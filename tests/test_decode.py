@@ -47,12 +47,14 @@ def expected(backbone):
     return prompts, [by_argmax(backbone, prompt, 70) for prompt in prompts]
 
 
+@pytest.mark.parametrize("static_cache", [False, True])
 @pytest.mark.parametrize("batch_size", [24, 7, 1])
-def test_greedy_answers_are_the_likeliest_tokens(backbone, expected, batch_size):
+def test_greedy_answers_are_the_likeliest_tokens(backbone, expected, batch_size, static_cache):
     prompts, answers = expected
     ended = [len(answer) for answer in answers if answer[-1] == backbone.eos_token_id]
     assert min(ended) < 10 < 40 < max(ended) and len(ended) < len(answers)
-    assert continued(backbone, prompts, 70, batch_size=batch_size) == answers
+    given = {"batch_size": batch_size, "static_cache": static_cache}
+    assert continued(backbone, prompts, 70, **given) == answers
     assert continued(backbone, [], 70) == []
 
 
@@ -71,7 +73,8 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(backbone):
     before = torch.get_rng_state()
     drawn = continued(backbone, prompts, 60, 1.0, 50, seed=0, batch_size=30)
     for batch_size in (7, 1):
-        assert drawn == continued(backbone, prompts, 60, 1.0, 50, seed=0, batch_size=batch_size)
+        given = {"seed": 0, "batch_size": batch_size, "static_cache": batch_size == 7}
+        assert drawn == continued(backbone, prompts, 60, 1.0, 50, **given)
     assert drawn != continued(backbone, prompts, 60, 1.0, 50, seed=1)
     assert drawn != continued(backbone, prompts, 60)
     assert sum(ids[-1] == backbone.eos_token_id for ids in drawn) > 5

@@ -6,12 +6,22 @@ import json
 import pytest
 from conftest import run
 
+from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.evaluation.tasks import TASKS, Item
 from lad.models.registry import load_backbone
 from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
 from lad.training.contamination import Passages, normalised
 from lad.training.data import read_lines
-from lad.training.distillation import DistilConfig, collect, distil, odd, reject, write_pairs
+from lad.training.distillation import (
+    DistilConfig,
+    answer_prompts,
+    collect,
+    correction_pairs,
+    distil,
+    odd,
+    reject,
+    write_pairs,
+)
 from lad.utils import CacheError, DamagedFile, InvalidInput, sha256_file
 
 SMALL = DistilConfig(batch_size=6, context=128, prompt_tokens=8)
@@ -115,6 +125,29 @@ def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
         make(backbone, tmp_path / "settings.json" / "x", range(1), SMALL)
 
 
+def test_sentences_to_correct():
+    text = (
+        "Hi. The pie is 3.14 wide and warm. 1. Take it\nout now, it is hot! Why not do so? No end"
+    )
+    pairs = [Pair(f"Ask {n}", text) for n in range(40)] + [Pair("No sentence", "no, none")]
+    found = correction_pairs(pairs, DistilConfig(repair=1))
+    assert {pair.prompt for pair in found} == {REPAIR_PROMPT}
+    assert {p.answer for p in found} == {"The pie is 3.14 wide and warm.", "Why not do so?"}
+    assert correction_pairs(pairs, DistilConfig(repair=0)) == []
+
+
+def test_an_answer_is_kept_only_if_its_text_is_read_as_its_tokens(monkeypatch):
+    """Generated token by token, "ab" may be two tokens where the text is one."""
+    backbone, config = load_backbone("tiny"), DistilConfig(batch_size=2, context=128)
+    eos = backbone.eos_token_id
+    text = backbone.tokenizer.encode("hi")
+    written = [[*text, eos], [backbone.mask_token_id, eos], text]  # the last without an end
+    monkeypatch.setattr("lad.training.distillation.generate", lambda *_, **__: written)
+    answers = answer_prompts(backbone, ["one", "two", "three"], config, 0)
+    assert [answers[0], answers[2]] == ["hi", None]
+    assert reject(answers[1]) == "answer reads as other tokens"
+
+
 @pytest.fixture
 def chatty(monkeypatch):
     """The tiny backbone with an EOS that it says often; its gibberish is let through."""
@@ -148,17 +181,15 @@ def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, ca
     prompts, out = tmp_path / "prompts.txt", tmp_path / "pairs.jsonl.gz"
     texts = [chr(97 + n) * (n % 13 + 3) for n in range(26)]
     prompts.write_text("\n".join([*texts, "Which is tested?", held_out_prompts()[0]]))
-    arguments = (f"--out={out}", f"--prompts={prompts}", "--batch-size=10", "--choices=0.25")
+    arguments = (f"--out={out}", f"--prompts={prompts}", "--batch-size=10", "--repair=1")
     status, _, err = distil_command(capsys, *arguments)
     assert status == 0 and benchmarks == [1] and err.count("batch ") == 3
     pairs, card = read_pairs(out), json.loads((tmp_path / "pairs-card.json").read_text())
-    own = [pair for pair in pairs if "\nA: " not in pair.prompt]
-    assert {pair.prompt for pair in own} < set(texts) and len(own) > 9
+    own = [pair for pair in pairs if pair.prompt in texts]
+    assert len(own) > 9 and "Which is tested?" not in {pair.prompt for pair in pairs}
     assert card["pairs"] == len(pairs) and card["self-distilled"] == len(own)
-    added = round(len(own) / 3)
     tasks = card["choices"]["tasks"]
-    assert len(pairs) - len(own) == added == sum(task["pairs"] for task in tasks.values())
-    assert card["choices"]["share"] == round(added / len(pairs), 4)
+    assert len(pairs) - len(own) == sum(task["pairs"] for task in tasks.values())
     assert card["choices"]["left out, tested elsewhere"] == {"openbookqa": 1}
     assert tasks["arc-easy"]["licence"] == "CC-BY-SA-4.0"
     assert card["kept apart from"]["benchmarks"]["hellaswag"] == "validation"
@@ -174,7 +205,7 @@ def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, ca
     [
         (["--batches=0"], "batches = 0: expected at least 1"),
         (["--prompts=none.txt"], "no prompts at none.txt"),
-        (["--choices=1"], "choices = 1.0: expected a number from 0 to 0.99"),
+        (["--repair=2"], "repair = 2.0: expected a number from 0 to 1"),
         (["--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of at least 0"),
         (["--context=1000"], "context = 1000: expected at most 512 tokens"),
     ],

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import CorruptionConfig, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, read_config, train, trainer, validate
 from lad.training.data import batches, encode_pairs, hold_out, pack, read_pairs
-from lad.training.loss import add_causal_lm, answer_logits, loss_weights, take
+from lad.training.loss import add_causal_lm, answer_logits, loss_weights, noisy_inputs, take
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 from lad.viz.training import validation_curves
 
@@ -551,3 +552,21 @@ def test_the_shipped_configurations_are_valid():
         values = read_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
         TrainConfig.from_dict(values["training"])
         DenoiserConfig.from_dict(values["denoiser"])
+
+
+def test_texts_to_correct_are_never_masked_and_often_sound(denoiser):
+    pairs = [Pair(REPAIR_PROMPT, f"One {a} and {b} more.") for a in WORDS for b in WORDS] + PAIRS
+    batch = take(pack(denoiser.backbone, pairs, 96), list(range(len(pairs))), 96)
+    config = TrainConfig(widths=(96,))
+    noisy = noisy_inputs(denoiser, batch, config, torch.Generator().manual_seed(0))
+    masked = (noisy == denoiser.mask_token_id).any(dim=1)
+    assert batch.is_repair.tolist() == [True] * 100 + [False] * 100
+    assert not masked[:100].any() and masked[100:].sum() > 60
+    sound = (noisy == batch.tokens).all(dim=1)[:100].sum()
+    assert 30 <= sound <= 75, "4 in 10, and some whose noise changed nothing"
+
+
+def test_other_orders_of_a_question_are_held_out_with_it():
+    pairs = [Pair(f"Q{n}?\nWhich?\nA: {a}", a) for n in range(300) for a in "xyz"]
+    training, held = ({p.prompt.split("\n")[0] for p in side} for side in hold_out(pairs))
+    assert held and not held & training

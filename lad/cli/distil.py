@@ -21,7 +21,8 @@ def distil(
     prompts: Annotated[Path | None, typer.Option(help="Prompts to answer, one a line.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="Passages to avoid, one a line.")] = None,
     benchmarks: Annotated[bool, typer.Option(help="Avoid what they test; add choices.")] = True,
-    choices: Annotated[float, typer.Option(help="Share of multiple-choice questions.")] = 0.1,
+    shuffles: Annotated[int, typer.Option(help="Orders of a question's options; 0: none.")] = 3,
+    repair: Annotated[float, typer.Option(help="Share of answers with one to correct.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of prompts and answers.")] = 0,
     model: Model = "smollm2-135m",
     device: Device = "auto",
@@ -35,7 +36,12 @@ def distil(
 
     check_least(1, batches=batches)
     sizes = {"batch_size": batch_size, "context": context, "answer_tokens": answer_tokens}
-    sizes |= {"answer_temperature": answer_temperature, "choices": choices, "seed": seed}
+    sizes |= {
+        "answer_temperature": answer_temperature,
+        "seed": seed,
+        "shuffles": shuffles,
+        "repair": repair,
+    }
     card = distil_pairs(
         *(out, model, choose_device(device), DistilConfig(**sizes), batches),
         prompts=read_prompts(prompts) if prompts is not None else None,
@@ -46,5 +52,5 @@ def distil(
         typer.echo(
             f"wrote {out}: {card['pairs']:,} pairs, {card['self-distilled']:,} out of "
             f"{card['counts']['tried']:,} prompts and "
-            f"{card['pairs'] - card['self-distilled']:,} questions to choose"
+            f"{card['pairs'] - card['self-distilled']:,} sentences to correct and choices"
         )

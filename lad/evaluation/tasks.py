@@ -33,6 +33,7 @@ TARGETS = ("line", "letter", "text")
 INSTRUCTION = "Which of the options is the best answer to the question?"
 # The question of HellaSwag is a text that breaks off.
 INSTRUCTIONS = {"hellaswag": "Which of the options completes the text most plausibly?"}
+INSTRUCTIONS["winogrande"] = "Which of the options belongs in the blank?"
 # The letter alone, or followed by what sets it apart from a word: "B", "`B`", "B: x", "(b) x",
 # "**B.** x", "B - x". "A cat" is no answer A, and neither are "As", "A.M." and "A-bomb".
 LEADING = re.compile(
@@ -261,9 +262,14 @@ def _requests(archive: zipfile.ZipFile, source: str) -> Iterator[tuple]:
                 continue
             seen.add(row["doc_id"])
             doc = row["doc"]
+            id = doc.get("id", str(row["doc_id"]))
+            if "sentence" in doc:  # WinoGrande
+                question = doc["sentence"].replace("_", "___")
+                yield id, question, [doc["option1"], doc["option2"]], doc["answer"]
+                continue
             question = doc.get("goal", doc["query"])
             question = question.removeprefix("Question:").removesuffix("\nAnswer:")
-            yield doc.get("id", str(row["doc_id"])), question, doc["choices"], doc["gold"]
+            yield id, question, doc["choices"], doc["gold"]
 
 
 def _arrow(archive: zipfile.ZipFile, source: str) -> Iterator[tuple]:

@@ -35,7 +35,7 @@ from lad.evaluation import statistics
 from lad.evaluation.generation import Progress, greedy_answers, provenance, silent
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
-from lad.training.loss import corrupt_batch, loss_weights, take
+from lad.training.loss import loss_weights, noisy_inputs, take
 from lad.training.trainer import Trainer
 from lad.utils import DamagedFile, InvalidInput, disk_errors, write_json
 
@@ -292,7 +292,7 @@ def training_throughput(
     seconds = times[total] - times[UNTIMED]
     rate = size * context * steps / seconds
     batch, generator = take(pairs, list(range(size)), context), torch.Generator().manual_seed(0)
-    inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
+    inputs = noisy_inputs(denoiser, batch, config, generator)
     predicted = loss_weights(batch, inputs, denoiser.mask_token_id, timed, generator) > 0
     work = flops_per_token(denoiser, float(predicted.float().mean()))
     flops = work["total"] * rate / processes
@@ -325,7 +325,8 @@ def random_pairs(denoiser: Denoiser, n: int, context: int) -> PackedPairs:
     lengths = random.integers(max(context // 8, 1), max(context // 4, 1) + 1, n)
     ends = random.integers(np.minimum(lengths + 1, context - 1), context)
     tokens[np.arange(context) >= ends[:, None]] = denoiser.eos_token_id
-    return PackedPairs(tokens, torch.from_numpy(lengths), torch.from_numpy(ends), 0)
+    is_repair = torch.zeros(len(tokens), dtype=torch.bool)
+    return PackedPairs(tokens, torch.from_numpy(lengths), torch.from_numpy(ends), is_repair, 0)
 
 
 def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:

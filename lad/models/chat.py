@@ -23,6 +23,13 @@ def encode_text(tokenizer, text: str, follows: bool = False) -> list[int]:
     return _without_mask(tokenizer, _encode(tokenizer, check_text(text), follows, split=True))
 
 
+def encode_texts(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """`encode_text` of many texts, in one call of the tokenizer."""
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    found = tokenizer(list(texts), **options)["input_ids"] if texts else []
+    return [_without_mask(tokenizer, ids) for ids in found]
+
+
 def check_prompt(prompt: Prompt) -> list[dict[str, str]]:
     """A prompt as chat messages; raises InvalidInput when one is empty, or no text."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -47,9 +54,7 @@ def encode_prompt(tokenizer, prompt: Prompt, **options) -> list[int]:
     """
     messages = check_prompt(prompt)
     contents = [message["content"].strip() for message in messages]
-    controls = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-    typed = any(control in content for control in controls for content in contents)
-    if typed:
+    if typed := _holds_controls(messages, _controls(tokenizer)):
         # Private-use characters take the place of the contents while the template is filled in.
         # Outer white space stays, because some templates trim it and some do not.
         for n, (message, content) in enumerate(zip(messages, contents, strict=True)):
@@ -64,8 +69,26 @@ def encode_prompt(tokenizer, prompt: Prompt, **options) -> list[int]:
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """`encode_prompt` of many texts."""
-    return [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    """`encode_prompt` of many texts, in one call of the tokenizer unless controls are typed."""
+    controls = _controls(tokenizer)
+    messages = [check_prompt(prompt) for prompt in prompts]
+    typed = [_holds_controls(one, controls) for one in messages]
+    texts = [
+        _apply_template(tokenizer, one) for one, t in zip(messages, typed, strict=True) if not t
+    ]
+    found = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    return [
+        encode_prompt(tokenizer, prompt) if t else _without_mask(tokenizer, next(found))
+        for prompt, t in zip(prompts, typed, strict=True)
+    ]
+
+
+def _controls(tokenizer) -> list[str]:
+    return [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+
+
+def _holds_controls(messages: Sequence[dict[str, str]], controls: Sequence[str]) -> bool:
+    return any(control in message["content"] for control in controls for message in messages)
 
 
 def _encode(tokenizer, text: str, follows: bool, split: bool) -> list[int]:

@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lad.utils import InvalidInput
@@ -30,6 +29,7 @@ def generate(
     batch_size: int = 32,
     max_length: int | None = None,
     eos_token_id: int | None = None,
+    static_cache: bool = False,
 ) -> list[list[int]]:
     """Token ids of one answer to each prompt, in the order of the prompts.
 
@@ -41,6 +41,8 @@ def generate(
         prompts: token ids with their chat template; InvalidInput for none, or no room behind them.
         temperature, top_k: 0 takes the likeliest token; 0 samples among all.
         max_length: tokens of a prompt and its answer together; at most what the model allows.
+        static_cache: keys and values in one tensor of fixed size, which transformers compiles into
+            CUDA graphs on a GPU. Batches are padded to few shapes: pays in long runs.
     """
     max_length = max_length or causal_lm.config.max_position_embeddings
     eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
@@ -58,23 +60,32 @@ def generate(
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         width, shortest = len(prompts[batch[0]]), len(prompts[batch[-1]])
-        ids = [torch.tensor(prompts[i], device=causal_lm.device) for i in batch]
-        attention_mask = pad_sequence([torch.ones_like(i) for i in ids], True, 0, "left")
+        new_tokens, options = min(max_new_tokens, max_length - shortest), {}
+        if static_cache:  # each new shape is compiled
+            width, new_tokens = -(-width // 64) * 64, -(-new_tokens // 64) * 64
+            options = {"cache_implementation": "static"}
+            batch += batch[-1:] * (batch_size - len(batch))
+        ids = torch.full((len(batch), width), eos)
+        attention_mask = torch.zeros_like(ids)
+        for row, i in enumerate(batch):
+            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            attention_mask[row, width - len(prompts[i]) :] = 1
         if temperature > 0:
             drawn = uniforms[batch].to(causal_lm.device)
             sampling = [partial(sample, drawn, width, temperature, top_k)]
         new = causal_lm.generate(
-            input_ids=pad_sequence(ids, True, eos, "left"),
-            attention_mask=attention_mask,
-            max_new_tokens=min(max_new_tokens, max_length - shortest),
+            input_ids=ids.to(causal_lm.device),
+            attention_mask=attention_mask.to(causal_lm.device),
+            max_new_tokens=new_tokens,
             logits_processor=sampling,
             do_sample=False,
             eos_token_id=eos,
             pad_token_id=eos,
+            **options,
         )[:, width:].tolist()
         for i, tokens in zip(batch, new, strict=True):
             end = tokens.index(eos) + 1 if eos in tokens else len(tokens)
-            answers[i] = tokens[: min(end, max_length - len(prompts[i]))]
+            answers[i] = tokens[: min(end, max_new_tokens, max_length - len(prompts[i]))]
     return answers
 
 
@@ -89,7 +100,10 @@ def sample(
     if 0 < top_k < scores.shape[-1]:
         best, tokens = scores.topk(top_k)
     cumulative = (best.float() / temperature).softmax(-1).cumsum(-1)  # (b, k)
-    uniform = uniforms[:, input_ids.shape[1] - width, None]
+    column = min(
+        input_ids.shape[1] - width, uniforms.shape[1] - 1
+    )  # a last one repeats, and is cut
+    uniform = uniforms[:, column, None]
     # The last sum is 1 up to rounding: scaled by it, no draw lies beyond.
     rank = (cumulative <= uniform * cumulative[:, -1:]).sum(-1, keepdim=True)
     rank = rank.clamp(max=best.shape[-1] - 1)

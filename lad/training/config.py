@@ -23,6 +23,11 @@ DEFAULT_CORRUPTION = CorruptionConfig(
 
 SECTIONS = ("denoiser", "training")  # of a configuration file
 
+# Of texts to correct: nothing is masked, and 4 in 10 are left sound.
+REPAIR_CORRUPTION = CorruptionConfig(
+    all_masked=0.0, mask_probability=0.0, structural_probability=0.6, rate=0.25
+)
+
 # These change how a step is computed and not its result: a resumed run may have other values.
 COMPUTATION = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
 
@@ -43,6 +48,9 @@ class TrainConfig:
     )
     widen: float = setting(0.2, "fraction of pairs batched one width longer than needed", 0, 1)
     corruption: CorruptionConfig = setting(DEFAULT_CORRUPTION, "the forward process")
+    repair_corruption: CorruptionConfig = setting(
+        REPAIR_CORRUPTION, "the same where a text is to be corrected (`REPAIR_PROMPT`)"
+    )
     clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
     # Far from any token nothing can be predicted, and that loss drowns the rest.
     distance_decay: float = setting(

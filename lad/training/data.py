@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lad.models.chat import encode_prompt, encode_text
+from lad.diffusion.drafts import REPAIR_PROMPT
+from lad.models.chat import encode_prompts, encode_texts
 from lad.models.registry import LoadedBackbone
 from lad.training.config import TrainConfig
 from lad.utils import DamagedFile, InvalidInput, one_line
@@ -42,20 +43,21 @@ class PackedPairs:
     tokens: Tensor  # (n, context) int32, prompt with chat template, answer, then EOS to the end
     prompt_lengths: Tensor  # (n,) int64
     ends: Tensor  # (n,) int64, the position of the first EOS
+    is_repair: Tensor  # (n,) bool, texts to correct: corrupted by `TrainConfig.repair_corruption`
     dropped: int  # pairs that `pack` left out
 
     @property
     def digest(self) -> str:
         """Hex sha256 of all numbers."""
-        values = (self.tokens, self.prompt_lengths, self.ends)
+        values = (self.tokens, self.prompt_lengths, self.ends, self.is_repair)
         return hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> PackedPairs:
-        moved = (t.to(device) for t in (self.tokens, self.prompt_lengths, self.ends))
-        return PackedPairs(*moved, self.dropped)
+        values = (self.tokens, self.prompt_lengths, self.ends, self.is_repair)
+        return PackedPairs(*(value.to(device) for value in values), self.dropped)
 
 
 def read_lines(name: str) -> list[str]:
@@ -105,17 +107,23 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out); the digest of a prompt holds out about one in `every`."""
+    """(training, held out); the digest of a prompt's first line holds out about one in `every`.
+
+    Other orders of a multiple-choice question's options go with it.
+    """
     sides = [], []
     for pair in pairs:
-        digest = hashlib.sha256(pair.prompt.strip().lower().encode()).digest()
+        line = pair.prompt.strip().lower().split("\n")[0]
+        digest = hashlib.sha256(line.encode()).digest()
         sides[int.from_bytes(digest[:4], "big") % every == 0].append(pair)
     return sides
 
 
 def encode_pairs(tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
     """Token ids of each prompt under its chat template, and of its answer."""
-    return [(encode_prompt(tokenizer, p.prompt), encode_text(tokenizer, p.answer)) for p in pairs]
+    prompts = encode_prompts(tokenizer, [pair.prompt for pair in pairs])
+    answers = encode_texts(tokenizer, [pair.answer for pair in pairs])
+    return list(zip(prompts, answers, strict=True))
 
 
 def pack(
@@ -127,7 +135,8 @@ def pack(
     never draws.
     """
     encoded, mask = encode_pairs(backbone.tokenizer, pairs), backbone.mask_token_id
-    kept = [(p, a) for p, a in encoded if a and mask not in a and len(p) + len(a) < context]
+    fits = [bool(a) and mask not in a and len(p) + len(a) < context for p, a in encoded]
+    kept = list(itertools.compress(encoded, fits))
     if len(kept) < least:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
@@ -135,7 +144,8 @@ def pack(
         tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
     bounds = torch.tensor([(len(p), len(p) + len(a)) for p, a in kept], dtype=torch.int64)
     lengths, ends = bounds.view(-1, 2).T.contiguous()
-    return PackedPairs(tokens, lengths, ends, len(pairs) - len(kept))
+    is_repair = torch.tensor([p.prompt == REPAIR_PROMPT for p in itertools.compress(pairs, fits)])
+    return PackedPairs(tokens, lengths, ends, is_repair.bool(), len(pairs) - len(kept))
 
 
 def batches(

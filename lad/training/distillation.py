@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -24,7 +25,8 @@ from types import ModuleType
 
 from accelerate import PartialState
 
-from lad.models.chat import encode_prompts
+from lad.diffusion.drafts import REPAIR_PROMPT
+from lad.models.chat import encode_prompts, encode_text
 from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
@@ -43,6 +45,8 @@ from lad.utils import (
 
 BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
+SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
+DRIFTED = "\ufffd"
 CPU_BATCH = 32  # answers generated together; more only take more memory there
 
 
@@ -58,7 +62,8 @@ class DistilConfig:
     answer_tokens: int | None = setting(None, "tokens of an answer and EOS at most", ge=1)
     answer_temperature: float = setting(0.0, "0 takes the likeliest token", ge=0)
     same_beginning: int = setting(20, "pairs at most whose answers begin with the same words", ge=1)
-    choices: float = setting(0.1, "fraction of multiple-choice questions in all pairs", 0, 0.99)
+    shuffles: int = setting(3, "orders of options for a multiple-choice question; 0: none", ge=0)
+    repair: float = setting(0.1, "fraction of answers of which a sentence is to be corrected", 0, 1)
     seed: int = setting(0, "of prompts and answers", ge=0)
 
 
@@ -100,10 +105,13 @@ def distil_pairs(
         return None
     passages = Passages([*exclude, *(benchmark_passages(tasks) if tasks else ())])
     pairs, card = collect(folder, config, passages)
+    corrected = correction_pairs(pairs, config)
+    pairs += corrected
     tested = {task.name: task.tested_on for task in tasks.TASKS.values()} if tasks else {}
-    card |= {"backbone": model, "kept apart from": {"passages": len(exclude), "benchmarks": tested}}
+    card |= {"sentences to correct": len(corrected), "backbone": model}
+    card |= {"kept apart from": {"passages": len(exclude), "benchmarks": tested}}
     if tasks:
-        added, card["choices"] = choices_for(tasks, backbone, passages, config, len(pairs))
+        added, card["choices"] = choices_for(tasks, backbone, passages, config)
         pairs += added
     return write_pairs(out, pairs, card)
 
@@ -121,7 +129,8 @@ def distil(
         raise InvalidInput(f"context = {config.context}: expected at most {limit} tokens")
     prompt_digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
     settings = {"backbone": backbone.digest, "prompts": prompt_digest, **config.to_dict()}
-    del settings["same_beginning"], settings["choices"]  # used when batches are joined
+    for joined in ("same_beginning", "shuffles", "repair"):  # used when batches are joined
+        del settings[joined]
     path = folder / "settings.json"
     with disk_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,12 +185,18 @@ def _make_batch(
 def _continue(
     backbone: LoadedBackbone, ids: Sequence[Sequence[int]], config: DistilConfig, *args, **kwargs
 ) -> list[str | None]:
-    """`generate` as text without its EOS; None where none came."""
+    """`generate` as text without its EOS; None where none came, `DRIFTED` in place of a text whose
+    tokens are others than those generated: a pair is stored as text, and read as the latter."""
     tokenizer, eos = backbone.tokenizer, backbone.eos_token_id
-    size = CPU_BATCH if backbone.model.device.type == "cpu" else config.batch_size
-    kwargs |= {"batch_size": size, "eos_token_id": eos}
-    answers = generate(backbone.model, tokenizer, ids, *args, **kwargs)
-    return [tokenizer.decode(new[:-1]) if new[-1] == eos else None for new in answers]
+    on_gpu = backbone.model.device.type == "cuda"
+    kwargs |= {"batch_size": config.batch_size if on_gpu else CPU_BATCH, "eos_token_id": eos}
+    answers = generate(backbone.model, tokenizer, ids, *args, static_cache=on_gpu, **kwargs)
+    texts = []
+    for new in answers:
+        text = tokenizer.decode(new[:-1])
+        drifted = encode_text(tokenizer, text) != new[:-1]
+        texts.append(None if new[-1] != eos else DRIFTED if drifted else text)
+    return texts
 
 
 def invent_prompts(
@@ -217,8 +232,7 @@ def answer_prompts(
     fitting = [prompt for prompt in ids if len(prompt) < config.context]
     sampling = (config.answer_tokens or config.context, config.answer_temperature, 0, seed)
     answers = iter(_continue(backbone, fitting, config, *sampling, max_length=config.context))
-    found = [next(answers) if len(prompt) < config.context else None for prompt in ids]
-    return [answer and answer.strip() for answer in found]
+    return [next(answers) if len(prompt) < config.context else None for prompt in ids]
 
 
 def self_distil(
@@ -233,6 +247,8 @@ def self_distil(
 def reject(answer: str) -> str | None:
     """Why an answer is not worth learning, or None if it is."""
     words = answer.split()
+    if answer == DRIFTED:
+        return "answer reads as other tokens"
     if not words:
         return "answer empty"
     if "<|" in answer or "\ufffd" in answer:
@@ -244,6 +260,19 @@ def reject(answer: str) -> str | None:
         if grams.most_common(1)[0][1] > 2 or len(grams) < 0.75 * (len(words) - 3):
             return "answer loops"
     return None
+
+
+def correction_pairs(pairs: Sequence[Pair], config: DistilConfig) -> list[Pair]:
+    """A sentence of a fraction of the answers, behind a prompt that says nothing of it.
+
+    In training it is corrupted visibly (`TrainConfig.repair_corruption`), or left sound.
+    """
+    choice, found = random.Random(f"{config.seed}-repair"), {}
+    for pair in pairs:
+        sentences = [s for s in SENTENCE.findall(pair.answer) if 4 <= len(s.split()) <= 40]
+        if sentences and choice.random() < config.repair:
+            found[choice.choice(sentences)] = None
+    return [Pair(REPAIR_PROMPT, sentence) for sentence in found]
 
 
 def collect(

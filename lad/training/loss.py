@@ -33,6 +33,7 @@ class Batch:
     prompt_lengths: Tensor  # (b,)
     answer: Tensor  # (b, t) bool, the answer region: everything after the prompt
     tail: Tensor  # (b, t) bool, the EOS positions after the first
+    is_repair: Tensor  # (b,) bool
 
 
 def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
@@ -41,7 +42,8 @@ def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
     indices = torch.tensor(indices, device=position.device)
     lengths, ends = pairs.prompt_lengths[indices], pairs.ends[indices]
     tokens = pairs.tokens[indices, :width].long()
-    return Batch(tokens, lengths, position >= lengths[:, None], position > ends[:, None])
+    answer, tail = position >= lengths[:, None], position > ends[:, None]
+    return Batch(tokens, lengths, answer, tail, pairs.is_repair[indices])
 
 
 def answer_states(
@@ -96,7 +98,7 @@ def denoising_loss(
     denoiser: Denoiser, batch: Batch, config: TrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean cross-entropy (nats, with a gradient) and accuracy of a batch under noise."""
-    inputs = corrupt_batch(denoiser, batch, config.corruption, generator)
+    inputs = noisy_inputs(denoiser, batch, config, generator)
     causal_from = None
     if config.causal_lm_fraction:
         inputs, causal_from = add_causal_lm(batch, inputs, config.causal_lm_fraction, generator)
@@ -107,6 +109,15 @@ def denoising_loss(
     losses, correct = chunked_losses(denoiser.causal_lm.lm_head, states, targets, config.loss_chunk)
     total = weights.sum().clamp(min=1.0)
     return (losses * weights).sum() / total, (correct * weights).sum() / total
+
+
+def noisy_inputs(
+    denoiser: Denoiser, batch: Batch, config: TrainConfig, generator: torch.Generator
+) -> Tensor:
+    """`(b, t)` int64, the batch's tokens under the noise that training gives each of them."""
+    usual = corrupt_batch(denoiser, batch, config.corruption, generator)
+    repair = corrupt_batch(denoiser, batch, config.repair_corruption, generator)
+    return torch.where(batch.is_repair[:, None], repair, usual)
 
 
 def corrupt_batch(

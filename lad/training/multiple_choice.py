@@ -1,8 +1,8 @@
-"""Multiple-choice questions as training pairs, so that a denoiser knows the form of benchmarks.
+"""Multiple-choice questions as training pairs: LAD's adapters are trained on the benchmarks' own.
 
-Only what results are not reported on is used: the train splits of ARC, HellaSwag and OpenBookQA,
-and the dev and validation splits of MMLU, which has no other. Questions that overlap with any test
-split of any benchmark are left out: some recur word for word in a train split of another.
+Only what results are not reported on is used: the train splits, and the dev and validation splits
+of MMLU, which has no other. Questions that overlap with any test split of any benchmark are left
+out: some recur word for word in a train split of another.
 
 Evaluation imports training, so `tasks` is an argument: the module `lad.evaluation.tasks`.
 """
@@ -19,10 +19,8 @@ from lad.models.registry import LoadedBackbone
 from lad.training.contamination import Passages
 from lad.training.data import Pair, encode_pairs
 
-# task -> splits
-TRAINED_ON = dict.fromkeys(("arc-easy", "arc-challenge", "hellaswag", "openbookqa"), ("train",))
-TRAINED_ON["mmlu"] = ("dev", "validation")
-HELLASWAG = 8000  # most of its questions; it alone has more than all others together
+MMLU_SPLITS = ("dev", "validation")
+SMALL = 10_000  # a task of fewer questions is seen three times as often
 # Options that refer to others by letter or place mean something in their own order only.
 REFERS = re.compile(r"\b(?:[A-E],? (?:and|or|nor) [A-E]|of the (?:above|below|preceding))\b")
 
@@ -35,31 +33,32 @@ def benchmark_passages(tasks: ModuleType) -> Iterator[str]:
             yield f"{item.question} {item.options[item.gold]}"
 
 
-def choice_items(
-    tasks: ModuleType, passages: Passages, seed: int = 0, hellaswag: int = HELLASWAG
-) -> tuple[list, Counter]:
-    """Questions in random order, `hellaswag` of HellaSwag at most, without those that overlap.
+def trained_on(tasks: ModuleType) -> dict[str, tuple[str, ...]]:
+    """Task -> splits whose questions become pairs."""
+    return {
+        name: ("train",) if "train" in task.splits else MMLU_SPLITS
+        for name, task in tasks.TASKS.items()
+    }
 
-    Returned too is how many of each task overlap with `passages`.
+
+def choice_items(tasks: ModuleType, passages: Passages) -> tuple[dict[str, list], Counter]:
+    """The questions of each task, each once, without those that overlap with `passages`.
+
+    Returned too is how many of each task overlap.
     """
-    kept, left_out = {}, Counter()  # without what occurs twice
-    for task, splits in TRAINED_ON.items():
-        items = [item for split in splits for item in tasks.load_items(task, split)]
-        random.Random(f"{seed}-{task}").shuffle(items)
-        before = len(kept)
-        for item in items:
-            if task == "hellaswag" and len(kept) - before == hellaswag:
-                break
+    kept, left_out = {}, Counter()
+    for name, splits in trained_on(tasks).items():
+        items = {}
+        for item in (item for split in splits for item in tasks.load_items(name, split)):
             if passages.overlap(item.question, *(f"{item.question} {o}" for o in item.options)):
-                left_out[task] += 1
+                left_out[name] += 1
             else:
-                kept.setdefault((item.question, frozenset(item.options)), item)
-    kept = list(kept.values())
-    random.Random(f"{seed}").shuffle(kept)
+                items.setdefault((item.question, frozenset(item.options)), item)
+        kept[name] = list(items.values())
     return kept, left_out
 
 
-def choice_pair(tasks: ModuleType, item, seed: int = 0) -> Pair:
+def choice_pair(tasks: ModuleType, item, seed: int | str = 0) -> Pair:
     """A question in LAD's format, its options shuffled unless they refer to each other."""
     order = [*range(len(item.options))]
     if not any(REFERS.search(option) for option in item.options):
@@ -69,28 +68,33 @@ def choice_pair(tasks: ModuleType, item, seed: int = 0) -> Pair:
 
 
 def choices_for(
-    tasks: ModuleType, backbone: LoadedBackbone, passages: Passages, config, others: int
+    tasks: ModuleType, backbone: LoadedBackbone, passages: Passages, config
 ) -> tuple[list[Pair], dict]:
-    """Choice pairs, `config.choices` of all pairs with `others` others, and their data card."""
-    # Half of HellaSwag does not fit 256 tokens: more is read, so that as much is left.
-    items, left_out = choice_items(tasks, passages, config.seed, hellaswag=5 * HELLASWAG // 2)
-    pairs = [choice_pair(tasks, item, config.seed) for item in items]
-    fits = [len(p) + len(a) < config.context for p, a in encode_pairs(backbone.tokenizer, pairs)]
-    most = round(others * config.choices / (1 - config.choices))
-    taken, numbers = [], Counter()
-    for item, pair, fit in zip(items, pairs, fits, strict=True):
-        full = item.task == "hellaswag" and numbers["hellaswag"] == HELLASWAG
-        if fit and not full and len(taken) < most:
-            numbers[item.task] += 1
-            taken.append(pair)
-    card = {
-        "share": round(len(taken) / max(len(taken) + others, 1), 4),
-        "tasks": {},
-        "left out, tested elsewhere": dict(left_out),
-        "left out, too long": fits.count(False),
-    }
-    for name, splits in TRAINED_ON.items():
+    """Choice pairs that fit `config.context`, and their data card.
+
+    A question comes `config.shuffles` times, of a small task three times as often, each time with
+    its options in another order; and once as a bare text: the question, then the right option
+    alone, which is what the likelihood of the text is measured on.
+    """
+    kept, left_out = choice_items(tasks, passages)
+    pairs, card = [], {"tasks": {}, "left out, tested elsewhere": dict(left_out)}
+    for name, items in kept.items():
+        copies = config.shuffles * (3 if len(items) < SMALL else 1)
+        seeds = [f"{config.seed}-{n}" for n in range(copies)]
+        found = [choice_pair(tasks, item, seed) for item in items for seed in seeds]
+        if copies:
+            found += [Pair(item.question, item.options[item.gold]) for item in items]
+        found = list(dict.fromkeys(found))  # two options have two orders
+        encoded = encode_pairs(backbone.tokenizer, found)
+        fits = [len(p) + len(a) < config.context for p, a in encoded]
+        pairs += [pair for pair, fit in zip(found, fits, strict=True) if fit]
         task = tasks.TASKS[name]
-        origin = {"licence": task.licence, "source": task.attribution}
-        card["tasks"][name] = {"pairs": numbers[name], "splits": list(splits), **origin}
-    return taken, card
+        card["tasks"][name] = {
+            "questions": len(items),
+            "pairs": sum(fits),
+            "too long": fits.count(False),
+            "splits": list(trained_on(tasks)[name]),
+            "licence": task.licence,
+            "source": task.attribution,
+        }
+    return pairs, card
