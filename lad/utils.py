@@ -182,9 +182,10 @@ def checked(value: object, kind: object) -> Any:
         return validate(value)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))
-        got = f"{place} = {SHORT.repr(problem['input'])[:80]}: " if place else ""
-        raise ValueError(got + problem["msg"]) from None
+        what = ".".join(map(str, problem["loc"]))
+        if what and problem["type"] != "missing":
+            what += f" = {SHORT.repr(problem['input'])[:80]}"
+        raise ValueError(f"{what}: {problem['msg']}".removeprefix(": ")) from None
 
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -198,7 +199,7 @@ def damaged_file(path: str | Path, remedy: str):
     except DamagedFile:
         raise
     except (OSError, *MALFORMED) as error:
-        raise DamagedFile(f"{path} cannot be read ({one_line(error)}): {remedy}") from error
+        raise DamagedFile(f"{path} is unusable ({one_line(error)}): {remedy}") from error
 
 
 def setting(

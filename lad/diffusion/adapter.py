@@ -12,11 +12,13 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
@@ -24,14 +26,29 @@ from lad.models.registry import get_backbone, load_backbone
 from lad.utils import (
     AdapterMismatch,
     AssetUnavailable,
+    Count,
     DamagedFile,
     InvalidInput,
+    checked,
+    damaged_file,
     disk_errors,
+    record,
     sha256_file,
 )
 
-SCHEMA = 1  # of denoiser.json
-NEEDED = ("backbone", "backbone_digest", "mask_token_id", "eos_token_id", "adapter_sha256")
+SCHEMA = 1
+
+
+@record
+class Card(TypedDict):
+    """What denoiser.json holds beside the fields of `DenoiserConfig`."""
+
+    schema: Literal[SCHEMA]
+    backbone: str
+    backbone_digest: str
+    mask_token_id: Count
+    eos_token_id: Count
+    adapter_sha256: str
 
 
 def load_denoiser(
@@ -148,16 +165,9 @@ def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
             f"{folder} is no adapter: expected a folder with denoiser.json and "
             "adapter_model.safetensors, as `lad train` writes it"
         )
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["schema"] != SCHEMA:
-            raise ValueError(f"schema {card['schema']}, this code reads {SCHEMA}")
-        config = DenoiserConfig.from_dict({key: card[key] for key in DenoiserConfig().to_dict()})
-        return config, card | {key: card[key] for key in NEEDED}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{path} is unreadable ({error!r}): expected what `lad train` wrote; restore the file"
-        ) from error
+    with damaged_file(path, "expected what `lad train` wrote; restore the file"):
+        card = checked(path.read_bytes(), Card)
+        return DenoiserConfig.from_dict({k: card[k] for k in DenoiserConfig().to_dict()}), card
 
 
 def read_weights(folder: Path, card: dict) -> dict[str, Tensor]:
