@@ -39,16 +39,10 @@ from lad.utils import (
 SCHEMA = 1
 
 
-@record
-class Card(TypedDict):
-    """What denoiser.json holds beside the fields of `DenoiserConfig`."""
-
-    schema: Literal[SCHEMA]
-    backbone: str
-    backbone_digest: str
-    mask_token_id: Count
-    eos_token_id: Count
-    adapter_sha256: str
+# What denoiser.json holds beside the fields of `DenoiserConfig`.
+FIELDS = {"schema": Literal[SCHEMA], "backbone": str, "backbone_digest": str}
+FIELDS |= {"mask_token_id": Count, "eos_token_id": Count, "adapter_sha256": str}
+Card = record(TypedDict("Card", FIELDS))
 
 
 def load_denoiser(

@@ -23,41 +23,16 @@ SCHEMA = "lad-trace"
 SCHEMA_VERSION = 1
 
 
-@record
-class Header(TypedDict):
-    """The first line."""
-
-    schema: Literal[SCHEMA]
-    version: Literal[SCHEMA_VERSION]
-    prompt: str
-    mask_token_id: Count
-    eos_token_id: Count
-    special_ids: list[Count]
-    # One character a byte: readable for ASCII, exact for the halves of a split character.
-    vocabulary: dict[Count, str]
-    prompt_ids: list[Count]
-    config: dict
-    provenance: dict
-
-
-@record
-class Line(TypedDict):
-    """One iteration."""
-
-    iteration: Count
-    inputs: list[Count]
-    draft: Annotated[list[Count], Field(min_length=1)]
-    confidence: list[Annotated[float, Field(ge=0, le=1.001)]]  # rounded: a little above 1
-    renoised: list[Count]
-    seconds: Annotated[float, Field(ge=0)]
-
-
-@record
-class End(TypedDict):
-    """The last line."""
-
-    end: Count  # how many steps there are
-    stopped_early: bool
+# The lines: a header, one for each iteration, and the end.
+Ids = list[Count]
+HEADER = {"schema": Literal[SCHEMA], "version": Literal[SCHEMA_VERSION], "prompt": str}
+HEADER |= {"mask_token_id": Count, "eos_token_id": Count, "special_ids": Ids, "prompt_ids": Ids}
+HEADER |= {"vocabulary": dict[Count, str], "config": dict, "provenance": dict}
+STEP = {"iteration": Count, "inputs": Ids, "draft": Annotated[Ids, Field(min_length=1)]}
+STEP |= {"confidence": list[float], "renoised": Ids, "seconds": Annotated[float, Field(ge=0)]}
+Header = record(TypedDict("Header", HEADER))
+Line = record(TypedDict("Line", STEP))
+End = record(TypedDict("End", {"end": Count, "stopped_early": bool}))
 
 
 def save(trace: Trace, path: Path) -> Path:
@@ -85,6 +60,7 @@ def to_lines(trace: Trace) -> Iterator[str]:
         "mask_token_id": trace.mask_token_id,
         "eos_token_id": trace.eos_token_id,
         "special_ids": sorted(trace.special_ids),
+        # One character a byte: readable for ASCII, exact for the halves of a split character.
         "vocabulary": {str(k): v.decode("latin-1") for k, v in sorted(trace.vocabulary.items())},
         "prompt_ids": trace.prompt_ids.tolist(),
         "config": trace.config,
@@ -108,9 +84,7 @@ def to_lines(trace: Trace) -> Iterator[str]:
 def from_lines(lines: list[str]) -> Trace:
     """Inverse of `to_lines`; ValueError or LookupError on other text."""
     header = checked(lines[0], Header)
-    if len(lines) < 2 or '"end"' not in lines[-1]:
-        raise ValueError("closing line missing: truncated")
-    end = checked(lines[-1], End)
+    end = checked(lines[-1], End)  # missing where the file is truncated
     steps = [_read_step(number, checked(line, Line)) for number, line in enumerate(lines[1:-1])]
     if end["end"] != len(steps):
         raise ValueError(f"{len(steps)} of {end['end']} steps: truncated")
@@ -137,7 +111,7 @@ def from_lines(lines: list[str]) -> Trace:
     )
 
 
-def _read_step(number: int, entry: Line) -> Step:
+def _read_step(number: int, entry: dict) -> Step:
     draft = np.array(entry["draft"], dtype=np.int64)
     remask = np.zeros(len(draft), dtype=bool)
     remask[entry["renoised"]] = True

@@ -36,15 +36,8 @@ from lad.utils import (
 PARTS = ("denoiser", "training")
 NOISELESS = {"noiseless": PRESETS["noiseless"]}
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
-
-
-@record
-class Result(TypedDict):
-    """A variant's file: its settings and, beside them, what `evaluate` returns."""
-
-    variant: str
-    training: dict
-    denoiser: dict
+# A variant's file, which also has what `evaluate` returns.
+Result = record(TypedDict("Result", {"variant": str, "training": dict, "denoiser": dict}))
 
 
 def read_grid(path: str | Path) -> dict:

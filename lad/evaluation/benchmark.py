@@ -46,7 +46,7 @@ from lad.utils import Count, InvalidInput, checked, damaged_file, record, settin
 BATCH = {"cpu": 8, "cuda": 256}  # answers that are generated together
 DTYPES = {None: None, "auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 REGION_STEP = 8
-Place = Annotated[int, Field(ge=0, lt=len(LETTERS))]  # of an option
+Place = Annotated[int, Field(ge=0, le=len(LETTERS) - 1)]  # of an option
 
 
 @settings
@@ -77,52 +77,19 @@ class BenchmarkConfig:
         return "-".join([self.task, self.scoring, *target, *["rotated"] * self.rotate])
 
 
-@record
-class Row(TypedDict):
-    """A question as it was answered."""
-
-    key: str
-    id: str
-    rotation: Count
-    options: Annotated[int, Field(ge=1, le=len(LETTERS))]
-    gold: Place
-    choice: Place | None
-    correct: bool
-    parsable: bool
-    seconds: float
-
-
-@record
-class GenerationRow(Row):
-    """By the answer's leading letter."""
-
-    exact: bool
-    forwards: Count
-
-
-@record
-class LikelihoodRow(Row):
-    """By likelihood."""
-
-    choice_normalised: Place
-    correct_normalised: bool
-    margin: float
-    margin_error: float
-
-
-ROWS = {"generation": GenerationRow, "likelihood": LikelihoodRow}
-
-
-@record
-class Summary(TypedDict):
-    """A run in numbers, as far as others are computed from it."""
-
-    n: Count
-    task: str
-    scoring: Literal["generation", "likelihood"]
-    target: str
-    adapter_sha256: str | None
-    asked: dict[str, str | bool | Count | None]
+# A question as it was answered, by scoring; and a run in numbers.
+ROW = {"key": str, "id": str, "rotation": Count, "options": Annotated[Place, Field(ge=1)]}
+ROW |= {"gold": Place, "choice": Place | None, "correct": bool, "parsable": bool, "seconds": float}
+BY_LETTER = {"exact": bool, "forwards": Count}
+BY_SUM = {"choice_normalised": Place, "correct_normalised": bool}
+BY_SUM |= {"margin": float, "margin_error": float}
+ROWS = {
+    "generation": record(TypedDict("GenerationRow", ROW | BY_LETTER)),
+    "likelihood": record(TypedDict("LikelihoodRow", ROW | BY_SUM)),
+}
+NUMBERS = {"n": Count, "task": str, "scoring": Literal[tuple(ROWS)], "target": str}
+NUMBERS |= {"adapter_sha256": str | None, "asked": dict[str, str | bool | Count | None]}
+Summary = record(TypedDict("Summary", NUMBERS))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import LlamaForCausalLM
-from typing_extensions import TypedDict
 
 from lad.diffusion import reference
 from lad.diffusion.config import RANGES, RefineConfig
@@ -37,7 +36,7 @@ from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import corrupt_batch, loss_weights, take
 from lad.training.trainer import Trainer
-from lad.utils import InvalidInput, checked, damaged_file, disk_errors, record, write_json
+from lad.utils import InvalidInput, checked, damaged_file, disk_errors, write_json
 
 AIM = 200_000_000  # tokens, which is how many the paper's adapter saw
 UNTIMED = 5  # training steps in which kernels are compiled and chosen
@@ -339,17 +338,10 @@ def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
     return work | {"total": sum(work.values())}
 
 
-@record
-class Runs(TypedDict):
-    """A file of measurements."""
-
-    runs: list[dict]
-
-
 def read_runs(path: Path) -> list[dict]:
     """The runs in a file of `add_run`, none where there is no file; else DamagedFile."""
     with damaged_file(path, "expected measurements that --record wrote; name another file"):
-        return checked(path.read_bytes(), Runs)["runs"] if path.exists() else []
+        return list(checked(path.read_bytes(), dict)["runs"]) if path.exists() else []
 
 
 def add_run(path: Path, run: dict) -> None:
