@@ -18,14 +18,15 @@ import glob
 import hashlib
 import json
 import os
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 
@@ -201,13 +202,56 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def setting(default: object, help: str, ge=None, le=None, gt=None, **extra: object):
-    """A field of a `settings` class: its default, what it does, its range.
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # no bool for a number, no NaN
+LARGEST = 2**31 - 1  # of whole numbers without a limit of their own
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+# Decorates the TypedDict of a JSON object; what it does not name may be there too.
+record = with_config(ConfigDict(**STRICT, extra="allow"))
+adapter = functools.cache(TypeAdapter)
+SHORT = reprlib.Repr()  # of values that may be large, deep or doubled many times over
+SHORT.maxlevel, SHORT.maxstring, SHORT.maxother = 3, 80, 80
+SHORT.repr_int = SHORT.repr_instance  # which gives way where Python refuses to print a number
+
+
+def checked(value: object, kind: object) -> Any:
+    """A value, or JSON text, as a type strictly; a ValueError of one line where it is none."""
+    is_text = isinstance(value, str | bytes)
+    validate = adapter(kind).validate_json if is_text else adapter(kind).validate_python
+    try:
+        return validate(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        what = ".".join(map(str, problem["loc"]))
+        if what and problem["type"] != "missing":
+            what += f" = {SHORT.repr(problem['input'])[:80]}"
+        raise ValueError(f"{what}: {problem['msg']}".removeprefix(": ")) from None
+
+
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
+
+@contextmanager
+def damaged_file(path: str | Path, remedy: str):
+    """Turn what reading a damaged file raises into DamagedFile."""
+    try:
+        yield
+    except DamagedFile:
+        raise
+    except (OSError, *MALFORMED) as error:
+        raise DamagedFile(f"{path} is unusable ({one_line(error)}): {remedy}") from error
+
+
+def setting(
+    default: object, help: str, ge=None, le=None, gt=None, min_length=None, **extra: object
+):
+    """A field of a `settings` class: its default, what it does, its range (to LARGEST at most).
 
     `extra` is free for readers of the field, such as `group` and `label` for widgets and the
     command line. A field of a few values has a `Literal` type and no range.
     """
-    return Field(default, description=help, ge=ge, le=le, gt=gt, json_schema_extra=extra or None)
+    le = LARGEST if le is None and ge is not None else le
+    limits = {"ge": ge, "le": le, "gt": gt, "min_length": min_length}
+    return Field(default, description=help, **limits, json_schema_extra=extra or None)
 
 
 def settings(cls: type) -> type:
@@ -217,9 +261,7 @@ def settings(cls: type) -> type:
     `to_dict`, `from_dict` and errors of this package: `InvalidInput` names the setting, the value
     and what is expected. Use `dataclasses.replace` to change a value.
     """
-    made = pydantic_dataclass(
-        cls, frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    )
+    made = pydantic_dataclass(cls, frozen=True, config=ConfigDict(**STRICT, extra="forbid"))
     init = made.__init__
 
     @functools.wraps(init)
@@ -270,20 +312,19 @@ def _explain(cls: type, error: ValidationError) -> str:
     name = list(known)[name] if isinstance(name, int) else name  # passed by position
     if name not in known:
         return f"unknown setting {name!r}: expected one of {', '.join(known)}"
-    got = repr(problem["input"])
-    got = got if len(got) <= 80 else got[:77] + "..."
-    return f"{name} = {got}: expected {_expected(known[name])}"
+    return f"{name} = {SHORT.repr(problem['input'])[:80]}: expected {_expected(known[name])}"
 
 
 def _expected(field: dict) -> str:
     """The values a field can take, in words."""
+    kinds = [field["type"], *get_args(field["type"])]
+    if get_origin(field["type"]) is tuple:
+        names = field["choices"] or [kind.__name__ for kind in kinds[1:] if kind is not ...]
+        return f"a list of {', '.join(map(str, names))}"
     if field["choices"]:
         return f"one of {', '.join(map(str, field['choices']))}"
-    kinds = [field["type"], *get_args(field["type"])]
     if bool in kinds:
         return "True or False"
-    if get_origin(field["type"]) is tuple:
-        return f"a list of {' and '.join(kind.__name__ for kind in kinds[1:] if kind is not ...)}"
     if not {int, float} & set(kinds):
         return f"{getattr(field['type'], '__name__', field['type'])}"
     words = "a number" if float in kinds else "a whole number"

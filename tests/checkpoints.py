@@ -30,6 +30,7 @@ LLAMA_3 = """\
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
+LLAMA_3_NAMES = ("begin_of_text", "start_header_id", "end_header_id", "eot_id", "end_of_text")
 # What Mistral's do: no system turn, user and assistant take turns, or there is an exception.
 MISTRAL = """\
 {{- bos_token }}
@@ -52,7 +53,7 @@ def tokenizer(kind: str) -> FastTokenizer:
     Mistral's is a SentencePiece vocabulary: bytes by name, and "▁" with some words and letters.
     """
     names = {
-        "llama": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "llama": [f"<|{name}|>" for name in LLAMA_3_NAMES],
         "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"],
         "mistral": ["<s>", "</s>", "[INST]", "[/INST]", "<unk>"],
     }[kind]

@@ -113,15 +113,39 @@ def test_a_folder_without_such_a_model(folders, tmp_path):
     refused(DamagedFile, "cannot be loaded")
 
 
-def test_nothing_in_a_folder_is_executed(folders, tmp_path):
+def test_nothing_in_a_folder_is_executed(folders, tmp_path, capsys):
     """Code beside the weights is what the hub calls remote code: it stays text."""
     folder = copy(folders["llama"], tmp_path / "coded")
     values = json.loads((folder / "config.json").read_text())
     values["auto_map"] = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
+    values["attn_implementation"] = "owner/repo:function"
     (folder / "config.json").write_text(json.dumps(values))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     load_backbone(str(folder))
+    assert "auto_map, attn_implementation ignored" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "[" * 100_000,
+        {"num_hidden_layers": 10**7},
+        {"num_hidden_layers": True},
+        {"vocab_size": 10**400},
+        {"rms_norm_eps": float("nan")},
+        {"hidden_size": [128]},
+        {"rope_parameters": {"factor": 10**400}},
+    ],
+)
+def test_a_configuration_of_other_values_is_refused_in_a_line(folders, tmp_path, changes):
+    folder = copy(folders["llama"], tmp_path / "odd")
+    values = json.loads((folder / "config.json").read_text())
+    changed = changes if isinstance(changes, str) else json.dumps(values | changes)
+    (folder / "config.json").write_text(changed)
+    with pytest.raises(DamagedFile) as caught:
+        load_backbone(str(folder))
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
 TYPED = ["  a \n", "MASK", "the MASK", "<|eot_id|> x", "é</s>", "a <|fim_pad|>", "[/INST] the<unk>"]

@@ -416,7 +416,7 @@ def test_nan_weights_are_named(saved):
         ({"rank": 8}, AdapterMismatch, r"r = 4, denoiser\.json 8"),
         ({"layers": ["q_proj"]}, AdapterMismatch, "q_proj"),
         ({"attention": "sideways"}, DamagedFile, "sideways"),
-        ({"schema": 7}, DamagedFile, "schema 7"),
+        ({"schema": 7}, DamagedFile, "schema = 7"),
     ],
 )
 def test_a_card_that_does_not_fit_is_an_error_not_noise(saved, changes, error, named):

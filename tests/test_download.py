@@ -151,6 +151,47 @@ def test_processes_work_once_and_a_killed_one_leaves_nothing_that_looks_finished
     assert leftovers(tmp_path) == ["log", "target/half", "target/whole"]
 
 
+KILLED_AT_EACH = """
+import os, pathlib, shutil, signal, sys
+from lad.models.download import new_folder
+target, left = pathlib.Path(sys.argv[1]), None
+
+def count(event, _):
+    global left
+    if left is not None and (event == "open" or event.startswith(("os.", "shutil."))):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def make():
+    with new_folder(target) as partial:
+        if partial is not None:
+            for name in "ab":
+                (partial / name).write_text(name)
+
+sys.addaudithook(count)
+for events in range(1000):
+    child = os.fork()
+    if not child:
+        left = events
+        make()
+        os._exit(0)
+    survived = os.waitpid(child, 0)[1] == 0
+    assert not target.exists() or {p.name for p in target.iterdir()} == {*"ab"}, events
+    make()
+    found = {str(p.relative_to(target.parent)) for p in target.parent.rglob("*")}
+    assert {name for name in found if "lock" not in name} == {"t", "t/a", "t/b"}, (events, found)
+    if survived:
+        break
+    shutil.rmtree(target)
+print(events)
+"""
+
+
+def test_a_folder_is_whole_or_absent_after_a_kill_at_any_file_event(tmp_path):
+    assert int(run_python(KILLED_AT_EACH, tmp_path / "t")) > 10
+
+
 @pytest.mark.parametrize(
     ("error", "raised"),
     [

@@ -92,7 +92,7 @@ def test_data_is_the_folder_s_or_else_the_checkout_s(folder):
     save_numbers("ablation", {"mine": 1})
     assert read_numbers("ablation")["mine"] == 1
     (folder / "data" / "ablation.json").write_text('{"mine": ')
-    with pytest.raises(DamagedFile, match=r"ablation\.json cannot be read"):
+    with pytest.raises(DamagedFile, match=r"ablation\.json is unusable"):
         read_numbers("ablation")
 
 

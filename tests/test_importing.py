@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import pickle
+import struct
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,10 +17,10 @@ from checkpoints import save_checkpoint
 from conftest import run
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lad.diffusion.adapter import load_denoiser
-from lad.models.lad_checkpoint import Stub, collect, import_checkpoint, read_checkpoint
+from lad.models.lad_checkpoint import ENDS, Stub, collect, import_checkpoint, read_checkpoint
 from lad.utils import DamagedFile, InvalidInput
 
 HERE = [__name__]
@@ -75,7 +77,7 @@ def test_an_imported_checkpoint_is_the_model_that_was_pickled(tokenizer, tmp_pat
     assert denoiser.tokenizer.decode([denoiser.eos_token_id]) == "<|eot_id|>"
     turn = [{"role": "user", "content": "Hi?"}]
     assert denoiser.tokenizer.decode(denoiser.encode(turn)) == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n"
+        "<|begin_of_text|>\n<|start_header_id|>system<|end_header_id|>\n"
         "You are a helpful assistant.\n<|start_header_id|>user<|end_header_id|>\nHi?\n"
         "<|start_header_id|>assistant<|end_header_id|>\n"
     )
@@ -85,6 +87,37 @@ def test_an_imported_checkpoint_is_the_model_that_was_pickled(tokenizer, tmp_pat
         expected = module.llama(input_ids=tokens, attention_mask=everything).logits
         got = denoiser.logits(tokens[:, :10], tokens[:, 10:])
     torch.testing.assert_close(got, expected[:, 10:], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("end", "other"), [ENDS, ENDS[::-1]])
+def test_an_answer_ends_with_what_fills_a_masked_one(tokenizer, tmp_path, end, other):
+    module, source = wrapped(tokenizer), AutoTokenizer.from_pretrained(tokenizer)
+    masked, everything = torch.full((1, 64), source.encode("MASK")[0]), torch.zeros(1, 1, 64, 64)
+    llama = module.llama.get_base_model()
+    state = llama.model(masked, attention_mask=everything).last_hidden_state[0, -1]
+    head = llama.lm_head.modules_to_save["default"].weight.data
+    head.zero_()[source.convert_tokens_to_ids(end)] = state
+    torch.save(module, tmp_path / "model.pth")
+    made = import_checkpoint(tmp_path / "model.pth", tmp_path / "a", tokenizer, HERE)
+    assert made["eos"] == end and made["eos_shares"][end] > 0.5 and made["eos_shares"][other] == 0
+    denoiser = load_denoiser(made["backbone"], made["adapter"])
+    assert denoiser.tokenizer.decode([denoiser.eos_token_id]) == end
+    made = import_checkpoint(tmp_path / "model.pth", tmp_path / "b", tokenizer, HERE, eos=other)
+    assert made["eos"] == other and made["eos_shares"] == {}
+
+
+def test_code_that_a_configuration_names_is_ignored(tokenizer, tmp_path, capsys):
+    module = wrapped(tokenizer)
+    config = module.llama.get_base_model().config.__dict__
+    config["_attn_implementation_internal"] = "owner/repo:function"
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
+    torch.save(module, tmp_path / "model.pth")
+    command = ("import-checkpoint", tmp_path / "model.pth", f"--out={tmp_path / 'out'}")
+    options = (f"--tokenizer={tokenizer}", f"--module={__name__}", "--eos=<|eot_id|>")
+    status, out, _ = run(capsys, *command, *options)
+    assert status == 0 and "auto_map ignored: no code is loaded" in out
+    config = (tmp_path / "out" / "backbone" / "config.json").read_text()
+    assert "owner/repo" not in config and "auto_map" not in config
 
 
 def test_the_command(saved, tokenizer, tmp_path, capsys):
@@ -167,20 +200,74 @@ def test_a_damaged_archive(saved, tokenizer, tmp_path):
     refused(path, tokenizer, out, "CRC")
 
 
+DOUBLED = ()  # its repr and hash take 2^60 steps
+for _ in range(60):
+    DOUBLED = (DOUBLED, DOUBLED)
+
+
 @pytest.mark.parametrize(
-    ("layers", "share", "match"),
-    [(2, True, "share storage"), (3, False, "Missing.*layers"), (10**9, False, "layers of")],
+    ("name", "value", "match"),
+    [
+        ("num_hidden_layers", 3, "tensors of 2 layers, not of 3"),
+        ("num_hidden_layers", 10**7, "num_hidden_layers = 10000000"),
+        ("num_hidden_layers", 2.0, r"num_hidden_layers = 2\.0"),
+        ("num_attention_heads", True, "num_attention_heads = True"),
+        ("intermediate_size", 10**400, "intermediate_size = 1000"),
+        ("vocab_size", DOUBLED, "vocab_size = "),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps = nan"),
+        ("rope_parameters", {"factor": 10**400}, "rope_parameters.factor"),
+        ("rope_parameters", {"factor": DOUBLED}, "rope_parameters.factor"),
+        (None, None, "share storage"),
+    ],
 )
-def test_a_module_that_lies(tokenizer, tmp_path, layers, share, match):
+def test_a_module_that_lies(tokenizer, tmp_path, name, value, match):
     module = wrapped(tokenizer)
     llama = module.llama.get_base_model()
-    llama.config.num_hidden_layers = layers
-    if share:  # one number for whole matrices
-        for name, weight in llama.named_parameters():
-            if "mlp" in name:
+    if name is None:  # one number for whole matrices
+        for weight_name, weight in llama.named_parameters():
+            if "mlp" in weight_name:
                 weight.data = torch.ones(1, 1).expand(weight.shape)
+    else:
+        llama.config.__dict__[name] = value
     torch.save(module, tmp_path / "lies.pth")
     refused(tmp_path / "lies.pth", tokenizer, tmp_path / "out", match)
+
+
+DEEP = b")" + b"\x85" * 200_000  # its hash overflows the stack of C
+TWICE = b")" + b"q\0h\0\x86" * 60  # as DOUBLED
+MODULE = b"c__main__\nM\n)\x81}X\x08\0\0\0_modules"  # then the value, and "sb"
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\n"
+TENSOR += b"X\1\0\0\0000NK\1tQK\0"  # then size and stride, and "tR"
+COLLIDING = [pickle.dumps(n * (2**61 - 1), 2)[2:-1] + b"N" for n in range(60_000)]
+SHARING = [b"J" + struct.pack("<i", n) + MODULE + b"h\1sb" for n in range(9_000)]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "match"),
+    [
+        (b"}" + DEEP + b"K\1s", "keys that no module has"),
+        (b"}" + TWICE + b"K\1s", "keys that no module has"),
+        (b"}(" + b"".join(COLLIDING) + b"u", "keys that no module has"),
+        (b"c__builtin__\nset\n](" + DEEP + b"e\x85R", "refused"),
+        (TENSOR + TWICE + TWICE + b"tR", "whole numbers"),
+        (TENSOR + DEEP + b")tR", "whole numbers"),
+        (MODULE + b"}(" + b"X\1\0\0\0a" + DEEP + b"usb", "refused"),
+        (MODULE + b"}q\1(" + b"".join(SHARING) + b"usb", "too many"),
+        ((MODULE + b"}X\1\0\0\0a") * 400 + b"N" + b"ssb" * 400, "nested too deeply"),
+        (b"N" * 2_000_000, "2,000,000 bytes"),
+        (b"c__builtin__\nset\n)R(K\1K\1u", "no dictionary"),
+        (b"\x95" + bytes(8) + b"N", "149"),
+    ],
+)
+def test_a_bomb_is_refused_in_time(tokenizer, tmp_path, instructions, match):
+    path, program = tmp_path / "bomb.pth", b"\x80\2" + instructions + b"."
+    writer = torch._C.PyTorchFileWriter(str(path))
+    writer.write_record("data.pkl", program, len(program))
+    writer.write_record("data/0", b"0000", 4)
+    writer.write_end_of_file()
+    started = time.process_time()
+    refused(path, tokenizer, tmp_path / "out", match)
+    assert time.process_time() - started < 10
 
 
 def test_other_things_that_torch_saves(tokenizer, tmp_path):

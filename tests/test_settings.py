@@ -35,14 +35,25 @@ def test_figures_go_where_the_variable_says_or_to_the_checkout(monkeypatch, tmp_
     assert figures_folder() == Path(utils.__file__).resolve().parent.parent / "figures"
 
 
+DEEP = []
+for _ in range(100_000):
+    DEEP = [DEEP, DEEP]
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"rank": True}, "rank = True: expected a whole number of at least 1"),
+        ({"rank": True}, "rank = True: expected a whole number from 1 to 65536"),
         ({"rank": 8.0}, "rank = 8.0: expected a whole number"),
-        ({"rank": 10**400, "context": 0}, "context = 0: expected a whole number"),
+        ({"rank": 10**400}, "rank = 1000"),
+        ({"context": 0}, "context = 0: expected a whole number from 1 to 2147483647"),
+        ({"alpha": 10**5000}, "alpha = <int instance"),
+        ({"context": float("inf")}, "context = inf"),
         ({"attention": "sideways"}, "attention = 'sideways': expected one of bidirectional"),
-        ({"layers": "q_proj"}, "layers = 'q_proj': expected a list of str"),
+        ({"layers": "q_proj"}, "layers = 'q_proj': expected a list of q_proj, k_proj"),
+        ({"layers": []}, "layers = (): expected a list of q_proj"),
+        ({"layers": [1, None]}, "layers = 1: expected a list of q_proj"),
+        ({"layers": {"q_proj": DEEP}}, "layers = {'q_proj': [[[..."),
         ({"ranks": 8}, "unknown setting 'ranks': expected one of attention, target, rank"),
         ([1], "settings of type list"),
     ],

@@ -86,8 +86,15 @@ def change(lines, number, **changes):
 @pytest.mark.parametrize(
     ("number", "changes", "named"),
     [
-        (0, {"version": 99}, "schema version 99"),
-        (0, {"schema": "other"}, "no trace header"),
+        (0, {"version": 99}, "version = 99"),
+        (0, {"schema": "other"}, "schema = 'other'"),
+        (0, {"mask_token_id": 10**400}, "mask_token_id = 1000"),
+        (0, {"config": {"iterations": 0.5}}, r"iterations = 0\.5"),
+        (1, {"seconds": "long"}, "seconds = 'long'"),
+        (1, {"seconds": float("nan")}, "seconds = nan"),
+        (1, {"draft": [1, 2**63]}, r"draft\.1 = 9223372036854775808"),
+        (1, {"inputs": [1, True]}, r"inputs\.1 = True"),
+        (1, {"confidence": [0.5, None]}, r"confidence\.1 = None"),
         (1, {"draft": [1]}, "inconsistent"),
         (1, {"draft": [1, 5000]}, "5000"),
         (1, {"renoised": [7]}, "7"),

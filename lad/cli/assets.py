@@ -126,6 +126,7 @@ def import_checkpoint(
         typer.Option(help="Where the pickled class is from; admitted as inert stubs. Repeatable."),
     ] = None,
     template: Annotated[Path | None, typer.Option(help="Your own chat template, in Jinja.")] = None,
+    eos: Annotated[str | None, typer.Option(help="Token that ends an answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a pickled checkpoint to safetensors: only its tensors are read, none of its code."""
@@ -139,7 +140,7 @@ def import_checkpoint(
             raise InvalidInput(f"template {template} cannot be read ({error})") from error
     with common.progress() as on_progress:
         made = lad_checkpoint.import_checkpoint(
-            file, out, tokenizer, module or (), layout, partial(on_progress, file.name)
+            file, out, tokenizer, module or (), layout, eos, partial(on_progress, file.name)
         )
     if as_json:
         print_json(made)
@@ -147,3 +148,7 @@ def import_checkpoint(
     adapter = f"LoRA of rank {made['rank']} on {', '.join(made['layers'])}"
     use = f"lad refine --model {made['backbone']} --adapter {made['adapter']}"
     typer.echo(f"{made['parameters']:,} weights and {adapter}: {use}")
+    shares = [f"{token} at {share:.0%} of positions" for token, share in made["eos_shares"].items()]
+    typer.echo(f"end of answer: {made['eos']} (all masked: {', '.join(shares) or 'not asked'})")
+    if made["ignored"]:
+        typer.echo(f"{', '.join(made['ignored'])} ignored: no code is loaded")

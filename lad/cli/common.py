@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lad.utils import CacheError, InvalidInput, check_writable, disk_errors, write_json
+from lad.utils import CacheError, InvalidInput, check_writable, checked, disk_errors, write_json
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
@@ -109,7 +109,7 @@ def read_settings(text: str) -> dict[str, RefineConfig]:
             chosen[name] = preset(name)
             continue
         try:
-            values = json.loads(Path(name).read_text(encoding="utf-8"))
+            values = checked(Path(name).read_bytes(), dict)
         except (OSError, ValueError) as error:
             expected = 'expected a JSON file such as {"iterations": 16, "remasking": "none"}'
             raise InvalidInput(f"settings = {name!r}: {error}; {expected}") from error

@@ -15,11 +15,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
@@ -27,18 +29,25 @@ from lad.models.registry import get_backbone, load_backbone
 from lad.utils import (
     AdapterMismatch,
     AssetUnavailable,
+    Count,
     DamagedFile,
     InvalidInput,
+    checked,
+    damaged_file,
     disk_errors,
     one_line,
+    record,
     sha256_file,
 )
 
 SCHEMA = 1  # of denoiser.json
+# What denoiser.json holds beside the fields of `DenoiserConfig`.
+FIELDS = {"schema": Literal[SCHEMA], "backbone": str, "backbone_digest": str}
+FIELDS |= {"mask_token_id": Count, "eos_token_id": Count, "adapter_sha256": str}
+Card = record(TypedDict("Card", FIELDS))
 # Settings of peft that would make another update of the same weights.
 PLAIN_LORA = dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out"), False)
 PLAIN_LORA |= {"rank_pattern": {}, "alpha_pattern": {}}
-NEEDED = ("backbone", "backbone_digest", "mask_token_id", "eos_token_id", "adapter_sha256")
 
 
 def load_denoiser(
@@ -176,19 +185,13 @@ def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
             f"{folder} is no adapter: expected a folder with denoiser.json and "
             "adapter_model.safetensors, as `lad train` writes it"
         )
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["schema"] != SCHEMA:
-            raise ValueError(f"schema {card['schema']}, this code reads {SCHEMA}")
-        config = DenoiserConfig.from_dict({key: card[key] for key in DenoiserConfig().to_dict()})
-        card |= {key: card[key] for key in NEEDED}
-        path = folder / "adapter_config.json"
-        lora = PLAIN_LORA | json.loads(path.read_text(encoding="utf-8"))
+    with damaged_file(path, "expected what `lad train` wrote; restore the file"):
+        card = checked(path.read_bytes(), Card)
+        config = DenoiserConfig.from_dict({k: card[k] for k in DenoiserConfig().to_dict()})
+    path = folder / "adapter_config.json"
+    with damaged_file(path, "expected what `lad train` wrote; restore the file"):
+        lora = PLAIN_LORA | checked(path.read_bytes(), dict)
         lora["target_modules"] = set(lora["target_modules"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedFile(
-            f"{path} is unreadable ({one_line(error)}): expected what `lad train` wrote; restore it"
-        ) from error
     update = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": set(config.layers)}
     for key, value in (PLAIN_LORA | update).items():
         if lora.get(key) != value:

@@ -9,15 +9,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from lad.diffusion.config import upgrade
+from lad.diffusion.config import RefineConfig, upgrade
 from lad.diffusion.trace import Step, Trace
-from lad.utils import DamagedFile, InvalidInput, disk_errors, write_whole
+from lad.utils import Count, InvalidInput, checked, damaged_file, disk_errors, record, write_whole
 
 SCHEMA = "lad-trace"
 SCHEMA_VERSION = 1
+
+
+# The lines: a header, one for each iteration, and the end.
+Ids = list[Count]
+HEADER = {"schema": Literal[SCHEMA], "version": Literal[SCHEMA_VERSION], "prompt": str}
+HEADER |= {"mask_token_id": Count, "eos_token_id": Count, "special_ids": Ids, "prompt_ids": Ids}
+HEADER |= {"vocabulary": dict[Count, str], "config": dict, "provenance": dict}
+STEP = {"iteration": Count, "inputs": Ids, "draft": Annotated[Ids, Field(min_length=1)]}
+STEP |= {"confidence": list[float], "renoised": Ids, "seconds": Annotated[float, Field(ge=0)]}
+Header = record(TypedDict("Header", HEADER))
+Line = record(TypedDict("Line", STEP))
+End = record(TypedDict("End", {"end": Count, "stopped_early": bool}))
 
 
 def save(trace: Trace, path: Path) -> Path:
@@ -30,17 +45,10 @@ def save(trace: Trace, path: Path) -> Path:
 
 def load(path: Path) -> Trace:
     """Read a trace; see `Trace.load`."""
-    try:
+    if not path.exists():
+        raise InvalidInput(f"no trace at {path}: expected a .jsonl file that `Trace.save` wrote")
+    with damaged_file(path, "expected a whole file of `Trace.save`; record the trace again"):
         return from_lines(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-    except FileNotFoundError:
-        raise InvalidInput(
-            f"no trace at {path}: expected a .jsonl file that `Trace.save` wrote"
-        ) from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DamagedFile(
-            f"{path} is no readable trace ({error}): expected a complete file that "
-            "`Trace.save` wrote; record it again"
-        ) from error
 
 
 def to_lines(trace: Trace) -> Iterator[str]:
@@ -75,23 +83,21 @@ def to_lines(trace: Trace) -> Iterator[str]:
 
 
 def from_lines(lines: list[str]) -> Trace:
-    """Inverse of `to_lines`; ValueError, LookupError, TypeError or AttributeError on other text."""
-    header, *body = (json.loads(line) for line in lines)
-    if header.get("schema") != SCHEMA:
-        raise ValueError("no trace header")
-    if header["version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema version {header['version']}, this code reads {SCHEMA_VERSION}")
-    if not body or body[-1].get("end") != len(body) - 1:
-        raise ValueError("closing line missing: truncated")
-    *entries, end = body
-    steps = [_read_step(number, entry) for number, entry in enumerate(entries)]
-    vocabulary = {int(k): v.encode("latin-1") for k, v in header["vocabulary"].items()}
+    """Inverse of `to_lines`; ValueError or LookupError on other text."""
+    header = checked(lines[0], Header)
+    end = checked(lines[-1], End)  # missing where the file is truncated
+    steps = [_read_step(number, checked(line, Line)) for number, line in enumerate(lines[1:-1])]
+    if end["end"] != len(steps):
+        raise ValueError(f"{len(steps)} of {end['end']} steps: truncated")
+    vocabulary = {token: text.encode("latin-1") for token, text in header["vocabulary"].items()}
     for step in steps:
         if len(step.draft) != len(steps[0].draft):
             raise ValueError(f"step {step.iteration} is inconsistent")
-        unknown = set(step.inputs.tolist() + step.draft.tolist()) - set(vocabulary)
+        unknown = {*step.inputs.tolist(), *step.draft.tolist()} - set(vocabulary)
         if unknown:
             raise ValueError(f"token {min(unknown)} is not in the vocabulary")
+    config = upgrade(header["config"])
+    RefineConfig.from_dict(config)
     return Trace(
         prompt=header["prompt"],
         steps=steps,
@@ -101,7 +107,7 @@ def from_lines(lines: list[str]) -> Trace:
         special_ids=frozenset(header["special_ids"]),
         vocabulary=vocabulary,
         prompt_ids=np.array(header["prompt_ids"], dtype=np.int64),
-        config=upgrade(header["config"]),
+        config=config,
         provenance=header["provenance"],
         prepend_scheme=header.get("prepend_scheme"),
     )

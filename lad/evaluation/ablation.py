@@ -9,12 +9,12 @@ with settings `draft_*`, which the trainer no longer has.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from typing_extensions import TypedDict
 
 from lad.diffusion.config import PRESETS, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
@@ -22,11 +22,21 @@ from lad.evaluation.adapter_eval import evaluate
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, hold_out, pack, read_pairs, train
 from lad.training.config import SECTIONS, read_sections, read_yaml
-from lad.utils import DamagedFile, InvalidInput, disk_errors, sha256_file, write_json
+from lad.utils import (
+    InvalidInput,
+    checked,
+    damaged_file,
+    disk_errors,
+    record,
+    sha256_file,
+    write_json,
+)
 
 NOISELESS = {"noiseless": PRESETS["noiseless"]}
 QUALITY = ("repeats", "repeated_4grams", "whole_sentences", "relative_perplexity_with_end")
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
+# A variant's file, which also has what `evaluate` returns.
+Result = record(TypedDict("Result", {"variant": str, "training": dict, "denoiser": dict}))
 
 
 def read_grid(path: str | Path) -> dict:
@@ -117,15 +127,11 @@ def run_variants(
 
 
 def _read_result(path: Path, name: str) -> dict:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+    with damaged_file(path, "delete it and run `lad ablate` again"):
+        result = checked(path.read_bytes(), Result)
         if result["variant"] != name:
             raise ValueError(f"it is of the variant {result['variant']!r}, not {name!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{path} is unusable ({error!r}): delete it and run `lad ablate` again"
-        ) from error
-    return result
+        return result
 
 
 def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate") -> bool:
@@ -138,7 +144,17 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
     if not all(path.exists() for path in paths):
         return False
     results = [_read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
-    data = {"command": command} | _join(results)
+    base = results[0]
+    for result in results:
+        for key in (*SHARED, "steps"):
+            here, there = (one["training"] | one for one in (result, base))
+            if here.get(key) != there.get(key):
+                raise InvalidInput(
+                    f"{result['variant']!r} has another {key} than {base['variant']!r}: "
+                    "expected results of one grid; run `lad ablate` into another --out"
+                )
+    with damaged_file(folder, "delete what is damaged there and run `lad ablate` again"):
+        data = {"command": command} | _join(results)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, data)
@@ -148,14 +164,6 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
 def _join(results: Sequence[Mapping]) -> dict:
     """What the figure needs of the results, of which the base is the first, and what made them."""
     base = results[0]
-    for result in results:
-        for key in (*SHARED, "steps"):
-            here, there = (one["training"] | one for one in (result, base))
-            if here[key] != there[key]:
-                raise InvalidInput(
-                    f"{result['variant']!r} has another {key} than {base['variant']!r}: "
-                    "expected results of one grid; run `lad ablate` into another --out"
-                )
     origin = {key: base[key] for key in SHARED} | {
         "pairs_measured": base["pairs"]["used"],
         "prompts": base["prompts"]["used"],

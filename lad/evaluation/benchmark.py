@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from lad import utils
 from lad.diffusion.adapter import load_denoiser
@@ -39,11 +41,12 @@ from lad.evaluation.tables import model_label, scoring_label, write_letters
 from lad.evaluation.tasks import LETTERS, Item, Question
 from lad.models.chat import encode_prompts, encode_text
 from lad.models.registry import LoadedBackbone, load_backbone
-from lad.utils import DamagedFile, InvalidInput, setting, settings
+from lad.utils import Count, InvalidInput, checked, damaged_file, record, setting, settings
 
 BATCH = {"cpu": 8, "cuda": 256}  # answers that are generated together
 DTYPES = {None: None, "auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 REGION_STEP = 8
+Place = Annotated[int, Field(ge=0, le=len(LETTERS) - 1)]  # of an option
 
 
 @settings
@@ -72,6 +75,21 @@ class BenchmarkConfig:
         """A file name for it: "arc-easy-likelihood-line"."""
         target = [self.target] * (self.scoring == "likelihood")
         return "-".join([self.task, self.scoring, *target, *["rotated"] * self.rotate])
+
+
+# A question as it was answered, by scoring; and a run in numbers.
+ROW = {"key": str, "id": str, "rotation": Count, "options": Annotated[Place, Field(ge=1)]}
+ROW |= {"gold": Place, "choice": Place | None, "correct": bool, "parsable": bool, "seconds": float}
+BY_LETTER = {"exact": bool, "forwards": Count}
+BY_SUM = {"choice_normalised": Place, "correct_normalised": bool}
+BY_SUM |= {"margin": float, "margin_error": float}
+ROWS = {
+    "generation": record(TypedDict("GenerationRow", ROW | BY_LETTER)),
+    "likelihood": record(TypedDict("LikelihoodRow", ROW | BY_SUM)),
+}
+NUMBERS = {"n": Count, "task": str, "scoring": Literal[tuple(ROWS)], "target": str}
+NUMBERS |= {"adapter_sha256": str | None, "asked": dict[str, str | bool | Count | None]}
+Summary = record(TypedDict("Summary", NUMBERS))
 
 
 @dataclass(frozen=True)
@@ -252,7 +270,11 @@ def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callab
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock", timeout=0):
                 _check_header(folder / "run.json", header)
-                rows = read_rows(path, repair=True) if path.exists() else []
+                rows = (
+                    read_rows(path, ROWS[header["asked"]["scoring"]], repair=True)
+                    if path.exists()
+                    else []
+                )
                 with open(path, "a", encoding="utf-8") as file:
 
                     def keep(row: Mapping) -> None:
@@ -273,7 +295,7 @@ def _check_header(path: Path, header: Mapping) -> None:
         return
     now = json.loads(json.dumps(header))
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = checked(path.read_bytes(), dict)
         for values in (now, before):  # how many threads a processor lends may change
             values["origin"].pop("processor", None)
         differing = [part for part in now if before[part] != now[part]]
@@ -482,41 +504,26 @@ def find_runs(folder: Path) -> dict[str, Path]:
 def read_run(folder: Path) -> Run:
     """A finished run; DamagedFile if a file of it is missing, damaged or short."""
     path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        n = summary["n"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{path} is unusable ({error!r}): delete it and run `lad benchmark` again"
-        ) from error
-    rows = read_rows(folder / "rows.jsonl")
-    ids = {row["id"] for row in rows}
-    if len(ids) != n:
-        raise DamagedFile(
-            f"{folder / 'rows.jsonl'} has {len(ids)} questions, expected {n}: delete {path} and "
-            "run `lad benchmark` again"
-        )
+    with damaged_file(path, "delete it and run `lad benchmark` again"):
+        summary = checked(path.read_bytes(), Summary)
+        rows = read_rows(folder / "rows.jsonl", ROWS[summary["scoring"]])
+        ids = {row["id"] for row in rows}
+        if len(ids) != summary["n"]:
+            raise ValueError(f"{len(ids)} questions in rows.jsonl, expected {summary['n']}")
     return Run(summary, rows)
 
 
-def read_rows(path: Path, repair: bool = False) -> list[dict]:
+def read_rows(path: Path, kind: type, repair: bool = False) -> list[dict]:
     """The rows of a run; `repair` cuts off a last line that a killed process left unfinished."""
-    try:
+    with damaged_file(path, "run it again"):
         text = path.read_bytes()
-    except OSError as error:
-        raise DamagedFile(f"{path} cannot be read ({error}): run it again") from error
     if repair and not text.endswith(b"\n"):
         text = text[: text.rfind(b"\n") + 1]
         utils.write_whole(path, text)
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-            rows[-1]["key"], rows[-1]["id"], rows[-1]["correct"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedFile(
-                f"{path}, line {number}, is damaged ({error!r}): delete that line and run it again"
-            ) from error
+        with damaged_file(f"{path}, line {number}", "delete that line and run it again"):
+            rows.append(checked(line, kind))
     return rows
 
 
@@ -560,7 +567,7 @@ def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
         run = read_run(path)
         one = run.summary
         by = "denoiser" if one["adapter_sha256"] else "backbone"
-        kind = (one["task"], one["scoring"], one["target"], one["asked"]["rotate"], by)
+        kind = (one["task"], one["scoring"], one["target"], one["asked"].get("rotate"), by)
         if kind in found:
             raise InvalidInput(
                 f"{path}: there is another run of the {by} on {one['task']} by "

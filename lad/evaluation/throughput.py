@@ -8,7 +8,6 @@ et al., 2009), which recorded files call "floor". Random weights are as slow as 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import loss_weights, noisy_inputs, take
 from lad.training.trainer import Trainer
-from lad.utils import DamagedFile, InvalidInput, disk_errors, write_json
+from lad.utils import InvalidInput, checked, damaged_file, disk_errors, write_json
 
 AIM = 200_000_000  # tokens, which is how many the paper's adapter saw
 UNTIMED = 5  # training steps in which kernels are compiled and chosen
@@ -342,12 +341,8 @@ def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:
 
 def read_runs(path: Path) -> list[dict]:
     """The runs in a file of `add_run`, none where there is no file; else DamagedFile."""
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["runs"]) if path.exists() else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{path} holds no measurements ({error!r}), as --record writes; name another file"
-        ) from error
+    with damaged_file(path, "expected measurements that --record wrote; name another file"):
+        return list(checked(path.read_bytes(), dict)["runs"]) if path.exists() else []
 
 
 def add_run(path: Path, run: dict) -> None:

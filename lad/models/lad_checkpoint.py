@@ -1,8 +1,8 @@
 """The authors' published checkpoint, a pickled module, as a backbone folder and an adapter.
 
 It is a module with a peft LLaMA under the attribute `llama`: frozen weights, LoRA on the query and
-value projections, and a trained head. A pickle is a program: torch's restricted unpickler reads
-it, every class that the file names is an inert `Stub`, and nothing in the file is executed.
+value projections, and a trained head. A pickle is a program: `Unpickler` makes plain values, mapped
+tensors and, of every class that the file names, an inert `Stub`. Nothing in the file is executed.
 
 Reference: https://docs.pytorch.org/docs/stable/notes/serialization.html
 """
@@ -13,51 +13,70 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from lad.models import loading
 from lad.models.download import HubModel, fetch_hub, new_folder
 from lad.models.registry import get_backbone
 from lad.utils import DamagedFile, InvalidInput, one_line, sha256_file, write_json
 
-# The authors' prompts have another layout than LLaMA's chat template, without a date. The
-# checkpoint does not hold it, and this one was not compared with their code.
+# The prompt of the authors' demo, `format_chat_prompt` in legacy/inference/app.py of
+# https://github.com/RuurdKuiper/lad-generic. Its last newline is masked and drawn there.
 LAYOUT = (
-    "{{ bos_token }}{% if messages[0]['role'] != 'system' %}"
+    "{{ bos_token }}\n{% if messages[0]['role'] != 'system' %}"
     "<|start_header_id|>system<|end_header_id|>\nYou are a helpful assistant.\n{% endif %}"
     "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n"
     "{{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n{% endif %}"
 )
+ENDS = ("<|eot_id|>", "<|end_of_text|>")  # of LLaMA 3: either may be what fills the context window
+CONTEXT = 256  # that the adapter was trained with
 LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.[^.]+\.weight")
 NAMED = re.compile(r"(.*\b(llama|module)\.)?(base_model\.model\.)?(?P<name>(model|lm_head)\..+)")
+LAYER = re.compile(r"model\.layers\.(\d+)\..+")
 # What a module with a peft LLaMA is made of, beside tensors: packages and single names.
-STUB_PACKAGES = ("transformers", "peft", "accelerate", "torch.nn", "torch._C._nn", "__main__")
-STUB_NAMES = ("builtins.getattr", "builtins.frozenset", "functools.partial", "torch.layout")
+STUB_PACKAGES = ("transformers.", "peft.", "accelerate.", "torch.nn.", "torch._C._nn.", "__main__.")
+STUB_NAMES = ("builtins.getattr", "builtins.set", "builtins.frozenset", "functools.partial")
+STUB_NAMES += ("torch.device", "torch.Size", "torch.Tensor", "torch.layout", "torch.float32")
+STUB_NAMES += ("torch.float16", "torch.bfloat16", "torch.serialization._get_layout")
+STORAGES = {"torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16}
+STORAGES |= {"torch.FloatStorage": torch.float32, "torch.LongStorage": torch.int64}
+MAKERS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2")
+MAKERS += ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+MAKERS += ("torch._tensor._rebuild_from_type_v2",)
+# Instructions that only move values or make plain ones (see Python's `pickletools`).
+PLAIN = b"\x80(.N\x88\x89KMJ\x8aGX})]ae\x85\x86\x87tqrhjcQ"
+# A module of the 8 B model's shape has 0.3 MB of instructions and some 10,000 parts.
+MOST_BYTES, MOST_PARTS, LONGEST_NAME = 2_000_000, 200_000, 300
+MOST_NUMBERED = 10_000  # numbers as keys; chosen numbers collide, and cost its square
+
+
+class Name(str):
+    """A class or function that a pickle names: module, dot, name."""
 
 
 class Stub:
-    """Stands for an object or function of any class: keeps its state, does nothing."""
+    """Stands for an object of any class: keeps its state, does nothing."""
 
-    def __new__(cls, *args) -> Stub:
-        stub = super().__new__(cls)
-        stub.state = {}
-        return stub
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state if isinstance(state, dict) else {}
+    def __init__(self) -> None:
+        self.state = {}
 
     def get(self, name: str) -> dict:
         """An attribute that is a dictionary, such as `_modules`; else an empty one."""
-        return self.state.get(name) or {}
+        value = self.state.get(name)
+        return value if type(value) is dict else {}
 
 
 def import_checkpoint(
@@ -66,13 +85,15 @@ def import_checkpoint(
     tokenizer: str = "llama-3.1-8b",
     modules: Sequence[str] = (),
     layout: str = LAYOUT,
+    eos: str | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict:
     """Convert a checkpoint to `out/backbone` and `out/adapter`; `out` appears whole or not at all.
 
     `tokenizer` is a folder, or a backbone, of which nothing else is fetched. Classes of `modules`
-    are read as stubs, as those of `__main__` are. `layout` is a chat template; `on_progress` gets
-    the bytes written so far and in all. Raises InvalidInput where `out` exists or `file` does not,
+    are read as stubs, as those of `__main__` are. `layout` is a chat template; `eos` the token that
+    ends an answer, by default decided by one forward pass (`measure_ends`). `on_progress` gets the
+    bytes written so far and in all. Raises InvalidInput where `out` exists or `file` does not,
     DamagedFile for a file that is no such checkpoint or asks for more than tensors.
     """
     file, out = Path(file), Path(out)
@@ -80,22 +101,14 @@ def import_checkpoint(
         raise InvalidInput(f"{out} is there already: expected a new folder; choose another --out")
     if not file.is_file():
         raise InvalidInput(f"no file {file}: expected a checkpoint that torch.save wrote")
-    try:
+    with _refusals(file):
         tensors, stubs = collect(read_checkpoint(file, modules))
         backbone, lora, trained_head = _sort_tensors(tensors)
-        model = _make_model(stubs, backbone)
+        model, ignored = _make_model(stubs, backbone)
         settings = _read_lora(stubs, lora)
         sizes = [sum(t.nbytes for t in part) for part in (model.parameters(), lora.values())]
         if sum(sizes) > file.stat().st_size:  # else a few bytes could stand for any number
             raise ValueError("its tensors share storage, and would be more than the file has")
-    except Exception as error:  # a hostile file can make torch and transformers raise anything
-        reason = one_line(error)
-        if isinstance(error, pickle.UnpicklingError):  # torch's advice is to load it unsafely
-            reason = "its pickle is broken, or holds more than modules and tensors"
-        raise DamagedFile(
-            f"{file} is refused: {reason}; nothing of it was run; expected a module that "
-            "torch.save wrote; download it again from a source that you trust"
-        ) from error
     folder = Path(tokenizer).expanduser()
     if not (folder / "tokenizer.json").is_file():
         hub = get_backbone(tokenizer).source
@@ -104,7 +117,14 @@ def import_checkpoint(
         folder = fetch_hub(hub, weights=False)
     source = loading.read_tokenizer(folder)
     source.chat_template = layout
-    mask = loading.choose_mask(source, file.name)
+    mask = loading.single_token(source, loading.choose_mask(source, file.name), file.name)
+    shares = {}
+    if eos is None:
+        with _refusals(file):
+            shares = measure_ends(model, lora, settings, source, mask)
+        eos = max(shares, key=shares.__getitem__)
+    loading.single_token(source, eos, file.name)
+    source.eos_token = eos
     # transformers draws a bar while it saves, whatever its settings are.
     with new_folder(out) as partial, loading.quiet_transformers(), redirect_stderr(io.StringIO()):
         source.save_pretrained(partial / "backbone")
@@ -115,11 +135,11 @@ def import_checkpoint(
         save_file(lora, adapter / "adapter_model.safetensors", {"format": "pt"})
         on_progress(sum(sizes), sum(sizes))
         # As `lad.diffusion.adapter` reads it.
-        card = {"schema": 1, "attention": "bidirectional", "target": "same", "context": 256}
+        card = {"schema": 1, "attention": "bidirectional", "target": "same", "context": CONTEXT}
         card |= {
             "backbone": "backbone",
             "backbone_digest": loading.weights_digest(partial / "backbone"),
-            "mask_token_id": loading.single_token(source, mask, file.name),
+            "mask_token_id": mask,
             "eos_token_id": source.eos_token_id,
             "adapter_sha256": sha256_file(adapter / "adapter_model.safetensors"),
         }
@@ -127,35 +147,126 @@ def import_checkpoint(
         kind["layers"] = settings["target_modules"]
         write_json(adapter / "denoiser.json", card | kind)
     made = kind | {"trained_head": trained_head, "parameters": model.num_parameters()}
+    made |= {"eos": eos, "eos_shares": shares, "ignored": ignored}
     return made | {"backbone": str(out / "backbone"), "adapter": str(out / "adapter")}
+
+
+@contextmanager
+def _refusals(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a hostile file can make torch and transformers raise anything
+        reason = one_line(error if isinstance(error, ValueError) else repr(error))
+        raise DamagedFile(
+            f"{file} is refused: {reason}; nothing of it was run; expected a module that "
+            "torch.save wrote; download it again from a source that you trust"
+        ) from error
 
 
 def read_checkpoint(file: Path, modules: Sequence[str] = ()) -> object:
     """The pickled object, every class in it a `Stub`; raises for anything but plain storage."""
     if not zipfile.is_zipfile(file):
         raise ValueError("it is no archive of torch 1.6 or later, or is cut")
-    # torch maps the file and checks no checksum; a compressed member would be unpacked first.
+    # Tensors are mapped, so no checksum is seen later; a compressed member would be unpacked.
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} is compressed, as torch never does")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} fails its checksum (CRC)")
-    packages = tuple(f"{package}." for package in (*STUB_PACKAGES, *modules))
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    for name in names:
-        if name not in STUB_NAMES and not name.startswith(packages):
-            module = name.rpartition(".")[0]
-            raise ValueError(f"it asks for {name} (the class of the model? --module {module})")
-    with torch.serialization.safe_globals([(Stub, name) for name in names]):
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    reader = torch._C.PyTorchFileReader(str(file))
+    mapped = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+
+    if reader.get_record_size("data.pkl") > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes describe its modules")
+    packages = (*STUB_PACKAGES, *(f"{module}." for module in modules))
+    unpickler = Unpickler(io.BytesIO(reader.get_record("data.pkl")))
+    unpickler.packages, unpickler.reader, unpickler.mapped = packages, reader, mapped
+    return unpickler.load()
+
+
+class Unpickler(pickle._Unpickler):
+    """Python's unpickler with few instructions, and its own where something is called or hashed.
+
+    Its time and memory are in proportion to the length of what it reads.
+    """
+
+    dispatch: ClassVar = {code: pickle._Unpickler.dispatch[code] for code in PLAIN}
+    numbered = 0
+
+    def find_class(self, module: str, name: str) -> Name:
+        """Any admitted name, as text."""
+        name = Name(f"{module.replace('__builtin__', 'builtins')}.{name}")
+        if name in STORAGES or name in (*STUB_NAMES, *MAKERS) or name.startswith(self.packages):
+            return name
+        module = name.rpartition(".")[0]
+        raise ValueError(f"it asks for {name} (the class of the model? --module {module})")
+
+    def persistent_load(self, reference: object) -> Tensor:
+        """The numbers of a storage, mapped."""
+        match reference:
+            case ("storage", Name() as kind, str() as key, *_):
+                start = self.reader.get_record_offset(f"data/{key}")
+                size = self.reader.get_record_size(f"data/{key}")
+                return torch.empty(0, dtype=STORAGES[kind]).set_(self.mapped[start : start + size])
+        raise ValueError("it refers to something that is no storage")
+
+    def load_call(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = make(self.stack[-1], arguments)
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if type(self.stack[-1]) is Stub and type(state) is dict:
+            self.stack[-1].state = state
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self.set_items(self.pop_mark())
+
+    def set_items(self, items: list) -> None:
+        self.numbered += sum(type(key) is int for key in items[::2])
+        # The hash of a deep tuple may never end, and chosen numbers collide.
+        if self.numbered > MOST_NUMBERED or not {*map(type, items[::2])} <= {str, int, Stub}:
+            raise ValueError("a dictionary has keys that no module has")
+        if type(self.stack[-1]) is not dict:
+            raise ValueError("it sets the items of something that is no dictionary")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    dispatch |= {pickle.REDUCE[0]: load_call, pickle.NEWOBJ[0]: load_call}
+    dispatch |= {pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem}
+    dispatch |= {pickle.SETITEMS[0]: load_setitems}
+
+
+def make(name: object, arguments: object) -> Tensor | dict | Stub:
+    """What calling a class or function gives: a tensor, an empty dictionary, or a stub."""
+    match name, arguments:
+        case "collections.OrderedDict", ():
+            return {}
+        case "torch._utils._rebuild_tensor_v2", (Tensor() as storage, start, size, stride, *_):
+            if not all(type(n) is int for n in (start, *size[:9], *stride[:9])):
+                raise ValueError("a tensor's shape has something else than whole numbers")
+            return storage.as_strided(size[:9], stride[:9], start)
+        case (
+            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
+            (Tensor() as data, *_),
+        ):
+            return data
+        case "torch._tensor._rebuild_from_type_v2", (inner, _, more, _):
+            return make(inner, more)
+    if name in MAKERS:
+        raise ValueError(f"it calls {name} with other arguments than torch does")
+    return Stub()
 
 
 def collect(root: object) -> tuple[dict[str, Tensor], list[Stub]]:
     """Tensors of a pickled module by their dotted names, and all modules in it."""
     if not isinstance(root, Stub):
         raise ValueError("it holds no module, but for example a bare state dict")
-    tensors, stubs = {}, {}
+    tensors, stubs, parts = {}, {}, 0
     queue = [("", root)]
     while queue:
         prefix, module = queue.pop()
@@ -164,10 +275,13 @@ def collect(root: object) -> tuple[dict[str, Tensor], list[Stub]]:
         stubs[module] = True
         for kind in ("_parameters", "_buffers", "_modules"):
             for key, value in module.get(kind).items():
+                parts, name = parts + 1, f"{prefix}{key}"
+                if parts > MOST_PARTS or len(name) > LONGEST_NAME:
+                    raise ValueError("its modules are nested too deeply, or too many")
                 if isinstance(value, torch.Tensor):
-                    tensors[f"{prefix}{key}"] = value.detach()
+                    tensors[name] = value.detach()
                 else:
-                    queue.append((f"{prefix}{key}.", value))
+                    queue.append((f"{name}.", value))
     return tensors, list(stubs)
 
 
@@ -189,28 +303,59 @@ def _sort_tensors(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     return backbone, lora, trained_head
 
 
-def _make_model(stubs: Sequence[Stub], backbone: dict[str, Tensor]) -> LlamaForCausalLM:
-    """A LLaMA of the pickled configuration (its plain values) with exactly these tensors."""
-    (values, *_) = [s.state["config"].state for s in stubs if "lm_head" in s.get("_modules")]
+def _make_model(
+    stubs: Sequence[Stub], backbone: dict[str, Tensor]
+) -> tuple[LlamaForCausalLM, list[str]]:
+    """A LLaMA of the pickled configuration with exactly these tensors; what of it was ignored."""
+    (config, *_) = [s.state["config"].state for s in stubs if "lm_head" in s.get("_modules")]
+    values, ignored = loading.check_config(config)
     table = backbone["model.embed_tokens.weight"]
     head = backbone.setdefault("lm_head.weight", table)
-    names = {*LlamaConfig.__annotations__, "rope_theta", "rope_scaling"}
-    values = {name: value for name, value in values.items() if name in names}
-    config = LlamaConfig(**values | {"tie_word_embeddings": head.data_ptr() == table.data_ptr()})
-    if config.num_hidden_layers > len(backbone):
-        raise ValueError(f"{config.num_hidden_layers:,} layers of {len(backbone)} tensors")
+    tied = head.data_ptr() == table.data_ptr()
+    layers = len({match[1] for match in map(LAYER.fullmatch, backbone) if match})
+    if values.get("num_hidden_layers") != layers:
+        raise ValueError(f"tensors of {layers} layers, not of {values.get('num_hidden_layers')}")
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(LlamaConfig(**values | {"tie_word_embeddings": tied}))
     model.load_state_dict(backbone, assign=True)
     model.tie_weights()
-    return model
+    return model, ignored
+
+
+def measure_ends(
+    model: LlamaForCausalLM, lora: dict[str, Tensor], settings: dict, tokenizer, mask: int
+) -> dict[str, float]:
+    """Share of an answer's positions at which each of `ENDS` is likeliest, when all are MASK.
+
+    What a denoiser was trained to fill its context window with behind an answer is most of it.
+    """
+    turn = [{"role": "user", "content": "What is the capital of France?"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([prompt + [mask] * (CONTEXT - len(prompt))])
+    everything = torch.zeros(1, 1, CONTEXT, CONTEXT)  # nothing is hidden from anything
+
+    def add_lora(module, inputs, output, a, b):
+        return output + settings["lora_alpha"] / settings["r"] * linear(linear(*inputs, a), b)
+
+    for name in {name.rpartition(".lora_")[0] for name in lora}:
+        sides = {side: lora[f"{name}.lora_{side.upper()}.weight"] for side in "ab"}
+        layer = model.get_submodule(name.removeprefix("base_model.model."))
+        layer.register_forward_hook(partial(add_lora, **sides))
+    model.model.rotary_emb = LlamaRotaryEmbedding(model.config)  # of numbers that no file has
+    # Weights stay where the file is mapped, and are widened or narrowed one by one.
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        best = model(tokens, attention_mask=everything, use_cache=False).logits[0, len(prompt) :]
+    best, vocabulary = best.argmax(-1), tokenizer.get_vocab()
+    ends = [end for end in (tokenizer.eos_token, *ENDS) if end in vocabulary]
+    return {end: (best == vocabulary[end]).float().mean().item() for end in ends}
 
 
 def _read_lora(stubs: Sequence[Stub], lora: dict[str, Tensor]) -> dict:
     """Rank, alpha and layers of the adapter, under peft's names."""
     ranks = {t.shape[".lora_B." in name] for name, t in lora.items()}
     layers = [stub for stub in stubs if "lora_A" in stub.get("_modules")]
-    scales = {scale for layer in layers for scale in layer.get("scaling").values()}
+    scales = {float(scale) for layer in layers for scale in layer.get("scaling").values()}
     if len(ranks) != 1 or len(scales) != 1:
         raise ValueError(f"LoRA of ranks {sorted(ranks)} and scales {sorted(scales)}, not one each")
     rank, scale = ranks.pop(), scales.pop()

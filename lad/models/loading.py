@@ -14,13 +14,27 @@ import importlib.util
 import io
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from lad.utils import DamagedFile, InvalidInput, LADError, one_line, sha256_file
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from lad.utils import (
+    MALFORMED,
+    SHORT,
+    Count,
+    DamagedFile,
+    InvalidInput,
+    LADError,
+    checked,
+    one_line,
+    record,
+    sha256_file,
+)
 
 if TYPE_CHECKING:  # these take seconds to import
     import torch
@@ -35,6 +49,29 @@ SPREAD = "spread"
 # made for it, and tokens that a vocabulary holds in reserve.
 MASKS = ("MASK", "<mask>", "[MASK]", "<|mask|>", "<empty_output>")
 MASKS += ("<|reserved_special_token_0|>", "<|fim_pad|>", "[control_8]", "<unk>")
+
+# What a model is built from in its configuration; each may be absent or None.
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+SIZES += ("num_key_value_heads", "head_dim", "max_position_embeddings")
+TYPES = dict.fromkeys(SIZES, Annotated[int, Field(ge=1, le=2**24)])
+TYPES |= {"num_hidden_layers": Annotated[int, Field(ge=1, le=1000)], "hidden_act": str}
+TYPES |= {"rms_norm_eps": float, "rope_theta": float, "attention_bias": bool, "mlp_bias": bool}
+TYPES |= dict.fromkeys(
+    ("rope_scaling", "rope_parameters"), dict[str, str | bool | Count | float | None]
+)
+TYPES |= {"bos_token_id": Count, "eos_token_id": Count | list[Count]}
+ModelConfig = record(TypedDict("ModelConfig", {k: v | None for k, v in TYPES.items()}, total=False))
+
+
+def check_config(config: Mapping) -> tuple[dict, list[str]]:
+    """Values of a configuration that a model is built from; names of others that would load code.
+
+    transformers fetches and runs code for `auto_map` and for an attention that names a repository.
+    Raises ValueError for a value of another type or out of range.
+    """
+    values = checked({name: config[name] for name in TYPES if name in config}, ModelConfig)
+    code = [name for name in map(str, config) if name == "auto_map" or "_implementation" in name]
+    return values, [name for name in code if config[name] not in (None, "eager", "sdpa")]
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
@@ -113,19 +150,25 @@ def read_model(
 ) -> PreTrainedModel:
     """The model of a folder, quantised to 4 or 8 `bits` or in `dtype`, on a device or `SPREAD`."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    options["trust_remote_code"] = False
     options["device_map"] = "auto" if device == SPREAD else {"": device}
     if bits:
         options["quantization_config"] = quantization(bits, dtype)
     # transformers fills what a file lacks with random numbers and only warns: those numbers must
     # neither be used nor be drawn from the global generator.
     with quiet_transformers(), damage_errors(folder), torch.random.fork_rng(devices=[]):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type not in ARCHITECTURES:
-            expected = ", ".join(ARCHITECTURES)
-            raise InvalidInput(f"{folder} is a {config.model_type!r} model: expected {expected}")
+        values = checked((folder / "config.json").read_bytes(), dict)
+        if values.get("model_type") not in ARCHITECTURES:
+            kind, expected = SHORT.repr(values.get("model_type")), ", ".join(ARCHITECTURES)
+            raise InvalidInput(f"{folder} is a {kind} model: expected {expected}")
+        if ignored := check_config(values)[1]:
+            print(f"{folder}: {', '.join(ignored)} ignored, no code is loaded", file=sys.stderr)
+        config = CONFIG_MAPPING[values["model_type"]].from_dict(
+            {name: value for name, value in values.items() if name not in ignored}
+        )
         if window := getattr(config, "sliding_window", None):
             # Up to this length full attention is the same, and every mask is passed explicitly.
             config.sliding_window = None
@@ -167,7 +210,7 @@ def damage_errors(folder: Path) -> Iterator[None]:
         ) from error
     except LADError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, *MALFORMED, RuntimeError) as error:
         if "allocate memory" in str(error):  # too large for this machine, not damaged
             raise
         raise DamagedFile(

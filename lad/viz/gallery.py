@@ -7,7 +7,6 @@ adapter's digest, settings, seed, versions, device and command that made it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lad.diffusion.trace import Trace
-from lad.utils import DamagedFile, InvalidInput, disk_errors, figures_folder, profile, write_json
+from lad.utils import (
+    InvalidInput,
+    checked,
+    damaged_file,
+    disk_errors,
+    figures_folder,
+    profile,
+    write_json,
+)
 from lad.viz import attention, benchmarks, convergence, noise, refinement, throughput
 from lad.viz.ablation import ablation
 from lad.viz.style import Picture, save, show
@@ -70,10 +77,8 @@ def read_numbers(name: str) -> dict:
     path = _data(f"{name}.json")
     if not path.exists():
         raise InvalidInput(f"no numbers at {path}: expected what `lad` wrote; check it out")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedFile(f"{path} cannot be read ({error}): expected JSON; restore it") from error
+    with damaged_file(path, "expected JSON; restore it"):
+        return checked(path.read_bytes(), object)
 
 
 def gallery() -> dict[str, Trace]:
@@ -137,15 +142,8 @@ def draw(name: str) -> Figure:
     if file.endswith(".jsonl"):
         return make(Trace.load(_data(file)))
     numbers = read_numbers(Path(file).stem)
-    try:
+    with damaged_file(f"figures/data/{file}", f"expected what `{command}` writes; run it again"):
         return make(numbers)
-    except DamagedFile:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedFile(
-            f"figures/data/{file} has other numbers than {name} shows ({error!r}): expected what "
-            f"`{command}` writes; run it again"
-        ) from error
 
 
 def unrecorded() -> dict[str, str]:
