@@ -31,7 +31,7 @@ from lad.models.chat import decode_pieces, encode_prompt, encode_text, read_voca
 from lad.models.loading import ARCHITECTURES
 from lad.models.random_weights import SHAPES
 from lad.models.registry import BACKBONES, describe, load_backbone
-from lad.utils import AdapterMismatch, DamagedFile, InvalidInput
+from lad.utils import DamagedFile, InvalidInput
 from lad.viz.tokens import token_spans
 
 SMALL = DenoiserConfig(rank=4, alpha=8)
@@ -337,8 +337,7 @@ def test_an_adapter_is_trained_and_loaded_by_the_path_of_its_backbone(folder, tm
         expected = weight.bfloat16().float() if "lora_" in name else weight
         assert torch.equal(kept[name], expected), name
     elsewhere = copy(folder, tmp_path / "another-name")
-    with pytest.raises(AdapterMismatch, match=r"not for 'another-name'"):
-        load_denoiser(str(elsewhere), adapter)
+    load_denoiser(str(elsewhere), adapter)  # known by its weights
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name in BACKBONES and name != "tiny"])
