@@ -52,7 +52,9 @@ def server(adapter, tmp_path_factory):
 
 def choose_guided(page) -> None:
     """Its runs take all iterations, so that there is something to stop."""
-    page.evaluate(f"{OPTION}.selected = true; {PRESET}.dispatchEvent(new Event('change'))")
+    change = "new Event('change', {bubbles: true})"
+    page.evaluate(f"{OPTION}.selected = true; {PRESET}.dispatchEvent({change})")
+    page.wait(f"/Iterations\\s*32\\D/.test({TEXT})")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,23 @@ def test_the_parts_of_a_message_lie_in_it_one_behind_the_other(offsets, length, 
     assert demo_server.is_v1(head.ljust(length, b"x")) is expected
 
 
+def test_nothing_scrolls_sideways_on_a_phone(page):
+    def resize(width):
+        size = {"width": width, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
+        page.call("Emulation.setDeviceMetricsOverride", **size)
+
+    resize(390)
+    for tab in range(3):
+        page.evaluate(f"document.querySelectorAll('[role=tab]')[{tab}].click()")
+        page.wait(READY)
+        page.wait(
+            "![...document.querySelectorAll('html, body, body *')].some((e) => e.clientWidth && "
+            "e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX))"
+        )
+    page.evaluate("document.querySelectorAll('[role=tab]')[0].click()")
+    resize(1200)
+
+
 def test_a_session_runs_stops_scrubs_and_compares(page):
     assert not page.evaluate(f"/make_page|import |lad\\.demo/.test({TEXT})")
     page.click("Run")
@@ -174,23 +193,6 @@ def test_nothing_is_loaded_from_elsewhere(server, page):
             f"(e) => done(e.blockedURI), {{once: true}}); {load}; }})"
         )
         assert blocked == elsewhere
-
-
-def test_nothing_scrolls_sideways_on_a_phone(page):
-    def resize(width):
-        size = {"width": width, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
-        page.call("Emulation.setDeviceMetricsOverride", **size)
-
-    resize(390)
-    for tab in range(3):
-        page.evaluate(f"document.querySelectorAll('[role=tab]')[{tab}].click()")
-        page.wait(READY)
-        page.wait(
-            "![...document.querySelectorAll('html, body, body *')].some((e) => e.clientWidth && "
-            "e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX))"
-        )
-    page.evaluate("document.querySelectorAll('[role=tab]')[0].click()")
-    resize(1200)
 
 
 def test_every_control_can_be_named_and_reached(page):
