@@ -57,6 +57,13 @@ def choose_guided(page) -> None:
     page.wait(f"/Iterations\\s*32\\D/.test({TEXT})")
 
 
+def open_tab(page, number: int) -> None:
+    tab = f"document.querySelectorAll('[role=tab]')[{number}]"
+    page.evaluate(f"{tab}.focus()")
+    page.press("Enter", 13)
+    page.wait(f"{tab}.getAttribute('aria-selected') === 'true' && {READY}")
+
+
 @pytest.fixture(scope="module")
 def page(server, chromium):
     page = chromium.open(server.url, height=1500)
@@ -152,13 +159,12 @@ def test_nothing_scrolls_sideways_on_a_phone(page):
 
     resize(390)
     for tab in range(3):
-        page.evaluate(f"document.querySelectorAll('[role=tab]')[{tab}].click()")
-        page.wait(READY)
+        open_tab(page, tab)
         page.wait(
             "![...document.querySelectorAll('html, body, body *')].some((e) => e.clientWidth && "
             "e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX))"
         )
-    page.evaluate("document.querySelectorAll('[role=tab]')[0].click()")
+    open_tab(page, 0)
     resize(1200)
 
 
@@ -221,7 +227,7 @@ def test_every_control_can_be_named_and_reached(page):
     page.press("Enter", 13)
     page.click("duplicate")
     page.press("ArrowLeft", 37)
-    page.evaluate("document.querySelectorAll('[role=tab]')[0].click()")
+    open_tab(page, 0)
 
 
 def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server, page, chromium):
