@@ -68,8 +68,8 @@ class SessionManager(AsyncMappingKernelManager):
         self._warm: str | None = None
 
     async def _start(self, **kwargs: object) -> str:
-        prepare = [f"--IPKernelApp.exec_lines={self.prepare}"]
-        return await super().start_kernel(extra_arguments=prepare, **kwargs)
+        kwargs["extra_arguments"] = [f"--IPKernelApp.exec_lines={self.prepare}"]
+        return await super().start_kernel(**kwargs)
 
     async def warm_up(self) -> None:
         """Start the kernel of the next session, if there is a place for it."""
@@ -92,8 +92,8 @@ class SessionManager(AsyncMappingKernelManager):
 
     def full(self) -> str:
         """What the page says when every place is taken."""
-        used = [self.get_kernel(kernel_id).last_activity for kernel_id in self.list_kernel_ids()]
-        idle = datetime.now(UTC) - min(used)
+        used = min(self.get_kernel(one).last_activity for one in self.list_kernel_ids())
+        idle = datetime.now(UTC) - used
         minutes = max(1, math.ceil((self.cull_idle_timeout - idle.total_seconds()) / 60))
         return (
             f"The demo is full: {self.most} of {self.most} sessions are in use. Try again in "
