@@ -401,5 +401,6 @@ Gallery(gallery())
 # text and the figures above show what they would.
 
 # %%
-explorer = RefinementExplorer(denoiser, prompt=QUESTION, pause=0.1, gallery=gallery())
+start = {"prompt": QUESTION, "config": preset("default"), "pause": 0.1}
+explorer = RefinementExplorer(denoiser, gallery=gallery(), **start)
 explorer.widget

@@ -3,9 +3,12 @@
 import contextlib
 import json
 import re
+import struct
 import sys
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +18,13 @@ import pytest
 from browser import Server, end
 from traitlets.config import Config
 
+from lad.diffusion.config import preset
 from lad.models.registry import get_backbone
 from lad.widgets import demo
 
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
+websocket = pytest.importorskip("websocket", reason="it comes with jupyter_server")
+from lad.widgets import demo_server  # noqa: E402
 
 TEXT = "document.body.textContent"
 SENTENCE = f"{TEXT}.match(/After [\\w-]+\\.\\s*Iteration \\d+/g)"
@@ -26,8 +32,9 @@ READY = (
     "[...document.querySelectorAll('button')].some(e => e.offsetParent && "
     "e.textContent.trim() === 'Run')"
 )
-# Fonts and icons that Voila's own template asks for elsewhere; the page does without.
-OUTSIDE = re.compile(r"ERR_(NAME_NOT_RESOLVED|INTERNET_DISCONNECTED|CONNECTION\w*).*https://")
+OPTION = "[...document.querySelectorAll('option')].find((e) => e.text.startsWith('guided'))"
+PRESET = f"{OPTION}.parentElement"
+KERNEL = "JSON.parse(document.getElementById('jupyter-config-data').textContent).kernelId"
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +50,122 @@ def server(adapter, tmp_path_factory):
     end(server.process)
 
 
+def choose_guided(page) -> None:
+    """Its runs take all iterations, so that there is something to stop."""
+    change = "new Event('change', {bubbles: true})"
+    page.evaluate(f"{OPTION}.selected = true; {PRESET}.dispatchEvent({change})")
+    page.wait(f"/Iterations\\s*32\\D/.test({TEXT})")
+
+
+def open_tab(page, number: int) -> None:
+    tab = f"document.querySelectorAll('[role=tab]')[{number}]"
+    page.evaluate(f"{tab}.focus()")
+    page.press("Enter", 13)
+    page.wait(f"{tab}.getAttribute('aria-selected') === 'true' && {READY}")
+
+
 @pytest.fixture(scope="module")
 def page(server, chromium):
     page = chromium.open(server.url, height=1500)
     page.wait(READY)
+    assert page.evaluate(f"{PRESET}.selectedOptions[0].text").startswith("default")
+    choose_guided(page)
     return page
 
 
-def kernels(server):
+def kernels(server) -> set[str]:
+    """The ids of all kernels, the warm one included."""
     lines = []
     for child in psutil.Process(server.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             lines.append(" ".join(child.cmdline()))
-    return sum("ipykernel" in line for line in lines)
+    return {found[1] for line in lines if (found := re.search(r"kernel-([\w-]+)\.json", line))}
+
+
+def get(server) -> tuple[int, str, str]:
+    """Status, kernel id and text of the page, for one who opens no websocket."""
+    try:
+        with urllib.request.urlopen(server.url, timeout=90) as answer:
+            text = answer.read().decode()
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+            return answer.status, re.search(r'"kernelId": "([\w-]+)"', text)[1], text
+    except urllib.error.HTTPError as refused:
+        return refused.code, "", refused.read().decode()
+
+
+def connect(server, kernel: str, *protocols: str):
+    url = server.url.replace("http", "ws") + f"api/kernels/{kernel}/channels?session_id=test"
+    return websocket.create_connection(url, subprotocols=protocols, timeout=60)
+
+
+def test_places_are_taken_one_by_one_and_free_when_a_connection_is_lost(server):
+    server.until(lambda: kernels(server), "no kernel is warm")
+    warm = kernels(server)
+    with ThreadPoolExecutor(5) as pool:
+        answers = sorted(pool.map(lambda _: get(server), range(5)))
+    assert [status for status, _, _ in answers] == [200, 200, 503, 503, 503]
+    ids = {kernel for _, kernel, _ in answers[:2]}
+    assert warm < ids == kernels(server)
+    assert answers[0][2].index("The page is loading") < answers[0][2].index("kernelId")
+    assert "2 of 2 sessions are in use. Try again in 10 minutes" in answers[2][2]
+    for kernel in ids:
+        connect(server, kernel, demo_server.PROTOCOL).shutdown()  # no farewell
+    lost = time.monotonic()
+    server.until(lambda: not ids & kernels(server), "a place is kept", 30)
+    assert time.monotonic() - lost > demo_server.TO_RETURN / 2  # it may come back
+
+
+COUNT = struct.pack("<Q", 2**40)
+
+
+def test_messages_in_another_format_do_not_reach_the_server_s_loops(server):
+    server.until(lambda: get(server)[0] == 200, "full", 60)
+    kernel = min(kernels(server))
+    for protocols in ([], ["other"], [f"x{demo_server.PROTOCOL}"]):
+        with pytest.raises(websocket.WebSocketBadStatusException, match="400"):
+            connect(server, kernel, *protocols)
+    for message in (COUNT, COUNT + bytes(800), b"", bytes(8), bytes(80), "{}"):
+        socket = connect(server, kernel, demo_server.PROTOCOL)
+        send = socket.send if isinstance(message, str) else socket.send_binary
+        send(message)
+        with pytest.raises(websocket.WebSocketConnectionClosedException):
+            while True:  # what the kernel says meanwhile
+                code, data = socket.recv_data()
+                if code == websocket.ABNF.OPCODE_CLOSE:
+                    raise websocket.WebSocketConnectionClosedException(data)
+    with urllib.request.urlopen(f"{server.url}voila/static/voila.js", timeout=10) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("offsets", "length", "expected"),
+    [
+        ([56, 61, 63, 65, 67, 69], 69, True),
+        ([56, 61, 63, 65, 67, 70], 69, False),  # beyond the end
+        ([56, 61, 60, 65, 67, 69], 69, False),  # one part over another
+        ([16], 69, False),
+        ([528 + 8] * 65, 536, False),  # more parts than a page sends
+    ],
+)
+def test_the_parts_of_a_message_lie_in_it_one_behind_the_other(offsets, length, expected):
+    head = struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets)
+    assert demo_server.is_v1(head.ljust(length, b"x")) is expected
+
+
+def test_nothing_scrolls_sideways_on_a_phone(page):
+    def resize(width):
+        size = {"width": width, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
+        page.call("Emulation.setDeviceMetricsOverride", **size)
+
+    resize(390)
+    for tab in range(3):
+        open_tab(page, tab)
+        page.wait(
+            "![...document.querySelectorAll('html, body, body *')].some((e) => e.clientWidth && "
+            "e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX))"
+        )
+    open_tab(page, 0)
+    resize(1200)
 
 
 def test_a_session_runs_stops_scrubs_and_compares(page):
@@ -75,7 +185,20 @@ def test_a_session_runs_stops_scrubs_and_compares(page):
     page.wait(f"/Cut off after \\d+ of 32 iterations/.test({TEXT})")
     page.click("Compare")
     page.wait("(e => e && e.offsetParent)(document.querySelector('.lad-costs'))")
-    assert [error for error in page.errors if not OUTSIDE.search(error)] == []
+    assert page.errors == []
+
+
+def test_nothing_is_loaded_from_elsewhere(server, page):
+    urls = page.evaluate("performance.getEntriesByType('resource').map((e) => e.name)")
+    assert len(urls) > 3
+    assert [url for url in urls if not url.startswith((server.url, "data:", "blob:"))] == []
+    elsewhere = "https://elsewhere.invalid/x"
+    for load in (f"new Image().src = '{elsewhere}'", f"fetch('{elsewhere}').catch(() => 0)"):
+        blocked = page.evaluate(
+            "new Promise((done) => { addEventListener('securitypolicyviolation', "
+            f"(e) => done(e.blockedURI), {{once: true}}); {load}; }})"
+        )
+        assert blocked == elsewhere
 
 
 def test_every_control_can_be_named_and_reached(page):
@@ -104,25 +227,25 @@ def test_every_control_can_be_named_and_reached(page):
     page.press("Enter", 13)
     page.click("duplicate")
     page.press("ArrowLeft", 37)
-    page.evaluate("document.querySelectorAll('[role=tab]')[0].click()")
+    open_tab(page, 0)
 
 
 def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server, page, chromium):
     second = chromium.open(server.url)
     second.wait(READY)
-    assert kernels(server) == 2
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(server.url, timeout=90)  # by a third
-    assert refused.value.code == 503
+    choose_guided(second)
+    first, other = page.evaluate(KERNEL), second.evaluate(KERNEL)
+    assert {first, other} == kernels(server)
+    assert get(server)[0] == 503  # a third
     page.click("Run")
     page.wait(f"/iteration \\d+ of 32/.test({TEXT})")
     assert not second.evaluate(f"/iteration \\d+ of 32/.test({TEXT})")
     second.click("Run")
     page.close()  # in the middle of its run
-    server.until(lambda: kernels(server) == 1, "a session has ended, the kernel has not", 30)
+    server.until(lambda: first not in kernels(server), "a session has ended, not its kernel", 30)
     second.wait(f"/Ran all 32 iterations/.test({TEXT})")
     second.close()
-    server.until(lambda: kernels(server) == 0, "the last kernel is still there", 30)
+    server.until(lambda: other not in kernels(server), "the last kernel is still there", 30)
 
 
 def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
@@ -130,14 +253,14 @@ def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
 
     seen = {}
     monkeypatch.setattr(voila.app.Voila, "launch_instance", lambda **given: seen.update(given))
-    demo.serve("tiny", Path("somewhere"), "cpu")
+    demo_server.serve("tiny", Path("somewhere"), "cpu")
     config = seen["config"]
     assert config["Voila"]["ip"] == "127.0.0.1"
     assert config["VoilaConfiguration"]["strip_sources"] is True
     assert config["VoilaConfiguration"]["show_tracebacks"] is False
     assert not Path(seen["argv"][0]).exists()  # the notebook goes with the server
-    settings = demo.configuration("0.0.0.0", 80, idle=5, sessions=3)
-    manager = demo.SessionManager(config=Config(settings))
+    settings = demo_server.configuration("0.0.0.0", 80, idle=5, sessions=3, prepare="")
+    manager = demo_server.SessionManager(config=Config(settings))
     # An unused page is ended, a run is not.
     assert (manager.most, manager.cull_idle_timeout, manager.cull_busy) == (3, 5, False)
     assert manager.cull_connected
@@ -168,10 +291,9 @@ def test_what_a_session_may_use_is_bounded(adapter):
     ],
 )
 def test_the_page_names_the_model_and_its_size_bounds_the_sessions(tmp_path, name, words, sessions):
-    path = demo.write_notebook(tmp_path, name, Path("/some/adapter's"), "cpu")
-    text, code = ("".join(c["source"]) for c in json.loads(path.read_text())["cells"])
-    assert words in text and demo.default_sessions(get_backbone(name)) == sessions
-    assert f"make_page('{name}', \"/some/adapter's\", 'cpu')" in code
+    path = demo_server.write_notebook(tmp_path, name)
+    text, _ = ("".join(c["source"]) for c in json.loads(path.read_text())["cells"])
+    assert words in text and demo_server.default_sessions(get_backbone(name)) == sessions
 
 
 def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):
@@ -184,4 +306,4 @@ def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):
     monkeypatch.setattr("lad.widgets.demo.RefinementExplorer", explorer)
     for name, expected in (("tiny", False), ("smollm2-135m", True)):
         demo.make_page(name, adapter, "cpu")
-        assert bool(seen["gallery"]) is expected
+        assert bool(seen["gallery"]) is expected and seen["config"] == preset("default")

@@ -116,3 +116,8 @@ def test_the_limits_of_the_page_hold(denoiser):
     assert "expected at most 5" in explorer.message.value
     explorer = InfillExplorer(denoiser, text="a [9] b", limits=Limits(iterations=2), pause=0)
     assert len(run(explorer).steps) <= 2
+    explorer.text.value = "a ___ b"
+    explorer.gap.set_state({"max": 10**9})  # what a changed page may send
+    explorer.gap.set_state({"value": 10**9})
+    run(explorer)
+    assert "a gap of 1000000000 tokens" in explorer.message.value

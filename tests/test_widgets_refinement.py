@@ -275,6 +275,9 @@ def test_a_preset_outside_the_limits_is_brought_within(denoiser):
         explorer.controls["iterations"].value = 12
     explorer.controls["answer_length"].value = 500  # what a page may send
     assert explorer.settings.config.answer_length == 20
+    explorer.controls["answer_length"].set_state({"max": 2048})  # and of a page that was changed
+    explorer.controls["answer_length"].set_state({"value": 440})
+    assert run(explorer).config["answer_length"] == 20
 
 
 def test_a_prompt_over_the_limit_is_refused_and_a_run_ends_at_the_limit_of_time(denoiser):

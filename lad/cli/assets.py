@@ -106,7 +106,7 @@ def demo(
 
     try:
         import_module("voila")
-        from lad.widgets.demo import serve
+        from lad.widgets.demo_server import serve
     except ModuleNotFoundError as error:
         raise InvalidInput(
             f"no {error.name} in {sys.executable}: expected the notebooks extra; "

@@ -9,7 +9,7 @@ noise          the schedule and the corruption under their controls
 attention      the masks and what they do to the states
 benchmark      questions, their options, and the run behind each answer
 accessibility  names of controls for screen readers
-demo           the explorers as a web page
+demo           the explorers as a web page; demo_server: Voila, its kernels and their places
 """
 
 from lad.widgets.attention import AttentionExplorer as AttentionExplorer

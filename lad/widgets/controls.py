@@ -40,8 +40,8 @@ SIZES = sorted({n << k for n in (1, 2, 3) for k in range(11)} | {2048})
 
 
 def width(em: float) -> dict[str, str]:
-    """The layout of a widget of this width."""
-    return {"width": f"{em}em"}
+    """The layout of a widget of this width, or less where the page is narrow; 4px are margins."""
+    return {"width": f"{em}em", "max_width": "calc(100% - 4px)"}
 
 
 def labelled(

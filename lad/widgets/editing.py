@@ -69,7 +69,7 @@ class _TextExplorer(Explorer):
             if length > most:
                 got = f"a text of {length} tokens, its end included"
                 raise InvalidInput(f"{got}: expected at most {most}; shorten it")
-            settings = self._limits.apply(replace(config, answer_length=length))
+            settings = replace(config, answer_length=length)
             return [Job(prompt, settings, start.tokens, start.fixed)]
 
         def keep(traces: list[Trace], whole: bool) -> None:

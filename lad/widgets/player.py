@@ -125,7 +125,7 @@ class Gallery:
         self.traces = dict(traces)
         names = [(name, name) for name in self.traces]
         first = [] if player is None else [("choose a recorded run", "")]
-        layout = width(34) | {"max_width": "100%"}
+        layout = width(34)
         self.choice = widgets.Dropdown(
             options=first + names, description="Gallery", style=SHORT, layout=layout
         )

@@ -93,7 +93,7 @@ class RefinementExplorer(Explorer):
         )
         self.model = labelled(widgets.Dropdown, "Model", 18, options=list(self._loaders))
         self.model.disabled = len(self._loaders) == 1
-        words = "multi-turn: remember earlier questions and answers"
+        words = "multi-turn: remember questions and answers"
         self.turns = widgets.Checkbox(description=words, indent=False, layout=width(30))
         self.talk = widgets.HTML(layout=WIDE)
         options = list(VARIATIONS.items())
@@ -149,7 +149,7 @@ class RefinementExplorer(Explorer):
     def _start_comparison(self) -> None:
         prompt, config = self._chat(), self.settings.config
         name, other = variation(config, self.compare_with.value)
-        jobs = [Job(prompt, config), Job(prompt, self._limits.apply(other))]
+        jobs = [Job(prompt, config), Job(prompt, other)]
         self.comparison.load({})
 
         def done(traces: list[Trace], _whole: bool) -> None:

@@ -150,7 +150,8 @@ class Explorer:
 
     def _run_job(self, denoiser: Denoiser, job: Job, label: str, traces: list[Trace]) -> bool:
         """Run one job and add its trace, whole or cut off; return whether it is whole."""
-        steps, config, whole = [], job.config, False
+        # Here, because what a control may be set to is decided in the browser too.
+        steps, config, whole = [], self._limits.apply(job.config), False
         most, started = self._limits.seconds, time.monotonic()
         prompt_ids = denoiser.encode(job.prompt)
         self.progress.max, self.progress.value = config.iterations, 0
