@@ -145,7 +145,7 @@ def test_files_and_names_that_are_refused(tmp_path):
         load_items("arc-easy", "dev", source=tmp_path)
     with pytest.raises(InvalidInput, match="unknown task 'arc': expected one of arc-easy, arc-"):
         load_items("arc")
-    with pytest.raises(InvalidInput, match="piqa has no split 'test': expected validation"):
+    with pytest.raises(InvalidInput, match="piqa has no split 'test': expected train, validation"):
         load_items("piqa", "test")
 
 

@@ -39,7 +39,9 @@ def use_trace(path):
 
 
 # What a file holds, one JSON object a line; how it is read and used.
+LORA = {"r": CARD["rank"], "lora_alpha": CARD["alpha"], "target_modules": CARD["layers"]}
 FILES = {
+    "adapter_config.json": ([LORA], lambda path: read_card(path.parent)),
     "denoiser.json": ([CARD], lambda path: read_card(path.parent)),
     "trace.jsonl": ([], use_trace),
     "rows.jsonl": ([ROW], use_run),
@@ -56,7 +58,9 @@ VALUES = st.recursive(
 
 
 def write(folder, name, lines):
-    for other, content in (("summary.json", [SUMMARY]), ("rows.jsonl", [ROW]), (name, lines)):
+    beside = {"summary.json": [SUMMARY], "rows.jsonl": [ROW], "denoiser.json": [CARD]}
+    beside |= {"adapter_config.json": [LORA]}
+    for other, content in (beside | {name: lines}).items():
         (folder / other).write_text("".join(json.dumps(line) + "\n" for line in content))
     return folder / name
 

@@ -342,7 +342,7 @@ def test_two_descriptions_of_an_adapter_must_agree(saved, key):
             load_denoiser("tiny", saved[1])
     for text in ("[]", "{", '{"target_modules": 3}', 9999 * "["):
         path.write_text(text)
-        with pytest.raises(DamagedFile, match=r"adapter_config\.json is unreadable"):
+        with pytest.raises(DamagedFile, match=r"adapter_config\.json is unusable"):
             load_denoiser("tiny", saved[1])
 
 

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import AsJson, Device, Model, choose_device, print_json
+from lad.cli.common import AsJson, Device, Model, choose_device, print_json, stopped
 from lad.utils import InvalidInput
 
 
+@stopped("a checkpoint that --out has is kept; the same command and --resume go on")
 def train(
     pairs: Annotated[Path | None, typer.Option(help="JSON Lines of prompt and answer.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for log, checkpoint, adapter.")] = None,
