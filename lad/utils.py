@@ -295,7 +295,7 @@ def describe(cls: type) -> dict[str, dict]:
             "default": field.get_default(call_default_factory=True),
             "help": field.description,
             "low": limits.get("ge", limits.get("gt")),
-            "high": limits.get("le"),
+            "high": limits.get("le") if limits.get("le") != LARGEST else None,
             "choices": choices,
             **(field.json_schema_extra or {}),
         }

@@ -14,7 +14,7 @@ from lad.cli.common import Device, Model, check_least, choose_device, read_promp
 def distil(
     out: Annotated[Path, typer.Option(help="File of pairs to write, .jsonl or .jsonl.gz.")],
     batches: Annotated[int, typer.Option(help="Batches of prompts to try.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Prompts in a batch.")] = 2048,
+    batch_size: Annotated[int, typer.Option(help="Prompts in a batch.")] = 16_384,
     context: Annotated[int, typer.Option(help="Most tokens of a pair.")] = 256,
     answer_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
     answer_temperature: Annotated[float, typer.Option(help="0: the likeliest token.")] = 0.0,

@@ -12,9 +12,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from lad.utils import InvalidInput
+
+STAGE = 64  # tokens
 
 
 @torch.inference_mode()
@@ -41,8 +43,9 @@ def generate(
         prompts: token ids with their chat template; InvalidInput for none, or no room behind them.
         temperature, top_k: 0 takes the likeliest token; 0 samples among all.
         max_length: tokens of a prompt and its answer together; at most what the model allows.
-        static_cache: keys and values in one tensor of fixed size, which transformers compiles into
-            CUDA graphs on a GPU. Batches are padded to few shapes: pays in long runs.
+        static_cache: keys and values in tensors of fixed size, which transformers compiles into
+            CUDA graphs on a GPU. Batches are padded to few shapes, and made anew after every 64
+            tokens from the answers that go on: pays where there are many.
     """
     max_length = max_length or causal_lm.config.max_position_embeddings
     eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
@@ -51,42 +54,58 @@ def generate(
             raise InvalidInput(
                 f"a prompt of {length} tokens: expected at least 1 and fewer than {max_length}"
             )
-    sampling = None
     if temperature > 0:
         generator = torch.Generator().manual_seed(seed)
         uniforms = torch.rand((len(prompts), max_new_tokens), generator=generator)
-    answers: list[list[int]] = [[]] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        width, shortest = len(prompts[batch[0]]), len(prompts[batch[-1]])
-        new_tokens, options = min(max_new_tokens, max_length - shortest), {}
-        if static_cache:  # each new shape is compiled
-            width, new_tokens = -(-width // 64) * 64, -(-new_tokens // 64) * 64
-            options = {"cache_implementation": "static"}
-            batch += batch[-1:] * (batch_size - len(batch))
-        ids = torch.full((len(batch), width), eos)
-        attention_mask = torch.zeros_like(ids)
-        for row, i in enumerate(batch):
-            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-            attention_mask[row, width - len(prompts[i]) :] = 1
-        if temperature > 0:
-            drawn = uniforms[batch].to(causal_lm.device)
-            sampling = [partial(sample, drawn, width, temperature, top_k)]
-        new = causal_lm.generate(
-            input_ids=ids.to(causal_lm.device),
-            attention_mask=attention_mask.to(causal_lm.device),
-            max_new_tokens=new_tokens,
-            logits_processor=sampling,
-            do_sample=False,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            **options,
-        )[:, width:].tolist()
-        for i, tokens in zip(batch, new, strict=True):
-            end = tokens.index(eos) + 1 if eos in tokens else len(tokens)
-            answers[i] = tokens[: min(end, max_new_tokens, max_length - len(prompts[i]))]
+    answers: list[list[int]] = [[] for _ in prompts]
+    room = [min(max_new_tokens, max_length - len(prompt)) for prompt in prompts]
+    caches: dict[int, StaticCache] = {}
+    going, done, stage = list(range(len(prompts))), 0, STAGE if static_cache else max_new_tokens
+    while going:
+        going.sort(key=lambda i: -len(prompts[i]))
+        for first in range(0, len(going), batch_size):
+            batch, options = going[first : first + batch_size], {}
+            width = len(prompts[batch[0]]) + done
+            new_tokens = min(stage, max(room[i] for i in batch) - done)
+            if static_cache:
+                width, batch = (
+                    -(-width // STAGE) * STAGE,
+                    batch + batch[-1:] * (batch_size - len(batch)),
+                )
+                options = {"past_key_values": _static_cache(caches, causal_lm, width + stage)}
+            ids = torch.full((len(batch), width), eos)
+            attention_mask = torch.zeros_like(ids)
+            for row, i in enumerate(batch):
+                begun = [*prompts[i], *answers[i]]
+                ids[row, width - len(begun) :] = torch.tensor(begun)
+                attention_mask[row, width - len(begun) :] = 1
+            if temperature > 0:
+                drawn = uniforms[batch, done:].to(causal_lm.device)
+                options["logits_processor"] = [partial(sample, drawn, width, temperature, top_k)]
+            new = causal_lm.generate(
+                input_ids=ids.to(causal_lm.device),
+                attention_mask=attention_mask.to(causal_lm.device),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                eos_token_id=eos,
+                pad_token_id=eos,
+                **options,
+            )[:, width:].tolist()
+            for i, tokens in dict(zip(batch, new, strict=True)).items():
+                end = tokens.index(eos) + 1 if eos in tokens else len(tokens)
+                answers[i] = (answers[i] + tokens[:end])[: room[i]]
+        done += stage
+        going = [i for i in going if answers[i][-1] != eos and len(answers[i]) < room[i]]
     return answers
+
+
+def _static_cache(caches: dict[int, StaticCache], causal_lm, length: int) -> StaticCache:
+    """An empty cache; one of each length is enough, and lets CUDA graphs be used again."""
+    if length in caches:
+        caches[length].reset()
+    else:
+        caches[length] = StaticCache(config=causal_lm.config, max_cache_len=length)
+    return caches[length]
 
 
 def sample(

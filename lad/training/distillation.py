@@ -47,6 +47,7 @@ BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
 SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"
+GPU_BATCH = 2048
 CPU_BATCH = 32  # answers generated together; more only take more memory there
 
 
@@ -54,7 +55,7 @@ CPU_BATCH = 32  # answers generated together; more only take more memory there
 class DistilConfig:
     """How pairs are made."""
 
-    batch_size: int = setting(2048, "prompts in a batch; a GPU generates all together", ge=1)
+    batch_size: int = setting(16_384, "prompts in a batch, which is kept when it is whole", ge=1)
     context: int = setting(256, "tokens of prompt, answer and its EOS together at most", ge=1)
     prompt_tokens: int = setting(48, "tokens that the backbone adds to an opening at most", ge=1)
     prompt_temperature: float = setting(0.8, "of prompts; high, for variety", ge=0)
@@ -189,7 +190,7 @@ def _continue(
     tokens are others than those generated: a pair is stored as text, and read as the latter."""
     tokenizer, eos = backbone.tokenizer, backbone.eos_token_id
     on_gpu = backbone.model.device.type == "cuda"
-    kwargs |= {"batch_size": config.batch_size if on_gpu else CPU_BATCH, "eos_token_id": eos}
+    kwargs |= {"batch_size": GPU_BATCH if on_gpu else CPU_BATCH, "eos_token_id": eos}
     answers = generate(backbone.model, tokenizer, ids, *args, static_cache=on_gpu, **kwargs)
     texts = []
     for new in answers:
