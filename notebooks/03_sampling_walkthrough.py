@@ -34,6 +34,10 @@
 #
 # A **trace** records everything that happens in a run. All figures below are made from traces.
 
+# %% [markdown]
+# *In JupyterLab: Run > Run All Cells, on opening and wherever an explorer says "model not found".
+# It takes one to four minutes on two CPU cores.*
+
 # %%
 from dataclasses import replace
 

@@ -24,14 +24,13 @@ WIDE = {"width": "auto"}  # 100 % would be too wide by the margins
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 SPACED = ROW | {"grid_gap": "2px 16px"}
 COLUMNS = {
-    "grid_template_columns": "repeat(auto-fit, minmax(min(22em, 100%), 1fr))",
+    "grid_template_columns": "repeat(auto-fit, minmax(min(24em, 100%), 1fr))",
     "grid_gap": "2px 24px",
 }
 # Styles: the width of a control's label
 SHORT = {"description_width": "6em"}
 MEDIUM = {"description_width": "9em"}
-LONG = {"description_width": "11em"}
-FIELD = {"style": MEDIUM, "layout": {"width": "26em"}}
+LONG = {"description_width": "min(13em, 50%)"}
 
 CUSTOM = "custom"
 PURPOSES = {  # of the presets, as lists of them say it
@@ -47,8 +46,11 @@ SIZES = sorted({n << k for n in (1, 2, 3) for k in range(11)} | {2048})
 
 
 def width(em: float) -> dict[str, str]:
-    """The layout of a widget of this width."""
-    return {"width": f"{em}em"}
+    """The layout of a widget of this width; on a narrow page it is narrower, with its margins."""
+    return {"width": f"{em}em", "max_width": "calc(100% - 4px)"}
+
+
+FIELD = {"style": MEDIUM, "layout": width(26)}
 
 
 def labelled(

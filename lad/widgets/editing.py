@@ -141,7 +141,7 @@ class InfillExplorer(_TextExplorer):
     def _make_controls(self) -> list[list[Widget]]:
         traits = {"style": SHORT, "layout": width(18)}
         most = min(64, self._limits.answer_length)
-        self.gap = widgets.BoundedIntText(1, min=1, max=most, description="Tokens a gap", **traits)
+        self.gap = widgets.BoundedIntText(1, min=1, max=most, description="Gap size", **traits)
         self.gap.tooltip = "for ___; [3] is a gap of three tokens"
         presets = {"options": PURPOSES, "value": "quality"} | traits | {"layout": width(29)}
         self.preset = widgets.Dropdown(description="Preset", **presets)

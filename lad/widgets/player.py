@@ -130,10 +130,7 @@ class Gallery:
         self.traces = dict(traces)
         names = [(name, name) for name in self.traces]
         first = [] if player is None else [("choose a recorded run", "")]
-        layout = width(34) | {"max_width": "100%"}
-        self.choice = widgets.Dropdown(
-            options=first + names, description="Gallery", style=SHORT, layout=layout
-        )
+        self.choice = labelled(widgets.Dropdown, "Gallery", 34, options=first + names)
         self.choice.disabled = not names
         self.choice.observe(self._choose, "value")
         self.player = player or TracePlayer()
