@@ -199,7 +199,7 @@ def test_the_explorers_work_in_jupyterlab(lab):
     cell = "document.querySelectorAll('.jp-CodeCell')"
     refinement, repair, infill = (f"{cell}[{n}]" for n in range(3))
     lab.click("Run", refinement)
-    lab.wait(f"/\\b[2-9] of 32 iterations/.test({refinement}.textContent)")
+    lab.wait(f"/[2-9] of 32 iterations/.test({refinement}.textContent)")
     lab.click("Stop", refinement)
     lab.wait(f"/Cut off after \\d+ of 32 iterations/.test({refinement}.textContent)")
     sentence = f"{refinement}.textContent.match(/After [\\w-]+\\.\\s*Iteration \\d+/)?.[0]"

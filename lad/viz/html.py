@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz import tokens
-from lad.viz.tokens import TokenSpan, count, sentence, summary, token_spans, visible
+from lad.viz.tokens import PHASES, TokenSpan, count, sentence, summary, token_spans, visible
 
 ASSETS = Path(__file__).parents[1] / "assets"
 STYLE, SCRIPT = ((ASSETS / name).read_text(encoding="utf-8") for name in ("view.css", "replay.js"))
@@ -81,9 +81,7 @@ def _describe(span: TokenSpan) -> str:
     return ", ".join(words)
 
 
-def legend_html(
-    trace: Trace, coloring: str = "state", phases: Sequence[str] = tokens.PHASES
-) -> str:
+def legend_html(trace: Trace, coloring: str = "state", phases: Sequence[str] = PHASES) -> str:
     """The key to the spans, with only what can occur in these phases of this trace's frames."""
     gaps = tokens.frames(trace)[0][1] == "input" and trace.is_masked[0].any()
     masked = ("input" in phases and gaps) or ("remasked" in phases and trace.remask.any())

@@ -21,16 +21,7 @@ from lad.diffusion.trace_file import from_lines, to_lines
 from lad.models.chat import Prompt
 from lad.utils import DamagedFile, InvalidInput, LADError
 from lad.viz.html import answer_html, escape, page_html
-from lad.widgets.controls import (
-    PURPOSES,
-    SHORT,
-    SPACED,
-    WIDE,
-    Controls,
-    Limits,
-    labelled,
-    width,
-)
+from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Controls, Limits, labelled
 from lad.widgets.player import Comparison, Gallery
 from lad.widgets.runner import Explorer, Job, Loader
 
@@ -103,7 +94,7 @@ class RefinementExplorer(Explorer):
         self.model = labelled(widgets.Dropdown, "Model", 18, options=list(self._loaders))
         self.model.disabled = len(self._loaders) == 1
         words = "multi-turn: remember earlier questions and answers"
-        self.turns = widgets.Checkbox(description=words, indent=False, layout=width(30))
+        self.turns = labelled(widgets.Checkbox, words, 30, indent=False)
         self.talk = widgets.HTML(layout=WIDE)
         self.compare_with = labelled(widgets.Dropdown, "Beside it", 29, options=VARIATIONS)
         words = "run this prompt with the settings above and with others, side by side"
