@@ -184,6 +184,12 @@ def _without_widgets(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def has_columns(text: str) -> bool:
+    """Whether most lines of a text have parts that are set apart by two or more spaces."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return 2 * sum(bool(re.search(r"\S  +\S", line)) for line in lines) > len(lines)
+
+
 def page(
     notebook: NotebookNode, title: str, folder: Path, links: Sequence[tuple[str, str]] = ()
 ) -> str:
@@ -193,6 +199,7 @@ def page(
     """
     exporter = HTMLExporter(raw_template=_asset("report_page.html.j2"))
     exporter.register_filter("markdown2html", lambda source: _markdown(source, folder))
+    exporter.register_filter("has_columns", has_columns)
     resources = {"metadata": {"name": title}, "links": links, "style": _asset("report.css")}
     return exporter.from_notebook_node(_without_widgets(notebook), resources)[0]
 

@@ -34,6 +34,10 @@
 # *Diffusion* models learn to undo corruption step by step. *LoRA* is the small set of weights that
 # is trained; see [notebook 2](02_model_setup.ipynb).
 
+# %% [markdown]
+# *In JupyterLab: Run > Run All Cells, on opening and wherever an explorer says "model not found".
+# It takes half a minute on two CPU cores.*
+
 # %%
 from dataclasses import asdict
 

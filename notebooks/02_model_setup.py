@@ -33,6 +33,10 @@
 #   A$. Only $A$ and $B$ are trained; how narrow they are is the **rank**.
 # - **Denoiser** means backbone plus adapter, run with a mask that is not causal.
 
+# %% [markdown]
+# *In JupyterLab: Run > Run All Cells, on opening and wherever an explorer says "model not found".
+# It takes one to four minutes on two CPU cores.*
+
 # %%
 import json
 

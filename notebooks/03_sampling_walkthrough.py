@@ -34,6 +34,10 @@
 #
 # A **trace** records everything that happens in a run. All figures below are made from traces.
 
+# %% [markdown]
+# *In JupyterLab: Run > Run All Cells, on opening and wherever an explorer says "model not found".
+# It takes one to four minutes on two CPU cores.*
+
 # %%
 from dataclasses import replace
 
@@ -46,7 +50,7 @@ from lad.diffusion.sampler import record
 from lad.evaluation.text_metrics import repeated_ngrams
 from lad.utils import profile
 from lad.viz.gallery import FIGURES, gallery, save_trace, show_recorded
-from lad.viz.html import costs_text, draft_html, filmstrip_text, legend_html, page_html
+from lad.viz.html import costs_table, draft_html, filmstrip_text, legend_html, page_html
 from lad.viz.refinement import (
     confidence_curve,
     confidence_heatmap,
@@ -197,8 +201,12 @@ OTHERS += ["How do I boil an egg?", "Why is the sky blue?"]
 OTHERS = OTHERS[:1] if FAST else OTHERS
 quiet = [noiseless] + [record(denoiser, question, NOISELESS) for question in OTHERS]
 noisy = [remasked] + [record(denoiser, question, REMASKED) for question in OTHERS]
-print("Without re-masking\n" + costs_text({run.prompt: run for run in quiet}))
-print("\nWith re-masking\n" + costs_text({run.prompt: run for run in noisy}))
+print("Without re-masking")
+costs_table({run.prompt: run for run in quiet})
+
+# %%
+print("With re-masking")
+costs_table({run.prompt: run for run in noisy})
 
 # %%
 earlier = sum(half_settled(q) < half_settled(n) for q, n in zip(quiet, noisy, strict=True))
@@ -238,7 +246,7 @@ for name, run in {**runs, f"with re-masking, {worst.prompt}": worst}.items():
 # A left-to-right model spends one forward pass a token: its TPF is 1. Seconds are wall time.
 
 # %%
-print(costs_text({"short answer, noiseless": paris, **runs}))
+costs_table({"short answer, noiseless": paris, **runs})
 
 # %% [markdown]
 # **Conclusion.** Parallel drawing gives more than one token a pass; every further iteration trades

@@ -24,6 +24,10 @@
 # commands that are printed beside them. **Live** ones are measured while the notebook runs, on so
 # few questions that they show how it works and say nothing about how good the model is.
 
+# %% [markdown]
+# *In JupyterLab: Run > Run All Cells, on opening and wherever an explorer says "model not found".
+# It takes one to four minutes on two CPU cores.*
+
 # %%
 from collections import Counter
 
@@ -35,11 +39,11 @@ from lad.evaluation.benchmark import BenchmarkConfig, ScoredModel, compare, refi
 from lad.evaluation.likelihood import encode_questions
 from lad.evaluation.statistics import wilson
 from lad.evaluation.tables import (
-    authors_text,
-    bias_text,
+    authors_table,
+    bias_table,
     points,
     read_letters,
-    results_text,
+    results_tables,
     scoring_label,
 )
 from lad.evaluation.tasks import format_question, live_items, title_of
@@ -93,8 +97,8 @@ print(question.prompt, "\n\nRight:", question.lines[question.gold])
 # set and GSM8K: the scores are *in-distribution*, not zero-shot.
 
 # %%
-print("The authors' figures, 8B, n = 200 each (not measured here):\n")
-print(authors_text())
+print("The authors' figures, 8B, n = 200 each (not measured here):")
+authors_table()
 
 # %% [markdown]
 # For orientation, figures that others have published, not re-run here: LLaDA 8B Instruct, trained
@@ -115,8 +119,12 @@ digest = next(r["adapter_sha256"] for r in results["runs"] if r["by"] == "denois
 where = results["runs"][0]["origin"]
 print("Recorded, full sets, by:\n  " + "\n  ".join(results["commands"]))
 print(f"on {where['processor']}, {where['dtype']}, adapter {digest[:12]}", end=", ")
-print("the one here" if digest == denoiser.adapter_sha256 else "NOT the one here", end=".\n\n")
-print(results_text(results))
+print("the one here." if digest == denoiser.adapter_sha256 else "NOT the one here.")
+shares, tasks = results_tables(results)
+shares
+
+# %%
+tasks
 
 # %% [markdown]
 # Three ways of asking, and they do not agree. **The line** (`B: text`, with all options in the
@@ -238,7 +246,7 @@ for one in left["comparisons"]:
 # often each letter was chosen beside how often it was right:
 
 # %%
-print(bias_text(results))
+bias_table(results)
 
 # %% [markdown]
 # And the other way round: how often was A right when it was chosen? A model that knows nothing is

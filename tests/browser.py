@@ -109,13 +109,12 @@ class Browser:
         end(self._process)
         self._folder.cleanup()
 
-    def open(self, url: str, height: int = 1000, dark: bool = False) -> "Page":
+    def open(self, url: str, height: int = 1000, dark: bool = False, width=1200) -> "Page":
         """A new tab at an address."""
         request = urllib.request.Request(f"{self._address}/json/new?about:blank", method="PUT")
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             page = Page(json.load(answer)["webSocketDebuggerUrl"])
-        size = {"width": 1200, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        page.call("Emulation.setDeviceMetricsOverride", **size)
+        page.resize(width, height)
         # As if somebody looked at it, whatever other tabs there are.
         page.call("Emulation.setFocusEmulationEnabled", enabled=True)
         if dark:
@@ -150,6 +149,11 @@ class Page:
             is_error = "error" in (values.get("type"), values.get("entry", {}).get("level"))
             if is_error or event == "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(values))
+
+    def resize(self, width: int, height: int) -> None:
+        """The size of the tab, in pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def evaluate(self, script: str) -> object:
         """The value of an expression in the page."""

@@ -92,16 +92,17 @@ def test_a_curve_says_what_iterations_change():
 
 
 def test_the_results_table_has_both_and_their_difference(joined):
-    lines = tables.results_text(joined).split("\n")
+    shares, tasks = (table.to_string() for table in tables.results_tables(joined))
+    lines = shares.split("\n")
     scorings = ["line  ", "line, by characters", "generation"]
     assert all(name in line for name, line in zip(scorings, lines[2:5], strict=True))
     assert all("100.0 (91.2–100.0)" in line for line in lines[2:5])
     assert lines[2].startswith("ARC-Easy") and lines[3].startswith(" ")
-    assert re.search(r"ARC-Easy +40 +26.3", lines[-1])
-    assert "ARC-Easy       88.5 (83.3–92.2)" in tables.authors_text()
-    assert "–" in tables.results_text({"runs": joined["runs"][:1], "comparisons": []})
+    assert re.search(r"ARC-Easy +40 +26.3", tasks)
+    assert "ARC-Easy       88.5 (83.3–92.2)" in tables.authors_table().to_string()
+    assert "–" in tables.results_tables({"runs": joined["runs"][:1], "comparisons": []})[0].values
     share = f"{100 * sum(item.gold == 0 for item in ITEMS) / len(ITEMS):.0f}"
-    lines = tables.bias_text(joined).split("\n")
+    lines = tables.bias_table(joined).to_string().split("\n")
     [generated] = [line for line in lines if "generation" in line and "backbone" in line]
     assert f"100/{share}" in generated  # it always says A
 
@@ -152,6 +153,8 @@ def test_the_browser_goes_from_question_to_question():
         browser.forth.click()
     assert browser.slider.value == 4 and "wrong" in browser.caption.value
     assert browser.player.trace.answer == "A: k"
+    assert " s, " not in browser.player.answer.value  # a batch's time is no question's
+    assert browser.player.head.layout.display == "none"  # the question is above
     assert dict(browser.shown.options) == {"all": "all", "right (2)": "right", "wrong (2)": "wrong"}
     browser.shown.value = "wrong"
     assert "Question 1 of 2" in browser.caption.value and "i1" in browser.caption.value

@@ -5,6 +5,7 @@ import sys
 import time
 
 import nbformat
+import pandas as pd
 import pytest
 from browser import Server, contrast, end
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -110,6 +111,39 @@ def test_text_can_be_read_on_a_light_page_and_on_a_dark_one(chromium, tmp_path, 
     page.close()
 
 
+TEXT = "The word that ends this line is not broken anywhere at all: " + "unbreakable " * 9
+COLUMNS = "task      questions   chance\n" + f"{'ARC-Easy':<40}2,376   25.0   26.6   30\n" * 3
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_outputs_wrap_between_words_or_scroll_and_are_whole_on_paper(chromium, tmp_path, width):
+    outputs = [nbformat.v4.new_output("stream", text=text) for text in (TEXT, COLUMNS)]
+    table = {"text/html": pd.DataFrame({"a wide column": ["0.1 (0.0 to 0.2)"] * 2}).to_html()}
+    outputs += [nbformat.v4.new_output("display_data", table)]
+    notebook = new_notebook(cells=[new_code_cell("x = " + "1 + " * 60 + "1", outputs=outputs)])
+    file = tmp_path / "out.html"
+    file.write_text(make_page(notebook, "outputs", tmp_path))
+    page = chromium.open(file.as_uri(), width=width)
+    page.wait("document.readyState === 'complete'")
+    prose, columns, code = ".jp-RenderedText pre", ".lad-columns pre", ".jp-InputArea-editor"
+
+    def too_wide(selector):
+        one = f"document.querySelector('{selector}')"
+        return page.evaluate(f"{one}.scrollWidth > {one}.clientWidth")
+
+    def style(selector, name):
+        return page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{name}")
+
+    assert not too_wide("html") and not too_wide(prose)
+    assert style(prose, "wordBreak") == "normal"
+    assert (style(columns, "whiteSpace"), style(columns, "overflowX")) == ("pre", "auto")
+    assert too_wide(columns) == (width == 390)
+    assert too_wide(code) and style(code, "overflowX") == "auto"
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert not any(map(too_wide, ("html", prose, columns, code)))
+    page.close()
+
+
 CELLS = """
 from lad.diffusion.adapter import (load_denoiser)
 from lad.widgets import InfillExplorer, RefinementExplorer, RepairExplorer
@@ -119,6 +153,9 @@ RefinementExplorer(denoiser, prompt="hello", pause=0.1).widget
 RepairExplorer(denoiser, text="one two three", question="", pause=0).widget
 ---
 InfillExplorer(denoiser, text="one ___ three", pause=0).widget
+---
+from lad.widgets import AttentionExplorer, CorruptionExplorer, ScheduleExplorer
+display(AttentionExplorer().widget, CorruptionExplorer().widget, ScheduleExplorer().widget)
 """
 OPEN = """(() => { document.querySelector('.jp-Dialog .jp-mod-accept')?.click();
 const shell = window.jupyterapp?.shell;
@@ -134,7 +171,7 @@ BUTTONS = (
 
 @pytest.fixture(scope="module")
 def lab(chromium, adapter, tmp_path_factory):
-    """JupyterLab with a notebook of three explorers on the tiny model, all cells run."""
+    """JupyterLab with a notebook of the explorers on the tiny model, all cells run."""
     pytest.importorskip("jupyterlab")
     folder = tmp_path_factory.mktemp("lab")
     cells = [new_code_cell(c.strip()) for c in CELLS.format(adapter=adapter).split("---")]
@@ -154,7 +191,7 @@ def lab(chromium, adapter, tmp_path_factory):
     server = Server(command, "is running at", folder / "lab.log", **environment)
     try:
         page = chromium.open(f"{server.url}lab/tree/w.ipynb", height=2400)
-        page.wait("document.querySelectorAll('.jp-CodeCell').length === 3")
+        page.wait("document.querySelectorAll('.jp-CodeCell').length === 4")
         page.wait(OPEN)
         page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait(f"{BUTTONS}.length === 3")
@@ -168,7 +205,7 @@ def test_the_explorers_work_in_jupyterlab(lab):
     cell = "document.querySelectorAll('.jp-CodeCell')"
     refinement, repair, infill = (f"{cell}[{n}]" for n in range(3))
     lab.click("Run", refinement)
-    lab.wait(f"/iteration [2-9] of 32/.test({refinement}.textContent)")
+    lab.wait(f"/[2-9] of 32 iterations/.test({refinement}.textContent)")
     lab.click("Stop", refinement)
     lab.wait(f"/Cut off after \\d+ of 32 iterations/.test({refinement}.textContent)")
     sentence = f"{refinement}.textContent.match(/After [\\w-]+\\.\\s*Iteration \\d+/)?.[0]"
@@ -190,3 +227,45 @@ def test_the_explorers_work_in_jupyterlab(lab):
     lab.wait(f"/forward pass/.test({infill}.textContent)")
     assert lab.evaluate(f"{infill}.querySelector('[role=alert]') === null")
     assert lab.errors == []
+
+
+def test_a_list_set_to_none_says_so(lab):
+    lab.wait("document.querySelector('.jupyter-widget-Collapse-header')")
+    lab.evaluate("document.querySelector('.jupyter-widget-Collapse-header').click()")
+    lists = "[...document.querySelectorAll('.jp-CodeCell')[0].querySelectorAll('.widget-dropdown')]"
+    one = f"{lists}.find(e => e.textContent.startsWith('{{}}')).querySelector('select')"
+    label = f"{one}.selectedOptions[0]?.text.replaceAll('\u00a0', ' ')"
+
+    def choose(name, text):
+        select = one.format(name)
+        index = f"[...{select}.options].findIndex(o => o.text.startsWith('{text}'))"
+        lab.evaluate(f"{select}.selectedIndex = {index}")
+        lab.evaluate(f"{select}.dispatchEvent(new Event('change', {{bubbles: true}}))")
+
+    choose("Preset", "default")
+    choose("Added tokens", "8")
+    choose("Context", "64")
+    for name, number in {"Added": "8", "Context": "64", "Window": "16"}.items():
+        lab.wait(f"{label.format(name)} === '{number}'")
+    choose("Added tokens", "none")  # by hand
+    choose("Preset", "guided")  # and by preset
+    lab.wait(f"{label.format('Preset')}.startsWith('guided: ')")
+    time.sleep(1)  # what the kernel sends back
+    shown = {name: lab.evaluate(label.format(name)) for name in ("Added", "Context", "Window")}
+    assert shown == dict.fromkeys(shown, "none")
+
+
+SCROLLED = """[...document.querySelectorAll('.jupyter-widgets')].filter(e => e.clientWidth
+&& /auto|scroll/.test(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth)
+.map(e => `${e.textContent.slice(0, 40)}: ${e.scrollWidth} > ${e.clientWidth}`)"""
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_no_explorer_has_a_horizontal_scrollbar(lab, width):
+    lab.evaluate(
+        "document.querySelector('#jp-left-stack').offsetParent && void "
+        "window.jupyterapp.commands.execute('application:toggle-left-area')"
+    )
+    lab.resize(width, 2400)
+    time.sleep(1)  # what the page lays out again
+    assert lab.evaluate(SCROLLED) == []

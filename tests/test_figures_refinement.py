@@ -108,11 +108,11 @@ def test_settling_heatmap_tells_changed_unchanged_and_settled():
 
 def test_curves_name_each_run():
     figure = refinement.settled_curve({"noisy": NOISY, "quiet": QUIET})
-    half = "Half of the answer is final after iteration 2 (noisy), 1 (quiet)"
+    half = "Half of the answer is final after iteration 1 (noisy), 1 (quiet)"
     assert figure.get_suptitle() == half
     lines = figure.axes[0].lines
     assert [line.get_label() for line in lines] == ["noisy", "quiet"]
-    assert np.allclose(lines[0].get_ydata(), [1 / 3, 2 / 3, 1, 1])
+    assert np.allclose(lines[0].get_ydata(), [2 / 4, 3 / 4, 1, 1])
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
     figure = refinement.confidence_curve({"noisy": NOISY})
     assert np.allclose(figure.axes[0].lines[0].get_ydata(), [0.2, 0.4, 0.6, 0.9])

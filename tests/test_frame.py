@@ -7,6 +7,7 @@ find what it looks for.
 import ast
 import json
 import re
+import shutil
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
@@ -203,6 +204,19 @@ def test_every_import_is_declared():
     assert undeclared == []
 
 
+def test_opening_and_saving_a_notebook_in_jupyterlab_changes_no_tracked_file(tmp_path):
+    jupytext = pytest.importorskip("jupytext")
+    shutil.copytree(ROOT / "notebooks", tmp_path, dirs_exist_ok=True)
+    manager = jupytext.TextFileContentsManager(root_dir=str(tmp_path))
+    for book in tmp_path.glob("*.ipynb"):
+        notebook = manager.get(book.name)["content"]
+        # From the kernel; its version is that of the Python at hand.
+        assert notebook.metadata["language_info"]["nbconvert_exporter"] == "python"
+        manager.save({"type": "notebook", "content": notebook, "format": "json"}, book.name)
+    for file in tmp_path.glob("[0-9]*"):
+        assert file.read_bytes() == (ROOT / "notebooks" / file.name).read_bytes(), file.name
+
+
 def test_notebooks_are_clean_pairs():
     scripts = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
     books = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -210,6 +224,8 @@ def test_notebooks_are_clean_pairs():
     assert [p.stem for p in scripts] == [p.stem for p in books]
     for book in books:
         notebook = json.loads(book.read_text())
+        [line] = [c for c in notebook["cells"] if "Run > Run All Cells" in "".join(c["source"])]
+        assert "minute" in "".join(line["source"]), f"{book.name}: how long that takes"
         assert "widgets" not in notebook["metadata"], f"{book.name} holds widget state: make sync"
         for cell in notebook["cells"]:
             assert not cell.get("outputs"), f"{book.name} holds outputs: make sync"

@@ -26,7 +26,7 @@ def test_what_changed_and_when_it_settled():
     assert trace.changed.tolist() == [[True] * 4, [False, True, False, False], [0, 0, 1, 0]]
     assert trace.settled_at.tolist() == [0, 1, 2, 0]
     assert trace.tokens == 3 and trace.answer == "acd"
-    assert trace.settled_share.tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert trace.settled_share.tolist() == pytest.approx([2 / 4, 3 / 4, 1])  # EOS too
     assert trace.nfe == 3 and trace.tpf == 1.0
     assert [trace.text(i) for i in range(3)] == ["ab", "ac", "acd"]
 

@@ -28,6 +28,9 @@ SMALL = make_trace(
 )
 
 
+DRAFT = ["denoised"]
+
+
 def seen(trace, row, phase="denoised"):
     return [(span.text, span.state, span.count) for span in token_spans(trace, row, phase)]
 
@@ -226,12 +229,13 @@ def test_plain_text_filmstrip_exactly():
         "Where? (3 tokens in 3 iterations, with re-masking)\n"
         "[changed]  ░ masked\n"
         "\n"
-        "Iteration 0: all 3 tokens are new, 2 masked again (and 1 EOS after the end), mean "
-        "confidence\n0.50; settled 67 %.\n"
+        "Iteration 0: 5 MASKs in its input, all 3 tokens are new (and 2 from EOS on), mean "
+        "confidence\n0.50; settled 75 %.\n"
         "  input  ░░░░░\n"
         "  draft  [Paris is is <EOS × 2>]\n"
         "\n"
-        "Iteration 2: 0 of 3 tokens changed, mean confidence 1.00; settled 100 %.\n"
+        "Iteration 2: 1 MASK in its input, 0 of 3 tokens changed, mean confidence 1.00; settled "
+        "100 %.\n"
         "  input  ░ is nice <EOS × 2>\n"
         "  draft  Paris is nice <EOS × 2>\n"
         "\n"
@@ -240,11 +244,28 @@ def test_plain_text_filmstrip_exactly():
     )
 
 
+letters = st.lists(st.sampled_from([b"a", b"b", EOS]), min_size=5, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(letters, min_size=2, max_size=4), st.lists(st.integers(0, 4), unique=True))
+def test_the_numbers_are_those_on_the_screen(drafts, again):
+    trace = make_trace(*drafts, remask=[again])
+    for step, phase in tokens.frames(trace):
+        words = sentence(trace, step, [phase]).replace("the one token is", "all 1 tokens are")
+        counts = re.findall(r"(\d+)(?: of \d+ tokens?)?(?: ch| tokens are| masked| from)", words)
+        marked = (s.count for s in token_spans(trace, step, phase) if s.state != "plain")
+        assert sum(map(int, counts)) == sum(marked), words
+        final = all(trace.text(later) == trace.answer for later in range(step, len(drafts)))
+        assert final or "settled 100 %" not in words
+
+
 def test_sentences_and_summaries():
-    assert sentence(SMALL, -2, settled=False).endswith("mean confidence 0.67.")
-    assert sentence(make_trace([EOS, EOS]), 0).startswith("Iteration 0: the draft is empty;")
+    assert sentence(SMALL, -2, DRAFT, settled=False).endswith("mean confidence 0.67.")
+    empty = "Iteration 0: the draft is empty (and 2 from EOS on);"
+    assert sentence(make_trace([EOS, EOS]), 0, DRAFT).startswith(empty)
     one = make_trace([b"a"])
-    assert sentence(one, 0).startswith("Iteration 0: the one token is new,")
+    assert sentence(one, 0, DRAFT).startswith("Iteration 0: the one token is new,")
     assert summary(one).startswith("Ran its one iteration. 1 token from 1 forward pass (1.00")
     assert summary(one).endswith(" in 0.2 s, 4.0 iterations a second.")
     timeless = replace(one, steps=[replace(step, seconds=0.0) for step in one.steps])
@@ -263,13 +284,16 @@ def test_what_is_counted_about_a_run():
     assert tokens.half_settled(moving) == 2 and tokens.half_settled(make_trace([EOS])) == 1
     assert tokens.repeated_share(make_trace([b"a", b"a", b"b", EOS, EOS])) == 0.5
     stutter = make_trace(words("no no no yes", 5))
-    assert html.costs_text({"noisy": SMALL, "one": stutter}).splitlines() == [
-        "run    tokens  NFE   TPF  seconds  half settled after  repeats",
-        "-" * 62,
-        "noisy       3   3*  1.00      0.8                   1       0%",
-        "one         4    1  4.00      0.2                   1      33%",
-        "* stopped early",
+    recorded = [replace(step, seconds=0.0) for step in stutter.steps]
+    cut = replace(stutter, steps=recorded, config={"iterations": 2})
+    table = html.costs_table({"noisy": SMALL, "one": stutter, "<cut>": cut})
+    assert table.to_csv().splitlines() == [
+        ",tokens,NFE (*: stopped early),TPF,seconds,half settled after,repeats",
+        "noisy,3,3*,1.00,0.8,1,0%",
+        "one,4,1,4.00,0.2,1,33%",
+        "<cut>,4,1,4.00,–,–,33%",  # not recorded; not certain
     ]
+    assert "<td>4.00</td>" in table._repr_html_() and "&lt;cut&gt;" in table._repr_html_()
 
 
 def test_steps_of_a_filmstrip():
@@ -301,7 +325,7 @@ def test_a_run_from_a_text_shows_what_it_changed_and_begins_with_the_text():
     given = replace(fresh, steps=[replace(fresh.steps[0], inputs=fresh.steps[1].draft)])
     assert tokens.frames(given) == [(0, "input"), (0, "denoised")]
     assert [span.state for span in token_spans(given, 0)] == ["plain", "changed", "plain"]
-    assert "1 of 2 tokens changed" in sentence(given, 0)
+    assert "1 of 2 tokens changed" in sentence(given, 0, DRAFT)
 
 
 def test_the_player_of_a_page_has_every_frame_and_loads_nothing():  # test_browser.py plays it

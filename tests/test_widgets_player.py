@@ -26,10 +26,12 @@ def test_the_player_steps_through_two_phases_where_tokens_were_masked():
     assert "Iteration 2" in player.caption.value and "settled 100 %" in player.caption.value
     player.slider.value = 0
     assert "After denoising" in player.caption.value and "Iteration 0" in player.caption.value
+    assert "masked again" not in player.caption.value  # nothing is red yet
     assert player.screen.value.count("<ins") == 4 + 1  # tokens and tail; the key
     assert player.screen.value.count("<del") == 1  # the key
     player.slider.value = 1
     assert "After re-masking" in player.caption.value
+    assert "2 masked again" in player.caption.value and "changed" not in player.caption.value
     assert player.screen.value.count("<del") == 2 + 1
     assert "Stopped early after 3 of 8 iterations" in player.answer.value
     player.forward.click()
@@ -63,6 +65,7 @@ def test_a_gallery_shows_the_trace_that_is_chosen():
     assert gallery.player.trace is TRACE
     gallery.choice.value = "<i>two</i>"
     assert gallery.player.trace is OTHER and "Bergen" in gallery.player.screen.value
+    assert "<strong>&lt;b&gt;Where?&lt;/b&gt;</strong>" in gallery.player.head.value
     other = Gallery({"one": TRACE}, gallery.player)  # leaves it alone until something is chosen
     assert gallery.player.trace is OTHER
     other.choice.value = "one"
@@ -84,7 +87,8 @@ def test_two_runs_step_together_and_the_shorter_one_waits_at_its_answer():
     assert "Iteration 2" in comparison.heads[0].value
     assert "Iteration 1" in comparison.heads[1].value and "Bergen" in comparison.screens[1].value
     assert "&lt;s&gt;b&lt;/s&gt;" in comparison.heads[1].value
-    assert comparison.costs.value.count("<tr>") == 3  # names of the columns, and two runs
+    assert comparison.costs.value.count("<tr") == 3  # names of the columns, and two runs
+    assert "</del>" not in comparison.screens[0].value  # what it never shows is not in the key
     comparison.by_confidence.value = True
     assert "lad-confidence" in comparison.screens[0].value.split("</style>")[1]
 

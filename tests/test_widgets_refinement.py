@@ -17,8 +17,8 @@ from lad.diffusion.trace_file import from_lines, to_lines
 from lad.utils import AssetUnavailable, describe
 from lad.viz.tokens import frames
 from lad.widgets import Limits, RefinementExplorer
-from lad.widgets.controls import CUSTOM, set_value
-from lad.widgets.refinement import variation
+from lad.widgets.controls import CUSTOM, PURPOSES, set_value
+from lad.widgets.refinement import VARIATIONS, variation
 
 PATIENCE = 60  # seconds until a test gives up waiting
 SHORT = RefineConfig(iterations=6, answer_length=12, patience=0)
@@ -138,7 +138,7 @@ def test_a_run_records_what_the_sampler_does(explorer, denoiser):
     assert explorer.player.trace is explorer.trace
     assert explorer.progress.value == explorer.progress.max == 6
     assert explorer.progress.bar_style == "success"
-    assert re.fullmatch(r"iteration 6 of 6, [\d.]+ iterations a second", explorer.status.value)
+    assert re.fullmatch(r"6 of 6 iterations, [\d.]+ a second", explorer.status.value)
     assert not explorer.run_button.disabled and explorer.stop_button.disabled
 
 
@@ -256,6 +256,11 @@ def test_a_model_is_loaded_once_in_the_thread_and_tried_again_after_an_error(den
 def test_a_preset_sets_every_control_and_moving_one_leaves_it(explorer, name):
     explorer.preset.value = name
     assert explorer.settings.config == preset(name)
+    assert explorer.preset.label.startswith(f"{name}: ")  # what it is for
+    labels = {
+        control.description: getattr(control, "label", "") for control in explorer.controls.values()
+    }
+    assert None not in labels.values(), labels  # a blank would look like a broken control
     explorer.controls["seed"].value = 7  # any seed is the preset's
     assert explorer.preset.value == name
     explorer.controls["eos_bias"].value = 0.5
@@ -311,6 +316,7 @@ def test_earlier_turns_are_part_of_the_prompt_while_the_box_is_ticked(explorer, 
 
 def test_a_variation_changes_what_it_names_and_nothing_else():
     base = RefineConfig(iterations=9, seed=3)
+    assert {*PURPOSES.values()} == {*PRESETS} <= {*VARIATIONS.values()}
     name, other = variation(base, "remasking")
     assert (name, other) == ("without re-masking", replace(base, remasking="none"))
     assert variation(other, "remasking") == ("with re-masking", base)
@@ -364,6 +370,30 @@ def test_a_saved_trace_comes_back_as_it_was_and_so_does_one_of_the_gallery(explo
     other.gallery.choice.value = "Oslo"
     assert other.player.trace is other.trace is oslo
     assert from_lines(saved(other).decode().splitlines()) == oslo
+
+
+def test_what_stands_around_the_player_belongs_to_the_run_in_it(denoiser):
+    gate, oslo = Gate(denoiser, free=99), make_trace(words("Oslo is nice", 5), prompt="Oslo?")
+    explorer = make_explorer(gate, gallery={"Oslo": oslo})
+    player, gallery, shown = explorer.player, explorer.gallery.choice, explorer.comparison.widget
+    explorer.compare()
+    assert explorer.wait(PATIENCE) and shown.layout.display == ""
+    own = saved(explorer)
+    gallery.value = "Oslo"
+    assert "Oslo?" in player.head.value and shown.layout.display == "none"
+    assert (explorer.status.value, explorer.progress.value) == ("a recorded run", 0)
+    upload(explorer, own, "<own>.jsonl")
+    assert gallery.value == "" and "hello" in player.head.value
+    assert explorer.status.value == "the run in &lt;own&gt;.jsonl"
+    gallery.value, gate.free = "Oslo", gate.calls + 1
+    explorer.run()
+    assert gate.reached.wait(PATIENCE)
+    assert gallery.value == "" and "hello" in player.head.value
+    waiting = [gallery, explorer.upload, explorer.compare_button, explorer.run_button]
+    assert all(control.disabled for control in waiting)
+    gate.opened.set()
+    assert explorer.wait(PATIENCE) and not any(control.disabled for control in waiting)
+    assert "6 of 6 iterations" in explorer.status.value
 
 
 def test_a_file_that_is_no_trace_is_an_error_in_the_widget(explorer):

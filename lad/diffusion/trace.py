@@ -131,8 +131,8 @@ class Trace:
 
     @cached_property
     def settled_share(self) -> np.ndarray:
-        """`(i,)` float64: share of the final answer's positions that have their final token."""
-        settled = self.settled_at[: max(self.tokens, 1)]
+        """`(i,)` float64: share of the final answer, its EOS included, that is final."""
+        settled = self.settled_at[: self.tokens + 1]
         return (settled[None, :] <= np.arange(len(self.steps))[:, None]).mean(axis=1)
 
     @property

@@ -178,6 +178,7 @@ def refine_traces(
 ) -> Iterator[tuple[int, Trace]]:
     """Every question's index with the trace of its answer; short answers first.
 
+    Its steps have no times: a batch's are not those of one question.
     The config's `answer_length` bounds the answer region; `context` is the longest there can be.
     """
     context = min(RANGES["context"][1], denoiser.causal_lm.config.max_position_embeddings)
@@ -187,7 +188,8 @@ def refine_traces(
         tensors = [torch.tensor(prompt, device=denoiser.device) for prompt in prompts]
         traces = refine_batch(denoiser, tensors, fitted, batch_size=batch_size)
         for index, trace in zip(indices, traces, strict=True):
-            yield index, replace(trace, prompt=questions[index].prompt)
+            steps = [replace(step, seconds=0.0) for step in trace.steps]
+            yield index, replace(trace, steps=steps, prompt=questions[index].prompt)
 
 
 def _batches(

@@ -1,8 +1,8 @@
 """What refinement does over many answers: the numbers behind five figures.
 
 `quality` of answers against the iterations allowed; `runs`, tokens and iterations of each answer;
-`settled`, the share of final tokens against iteration; `order`, when a token is final against its
-place in the answer; `calibration`, accuracy of the likeliest token against its confidence.
+`settled`, the share of final tokens, EOS included, by iteration; `order`, when a token is final
+against its place in the answer; `calibration`, accuracy of the likeliest token by its confidence.
 
 Shapes: n = answers, i = iterations, m = masked positions.
 """

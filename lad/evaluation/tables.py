@@ -1,4 +1,4 @@
-"""Recorded benchmark runs as plain text: labels, the letters of a run, and tables.
+"""Recorded benchmark runs in words: labels, the letters of a run, and tables.
 
 Of a run, `lad benchmark collect` records numbers, and one letter a question. That is enough to
 compute every accuracy and comparison again, and it holds nothing of a benchmark's text.
@@ -52,15 +52,15 @@ def read_letters(letters: str) -> list[tuple[int | None, bool]]:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def authors_text() -> str:
+def authors_table() -> pd.DataFrame:
     """The authors' table, with the intervals that 200 questions give."""
     shares = [wilson(round(x / 100 * AUTHORS_N), AUTHORS_N) for x in AUTHORS.values()]
     columns = {"task": map(title_of, AUTHORS), "accuracy, %": [x.text(100) for x in shares]}
-    return pd.DataFrame(columns).set_index("task").to_string()
+    return pd.DataFrame(columns).set_index("task")
 
 
-def results_text(data: Mapping) -> str:
-    """Recorded runs by task and scoring: backbone, denoiser, and their difference."""
+def results_tables(data: Mapping) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Recorded runs by task and scoring (backbone, denoiser, and their difference); the tasks."""
     kind = ["task", "scoring", "target"]
     differences = {(*(x[key] for key in kind), x["rotated"]): x for x in data["comparisons"]}
     found: dict[tuple, dict[str, Mapping]] = {}
@@ -82,10 +82,10 @@ def results_text(data: Mapping) -> str:
             lines.append(line | {"difference, points": points(difference)})
     order = list(tasks)
     lines.sort(key=lambda x: (order.index(x["percent right"]), x["scoring"] == "generation"))
-    return table(lines, ["percent right", "scoring"]) + "\n\n" + table([*tasks.values()], ["task"])
+    return frame(lines, ["percent right", "scoring"]), frame([*tasks.values()], ["task"])
 
 
-def bias_text(data: Mapping) -> str:
+def bias_table(data: Mapping) -> pd.DataFrame:
     """How often each letter was chosen, and how often it was right, in runs over four options."""
     lines = []
     for run in data["runs"]:
@@ -95,7 +95,7 @@ def bias_text(data: Mapping) -> str:
             share = run["letters"].get(name, {"chosen": 0, "right": 0})
             line[name] = f"{100 * share['chosen']:.0f}/{100 * share['right']:.0f}"
         lines.append(line)
-    return table(lines, ["percent chosen/right", "by", "scoring"])
+    return frame(lines, ["percent chosen/right", "by", "scoring"])
 
 
 def percent(share: float) -> str:
@@ -119,6 +119,11 @@ def points(difference: Mapping | None) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def table(lines: Sequence[Mapping], index: list[str]) -> str:
+def frame(lines: Sequence[Mapping], index: list[str]) -> pd.DataFrame:
     """Lines in columns; those of `index` come first, to the left, and a task is written once."""
-    return pd.DataFrame(lines).set_index(index).to_string()
+    return pd.DataFrame(lines).set_index(index)
+
+
+def table(lines: Sequence[Mapping], index: list[str]) -> str:
+    """The same as text."""
+    return frame(lines, index).to_string()

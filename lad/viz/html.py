@@ -13,12 +13,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz import tokens
-from lad.viz.tokens import TokenSpan, count, sentence, summary, token_spans, visible
+from lad.viz.tokens import PHASES, TokenSpan, count, sentence, summary, token_spans, visible
 
 ASSETS = Path(__file__).parents[1] / "assets"
 STYLE, SCRIPT = ((ASSETS / name).read_text(encoding="utf-8") for name in ("view.css", "replay.js"))
@@ -28,7 +29,8 @@ ENVIRONMENT = Environment(
 VIEWS = ENVIRONMENT.get_template("view.html").module  # its macros
 COLORINGS = ("state", "confidence", "either")
 PACES = {"slow": 2.0, "normal": 0.7, "fast": 0.2}  # seconds between two frames
-COSTS = ("run", "tokens", "NFE", "TPF", "seconds", "half settled after", "repeats")
+COSTS = ["run", "tokens", "NFE (*: stopped early)", "TPF", "seconds"]
+COSTS += ["half settled after", "repeats"]
 
 
 def escape(text: str) -> str:
@@ -79,9 +81,11 @@ def _describe(span: TokenSpan) -> str:
     return ", ".join(words)
 
 
-def legend_html(trace: Trace, coloring: str = "state") -> str:
-    """The key to the spans, with only what can occur in this trace."""
-    return str(VIEWS.legend(coloring == "confidence", bool(trace.remask.any())))
+def legend_html(trace: Trace, coloring: str = "state", phases: Sequence[str] = PHASES) -> str:
+    """The key to the spans, with only what can occur in these phases of this trace's frames."""
+    gaps = tokens.frames(trace)[0][1] == "input" and trace.is_masked[0].any()
+    masked = ("input" in phases and gaps) or ("remasked" in phases and trace.remask.any())
+    return str(VIEWS.legend(coloring == "confidence", masked))
 
 
 def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str:
@@ -91,9 +95,13 @@ def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str
         words = f"{masked} of its positions masked" if masked else "nothing of it masked"
         return str(VIEWS.caption("Before", f"What the run starts from, {words}."))
     head = {"denoised": "After denoising", "remasked": "After re-masking"}[phase]
-    # Which tokens are final is not certain in a run that goes on or was cut off.
-    complete = trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
-    return str(VIEWS.caption(head, sentence(trace, step, complete and not live)))
+    settled = tokens.is_whole(trace) and not live
+    return str(VIEWS.caption(head, sentence(trace, step, [phase], settled)))
+
+
+def prompt_html(trace: Trace) -> str:
+    """Whose run it is: the prompt."""
+    return str(VIEWS.prompt(visible(trace.prompt)))
 
 
 def answer_html(trace: Trace) -> str:
@@ -108,7 +116,7 @@ def replay_html(trace: Trace) -> str:
         for frame in tokens.frames(trace)
     ]
     legends = [legend_html(trace, coloring) for coloring in ("state", "confidence")]
-    given = visible(trace.prompt), drawn, legends, answer_html(trace)
+    given = prompt_html(trace), drawn, legends, answer_html(trace)
     return page_html(VIEWS.replay(*given, PACES, SCRIPT))
 
 
@@ -147,7 +155,7 @@ def filmstrip_text(trace: Trace, iterations: Sequence[int] | None = None, width:
     lines += ["[changed]" + "  ░ masked" * remasked]
     margins = {"input": "  input  ", "denoised": "  draft  "} if remasked else {"denoised": "  "}
     for step in tokens.choose_steps(trace, iterations):
-        lines += ["", *textwrap.wrap(sentence(trace, step), width)]
+        lines += ["", *textwrap.wrap(sentence(trace, step, list(margins)), width)]
         for phase, margin in margins.items():
             text = draft_text(trace, step, phase)
             indent = {"initial_indent": margin, "subsequent_indent": " " * len(margin)}
@@ -155,27 +163,22 @@ def filmstrip_text(trace: Trace, iterations: Sequence[int] | None = None, width:
     return "\n".join([*lines, "", *textwrap.wrap(summary(trace), width)])
 
 
-def costs_text(traces: Mapping[str, Trace]) -> str:
-    """A table of runs, see `COSTS`; repeats are tokens equal to the one before."""
-    table = [COSTS, *_costs(traces)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rows = [(row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])) for row in table]
-    lines = ["  ".join(row) for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], "* stopped early"])
-
-
 def costs_html(traces: Mapping[str, Trace]) -> str:
-    """The same table as HTML, with each run's answer below."""
-    rows = [[visible(row[0]), *row[1:]] for row in _costs(traces)]
+    """The table of `costs_table` as HTML, with each run's answer below."""
+    table = costs_table(traces).to_html(classes="lad-costs", border=0)
     answers = [VIEWS.named(visible(name), answer_html(trace)) for name, trace in traces.items()]
-    return "".join([VIEWS.costs(COSTS, rows), *answers])
+    return "".join([table, *answers])
 
 
-def _costs(traces: Mapping[str, Trace]) -> list[tuple[str, ...]]:
+def costs_table(traces: Mapping[str, Trace]) -> pd.DataFrame:
+    """A run a line, see `COSTS`; repeats are tokens equal to the one before."""
     rows = []
     for name, trace in traces.items():
         passes = f"{trace.nfe}{'*' * trace.stopped_early}"
-        cost = str(trace.tokens), passes, f"{trace.tpf:.2f}", f"{trace.seconds:.1f}"
-        ends = str(tokens.half_settled(trace)), f"{tokens.repeated_share(trace):.0%}"
-        rows.append((name, *cost, *ends))
-    return rows
+        seconds = f"{trace.seconds:.1f}" if trace.seconds else "–"
+        half = str(tokens.half_settled(trace)) if tokens.is_whole(trace) else "–"
+        cost = str(trace.tokens), passes, f"{trace.tpf:.2f}", seconds
+        ends = half, f"{tokens.repeated_share(trace):.0%}"
+        rows.append((visible(name), *cost, *ends))
+    table = pd.DataFrame(rows, columns=COSTS).set_index(COSTS[0])
+    return table.rename_axis(index=None, columns=COSTS[0])  # one line of names, not two

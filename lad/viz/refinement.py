@@ -228,7 +228,7 @@ def _heatmap(trace: Trace, values: np.ndarray, colors: Colormap, high: int):
 
 @styled
 def settled_curve(traces: Mapping[str, Trace]) -> Figure:
-    """Share of each final answer's tokens that have their final value, against iteration."""
+    """Share of each final answer's tokens, its EOS included, that are final, by iteration."""
     figure = _curves({n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     half = [f"{tokens.half_settled(trace)} ({_drawable(name)})" for name, trace in traces.items()]

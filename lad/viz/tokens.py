@@ -181,25 +181,42 @@ def frames(trace: Trace) -> list[tuple[int, str]]:
     return found
 
 
-def sentence(trace: Trace, step: int, settled: bool = True) -> str:
-    """One iteration in words, of the tokens before EOS; `settled` adds which share is final."""
+def sentence(trace: Trace, step: int, phases: Sequence[str], settled: bool = True) -> str:
+    """One iteration in words: what can be seen in these of its `PHASES`.
+
+    `settled` adds the share of the final answer, its EOS included, that keeps its tokens from here.
+    """
     step %= len(trace.steps)
     length = trace.answer_length(step)
-    again, tail = (int(part.sum()) for part in np.split(trace.remask[step], [length]))
     parts = []
-    number = int(changed(trace, step)[:length].sum())
-    if length == 0:
-        parts.append("the draft is empty")
-    elif step == 0 and number == length:
-        parts.append(f"all {length} tokens are new" if length > 1 else "the one token is new")
-    else:
-        parts.append(f"{number} of {count(length, 'token')} changed")
-    if again or tail:
-        parts.append(f"{again} masked again" + f" (and {tail} EOS after the end)" * (tail > 0))
+    if "input" in phases:
+        parts.append(f"{count(int(trace.is_masked[step].sum()), 'MASK')} in its input")
+    if "denoised" in phases:
+        number, tail = _split(changed(trace, step), length)
+        words = f"{number} of {count(length, 'token')} changed"
+        if length == 0:
+            words = "the draft is empty"
+        elif step == 0 and number == length:
+            words = f"all {length} tokens are new" if length > 1 else "the one token is new"
+        parts.append(words + tail)
+    if "remasked" in phases and trace.remask[step].any():
+        number, tail = _split(trace.remask[step], length)
+        parts.append(f"{number} masked again{tail}")
     if length:
         parts.append(f"mean confidence {trace.confidence[step][:length].mean():.2f}")
     text = f"Iteration {trace.steps[step].iteration}: " + ", ".join(parts)
     return text + (f"; settled {100 * trace.settled_share[step]:.0f} %." if settled else ".")
+
+
+def _split(marked: np.ndarray, length: int) -> tuple[int, str]:
+    """How many of the answer's positions are marked, and in words how many behind them."""
+    inside, outside = (int(part.sum()) for part in np.split(marked, [length]))
+    return inside, f" (and {outside} from EOS on)" * (outside > 0)
+
+
+def is_whole(trace: Trace) -> bool:
+    """Whether the run came to its end: only then it is certain which tokens are final."""
+    return trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
 
 
 def summary(trace: Trace) -> str:
@@ -215,7 +232,7 @@ def summary(trace: Trace) -> str:
         end = f"Ran all {ran} iterations." if ran > 1 else "Ran its one iteration."
     cost = f"{count(trace.tokens, 'token')} from {count(trace.nfe, 'forward pass')}"
     took = ""
-    if trace.seconds:  # recorded runs have none
+    if trace.seconds:  # recorded runs and those of a batch have none
         rate = trace.nfe / trace.seconds
         took = f" in {trace.seconds:.1f} s, {rate:.1f} iterations a second"
     return f"{end} {cost} ({trace.tpf:.2f} tokens a pass){took}."

@@ -18,7 +18,7 @@ from lad.utils import InvalidInput
 from lad.viz.attention import attention_explorer, effect_sentence
 from lad.viz.html import escape
 from lad.viz.style import show
-from lad.widgets.controls import FIELD, FULL, MEDIUM, ROW, error_html, labelled
+from lad.widgets.controls import FIELD, MEDIUM, ROW, WIDE, error_html, labelled
 
 INDIFFERENT = ("causal", "bidirectional")  # to where the prompt ends, and to the target
 MOST_TOKENS = 24  # more squares than this cannot be told apart
@@ -59,12 +59,12 @@ class AttentionExplorer:
         self.prompt_length = widgets.IntSlider(p, 1, last, description="Prompt (tokens)", **FIELD)
         self.prompt_length.continuous_update = False  # it starts a measurement
         self.hidden = widgets.IntSlider(last, 0, last, description="Hide token", **FIELD)
-        self.image, self.caption, self.message = (widgets.HTML(layout=FULL) for _ in range(3))
+        self.image, self.caption, self.message = (widgets.HTML(layout=WIDE) for _ in range(3))
         for control in (self.kind, self.target, self.prompt_length, self.hidden):
             control.observe(self._draw, "value")
         bar = widgets.HBox([self.target, self.prompt_length, self.hidden], layout=ROW)
         parts = [self.kind, bar, self.message, self.image, self.caption]
-        self.widget = widgets.VBox(parts, layout=FULL)
+        self.widget = widgets.VBox(parts)
         self._draw()
 
     def _draw(self, _change: object = None) -> None:

@@ -11,6 +11,7 @@ from lad.diffusion.trace import Trace
 from lad.evaluation.tasks import LETTERS, Question, parse_letter
 from lad.utils import InvalidInput
 from lad.viz.html import escape
+from lad.viz.tokens import count
 from lad.widgets.controls import SPACED
 from lad.widgets.player import TracePlayer
 
@@ -75,6 +76,7 @@ class ItemBrowser:
         self.back = widgets.Button(description="Previous", tooltip="The question before this one")
         self.forth = widgets.Button(description="Next", tooltip="The question after this one")
         self.caption, self.page, self.player = widgets.HTML(), widgets.HTML(), TracePlayer()
+        self.player.head.layout.display = "none"  # the page has the question
         self.back.on_click(lambda _: self._go(-1))
         self.forth.on_click(lambda _: self._go(1))
         self.slider.observe(lambda _: self._draw(), "value")
@@ -96,6 +98,6 @@ class ItemBrowser:
         one = self._listed[self.slider.value - 1]
         where = f"<strong>Question {self.slider.value} of {len(self._listed)}</strong>"
         name = escape(f"{one.question.item.task} {one.question.item.id}")
-        self.caption.value = f"{where}, {name}: {one.outcome}, {one.trace.nfe} iterations"
+        self.caption.value = f"{where}, {name}: {one.outcome}, {count(one.trace.nfe, 'iteration')}"
         self.page.value = answered_html(one)
         self.player.load(one.trace)

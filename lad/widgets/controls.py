@@ -13,35 +13,44 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import ipywidgets as widgets
+from traitlets import observe
 
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig
 from lad.utils import InvalidInput, check_text, describe
 from lad.viz.html import escape
 
 # Layouts
-WIDE = {"width": "auto"}
-FULL = {"width": "100%"}
+WIDE = {"width": "auto"}  # 100 % would be too wide by the margins
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 SPACED = ROW | {"grid_gap": "2px 16px"}
 COLUMNS = {
-    "grid_template_columns": "repeat(auto-fit, minmax(min(22em, 100%), 1fr))",
+    "grid_template_columns": "repeat(auto-fit, minmax(min(24em, 100%), 1fr))",
     "grid_gap": "2px 24px",
 }
 # Styles: the width of a control's label
 SHORT = {"description_width": "6em"}
 MEDIUM = {"description_width": "9em"}
-LONG = {"description_width": "11em"}
-FIELD = {"style": MEDIUM, "layout": {"width": "26em"}}
+LONG = {"description_width": "min(13em, 50%)"}
 
 CUSTOM = "custom"
+PURPOSES = {  # of the presets, as lists of them say it
+    "default: for most questions, in few passes": "default",
+    "guided: to watch LAD's own re-masking": "guided",
+    "demo: what the authors' demo starts with": "demo",
+    "quality: fewer tokens a pass, slower": "quality",
+    "noiseless: to see it without re-masking": "noiseless",
+}
 SETTINGS = describe(RefineConfig)
 # Whole numbers that a list or a slider offers: 1, 2, 3, 4, 6, 8, 12, ...; all would be too many.
 SIZES = sorted({n << k for n in (1, 2, 3) for k in range(11)} | {2048})
 
 
 def width(em: float) -> dict[str, str]:
-    """The layout of a widget of this width, or less where the page is narrow; 4px are margins."""
+    """The layout of a widget of this width; on a narrow page it is narrower, with its margins."""
     return {"width": f"{em}em", "max_width": "calc(100% - 4px)"}
+
+
+FIELD = {"style": MEDIUM, "layout": width(26)}
 
 
 def labelled(
@@ -49,6 +58,14 @@ def labelled(
 ) -> widgets.ValueWidget:
     """A widget of this kind and width with its label in front."""
     return kind(description=label, layout=width(em), style=style, **traits)
+
+
+class Dropdown(widgets.Dropdown):
+    """A list in which None is a choice like others; that of ipywidgets shows a blank for it."""
+
+    @observe("value")
+    def _propagate_value(self, change: Mapping) -> None:
+        self.index = self._options_values.index(change["new"])
 
 
 def error_html(text: str) -> str:
@@ -82,13 +99,14 @@ class Limits:
 
 
 def make_control(
-    field: Mapping, value: object, most: int | None = None, **traits: object
+    name: str, value: object, most: int | None = None, **traits: object
 ) -> widgets.ValueWidget:
-    """The widget of one setting of `lad.utils.describe`, which shows `value` at first.
+    """The widget of one setting of `RefineConfig`, which shows `value` at first.
 
     The group "Basics" has a slider over a few numbers, an optional number a list that begins with
     "none", a Literal a list of its values; `most` is a limit below that of the setting.
     """
+    field = SETTINGS[name]
     words = {"description": field["label"], "tooltip": field["help"]}
     traits = words | {"layout": WIDE, "style": LONG} | traits
     kinds = (field["type"], *get_args(field["type"]))
@@ -108,7 +126,7 @@ def make_control(
         options += [(str(n), n) for n in sorted({*SIZES, high}) if low <= n <= high]
     else:
         return widgets.BoundedIntText(value=value, min=low, max=high, **traits)
-    kind = widgets.SelectionSlider if field["group"] == "Basics" else widgets.Dropdown
+    kind = widgets.SelectionSlider if field["group"] == "Basics" else Dropdown
     control = kind(options=options, **traits)
     set_value(control, value)
     return control
@@ -122,8 +140,7 @@ def set_value(control: widgets.ValueWidget, value: object) -> None:
     if value not in [option for _, option in control.options]:
         more = [*control.options, (str(value), value)]
         control.options = sorted(more, key=lambda pair: -1 if pair[1] is None else pair[1])
-    # By index: ipywidgets takes the value None for "nothing chosen" and would show a blank.
-    control.index = [option for _, option in control.options].index(value)
+    control.value = value
 
 
 class Controls:
@@ -142,10 +159,11 @@ class Controls:
             basic = field["group"] == "Basics"  # in a row with the preset
             traits = {"style": SHORT, "layout": width(20)} if basic else {}
             most = getattr(self.limits, name, None)
-            self.controls[name] = make_control(field, values[name], most, **traits)
+            self.controls[name] = make_control(name, values[name], most, **traits)
             if not basic:
                 groups.setdefault(field["group"], []).append(self.controls[name])
-        self.preset = labelled(widgets.Dropdown, "Preset", 16, options=[*PRESETS, CUSTOM])
+        options = PURPOSES | {CUSTOM: CUSTOM}
+        self.preset = labelled(widgets.Dropdown, "Preset", 29, options=options)
         self.noiseless = widgets.Checkbox(
             description="disable intermediate noising", indent=False, layout=width(17)
         )

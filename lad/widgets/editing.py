@@ -19,7 +19,7 @@ from lad.diffusion.drafts import GAP, INFILL_PROMPT, Draft, gapped, visible_text
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput, LADError
 from lad.viz.word_corruption import ALL_KINDS, corrupt_text
-from lad.widgets.controls import SETTINGS, SHORT, SPACED, WIDE, Limits, make_control, width
+from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Limits, make_control, width
 from lad.widgets.runner import Explorer, Job, Loader
 
 PLACEHOLDER = "the question that the text answers, if there is one"
@@ -99,7 +99,7 @@ class RepairExplorer(_TextExplorer):
         self.undo = widgets.Button(description="undo", icon="undo", disabled=True, **traits)
         self.undo.on_click(self._restore)
         most, traits = self._limits.iterations, {"style": SHORT, "layout": width(22)}
-        self.iterations = make_control(SETTINGS["iterations"], min(16, most), most, **traits)
+        self.iterations = make_control("iterations", min(16, most), most, **traits)
         label = widgets.HTML("<strong>Corrupt it:</strong>")
         return [[label, *self.buttons.values(), self.undo], [self.iterations, self.pause]]
 
@@ -142,11 +142,11 @@ class InfillExplorer(_TextExplorer):
     def _make_controls(self) -> list[list[Widget]]:
         traits = {"style": SHORT, "layout": width(18)}
         most = min(64, self._limits.answer_length)
-        self.gap = widgets.BoundedIntText(1, min=1, max=most, description="Tokens a gap", **traits)
+        self.gap = widgets.BoundedIntText(1, min=1, max=most, description="Gap size", **traits)
         self.gap.tooltip = r"for ___; [3] is a gap of three tokens, \[3] is text"
-        presets = {"options": list(PRESETS), "value": "quality"}
-        self.preset = widgets.Dropdown(description="Preset", **presets, **traits)
-        self.seed = make_control(SETTINGS["seed"], 0, **traits)
+        presets = {"options": PURPOSES, "value": "quality"} | traits | {"layout": width(29)}
+        self.preset = widgets.Dropdown(description="Preset", **presets)
+        self.seed = make_control("seed", 0, **traits)
         return [[self.gap, self.preset, self.seed, self.pause]]
 
     def _start_run(self) -> None:

@@ -16,7 +16,7 @@ from lad.utils import LADError
 from lad.viz.noise import EXPLANATIONS, schedule_curve, schedule_sentence
 from lad.viz.style import COLORS, show, tint
 from lad.viz.word_corruption import ALL_KINDS, Corrupted, Rate, Sentence, corrupt, drawn_rates
-from lad.widgets.controls import FIELD, FULL, MEDIUM, ROW, SETTINGS, error_html, make_control
+from lad.widgets.controls import FIELD, MEDIUM, ROW, WIDE, error_html, make_control
 
 DRAWS = 400  # for the table's averages
 ENDS = 3  # END tokens after the sentence: training corrupts them too
@@ -26,18 +26,18 @@ class ScheduleExplorer:
     """The noise schedule under its four controls: a curve, and the same in words and numbers."""
 
     def __init__(self) -> None:
-        self.sharpness = make_control(SETTINGS["sharpness"], 5.0, **FIELD)
-        self.noise_start = make_control(SETTINGS["noise_start"], 0.5, **FIELD)
+        self.sharpness = make_control("sharpness", 5.0, **FIELD)
+        self.noise_start = make_control("noise_start", 0.5, **FIELD)
         self.iterations = widgets.IntSlider(16, 1, 128, description="Iterations", **FIELD)
         self.answer_length = widgets.IntSlider(64, 1, 256, description="Answer (tokens)", **FIELD)
         names = ("iterations", "answer_length", "sharpness", "noise_start")
         self._controls = {name: getattr(self, name) for name in names}
-        self.image = widgets.HTML(layout=FULL)  # an Image widget has no alternative text
-        self.text = widgets.HTML(layout=FULL)
+        self.image = widgets.HTML(layout=WIDE)  # an Image widget has no alternative text
+        self.text = widgets.HTML(layout=WIDE)
         for control in self._controls.values():
             control.observe(self._draw, "value")
         bar = widgets.HBox([*self._controls.values()], layout=ROW)
-        self.widget = widgets.VBox([bar, self.image, self.text], layout=FULL)
+        self.widget = widgets.VBox([bar, self.image, self.text])
         self._draw()
 
     def _draw(self, _change: object = None) -> None:
@@ -68,7 +68,7 @@ class CorruptionExplorer:
         self.damage: Corrupted | None = None
         sentence = "The river flows past the old town and ends in the sea."
         self.sentence = widgets.Text(
-            value=sentence, description="Your sentence", style=MEDIUM, layout=FULL
+            value=sentence, description="Your sentence", style=MEDIUM, layout=WIDE
         )
         self.severity = widgets.FloatSlider(0.6, max=1, description="Severity p", **FIELD)
         self.severity.step = 0.05
@@ -76,17 +76,17 @@ class CorruptionExplorer:
         for kind in ALL_KINDS:
             traits = {"tooltip": EXPLANATIONS[kind], "indent": False, "layout": {"width": "8em"}}
             self.kinds[kind] = widgets.Checkbox(value=True, description=kind, **traits)
-        self.seed = make_control(SETTINGS["seed"], 0, **FIELD)
+        self.seed = make_control("seed", 0, **FIELD)
         self.again = widgets.Button(description="Draw again", icon="refresh")
         self.again.on_click(self._draw_again)
-        self.screen, self.table, self.message = (widgets.HTML(layout=FULL) for _ in range(3))
+        self.screen, self.table, self.message = (widgets.HTML(layout=WIDE) for _ in range(3))
         boxes = list(self.kinds.values())
         for control in (self.sentence, self.severity, self.seed, *boxes):
             control.observe(self._draw, "value")
         first = widgets.HBox([self.severity, self.seed, self.again], layout=ROW)
         second = widgets.HBox(boxes, layout=ROW)
         parts = [self.sentence, first, second, self.message, self.screen, self.table]
-        self.widget = widgets.VBox(parts, layout=FULL)
+        self.widget = widgets.VBox(parts)
         self._draw()
 
     @property

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz import html
-from lad.viz.tokens import frames
+from lad.viz.tokens import PHASES, frames
 from lad.widgets.controls import COLUMNS, ROW, SHORT, WIDE, labelled, width
 
 SHORTEST_PAUSE = 0.05  # seconds between two frames of the player: faster than that flickers
@@ -22,6 +22,8 @@ SCREEN = {"width": "auto", "min_height": "9em"}  # or the page below would jump
 
 class _Player:
     """Play button, step buttons, slider, pause and colouring; a subclass says what is shown."""
+
+    PHASES = PHASES  # of an iteration, that it shows
 
     def __init__(self, pause: float) -> None:
         button = {"width": "2.6em", "flex": "0 0 auto"}
@@ -67,11 +69,11 @@ class _Player:
     def _draft(self, trace: Trace, step: int, phase: str) -> str:
         coloring = "confidence" if self.by_confidence.value else "state"
         draft = html.draft_html(trace, step, phase, coloring)
-        return html.page_html(draft, html.legend_html(trace, coloring))
+        return html.page_html(draft, html.legend_html(trace, coloring, self.PHASES))
 
 
 class TracePlayer(_Player):
-    """Play, step and scrub a recorded `trace` (None: nothing is on show).
+    """Play, step and scrub a recorded `trace` (None: nothing is on show) below its prompt.
 
     `widget` is all but the pause; a cell that ends in the `TracePlayer` itself shows both.
     """
@@ -79,10 +81,11 @@ class TracePlayer(_Player):
     def __init__(self, trace: Trace | None = None, pause: float = 0.5) -> None:
         super().__init__(pause)
         self.trace: Trace | None = None
-        self.caption = widgets.HTML()
+        self.head, self.caption = widgets.HTML(), widgets.HTML()
         self.screen = widgets.HTML(layout=SCREEN)
         self.answer = widgets.HTML(layout=WIDE)
-        self.widget = widgets.VBox([self.bar, self.caption, self.screen, self.answer])
+        parts = [self.head, self.bar, self.caption, self.screen, self.answer]
+        self.widget = widgets.VBox(parts)
         self.load(trace)
 
     def load(self, trace: Trace | None) -> None:
@@ -90,7 +93,8 @@ class TracePlayer(_Player):
         self.trace = trace
         self._enable(trace is not None)
         if trace is None:
-            self.caption.value = self.screen.value = self.answer.value = ""
+            for part in (self.head, self.caption, self.screen, self.answer):
+                part.value = ""
             return
         self._move_to_last(len(frames(trace)) - 1)
         self.answer.value = html.page_html(html.answer_html(trace))
@@ -108,6 +112,7 @@ class TracePlayer(_Player):
             self._show(self.trace, *frames(self.trace)[self.slider.value])
 
     def _show(self, trace: Trace, step: int, phase: str, live: bool = False) -> None:
+        self.head.value = html.page_html(html.prompt_html(trace))
         self.caption.value = html.caption_html(trace, step, phase, live)
         self.screen.value = self._draft(trace, step, phase)
 
@@ -125,10 +130,7 @@ class Gallery:
         self.traces = dict(traces)
         names = [(name, name) for name in self.traces]
         first = [] if player is None else [("choose a recorded run", "")]
-        layout = width(34)
-        self.choice = widgets.Dropdown(
-            options=first + names, description="Gallery", style=SHORT, layout=layout
-        )
+        self.choice = labelled(widgets.Dropdown, "Gallery", 34, options=first + names)
         self.choice.disabled = not names
         self.choice.observe(self._choose, "value")
         self.player = player or TracePlayer()
@@ -157,6 +159,8 @@ class Comparison(_Player):
     A step is an iteration of both. A run that has ended shows its answer from then on. `traces` are
     the two runs by name, or none.
     """
+
+    PHASES = ("denoised",)
 
     def __init__(self, traces: Mapping[str, Trace] | None = None, pause: float = 0.5) -> None:
         super().__init__(pause)

@@ -21,7 +21,7 @@ from lad.diffusion.trace_file import from_lines, to_lines
 from lad.models.chat import Prompt
 from lad.utils import DamagedFile, InvalidInput, LADError
 from lad.viz.html import answer_html, escape, page_html
-from lad.widgets.controls import SHORT, SPACED, WIDE, Controls, Limits, labelled, width
+from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Controls, Limits, labelled
 from lad.widgets.player import Comparison, Gallery
 from lad.widgets.runner import Explorer, Job, Loader
 
@@ -30,7 +30,7 @@ DEFAULT_MODEL = "smollm2-135m"
 VARIATIONS = {
     "with or without re-masking": "remasking",
     "the next seed": "seed",
-    **{f"preset {name}": name for name in PRESETS},
+    **PURPOSES,
 }
 
 
@@ -94,10 +94,9 @@ class RefinementExplorer(Explorer):
         self.model = labelled(widgets.Dropdown, "Model", 18, options=list(self._loaders))
         self.model.disabled = len(self._loaders) == 1
         words = "multi-turn: remember questions and answers"
-        self.turns = widgets.Checkbox(description=words, indent=False, layout=width(30))
+        self.turns = labelled(widgets.Checkbox, words, 30, indent=False)
         self.talk = widgets.HTML(layout=WIDE)
-        options = list(VARIATIONS.items())
-        self.compare_with = labelled(widgets.Dropdown, "Beside it", 20, options=options)
+        self.compare_with = labelled(widgets.Dropdown, "Beside it", 29, options=VARIATIONS)
         words = "run this prompt with the settings above and with others, side by side"
         self.compare_button = widgets.Button(description="Compare", icon="columns", tooltip=words)
         self.comparison = Comparison(pause=max(pause, 0.5))
@@ -105,6 +104,8 @@ class RefinementExplorer(Explorer):
         self.upload = widgets.FileUpload(accept=".jsonl", description="Load a trace", tooltip=words)
         self.download = widgets.HTML()
         self.gallery = Gallery(gallery or {}, self.player)
+        self._waiting += [self.compare_button, self.upload]
+        self._waiting += [self.gallery.choice] if gallery else []
         self.compare_button.on_click(self.compare)
         self.upload.observe(self._load_file, "value")
         self.gallery.choice.observe(self._load_recorded, "value")
@@ -134,6 +135,7 @@ class RefinementExplorer(Explorer):
                 answer = {"role": "assistant", "content": traces[0].answer or "…"}
                 self._remember([*self.earlier, question, answer])
 
+        self._leave()
         loader = self._loaders[self.model.value]
         self._start(loader, lambda _denoiser: [Job(prompt, config)], done)
 
@@ -150,7 +152,7 @@ class RefinementExplorer(Explorer):
         prompt, config = self._chat(), self.settings.config
         name, other = variation(config, self.compare_with.value)
         jobs = [Job(prompt, config), Job(prompt, other)]
-        self.comparison.load({})
+        self._leave()
 
         def done(traces: list[Trace], _whole: bool) -> None:
             self._keep(traces[0])
@@ -170,21 +172,34 @@ class RefinementExplorer(Explorer):
             f'application/jsonl;base64,{link}">Save this trace</a> ({len(data) / 1000:,.0f} kB)'
         )
 
+    def _leave(self) -> None:
+        """Take away what belongs to the run that was on show."""
+        self.gallery.choice.value = ""
+        self.comparison.load({})
+
+    def _load(self, trace: Trace, words: str) -> None:
+        """Show a run that was not made here."""
+        self.comparison.load({})
+        self.player.load(trace)
+        self._keep(trace)
+        self.message.value, self.status.value = "", words
+        self.progress.value, self.progress.bar_style = 0, ""
+
     def _load_recorded(self, _change: object = None) -> None:
         if self.gallery.choice.value:
-            self._keep(self.gallery.traces[self.gallery.choice.value])
+            trace = self.gallery.traces[self.gallery.choice.value]
+            self._load(trace, "a recorded run")
 
     def _load_file(self, _change: object = None) -> None:
         if not self.upload.value:
             return
         file = self.upload.value[0]
-        self.message.value = ""
         try:
             if self.running:
                 raise InvalidInput("a run is at work: stop it first, then load the trace again")
             trace = read_trace(file["name"], bytes(file["content"]))
-            self.player.load(trace)
-            self._keep(trace)
+            self.gallery.choice.value = ""
+            self._load(trace, f"the run in {escape(file['name'])}")
         except LADError as error:
             self.show_error(error)
         self.upload.value = ()  # so that the same file can be chosen again

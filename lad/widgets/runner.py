@@ -69,6 +69,7 @@ class Explorer:
         self.message = widgets.HTML(layout=WIDE)
         self.player = TracePlayer(pause=pause)
         self.pause = self.player.pause
+        self._waiting = [self.run_button]  # what is switched off during a run
         self.run_button.on_click(self.run)
         self.stop_button.on_click(self.stop)
         parts = [self.run_button, self.stop_button, self.progress, self.status]
@@ -116,7 +117,7 @@ class Explorer:
                 return
             self.running = True
             self._cancel.clear()
-        self.run_button.disabled, self.stop_button.disabled = True, False
+        self._switch(running=True)
         self.message.value = self.status.value = ""
         self.progress.value, self.progress.bar_style = 0, ""
         arguments = (loader, make_jobs, done)
@@ -145,8 +146,13 @@ class Explorer:
                     self.progress.bar_style = "success" if whole else "warning"
         except Exception as error:
             self.show_error(error)
-        self.run_button.disabled, self.stop_button.disabled = False, True
+        self._switch(running=False)
         self.running = False
+
+    def _switch(self, running: bool) -> None:
+        self.stop_button.disabled = not running
+        for control in self._waiting:
+            control.disabled = running
 
     def _run_job(self, denoiser: Denoiser, job: Job, label: str, traces: list[Trace]) -> bool:
         """Run one job and add its trace, whole or cut off; return whether it is whole."""
@@ -159,9 +165,9 @@ class Explorer:
             for step in refine(denoiser, prompt_ids, config, draft=job.draft, fixed=job.fixed):
                 steps.append(step)
                 seconds = sum(step.seconds for step in steps)
-                rate = f", {len(steps) / seconds:.1f} iterations a second" if seconds else ""
+                rate = f", {len(steps) / seconds:.1f} a second" if seconds else ""
                 self.progress.value = len(steps)
-                self.status.value = f"{label}iteration {len(steps)} of {config.iterations}{rate}"
+                self.status.value = f"{label}{len(steps)} of {config.iterations} iterations{rate}"
                 self._show(make_trace(denoiser, job.prompt, prompt_ids, config, steps[-2:]))
                 if self._cancel.is_set():
                     break
