@@ -231,14 +231,15 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError
 
 
 @contextmanager
-def damaged_file(path: str | Path, remedy: str):
-    """Turn what reading a damaged file raises into DamagedFile."""
+def damaged_file(path: str | Path, remedy: str, *more: type[Exception]):
+    """Turn what reading a damaged file raises, and errors of `more` types, into DamagedFile."""
     try:
         yield
     except DamagedFile:
         raise
-    except (OSError, *MALFORMED) as error:
-        raise DamagedFile(f"{path} is unusable ({one_line(error)}): {remedy}") from error
+    except (OSError, *MALFORMED, *more) as error:
+        reason = one_line(error if isinstance(error, OSError | ValueError) else repr(error))
+        raise DamagedFile(f"{path} is unusable ({reason}): {remedy}") from error
 
 
 def setting(

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pickle
-import struct
 import time
 import zipfile
 from pathlib import Path
@@ -239,23 +238,23 @@ MODULE = b"c__main__\nM\n)\x81}X\x08\0\0\0_modules"  # then the value, and "sb"
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\n"
 TENSOR += b"X\1\0\0\0000NK\1tQK\0"  # then size and stride, and "tR"
 COLLIDING = [pickle.dumps(n * (2**61 - 1), 2)[2:-1] + b"N" for n in range(60_000)]
-SHARING = [b"J" + struct.pack("<i", n) + MODULE + b"h\1sb" for n in range(9_000)]
+SHARING = [b"X\4\0\0\0%04d" % n + MODULE + b"h\1sb" for n in range(9_000)]
 
 
 @pytest.mark.parametrize(
     ("instructions", "match"),
     [
-        (b"}" + DEEP + b"K\1s", "keys that no module has"),
-        (b"}" + TWICE + b"K\1s", "keys that no module has"),
-        (b"}(" + b"".join(COLLIDING) + b"u", "keys that no module has"),
-        (b"c__builtin__\nset\n](" + DEEP + b"e\x85R", "refused"),
+        (b"}" + DEEP + b"K\1s", "no module"),
+        (b"}" + TWICE + b"K\1s", "no module"),
+        (b"}(" + b"".join(COLLIDING) + b"u", "no module"),
+        (b"c__builtin__\nset\n](" + DEEP + b"e\x85R", "no LLaMA"),
         (TENSOR + TWICE + TWICE + b"tR", "whole numbers"),
         (TENSOR + DEEP + b")tR", "whole numbers"),
-        (MODULE + b"}(" + b"X\1\0\0\0a" + DEEP + b"usb", "refused"),
+        (MODULE + b"}(" + b"X\1\0\0\0a" + DEEP + b"usb", "no LLaMA"),
         (MODULE + b"}q\1(" + b"".join(SHARING) + b"usb", "too many"),
-        ((MODULE + b"}X\1\0\0\0a") * 400 + b"N" + b"ssb" * 400, "nested too deeply"),
+        ((MODULE + b"}X\1\0\0\0a") * 9_000 + b"N" + b"ssb" * 9_000, "nested too deeply"),
         (b"N" * 2_000_000, "2,000,000 bytes"),
-        (b"c__builtin__\nset\n)R(K\1K\1u", "no dictionary"),
+        (b"c__builtin__\nset\n)R(K\1K\1u", "no attribute 'update'"),
         (b"\x95" + bytes(8) + b"N", "149"),
     ],
 )
