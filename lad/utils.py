@@ -117,7 +117,13 @@ def check_writable(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all; raises OSError if the disk refuses."""
+    """Write a file, and its folder, that appears complete or not at all; raises CacheError."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, data)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     prefix, suffix = f".{path.name}-", ".partial"
     for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         with suppress(OSError, ImportError), open(stale) as file:  # a killed process holds no lock
@@ -154,27 +160,22 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+ELSEWHERE = "choose another path or free space"
+CACHE = "free space there, or set LAD_CACHE (HF_HOME for models from the hub) to another"
+
+
 @contextmanager
-def disk_errors(path: str | Path, remedy: str = "choose another path or free space"):
+def disk_errors(path: str | Path, remedy: str = ELSEWHERE):
     """Turn what a disk answers to a write (full, read-only, not a folder) into CacheError."""
     try:
         yield
-    except LADError:
-        raise
-    except Exception as error:
+    except Exception as error:  # a CacheError from within gets this path and remedy
         reason = disk_reason(error)
-        if reason is None:
+        if reason is None or (isinstance(error, LADError) and not isinstance(error, CacheError)):
             raise
         raise CacheError(
             f"cannot write to {path} ({reason}): expected a writable folder with room; {remedy}"
         ) from error
-
-
-def cache_errors(folder: str | Path):
-    """`disk_errors` for the cache of weights."""
-    return disk_errors(
-        folder, "free space there, or set LAD_CACHE (HF_HOME for models from the hub) to another"
-    )
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -359,19 +360,9 @@ def _from_dict(cls: type, values: Mapping):
 
 
 def provenance(
-    model: str,
-    device: str,
-    dtype: str,
-    adapter_sha256: str | None = None,
-    backbone_digest: str | None = None,
+    model: str, device: str, dtype: str, adapter_sha256: str | None, backbone_digest: str | None
 ) -> dict:
     """What a recorded number hangs on: model, adapter, device, precision and versions."""
-    return {
-        "model": model,
-        "backbone_digest": backbone_digest,
-        "adapter_sha256": adapter_sha256,
-        "device": device,
-        "dtype": dtype.removeprefix("torch."),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
+    values = {"model": model, "backbone_digest": backbone_digest, "adapter_sha256": adapter_sha256}
+    values |= {"device": device, "dtype": dtype.removeprefix("torch.")}
+    return values | {package: version(package) for package in ("torch", "transformers")}

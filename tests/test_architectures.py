@@ -92,10 +92,8 @@ def test_a_folder_without_such_a_model(folders, tmp_path):
             load_backbone(str(folder))
 
     weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(weights[:1000])
-    refused(DamagedFile, "or copy the folder again")
     (folder / "model.safetensors").unlink()
-    refused(DamagedFile, "safetensors")
+    refused(DamagedFile, "safetensors.*or copy the folder again")
     replace_text(folder / "config.json", '"qwen2"', '"gpt2"')
     refused(InvalidInput, "'gpt2' model: expected llama, qwen2, mistral")
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -21,7 +21,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from lad import utils
-from lad.utils import AssetUnavailable, DamagedFile, LADError, cache_errors, one_line
+from lad.utils import AssetUnavailable, DamagedFile, LADError, one_line
 
 
 class Wheel(NamedTuple):
@@ -72,8 +72,8 @@ def new_folder(
         sweep()  # pip may outlive a killed process, and fill its folder again
         yield None
         return
-    in_cache = target.is_relative_to(cache_folder())
-    with cache_errors(target.parent) if in_cache else utils.disk_errors(target.parent):
+    remedy = utils.CACHE if target.is_relative_to(cache_folder()) else utils.ELSEWHERE
+    with utils.disk_errors(target.parent, remedy):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
             if is_complete(target):  # another process finished it while this one waited
@@ -163,7 +163,7 @@ def fetch_hub(asset: HubModel, weights: bool = True) -> Path:
             super().__init__(*args, **{**kwargs, "disable": None})
 
     try:
-        with cache_errors(constants.HF_HUB_CACHE):
+        with utils.disk_errors(constants.HF_HUB_CACHE, utils.CACHE):
             snapshot_download(**_request(asset, weights), tqdm_class=Bar)
     except LADError:
         raise

@@ -45,7 +45,6 @@ ENDS = ("<|eot_id|>", "<|end_of_text|>")  # of LLaMA 3: either may be what fills
 CONTEXT = 256  # that the adapter was trained with
 LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.[^.]+\.weight")
 NAMED = re.compile(r"(.*\b(llama|module)\.)?(base_model\.model\.)?(?P<name>(model|lm_head)\..+)")
-LAYER = re.compile(r"model\.layers\.(\d+)\..+")
 # What a module with a peft LLaMA is made of, beside tensors: packages and single names.
 STUB_PACKAGES = ("transformers.", "peft.", "accelerate.", "torch.nn.", "torch._C._nn.", "__main__.")
 STUB_NAMES = ("builtins.getattr", "builtins.set", "builtins.frozenset", "functools.partial")
@@ -291,9 +290,6 @@ def _make_model(
     table = backbone["model.embed_tokens.weight"]
     head = backbone.setdefault("lm_head.weight", table)
     tied = head.data_ptr() == table.data_ptr()
-    layers = len({match[1] for match in map(LAYER.fullmatch, backbone) if match})
-    if values.get("num_hidden_layers") != layers:
-        raise ValueError(f"tensors of {layers} layers, not of {values.get('num_hidden_layers')}")
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**values | {"tie_word_embeddings": tied}))
     model.load_state_dict(backbone, assign=True)
