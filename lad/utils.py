@@ -11,6 +11,7 @@ The command line prints it and exits with status 2; a notebook or widget shows i
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import reprlib
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
@@ -70,7 +72,7 @@ def profile() -> str:
 
 
 def figures_folder() -> Path:
-    """The absolute folder of figures, created if need be; raises InvalidInput if it cannot be.
+    """The absolute folder of figures, created if need be; raises CacheError if it cannot be.
 
     In a checkout it does not depend on the working folder: notebooks run in `notebooks/`.
     """
@@ -82,13 +84,8 @@ def figures_folder() -> Path:
         folder = checkout / "figures"
     else:
         folder = Path.cwd() / "figures"
-    try:
+    with disk_errors(folder, "set LAD_FIGURES to another"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot create the figures folder {folder} ({error.strerror}): "
-            "set LAD_FIGURES to a folder you can write to"
-        ) from error
     return folder
 
 
@@ -118,28 +115,23 @@ def check_writable(path: Path) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file, and its folder, that appears complete or not at all; raises CacheError."""
+    prefix, suffix = f".{path.name}-", ".partial"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, data)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    prefix, suffix = f".{path.name}-", ".partial"
-    for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        with suppress(OSError, ImportError), open(stale) as file:  # a killed process holds no lock
-            _lock(file)
-            stale.unlink()
-    handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with suppress(OSError, ImportError):  # a disk without locks
+        for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+            with suppress(OSError, ImportError), open(stale) as file:  # a killed process's is free
                 _lock(file)
-            file.write(data)
-        os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+                stale.unlink()
+        handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                with suppress(OSError, ImportError):  # a disk without locks
+                    _lock(file)
+                file.write(data)
+            os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
 
 
 def _lock(file) -> None:
@@ -147,6 +139,21 @@ def _lock(file) -> None:
     import fcntl  # not on Windows
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move `new` to `folder`; what was there is then beside or in the place of `new`.
+
+    Linux swaps the two in one step, so that a killed process leaves one of them. Elsewhere, and on
+    disks that refuse (NFS), `folder` is missing for a moment.
+    """
+    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    # -100: paths are relative to the working folder; 2: RENAME_EXCHANGE
+    if swap and not swap(-100, os.fsencode(new), -100, os.fsencode(folder), 2):
+        return
+    if folder.exists():
+        folder.rename(new.with_name("old"))
+    new.rename(folder)
 
 
 def write_json(path: Path, values: dict) -> None:

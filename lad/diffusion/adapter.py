@@ -8,12 +8,9 @@ The card makes loading a mismatched adapter an error.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -47,12 +44,10 @@ def load_denoiser(
     dtype: torch.dtype | None = None,
     merge: bool = True,
 ) -> Denoiser:
-    """Load a backbone with a trained adapter.
+    """Load a backbone, as `load_backbone` does, with a trained adapter.
 
     Args:
-        name: a backbone, as `lad.models.registry.get_backbone` reads it.
         adapter: folder with `denoiser.json`; the shipped one by default.
-        dtype: float32 on a CPU and bfloat16 elsewhere by default.
         merge: fold the adapter into the weights, see `Denoiser.merge`; never into quantised ones,
             whose rounding would lose it.
 
@@ -133,26 +128,11 @@ def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
             card["adapter_sha256"] = utils.sha256_file(partial / "adapter_model.safetensors")
             card |= denoiser.config.to_dict() | facts
             (partial / "denoiser.json").write_text(json.dumps(card, indent=2) + "\n")
-            replace_folder(partial, folder)
+            utils.replace_folder(partial, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     denoiser.adapter_sha256 = card["adapter_sha256"]
     return folder
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Move `new` to `folder`; what was there is then beside or in the place of `new`.
-
-    Linux swaps the two in one step, so that a killed process leaves one of them. Elsewhere, and on
-    disks that refuse (NFS), `folder` is missing for a moment.
-    """
-    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    # -100: paths are relative to the working folder; 2: RENAME_EXCHANGE
-    if swap and not swap(-100, os.fsencode(new), -100, os.fsencode(folder), 2):
-        return
-    if folder.exists():
-        folder.rename(new.with_name("old"))
-    new.rename(folder)
 
 
 def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:

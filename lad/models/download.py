@@ -80,17 +80,17 @@ def new_folder(
                 yield None
                 return
             sweep()  # under the lock, a folder of this name is what a killed process left
-            partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+            scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+            partial = scratch / "new"
             try:
+                partial.mkdir()
                 yield partial
                 # mkdtemp and safetensors write for their user alone; a cache may be shared.
                 for path in (partial, *partial.rglob("*")):
                     path.chmod(0o755 if path.is_dir() else 0o644)
-                if target.exists():  # incomplete, and replaced only now
-                    shutil.rmtree(target)
-                os.rename(partial, target)
+                utils.replace_folder(partial, target)  # an incomplete one may be there
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, progress: bool = True) -> Path:

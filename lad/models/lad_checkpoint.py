@@ -152,18 +152,17 @@ def read_checkpoint(file: Path, modules: Sequence[str] = ()) -> object:
         raise ValueError("it is no archive of torch 1.6 or later, or is cut")
     # Tensors are mapped, so no checksum is seen later; a compressed member would be unpacked.
     with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{member.filename} is compressed, as torch never does")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("a part of it is compressed, as torch never does")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} fails its checksum (CRC)")
     reader = torch._C.PyTorchFileReader(str(file))
     mapped = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
     if reader.get_record_size("data.pkl") > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES:,} bytes describe its modules")
-    packages = (*STUB_PACKAGES, *(f"{module}." for module in modules))
     unpickler = Unpickler(io.BytesIO(reader.get_record("data.pkl")))
-    unpickler.packages, unpickler.reader, unpickler.mapped = packages, reader, mapped
+    unpickler.packages = (*STUB_PACKAGES, *(f"{module}." for module in modules))
+    unpickler.reader, unpickler.mapped = reader, mapped
     return unpickler.load()
 
 
@@ -227,10 +226,7 @@ def make(name: object, arguments: object) -> Tensor | dict | Stub:
             if not all(type(n) is int for n in (start, *size[:9], *stride[:9])):
                 raise ValueError("a tensor's shape has something else than whole numbers")
             return storage.as_strided(size[:9], stride[:9], start)
-        case (
-            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
-            (Tensor() as data, *_),
-        ):
+        case str(), (Tensor() as data, *_) if name.startswith("torch._utils._rebuild_parameter"):
             return data
         case "torch._tensor._rebuild_from_type_v2", (inner, _, more, _):
             return make(inner, more)

@@ -24,7 +24,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from lad import utils
-from lad.utils import Count, DamagedFile, InvalidInput, LADError, one_line
+from lad.utils import Count, DamagedFile, InvalidInput, one_line
 
 if TYPE_CHECKING:  # these take seconds to import
     import torch
@@ -148,13 +148,14 @@ def read_model(
     options["device_map"] = "auto" if device == SPREAD else {"": device}
     if bits:
         options["quantization_config"] = quantization(bits, dtype)
+    with damage_errors(folder):
+        values = utils.checked((folder / "config.json").read_bytes(), dict)
+    if values.get("model_type") not in ARCHITECTURES:
+        kind, expected = utils.SHORT.repr(values.get("model_type")), ", ".join(ARCHITECTURES)
+        raise InvalidInput(f"{folder} is a {kind} model: expected {expected}")
     # transformers fills what a file lacks with random numbers and only warns: those numbers must
     # neither be used nor be drawn from the global generator.
     with quiet_transformers(), damage_errors(folder), torch.random.fork_rng(devices=[]):
-        values = utils.checked((folder / "config.json").read_bytes(), dict)
-        if values.get("model_type") not in ARCHITECTURES:
-            kind, expected = utils.SHORT.repr(values.get("model_type")), ", ".join(ARCHITECTURES)
-            raise InvalidInput(f"{folder} is a {kind} model: expected {expected}")
         if ignored := check_config(values)[1]:
             print(f"{folder}: {', '.join(ignored)} ignored, no code is loaded", file=sys.stderr)
         config = CONFIG_MAPPING[values["model_type"]].from_dict(
@@ -192,22 +193,20 @@ def damage_errors(folder: Path) -> Iterator[None]:
     import torch
     from safetensors import SafetensorError
 
+    remedy = "delete it, then run `lad fetch` with the model's name, or copy the folder again"
     try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InvalidInput(
-            f"the weights in {folder} do not fit the GPU's memory ({one_line(error)[:120]}): load "
-            f"them in 4 bit (NAME:4bit), or on all GPUs (--device {SPREAD})"
-        ) from error
-    except LADError:
-        raise
-    except (SafetensorError, OSError, *utils.MALFORMED, RuntimeError) as error:
+        with utils.damaged_file(folder, remedy, SafetensorError, RuntimeError):
+            yield
+    except DamagedFile as damaged:
+        error = damaged.__cause__
+        if isinstance(error, torch.OutOfMemoryError):
+            raise InvalidInput(
+                f"the weights in {folder} do not fit the GPU's memory ({one_line(error)[:120]}): "
+                f"load them in 4 bit (NAME:4bit), or on all GPUs (--device {SPREAD})"
+            ) from error
         if "allocate memory" in str(error):  # too large for this machine, not damaged
-            raise
-        raise DamagedFile(
-            f"{folder} cannot be loaded ({one_line(error)}): delete that folder, then run `lad "
-            "fetch` with the model's name, or copy the folder again"
-        ) from error
+            raise error from None
+        raise
 
 
 @contextmanager
