@@ -45,14 +45,10 @@ ENDS = ("<|eot_id|>", "<|end_of_text|>")  # of LLaMA 3: either may be what fills
 CONTEXT = 256  # that the adapter was trained with
 LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.[^.]+\.weight")
 NAMED = re.compile(r"(.*\b(llama|module)\.)?(base_model\.model\.)?(?P<name>(model|lm_head)\..+)")
-# What a module with a peft LLaMA is made of, beside tensors: packages and single names.
-STUB_PACKAGES = ("transformers.", "peft.", "accelerate.", "torch.nn.", "torch._C._nn.", "__main__.")
+# What a module with a peft LLaMA is made of, beside plain values: packages and single names.
+STUB_PACKAGES = ("transformers.", "peft.", "accelerate.", "torch.", "__main__.")
 STUB_NAMES = ("builtins.getattr", "builtins.set", "builtins.frozenset", "functools.partial")
-STUB_NAMES += ("torch.device", "torch.Size", "torch.Tensor", "torch.layout", "torch.float32")
-STUB_NAMES += ("torch.float16", "torch.bfloat16", "torch.serialization._get_layout")
-STUB_NAMES += ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2")
-STUB_NAMES += ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-STUB_NAMES += ("torch._tensor._rebuild_from_type_v2",)
+STUB_NAMES += ("collections.OrderedDict",)
 STORAGES = {"torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16}
 STORAGES |= {"torch.FloatStorage": torch.float32, "torch.LongStorage": torch.int64}
 # Instructions that only move values or make plain ones (see Python's `pickletools`).
@@ -177,7 +173,7 @@ class Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> str:
         """Any admitted class or function, as its name."""
         name = f"{module.replace('__builtin__', 'builtins')}.{name}"
-        if name in STORAGES or name in STUB_NAMES or name.startswith(self.packages):
+        if name in STUB_NAMES or name.startswith(self.packages):
             return name
         module = name.rpartition(".")[0]
         raise ValueError(f"it asks for {name} (the class of the model? --module {module})")
