@@ -203,7 +203,7 @@ def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batches=0"], "'--batches': 0 is not in the range x>=1"),
+        (["--batches=0"], "'--batches': Input should be greater than or equal to 1"),
         (["--prompts=none.txt"], "none.txt is unusable"),
         (["--repair=2"], "repair = 2.0: expected a number from 0 to 1"),
         (["--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of at least 0"),

@@ -241,7 +241,7 @@ def test_the_command_says_what_it_measured(capsys, files):
         ({"prompts": "/dev/null"}, "/dev/null holds 0 prompts"),
         ({"settings": "/nowhere.json"}, "expected a JSON file such as"),
         ({"settings": "{folder}/broken.json"}, "broken.json"),
-        ({"n-pairs": "0"}, "'--n-pairs': 0 is not in the range x>=1"),
+        ({"n-pairs": "0"}, "'--n-pairs': Input should be greater than or equal to 1"),
         ({"adapter": "/nowhere"}, "/nowhere is no adapter"),
     ],
 )
