@@ -34,7 +34,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from lad.utils import InvalidInput, LADError, figures_folder, profile
+from lad.utils import InvalidInput, LADError, figures_folder, profile, replace_folder
 
 GENERATOR = '<meta name="generator" content="lad.report">'  # tells a report from other folders
 ALERT = 'role="alert"'  # how lad.widgets marks an error
@@ -250,17 +250,10 @@ def _replacing(target: Path) -> Iterator[Path]:
         raise InvalidInput(f"{target} is not a report: name another folder, or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
-        fresh, previous = Path(work, "fresh"), Path(work, "previous")
+        fresh = Path(work, "fresh")
         fresh.mkdir()
         yield fresh
-        if target.exists():
-            target.rename(previous)
-        try:
-            fresh.rename(target)
-        except OSError:
-            if previous.exists():
-                previous.rename(target)
-            raise
+        replace_folder(fresh, target)
 
 
 def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:

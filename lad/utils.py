@@ -11,6 +11,7 @@ The command line prints it and exits with status 2; a notebook or widget shows i
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -19,6 +20,7 @@ import hashlib
 import json
 import os
 import reprlib
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
@@ -70,7 +72,7 @@ def profile() -> str:
 
 
 def figures_folder() -> Path:
-    """The absolute folder of figures, created if need be; raises InvalidInput if it cannot be.
+    """The absolute folder of figures, created if need be; raises CacheError if it cannot be.
 
     In a checkout it does not depend on the working folder: notebooks run in `notebooks/`.
     """
@@ -82,13 +84,8 @@ def figures_folder() -> Path:
         folder = checkout / "figures"
     else:
         folder = Path.cwd() / "figures"
-    try:
+    with disk_errors(folder, "set LAD_FIGURES to another"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot create the figures folder {folder} ({error.strerror}): "
-            "set LAD_FIGURES to a folder you can write to"
-        ) from error
     return folder
 
 
@@ -117,23 +114,24 @@ def check_writable(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all; raises OSError if the disk refuses."""
+    """Write a file, and its folder, that appears complete or not at all; raises CacheError."""
     prefix, suffix = f".{path.name}-", ".partial"
-    for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        with suppress(OSError, ImportError), open(stale) as file:  # a killed process holds no lock
-            _lock(file)
-            stale.unlink()
-    handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            with suppress(OSError, ImportError):  # a disk without locks
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+            with suppress(OSError, ImportError), open(stale) as file:  # a killed process's is free
                 _lock(file)
-            file.write(data)
-        os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+                stale.unlink()
+        handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                with suppress(OSError, ImportError):  # a disk without locks
+                    _lock(file)
+                file.write(data)
+            os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
 
 
 def _lock(file) -> None:
@@ -141,6 +139,21 @@ def _lock(file) -> None:
     import fcntl  # not on Windows
 
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move `new` to `folder`; what was there is then beside or in the place of `new`.
+
+    Linux swaps the two in one step, so that a killed process leaves one of them. Elsewhere, and on
+    disks that refuse (NFS), `folder` is missing for a moment.
+    """
+    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    # -100: paths are relative to the working folder; 2: RENAME_EXCHANGE
+    if swap and not swap(-100, os.fsencode(new), -100, os.fsencode(folder), 2):
+        return
+    if folder.exists():
+        folder.rename(new.with_name("old"))
+    new.rename(folder)
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -154,27 +167,22 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+ELSEWHERE = "choose another path or free space"
+CACHE = "free space there, or set LAD_CACHE (HF_HOME for models from the hub) to another"
+
+
 @contextmanager
-def disk_errors(path: str | Path, remedy: str = "choose another path or free space"):
+def disk_errors(path: str | Path, remedy: str = ELSEWHERE):
     """Turn what a disk answers to a write (full, read-only, not a folder) into CacheError."""
     try:
         yield
-    except LADError:
-        raise
-    except Exception as error:
+    except Exception as error:  # a CacheError from within gets this path and remedy
         reason = disk_reason(error)
-        if reason is None:
+        if reason is None or (isinstance(error, LADError) and not isinstance(error, CacheError)):
             raise
         raise CacheError(
             f"cannot write to {path} ({reason}): expected a writable folder with room; {remedy}"
         ) from error
-
-
-def cache_errors(folder: str | Path):
-    """`disk_errors` for the cache of weights."""
-    return disk_errors(
-        folder, "free space there, or set LAD_CACHE (HF_HOME for models from the hub) to another"
-    )
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -231,14 +239,15 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError
 
 
 @contextmanager
-def damaged_file(path: str | Path, remedy: str):
-    """Turn what reading a damaged file raises into DamagedFile."""
+def damaged_file(path: str | Path, remedy: str, *more: type[Exception]):
+    """Turn what reading a damaged file raises, and errors of `more` types, into DamagedFile."""
     try:
         yield
     except DamagedFile:
         raise
-    except (OSError, *MALFORMED) as error:
-        raise DamagedFile(f"{path} is unusable ({one_line(error)}): {remedy}") from error
+    except (OSError, *MALFORMED, *more) as error:
+        reason = one_line(error if isinstance(error, OSError | ValueError) else repr(error))
+        raise DamagedFile(f"{path} is unusable ({reason}): {remedy}") from error
 
 
 def setting(
@@ -358,19 +367,9 @@ def _from_dict(cls: type, values: Mapping):
 
 
 def provenance(
-    model: str,
-    device: str,
-    dtype: str,
-    adapter_sha256: str | None = None,
-    backbone_digest: str | None = None,
+    model: str, device: str, dtype: str, adapter_sha256: str | None, backbone_digest: str | None
 ) -> dict:
     """What a recorded number hangs on: model, adapter, device, precision and versions."""
-    return {
-        "model": model,
-        "backbone_digest": backbone_digest,
-        "adapter_sha256": adapter_sha256,
-        "device": device,
-        "dtype": dtype.removeprefix("torch."),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
+    values = {"model": model, "backbone_digest": backbone_digest, "adapter_sha256": adapter_sha256}
+    values |= {"device": device, "dtype": dtype.removeprefix("torch.")}
+    return values | {package: version(package) for package in ("torch", "transformers")}

@@ -119,7 +119,7 @@ def test_curve(capsys, adapter, source, tmp_path):
         (["--n=some"], "n = 'some': expected a whole number"),
         (["--n=99"], "n = 99: expected 1 to 12"),
         (["--scoring=guess"], "scoring = 'guess'"),
-        (["--samples=-1"], "samples = -1"),
+        (["--samples=-1"], "'--samples': Input should be greater than or equal to 0"),
         (["--dtype=int8"], "dtype = 'int8'"),
         (["--backbone"], "--backbone with --adapter"),
         (["--split=dev"], "arc-easy-dev.jsonl"),

@@ -188,11 +188,8 @@ def test_a_locale_without_utf8_reads_it_and_gets_question_marks(adapter, monkeyp
     assert Trace.load(path).answer.startswith("caf\u00e9 \u2192")
 
 
-def test_the_version(capsys):
+def test_the_version_and_an_unknown_profile(capsys, monkeypatch):
     assert run(capsys, "--version") == (0, f"lad {__version__}\n", "")
-
-
-def test_an_unknown_profile_is_refused(capsys, monkeypatch):
     monkeypatch.setenv("LAD_PROFILE", "fats")
     assert "LAD_PROFILE is 'fats'" in refused(capsys, "figures", "attention_masks")
 
@@ -209,28 +206,23 @@ def test_an_unknown_profile_is_refused(capsys, monkeypatch):
         (["study", "--out=/dev"], "/dev (Is a directory)"),
         (["benchmark", "curve", "--out=/dev"], "/dev (Is a directory)"),
         (["refine", "hi", "--device=meta", "--model=tiny", "ADAPTER"], "'meta' is not usable"),
-        (["refine", "hi", "--iterations=0"], "iterations = 0: expected a whole number from 1"),
         (["refine", "hi", "--iterations=many"], "--iterations"),
         (["refine", "hi", "--temperature=nan"], "temperature = nan"),
         (["refine", "hi", "--remasking=some"], "none, random, guided"),
         (["refine", "hi", "--preset=best"], "unknown preset 'best': expected one of default, g"),
-        (["refine", "hi", "--model=tiny", "ADAPTER", "--length=99"], "length = 99"),
         (["repair", "hi", "--noise-start=1"], "--noise-start"),
         (["infill", "a ___", "--top-p=0"], "top_p = 0.0: expected a number from 0.01 to 1"),
         (["demo", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny", "--adapter=/nowhere"], "/nowhere is no adapter"),
-        (["refine", "hi", "--device=abacus"], "abacus"),
         (["refine"], "prompt"),
         (["frobnicate"], "frobnicate"),
         (["fetch", "gpt-5"], "unknown model"),
         (["train", "--pairs=/nowhere", "--out=/tmp/x"], "no pairs at /nowhere"),
         (["train", "--pairs=/nowhere", "--out=/tmp/x", "--steps=0"], "steps = 0"),
         (["refine", "word " * 200, "--model=tiny", "ADAPTER"], "shorten the prompt"),
-        (["repair", " ", "--model=tiny", "ADAPTER"], "the text is empty"),
         (["repair", "hi", "--prompt= ", "--model=tiny", "ADAPTER"], "the prompt is empty"),
         (["repair", "x" * 300, "--prompt=hi", "--model=tiny", "ADAPTER"], "the context window"),
-        (["infill", "a ___", "--gap=0", "--model=tiny", "ADAPTER"], "a gap of 0 tokens"),
         (["demo", "--model=tiny", "ADAPTER", "--port=70000"], "port = 70000"),
         (["demo", "--model=tiny", "ADAPTER", "--sessions=0"], "sessions = 0"),
         (["refine", "hi", "--model=smollm2-135m", "ADAPTER"], "was trained for 'tiny'"),
@@ -261,12 +253,6 @@ def test_info_lists_backbones_adapters_licences_and_digests(capsys):
     assert "import-checkpoint" in run(capsys)[1]  # the help
     status, out, _ = run(capsys, "info")
     assert status == 0 and "Apache-2.0" in out and shipped["sha256"][:12] in out
-
-
-def test_commands_that_need_no_model_do_not_import_torch():
-    code = "import sys; from lad.__main__ import make_app; make_app('info', 'figures', 'demo')"
-    code += "; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_every_public_name_can_be_had():

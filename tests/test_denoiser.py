@@ -12,19 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from lad import utils
 from lad.diffusion import reference
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import ATTENTIONS, TARGETS, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser, attention_mask, pad_prompts
 from lad.models.chat import encode_prompt
 from lad.models.registry import load_backbone
-from lad.utils import (
-    AdapterMismatch,
-    AssetUnavailable,
-    CacheError,
-    DamagedFile,
-    InvalidInput,
-)
+from lad.utils import AdapterMismatch, AssetUnavailable, CacheError, DamagedFile, InvalidInput
 
 kinds = st.tuples(st.sampled_from(ATTENTIONS), st.sampled_from(TARGETS))
 lengths = st.tuples(st.integers(1, 12), st.integers(1, 16))  # prompt, answer
@@ -296,20 +291,10 @@ def test_what_is_saved_is_what_is_loaded(saved, merge):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter"]
 
 
-def test_saving_over_an_adapter_replaces_it(saved):
-    denoiser, folder = saved
-    first = denoiser.adapter_sha256
-    stir(denoiser, seed=2)
-    denoiser.save(folder)
-    assert denoiser.adapter_sha256 != first
-    assert load_denoiser("tiny", folder).adapter_sha256 == denoiser.adapter_sha256
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter"]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="two renames elsewhere")
 def test_replacing_an_adapter_leaves_no_moment_without_one(saved, monkeypatch):
     denoiser, folder = saved
-    rename = Path.rename
+    first, rename = denoiser.adapter_sha256, Path.rename
 
     def watched(path, target):
         rename(path, target)
@@ -321,7 +306,7 @@ def test_replacing_an_adapter_leaves_no_moment_without_one(saved, monkeypatch):
     monkeypatch.setattr(Path, "rename", rename)
     stir(denoiser, seed=2)
     denoiser.save(folder)
-    assert load_denoiser("tiny", folder).adapter_sha256 == denoiser.adapter_sha256
+    assert load_denoiser("tiny", folder).adapter_sha256 == denoiser.adapter_sha256 != first
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
 
@@ -340,10 +325,6 @@ def test_two_descriptions_of_an_adapter_must_agree(saved, key):
         edit(saved[1], rank=8)
         with pytest.raises(AdapterMismatch, match=r"do not fit its .*rank 8"):
             load_denoiser("tiny", saved[1])
-    for text in ("[]", "{", '{"target_modules": 3}', 9999 * "["):
-        path.write_text(text)
-        with pytest.raises(DamagedFile, match=r"adapter_config\.json is unusable"):
-            load_denoiser("tiny", saved[1])
 
 
 def test_a_folder_of_another_name_is_known_by_its_digest(tmp_path):
@@ -360,15 +341,7 @@ def test_a_folder_of_another_name_is_known_by_its_digest(tmp_path):
         load_denoiser(str(tmp_path / "second"), folder)
 
 
-def test_a_disk_that_refuses_is_named_and_leaves_nothing(saved, tmp_path):
-    denoiser, _ = saved
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="cannot write to"):
-        denoiser.save(tmp_path / "file" / "adapter")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "file"]
-
-
-def test_a_failing_save_keeps_the_old_adapter(saved, monkeypatch):
+def test_a_failing_save_keeps_the_old_adapter_and_leaves_nothing(saved, monkeypatch):
     denoiser, folder = saved
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -378,33 +351,30 @@ def test_a_failing_save_keeps_the_old_adapter(saved, monkeypatch):
     monkeypatch.setattr(denoiser.model, "save_pretrained", full)
     with pytest.raises(CacheError, match="No space left"):
         denoiser.save(folder)
+    (folder.parent / "file").write_text("")
+    with pytest.raises(CacheError, match="cannot write to"):
+        denoiser.save(folder.parent / "file" / "adapter")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter", "file"]
 
 
-def test_a_truncated_adapter_is_damaged(saved):
-    _, folder = saved
-    path = folder / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedFile, match="sha256 differs"):
-        load_denoiser("tiny", folder)
-    path.unlink()
-    with pytest.raises(DamagedFile, match="cannot be read"):
-        load_denoiser("tiny", folder)
-
-
-def test_nan_weights_are_named(saved):
-    from lad.utils import sha256_file
-
+def test_weights_that_are_damaged_not_there_or_nan(saved):
     _, folder = saved
     path = folder / "adapter_model.safetensors"
     weights = load_file(path)
-    name = sorted(weights)[0]
-    weights[name][0, 0] = float("nan")
+
+    def refused(match):
+        with pytest.raises(DamagedFile, match=match):
+            load_denoiser("tiny", folder)
+
+    path.write_bytes(path.read_bytes()[:-100])
+    refused("sha256 differs")
+    path.unlink()
+    refused("safetensors is unusable")
+    weights[sorted(weights)[0]][0, 0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
-    edit(folder, adapter_sha256=sha256_file(path))
-    with pytest.raises(DamagedFile, match="NaN"):
-        load_denoiser("tiny", folder)
+    edit(folder, adapter_sha256=utils.sha256_file(path))
+    refused("NaN")
 
 
 @pytest.mark.parametrize(
@@ -423,13 +393,6 @@ def test_a_card_that_does_not_fit_is_an_error_not_noise(saved, changes, error, n
     _, folder = saved
     edit(folder, **changes)
     with pytest.raises(error, match=named):
-        load_denoiser("tiny", folder)
-
-
-def test_a_card_that_is_no_json_is_damaged(saved):
-    _, folder = saved
-    (folder / "denoiser.json").write_text('{"schema": 1, "backbone"')
-    with pytest.raises(DamagedFile, match=r"denoiser\.json"):
         load_denoiser("tiny", folder)
 
 

@@ -203,8 +203,8 @@ def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batches=0"], "batches = 0: expected at least 1"),
-        (["--prompts=none.txt"], "no prompts at none.txt"),
+        (["--batches=0"], "'--batches': Input should be greater than or equal to 1"),
+        (["--prompts=none.txt"], "none.txt is unusable"),
         (["--repair=2"], "repair = 2.0: expected a number from 0 to 1"),
         (["--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of at least 0"),
         (["--context=1000"], "context = 1000: expected at most 512 tokens"),

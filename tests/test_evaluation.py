@@ -237,11 +237,11 @@ def test_the_command_says_what_it_measured(capsys, files):
     ("changed", "named"),
     [
         ({"pairs": "/nowhere.jsonl"}, "no pairs at /nowhere.jsonl"),
-        ({"prompts": "/nowhere.txt"}, "no prompts at /nowhere.txt"),
+        ({"prompts": "/nowhere.txt"}, "/nowhere.txt is unusable"),
         ({"prompts": "/dev/null"}, "/dev/null holds 0 prompts"),
         ({"settings": "/nowhere.json"}, "expected a JSON file such as"),
         ({"settings": "{folder}/broken.json"}, "broken.json"),
-        ({"n-pairs": "0"}, "n_pairs = 0: expected at least 1"),
+        ({"n-pairs": "0"}, "'--n-pairs': Input should be greater than or equal to 1"),
         ({"adapter": "/nowhere"}, "/nowhere is no adapter"),
     ],
 )

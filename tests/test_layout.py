@@ -42,7 +42,10 @@ def test_no_module_imports_a_later_subpackage(path):
     assert not {other for other in imported(path) if ORDER.index(other) > place}
 
 
-@pytest.mark.parametrize("code", ["import lad", "from lad.models import registry"])
+APP = "from lad.__main__ import make_app; make_app('info', 'figures', 'demo')"
+
+
+@pytest.mark.parametrize("code", ["import lad", "from lad.models import registry", APP])
 def test_what_answers_without_a_model_does_not_load_torch(code):
     check = f"import sys; {code}; assert not {{'torch', 'transformers', 'peft'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

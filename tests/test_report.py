@@ -173,15 +173,12 @@ def test_a_second_report_replaces_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("LAD_PROFILE", "fast")
     monkeypatch.setenv("LAD_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(report, "execute", lambda path, *rest: nbformat.read(path, 4))
-    notebooks = tmp_path / "notebooks"
-    notebooks.mkdir()
-    write(notebooks / "01_a.ipynb", "# First")
-    build_report(notebooks, tmp_path / "report")
-    (tmp_path / "report" / "stale.html").write_text("")
-    write(notebooks / "01_a.ipynb", "# Second")
-    index = build_report(notebooks, tmp_path / "report")
-    assert "Second" in index.read_text()
-    assert not (tmp_path / "report" / "stale.html").exists()
+    for heading in ("# First", "# Second"):
+        write(tmp_path / "01_a.ipynb", heading)
+        index = build_report(tmp_path, tmp_path / "report")
+        (tmp_path / "report" / heading).touch()
+        assert heading[2:] in index.read_text()
+    assert not (tmp_path / "report" / "# First").exists()
     assert not (tmp_path / "figures").exists(), "a fast run publishes no figures"
 
 

@@ -8,7 +8,7 @@ import pytest
 from lad import utils
 from lad.diffusion.config import DenoiserConfig
 from lad.training import TrainConfig
-from lad.utils import InvalidInput, figures_folder, profile
+from lad.utils import CacheError, InvalidInput, figures_folder, profile
 
 
 def test_profile_is_full_unless_chosen(monkeypatch):
@@ -28,7 +28,7 @@ def test_figures_go_where_the_variable_says_or_to_the_checkout(monkeypatch, tmp_
     assert figures_folder() == tmp_path / "a" / "b" and figures_folder().is_dir()
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LAD_FIGURES", str(tmp_path / "file" / "figures"))
-    with pytest.raises(InvalidInput, match="LAD_FIGURES"):
+    with pytest.raises(CacheError, match="LAD_FIGURES"):
         figures_folder()
     monkeypatch.delenv("LAD_FIGURES")
     monkeypatch.chdir(tmp_path)

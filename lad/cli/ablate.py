@@ -20,8 +20,8 @@ def ablate(
     out: Annotated[Path, Option(help="JSON file of results to write.")],
     grid: Annotated[Path, Option(help="YAML with steps, base and variants.")] = GRID,
     steps: Annotated[int | None, Option(help="Of every variant, for the grid's.")] = None,
-    n_pairs: Annotated[int, Option(help="Held-out pairs to measure on.")] = 256,
-    n_prompts: Annotated[int, Option(help="Held-out prompts to answer.")] = 100,
+    n_pairs: Annotated[int, Option(help="Held-out pairs to measure on.", min=1)] = 256,
+    n_prompts: Annotated[int, Option(help="Held-out prompts to answer.", min=1)] = 100,
     model: common.Model = "smollm2-135m",
     device: common.Device = "auto",
 ) -> None:
@@ -30,7 +30,6 @@ def ablate(
     from lad.evaluation.statistics import Estimate
     from lad.training import held_out_prompts
 
-    common.check_least(1, n_pairs=n_pairs, n_prompts=n_prompts)
     variants = read_grid(grid)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     where = common.choose_device(device)

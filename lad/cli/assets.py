@@ -16,8 +16,8 @@ import typer
 
 from lad import __version__
 from lad.cli import common
-from lad.cli.common import Adapter, AsJson, Device, Model, print_json
-from lad.utils import InvalidInput, profile, sha256_file
+from lad.cli.common import Adapter, AsJson, Device, Model, print_result
+from lad.utils import InvalidInput, damaged_file, profile, sha256_file
 
 
 @common.stopped("files done are kept; the same command goes on")
@@ -61,22 +61,20 @@ def info(as_json: AsJson = False) -> None:
         "backbones": {name: describe(name) for name in BACKBONES},
         "adapters": _adapters(),
     }
-    if as_json:
-        print_json(values)
-        return
     versions = [f"{name} {number}" for name, number in values["versions"].items()]
-    typer.echo(f"lad {values['lad']}, Python {values['python']}, {', '.join(versions)}")
-    typer.echo(f"cache: {values['cache']}")
+    lines = [f"lad {values['lad']}, Python {values['python']}, {', '.join(versions)}"]
+    lines.append(f"cache: {values['cache']}")
     for name, it in values["backbones"].items():
         state = f"cached, {it['bytes'] / 1e6:,.0f} MB" if it["cached"] else "not fetched"
         if it["folder"] is None and it["cached"]:
             state = "made in memory"
         digest = f", digest {it['digest'][:12]}" if it["digest"] else ""
-        typer.echo(f"backbone {name}: {it['licence']}, {it['source']}{digest} ({state})")
+        lines.append(f"backbone {name}: {it['licence']}, {it['source']}{digest} ({state})")
     for name, it in values["adapters"].items():
         state = "intact" if it["intact"] else "DAMAGED: restore its files"
         made = f"{it['attention']}, target {it['target']}, rank {it['rank']}, {it['licence']}"
-        typer.echo(f"adapter {name}: {made}, sha256 {it['sha256'][:12]} ({state})")
+        lines.append(f"adapter {name}: {made}, sha256 {it['sha256'][:12]} ({state})")
+    print_result(values, as_json, "\n".join(lines))
 
 
 def _adapters() -> dict[str, dict]:
@@ -134,21 +132,17 @@ def import_checkpoint(
 
     layout = lad_checkpoint.LAYOUT
     if template is not None:
-        try:
+        with damaged_file(template, "expected a chat template in Jinja"):
             layout = template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"template {template} cannot be read ({error})") from error
     with common.progress() as on_progress:
         made = lad_checkpoint.import_checkpoint(
             file, out, tokenizer, module or (), layout, eos, partial(on_progress, file.name)
         )
-    if as_json:
-        print_json(made)
-        return
     adapter = f"LoRA of rank {made['rank']} on {', '.join(made['layers'])}"
     use = f"lad refine --model {made['backbone']} --adapter {made['adapter']}"
-    typer.echo(f"{made['parameters']:,} weights and {adapter}: {use}")
     shares = [f"{token} at {share:.0%} of positions" for token, share in made["eos_shares"].items()]
-    typer.echo(f"end of answer: {made['eos']} (all masked: {', '.join(shares) or 'not asked'})")
+    text = f"{made['parameters']:,} weights and {adapter}: {use}\n"
+    text += f"end of answer: {made['eos']} (all masked: {', '.join(shares) or 'not asked'})"
     if made["ignored"]:
-        typer.echo(f"{', '.join(made['ignored'])} ignored: no code is loaded")
+        text += f"\n{', '.join(made['ignored'])} ignored: no code is loaded"
+    print_result(made, as_json, text)

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from lad.cli import common
-from lad.utils import InvalidInput, check_writable
+from lad.utils import check_writable
 
 DEFAULTS = {  # windows, batches, prompts, how many of these by the reference, its iterations
     "cpu": ("64,128", "1,4", 4, 2, 1),  # five minutes on two cores
@@ -26,9 +25,9 @@ def bench(
     setting: Annotated[str, Option(help="A preset, or a JSON file with settings.")] = "default",
     windows: Annotated[str | None, Option(help="Answer regions: 64,128 on a CPU.")] = None,
     batches: Annotated[str | None, Option(help="Prompts at once: 1,4 on a CPU, else 1,32.")] = None,
-    n_prompts: Annotated[int | None, Option(help="Prompts: 4 on a CPU, else 32.")] = None,
-    reference_prompts: Annotated[int | None, Option(help="Of these, by the reference.")] = None,
-    reference_iterations: Annotated[int | None, Option(help="Iterations it runs; 0: all.")] = None,
+    n_prompts: Annotated[int | None, Option(help="Prompts: 4 on a CPU, else 32.", min=1)] = None,
+    reference_prompts: Annotated[int | None, Option(help="By the reference.", min=0)] = None,
+    reference_iterations: Annotated[int | None, Option(help="It runs; 0: all.", min=0)] = None,
     iterations: Annotated[int | None, Option(help="Of every run, for the setting's.")] = None,
     prompts: Annotated[Path, Option(help="One a line.", show_default=False)] = common.PROMPTS,
     config: Annotated[Path | None, Option(help="YAML that describes a new adapter.")] = None,
@@ -59,18 +58,13 @@ def bench(
         default if value is None else value for value, default in zip(given, usual, strict=True)
     )
     sizes = common.parse_numbers("windows", windows), common.parse_numbers("batches", batches)
-    common.check_least(1, n_prompts=n_prompts)
-    limits = {"reference_prompts": reference_prompts, "reference_iterations": reference_iterations}
-    common.check_least(0, **limits)
     # What cannot be written is an error now, not after minutes of timing.
     for path in filter(None, (out, record)):
         check_writable(path)
     if record is not None:
         read_runs(record)
-    settings = {"random": RefineConfig(**RANDOM)} if random else common.read_settings(setting)
-    if len(settings) != 1:
-        raise InvalidInput(f"{len(settings)} settings: expected one preset or JSON file")
-    [(setting, values)] = settings.items()
+    values = ("random", RefineConfig(**RANDOM)) if random else common.read_setting(setting)
+    setting, values = values
     if iterations is not None:
         values = replace(values, iterations=iterations)
     texts = common.read_prompts(prompts)
@@ -93,16 +87,13 @@ def bench(
             common.save_json(out, result)
 
     chosen, backbone = common.evenly_spaced(texts, n_prompts), load_backbone(model, where).model
+    limits = {"reference_prompts": reference_prompts}
     limits["reference_iterations"] = reference_iterations or None  # 0: all
     with common.progress() as on_progress:
         limits |= {"on_progress": on_progress, "on_result": keep}
         result = run_bench(denoiser, backbone, chosen, values, *sizes, **limits)
     try:
-        if as_json:
-            common.print_json(result)
-        else:
-            with common.or_on_stderr(result):
-                show(result)
+        common.print_result(result, as_json, as_text(result))
     finally:
         if record is not None:
             add_run(record, result)
@@ -120,7 +111,7 @@ def new_denoiser(model: str, where: str, config: Path | None):
     return denoiser if denoiser.backbone.spec.bits else denoiser.merge()
 
 
-def show(result: dict) -> None:
+def as_text(result: dict) -> str:
     from lad.evaluation.statistics import Estimate
 
     headings = ("window", "batch", "s an answer", "NFE", "TPF", "tokens/s", "iteration, ms")
@@ -135,10 +126,13 @@ def show(result: dict) -> None:
         row.append(f"{sampler['iteration_by_floor']:.1f}")
         row += [Estimate.from_dict(cell[key]).text() if cell[key] else "–" for key in ratios]
         rows.append(row)
-    typer.echo(f"{common.origin_line(result['provenance'])}, {result['setting']}")
-    typer.echo("Medians over rounds; a speed-up with its 95 % interval; generate is uncompiled.")
-    common.print_table(headings, rows)
     prompts, limit = result["prompts"], result["reference_iterations"]
     text = f"{prompts['used']} of {prompts['of']} prompts from {prompts['file']}; the reference "
     text += f"answered {prompts['by_reference']} of them"
-    typer.echo(text + (f", {limit} iterations of each." if limit else "."))
+    lines = (
+        f"{common.origin_line(result['provenance'])}, {result['setting']}",
+        "Medians over rounds; a speed-up with its 95 % interval; generate is uncompiled.",
+        common.table(headings, rows),
+        text + (f", {limit} iterations of each." if limit else "."),
+    )
+    return "\n".join(lines)

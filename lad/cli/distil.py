@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import Device, Model, check_least, choose_device, read_prompts, stopped
+from lad.cli.common import Device, Model, choose_device, read_prompts, stopped
 
 
 @stopped("batches made are kept; the same command goes on")
 def distil(
     out: Annotated[Path, typer.Option(help="File of pairs to write, .jsonl or .jsonl.gz.")],
-    batches: Annotated[int, typer.Option(help="Batches of prompts to try.")] = 64,
+    batches: Annotated[int, typer.Option(help="Batches of prompts to try.", min=1)] = 64,
     batch_size: Annotated[int, typer.Option(help="Prompts in a batch.")] = 16_384,
     context: Annotated[int, typer.Option(help="Most tokens of a pair.")] = 256,
     answer_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
@@ -34,14 +34,9 @@ def distil(
     from lad.evaluation import tasks
     from lad.training.distillation import DistilConfig, distil_pairs
 
-    check_least(1, batches=batches)
     sizes = {"batch_size": batch_size, "context": context, "answer_tokens": answer_tokens}
-    sizes |= {
-        "answer_temperature": answer_temperature,
-        "seed": seed,
-        "shuffles": shuffles,
-        "repair": repair,
-    }
+    sizes |= {"answer_temperature": answer_temperature, "seed": seed}
+    sizes |= {"shuffles": shuffles, "repair": repair}
     card = distil_pairs(
         *(out, model, choose_device(device), DistilConfig(**sizes), batches),
         prompts=read_prompts(prompts) if prompts is not None else None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from lad.cli import common
@@ -31,12 +30,12 @@ def evaluate(
     settings: Annotated[
         str, Option(help="Presets, or JSON files with settings, separated by commas.")
     ] = "quality,default,noiseless",
-    n_prompts: Annotated[int | None, Option(help="Prompts: 20 on a CPU, else all.")] = None,
-    n_pairs: Annotated[int | None, Option(help="Pairs: 40 on a CPU, else all.")] = None,
+    n_prompts: Annotated[int | None, Option(help="Prompts: 20 on a CPU, else all.", min=1)] = None,
+    n_pairs: Annotated[int | None, Option(help="Pairs: 40 on a CPU, else all.", min=1)] = None,
     prompts: Annotated[Path, Option(help="One a line.", show_default=False)] = common.PROMPTS,
     pairs: Annotated[Path, Option(help=".jsonl, .jsonl.gz.", show_default=False)] = common.PAIRS,
     seed: Annotated[int, Option(help="Of masks and corruption.")] = 0,
-    batch_size: Annotated[int | None, Option(help="Answers at once.")] = None,
+    batch_size: common.BatchSize = None,
     answers: Annotated[bool, Option("--answers", help="The answers too.")] = False,
     model: common.Model = "smollm2-135m",
     adapter: common.Adapter = None,
@@ -48,7 +47,6 @@ def evaluate(
     from lad.training import read_pairs
     from lad.utils import sha256_file
 
-    common.check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
     chosen = common.read_settings(settings)
     all_pairs, all_prompts = read_pairs(pairs), common.read_prompts(prompts)
     denoiser, backbone = common.load_with_baseline(model, adapter, device)
@@ -60,14 +58,10 @@ def evaluate(
         result = run_evaluation(denoiser, some_pairs, some_prompts, chosen, *options)
     for key, everything, path in (("pairs", all_pairs, pairs), ("prompts", all_prompts, prompts)):
         result[key] |= {"of": len(everything), "file": path.name, "sha256": sha256_file(path)}
-    if as_json:
-        common.print_json(result)
-    else:
-        with common.or_on_stderr(result):
-            show(result)
+    common.print_result(result, as_json, as_text(result))
 
 
-def show(result: dict) -> None:
+def as_text(result: dict) -> str:
     from lad.diffusion.config import RefineConfig
     from lad.evaluation.statistics import Estimate
 
@@ -77,32 +71,35 @@ def show(result: dict) -> None:
     title = "{used} of {of:,} from {file}"
     pairs, columns = title.format(**result["pairs"]), result["settings"]
     columns = columns | {"backbone": result["backbone"]}
-    typer.echo(common.origin_line(result["provenance"]))
-    typer.echo("Each number with its 95 % interval over answers.")
+    lines = [common.origin_line(result["provenance"])]
+    lines.append("Each number with its 95 % interval over answers.")
     rows = [
         (f"{100 * float(share):.0f} % masked", text(scores["ce"], 1, 3), text(scores["accuracy"]))
         for share, scores in result["masked"].items()
     ]
-    common.print_table(("held-out pairs", "cross-entropy, nats", "accuracy, %"), rows, pairs)
+    headings = ("held-out pairs", "cross-entropy, nats", "accuracy, %")
+    lines.append(common.table(headings, rows, pairs))
     rows = [(f"number {distance}", text(share)) for distance, share in result["ahead"].items()]
-    common.print_table(("tokens behind a clean beginning", "accuracy, %"), rows, pairs)
+    lines.append(common.table(("tokens behind a clean beginning", "accuracy, %"), rows, pairs))
     repair = result["repair"]
     name = f"p = {repair['severity']}, {repair['iterations']} iterations"
     rows = [(name, text(repair["restored"]), text(repair["kept"]))]
-    common.print_table(("structural repair", "restored, %", "kept, %"), rows, pairs)
+    lines.append(common.table(("structural repair", "restored, %", "kept, %"), rows, pairs))
     rows = [
         (name, *(text(scores[key], factor, digits) for scores in columns.values()))
         for name, key, factor, digits in ROWS
     ]
     seconds = [f"{scores['seconds_per_answer']:.2f}" for scores in columns.values()]
     rows.append(("seconds an answer", *seconds))
-    common.print_table(("held-out prompts", *columns), rows, title.format(**result["prompts"]))
+    prompts = title.format(**result["prompts"])
+    lines.append(common.table(("held-out prompts", *columns), rows, prompts))
     usual = RefineConfig().to_dict()
     for name, scores in result["settings"].items():
         changed = [f"{key} {v}" for key, v in scores["config"].items() if v != usual[key]]
-        typer.echo(f"{name}: {', '.join(changed) or 'all defaults'}")
+        lines.append(f"{name}: {', '.join(changed) or 'all defaults'}")
     if "answers" in result["backbone"]:
         for row in zip(*(scores["answers"] for scores in columns.values()), strict=True):
-            typer.echo(f"\n{row[0]['prompt']}")
+            lines.append(f"\n{row[0]['prompt']}")
             for name, found in zip(columns, row, strict=True):
-                typer.echo(f"  {name}: {found['answer']}")
+                lines.append(f"  {name}: {found['answer']}")
+    return "\n".join(lines)

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, or_on_stderr, print_json
+from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_result
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.config import preset as settings_of
 from lad.utils import check_text, check_writable, describe
@@ -105,11 +105,8 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
     values |= {"seconds": round(run.seconds, 3), "model": denoiser.backbone.spec.name}
     values |= {"adapter_sha256": denoiser.adapter_sha256, "seed": config.seed}
     try:
-        if as_json:
-            print_json(values | extra | {"config": config.to_dict()})
-        elif not watched:
-            with or_on_stderr(run.answer):
-                typer.echo(run.answer)
+        if not watched:
+            print_result(values | extra | {"config": config.to_dict()}, as_json, run.answer)
     finally:  # whatever became of stdout
         if trace is not None:
             run.save(trace)

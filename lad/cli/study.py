@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Option
 
 from lad.cli import common
@@ -16,10 +15,10 @@ ON_A_CPU = {"prompts": 6, "pairs": 24}  # about five minutes on two cores
 def study(
     out: Annotated[Path | None, Option(help="By default figures/data/study.json.")] = None,
     iterations: Annotated[str, Option(help="Rising, separated by commas.")] = "1,2,4,8,16,32,64",
-    n_prompts: Annotated[int | None, Option(help="Prompts: 6 on a CPU, else all 100.")] = None,
-    n_pairs: Annotated[int | None, Option(help="Pairs: 24 on a CPU, else all.")] = None,
+    n_prompts: Annotated[int | None, Option(help="Prompts: 6 on a CPU, else 100.", min=1)] = None,
+    n_pairs: Annotated[int | None, Option(help="Pairs: 24 on a CPU, else all.", min=1)] = None,
     seed: Annotated[int, Option(help="Of the masks.")] = 0,
-    batch_size: Annotated[int | None, Option(help="Answers at once.")] = None,
+    batch_size: common.BatchSize = None,
     model: common.Model = "smollm2-135m",
     adapter: common.Adapter = None,
     device: common.Device = "auto",
@@ -31,7 +30,6 @@ def study(
     from lad.utils import check_writable, figures_folder
 
     steps = common.parse_numbers("iterations", iterations)
-    common.check_least(1, n_prompts=n_prompts, n_pairs=n_pairs, batch_size=batch_size)
     path = out if out or as_json else figures_folder() / "data" / "study.json"
     if path is not None:
         check_writable(path)
@@ -46,4 +44,4 @@ def study(
         result = run_study(denoiser, prompts, pairs, steps, *options)
     if path is not None:
         common.save_json(path, result)
-    common.print_json(result) if as_json else typer.echo(str(path))
+    common.print_result(result, as_json, str(path))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import AsJson, Device, Model, choose_device, print_json, stopped
+from lad.cli.common import AsJson, Device, Model, choose_device, print_result, stopped
 from lad.utils import InvalidInput
 
 
@@ -97,14 +97,12 @@ def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, 
     run = {"command": f"{start} --model {name} --steps {steps} --record", **run}
     if record is not None:
         add_run(record, run)
-    if as_json:
-        print_json(run)
-        return
     sharded = ", sharded" if training.shard else ""
-    typer.echo(
+    text = (
         f"{name}, {run['bits']} bit, on {run['processes']} x {processor}{sharded}: "
         f"{run['tokens_per_second']:,.0f} tokens/s over {run['steps']} steps of "
         f"{run['positions_per_step']:,} positions, {run['peak_memory'] / 2**30:.1f} GiB at most, "
         f"{100 * run['of_matrix_rate']:.0f} % of the matrix rate measured here; "
         f"{run['aim_tokens'] / 1e6:.0f} million tokens take {run['hours']:.1f} h"
     )
+    print_result(run, as_json, text)

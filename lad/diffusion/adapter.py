@@ -8,12 +8,9 @@ The card makes loading a mismatched adapter an error.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -23,31 +20,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from lad import utils
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import get_backbone, load_backbone
-from lad.utils import (
-    AdapterMismatch,
-    AssetUnavailable,
-    Count,
-    DamagedFile,
-    InvalidInput,
-    checked,
-    damaged_file,
-    disk_errors,
-    one_line,
-    record,
-    sha256_file,
-)
+from lad.utils import AdapterMismatch, AssetUnavailable, Count, DamagedFile, InvalidInput, one_line
 
 SCHEMA = 1  # of denoiser.json
 # What denoiser.json holds beside the fields of `DenoiserConfig`.
 FIELDS = {"schema": Literal[SCHEMA], "backbone": str, "backbone_digest": str}
 FIELDS |= {"mask_token_id": Count, "eos_token_id": Count, "adapter_sha256": str}
-Card = record(TypedDict("Card", FIELDS))
+Card = utils.record(TypedDict("Card", FIELDS))
 # Settings of peft that would make another update of the same weights.
 PLAIN_LORA = dict.fromkeys(("use_rslora", "use_dora", "fan_in_fan_out"), False)
 PLAIN_LORA |= {"rank_pattern": {}, "alpha_pattern": {}}
+RESTORE = "expected what `lad train` wrote; restore the file"
 
 
 def load_denoiser(
@@ -57,12 +44,10 @@ def load_denoiser(
     dtype: torch.dtype | None = None,
     merge: bool = True,
 ) -> Denoiser:
-    """Load a backbone with a trained adapter.
+    """Load a backbone, as `load_backbone` does, with a trained adapter.
 
     Args:
-        name: a backbone, as `lad.models.registry.get_backbone` reads it.
         adapter: folder with `denoiser.json`; the shipped one by default.
-        dtype: float32 on a CPU and bfloat16 elsewhere by default.
         merge: fold the adapter into the weights, see `Denoiser.merge`; never into quantised ones,
             whose rounding would lose it.
 
@@ -104,11 +89,7 @@ def load_denoiser(
 
 
 def shipped_adapter(name: str) -> Path:
-    """Folder of the adapter that comes with this package for a backbone.
-
-    Raises:
-        AssetUnavailable: none is shipped.
-    """
+    """Folder of the adapter that comes with this package; raises AssetUnavailable for none."""
     folder = Path(__file__).parents[1] / "assets" / "adapters" / name
     if not (folder / "denoiser.json").is_file():
         raise AssetUnavailable(
@@ -121,10 +102,7 @@ def shipped_adapter(name: str) -> Path:
 def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
     """Write the weights in bfloat16 and the card; the folder appears, or is replaced, whole.
 
-    `facts`, such as the number of pairs, are written into the card.
-
-    Raises:
-        CacheError: the disk is full or cannot be written.
+    `facts`, such as the number of pairs, are written into the card. Raises CacheError.
     """
     weights = {
         name: tensor.to(torch.bfloat16).contiguous()
@@ -136,7 +114,7 @@ def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
     lora.target_modules = sorted(lora.target_modules)
     scratch = folder.with_name(f".{folder.name}.partial")
     partial = scratch / "new"
-    with disk_errors(folder):
+    with utils.disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
@@ -144,37 +122,17 @@ def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
             denoiser.model.save_pretrained(partial, state_dict=weights, save_embedding_layers=False)
             (partial / "README.md").unlink(missing_ok=True)  # peft's template says nothing
             (partial / "adapter_model.safetensors").chmod(0o644)  # made for the owner alone
-            card = {
-                "schema": SCHEMA,
-                "backbone": denoiser.backbone.spec.name,
-                "backbone_digest": denoiser.backbone.digest,
-                "mask_token_id": denoiser.mask_token_id,
-                "eos_token_id": denoiser.eos_token_id,
-                "adapter_sha256": sha256_file(partial / "adapter_model.safetensors"),
-                **denoiser.config.to_dict(),
-                **facts,
-            }
+            card = {"schema": SCHEMA, "backbone": denoiser.backbone.spec.name}
+            card["backbone_digest"] = denoiser.backbone.digest
+            card |= {key: getattr(denoiser, key) for key in ("mask_token_id", "eos_token_id")}
+            card["adapter_sha256"] = utils.sha256_file(partial / "adapter_model.safetensors")
+            card |= denoiser.config.to_dict() | facts
             (partial / "denoiser.json").write_text(json.dumps(card, indent=2) + "\n")
-            replace_folder(partial, folder)
+            utils.replace_folder(partial, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     denoiser.adapter_sha256 = card["adapter_sha256"]
     return folder
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Move `new` to `folder`; what was there is then beside or in the place of `new`.
-
-    Linux swaps the two in one step, so that a killed process leaves one of them. Elsewhere, and on
-    disks that refuse (NFS), `folder` is missing for a moment.
-    """
-    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    # -100: paths are relative to the working folder; 2: RENAME_EXCHANGE
-    if swap and not swap(-100, os.fsencode(new), -100, os.fsencode(folder), 2):
-        return
-    if folder.exists():
-        folder.rename(new.with_name("old"))
-    new.rename(folder)
 
 
 def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
@@ -185,12 +143,12 @@ def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
             f"{folder} is no adapter: expected a folder with denoiser.json and "
             "adapter_model.safetensors, as `lad train` writes it"
         )
-    with damaged_file(path, "expected what `lad train` wrote; restore the file"):
-        card = checked(path.read_bytes(), Card)
+    with utils.damaged_file(path, RESTORE):
+        card = utils.checked(path.read_bytes(), Card)
         config = DenoiserConfig.from_dict({k: card[k] for k in DenoiserConfig().to_dict()})
     path = folder / "adapter_config.json"
-    with damaged_file(path, "expected what `lad train` wrote; restore the file"):
-        lora = PLAIN_LORA | checked(path.read_bytes(), dict)
+    with utils.damaged_file(path, RESTORE):
+        lora = PLAIN_LORA | utils.checked(path.read_bytes(), dict)
         lora["target_modules"] = set(lora["target_modules"])
     update = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": set(config.layers)}
     for key, value in (PLAIN_LORA | update).items():
@@ -205,17 +163,10 @@ def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
 def read_weights(folder: Path, card: dict) -> dict[str, Tensor]:
     """The adapter's tensors, checked against the digest in its card and for NaN."""
     path = folder / "adapter_model.safetensors"
-    try:
-        if sha256_file(path) != card["adapter_sha256"]:
-            raise DamagedFile(
-                f"{path} is not the file its denoiser.json names (sha256 differs): expected an "
-                "unaltered adapter; copy or check it out again"
-            )
+    with utils.damaged_file(path, RESTORE, SafetensorError):
+        if utils.sha256_file(path) != card["adapter_sha256"]:
+            raise ValueError("not the file its denoiser.json names: sha256 differs")
         weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DamagedFile(
-            f"{path} cannot be read ({error}): expected a safetensors file; copy it again"
-        ) from error
     bad = [key for key, value in weights.items() if not math.isfinite(value.float().abs().sum())]
     if bad:
         raise DamagedFile(

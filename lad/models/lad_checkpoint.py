@@ -13,8 +13,8 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -30,7 +30,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from lad.models import loading
 from lad.models.download import HubModel, fetch_hub, new_folder
 from lad.models.registry import get_backbone
-from lad.utils import DamagedFile, InvalidInput, one_line, sha256_file, write_json
+from lad.utils import InvalidInput, damaged_file, sha256_file, write_json
 
 # The prompt of the authors' demo, `format_chat_prompt` in legacy/inference/app.py of
 # https://github.com/RuurdKuiper/lad-generic. Its last newline is masked and drawn there.
@@ -45,26 +45,20 @@ ENDS = ("<|eot_id|>", "<|end_of_text|>")  # of LLaMA 3: either may be what fills
 CONTEXT = 256  # that the adapter was trained with
 LORA = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.[^.]+\.weight")
 NAMED = re.compile(r"(.*\b(llama|module)\.)?(base_model\.model\.)?(?P<name>(model|lm_head)\..+)")
-LAYER = re.compile(r"model\.layers\.(\d+)\..+")
-# What a module with a peft LLaMA is made of, beside tensors: packages and single names.
-STUB_PACKAGES = ("transformers.", "peft.", "accelerate.", "torch.nn.", "torch._C._nn.", "__main__.")
+# What a module with a peft LLaMA is made of, beside plain values: packages and single names.
+STUB_PACKAGES = ("transformers.", "peft.", "accelerate.", "torch.", "__main__.")
 STUB_NAMES = ("builtins.getattr", "builtins.set", "builtins.frozenset", "functools.partial")
-STUB_NAMES += ("torch.device", "torch.Size", "torch.Tensor", "torch.layout", "torch.float32")
-STUB_NAMES += ("torch.float16", "torch.bfloat16", "torch.serialization._get_layout")
+STUB_NAMES += ("collections.OrderedDict",)
 STORAGES = {"torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16}
 STORAGES |= {"torch.FloatStorage": torch.float32, "torch.LongStorage": torch.int64}
-MAKERS = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2")
-MAKERS += ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-MAKERS += ("torch._tensor._rebuild_from_type_v2",)
 # Instructions that only move values or make plain ones (see Python's `pickletools`).
 PLAIN = b"\x80(.N\x88\x89KMJ\x8aGX})]ae\x85\x86\x87tqrhjcQ"
-# A module of the 8 B model's shape has 0.3 MB of instructions and some 10,000 parts.
-MOST_BYTES, MOST_PARTS, LONGEST_NAME = 2_000_000, 200_000, 300
-MOST_NUMBERED = 10_000  # numbers as keys; chosen numbers collide, and cost its square
-
-
-class Name(str):
-    """A class or function that a pickle names: module, dot, name."""
+# A module of the 8 B model's shape has 0.3 MB of instructions and 1 MB of tensors' names.
+MOST_BYTES, MOST_NAMES = 2_000_000, 10_000_000
+REMEDY = (
+    "nothing of it was run; expected a module that torch.save wrote; download it again from a "
+    "source that you trust"
+)
 
 
 class Stub:
@@ -101,7 +95,8 @@ def import_checkpoint(
         raise InvalidInput(f"{out} is there already: expected a new folder; choose another --out")
     if not file.is_file():
         raise InvalidInput(f"no file {file}: expected a checkpoint that torch.save wrote")
-    with _refusals(file):
+    refusals = partial(damaged_file, file, REMEDY, Exception)  # torch and transformers raise any
+    with refusals():
         tensors, stubs = collect(read_checkpoint(file, modules))
         backbone, lora, trained_head = _sort_tensors(tensors)
         model, ignored = _make_model(stubs, backbone)
@@ -120,29 +115,25 @@ def import_checkpoint(
     mask = loading.single_token(source, loading.choose_mask(source, file.name), file.name)
     shares = {}
     if eos is None:
-        with _refusals(file):
+        with refusals():
             shares = measure_ends(model, lora, settings, source, mask)
         eos = max(shares, key=shares.__getitem__)
     loading.single_token(source, eos, file.name)
     source.eos_token = eos
     # transformers draws a bar while it saves, whatever its settings are.
-    with new_folder(out) as partial, loading.quiet_transformers(), redirect_stderr(io.StringIO()):
-        source.save_pretrained(partial / "backbone")
-        model.save_pretrained(partial / "backbone")
+    with new_folder(out) as new, loading.quiet_transformers(), redirect_stderr(io.StringIO()):
+        source.save_pretrained(new / "backbone")
+        model.save_pretrained(new / "backbone")
         on_progress(sizes[0], sum(sizes))
-        adapter = partial / "adapter"
+        adapter = new / "adapter"
         LoraConfig(**settings, base_model_name_or_path="backbone").save_pretrained(adapter)
         save_file(lora, adapter / "adapter_model.safetensors", {"format": "pt"})
         on_progress(sum(sizes), sum(sizes))
         # As `lad.diffusion.adapter` reads it.
         card = {"schema": 1, "attention": "bidirectional", "target": "same", "context": CONTEXT}
-        card |= {
-            "backbone": "backbone",
-            "backbone_digest": loading.weights_digest(partial / "backbone"),
-            "mask_token_id": mask,
-            "eos_token_id": source.eos_token_id,
-            "adapter_sha256": sha256_file(adapter / "adapter_model.safetensors"),
-        }
+        card |= {"mask_token_id": mask, "eos_token_id": source.eos_token_id, "backbone": "backbone"}
+        card["backbone_digest"] = loading.weights_digest(new / "backbone")
+        card["adapter_sha256"] = sha256_file(adapter / "adapter_model.safetensors")
         kind = {"rank": settings["r"], "alpha": settings["lora_alpha"]}
         kind["layers"] = settings["target_modules"]
         write_json(adapter / "denoiser.json", card | kind)
@@ -151,53 +142,38 @@ def import_checkpoint(
     return made | {"backbone": str(out / "backbone"), "adapter": str(out / "adapter")}
 
 
-@contextmanager
-def _refusals(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a hostile file can make torch and transformers raise anything
-        reason = one_line(error if isinstance(error, ValueError) else repr(error))
-        raise DamagedFile(
-            f"{file} is refused: {reason}; nothing of it was run; expected a module that "
-            "torch.save wrote; download it again from a source that you trust"
-        ) from error
-
-
 def read_checkpoint(file: Path, modules: Sequence[str] = ()) -> object:
     """The pickled object, every class in it a `Stub`; raises for anything but plain storage."""
     if not zipfile.is_zipfile(file):
         raise ValueError("it is no archive of torch 1.6 or later, or is cut")
     # Tensors are mapped, so no checksum is seen later; a compressed member would be unpacked.
     with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{member.filename} is compressed, as torch never does")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("a part of it is compressed, as torch never does")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} fails its checksum (CRC)")
     reader = torch._C.PyTorchFileReader(str(file))
     mapped = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
-
     if reader.get_record_size("data.pkl") > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES:,} bytes describe its modules")
-    packages = (*STUB_PACKAGES, *(f"{module}." for module in modules))
     unpickler = Unpickler(io.BytesIO(reader.get_record("data.pkl")))
-    unpickler.packages, unpickler.reader, unpickler.mapped = packages, reader, mapped
+    unpickler.packages = (*STUB_PACKAGES, *(f"{module}." for module in modules))
+    unpickler.reader, unpickler.mapped = reader, mapped
     return unpickler.load()
 
 
 class Unpickler(pickle._Unpickler):
     """Python's unpickler with few instructions, and its own where something is called or hashed.
 
-    Its time and memory are in proportion to the length of what it reads.
+    Its time and memory are in proportion to the length of what it reads: only text is hashed.
     """
 
     dispatch: ClassVar = {code: pickle._Unpickler.dispatch[code] for code in PLAIN}
-    numbered = 0
 
-    def find_class(self, module: str, name: str) -> Name:
-        """Any admitted name, as text."""
-        name = Name(f"{module.replace('__builtin__', 'builtins')}.{name}")
-        if name in STORAGES or name in (*STUB_NAMES, *MAKERS) or name.startswith(self.packages):
+    def find_class(self, module: str, name: str) -> str:
+        """Any admitted class or function, as its name."""
+        name = f"{module.replace('__builtin__', 'builtins')}.{name}"
+        if name in STUB_NAMES or name.startswith(self.packages):
             return name
         module = name.rpartition(".")[0]
         raise ValueError(f"it asks for {name} (the class of the model? --module {module})")
@@ -205,7 +181,7 @@ class Unpickler(pickle._Unpickler):
     def persistent_load(self, reference: object) -> Tensor:
         """The numbers of a storage, mapped."""
         match reference:
-            case ("storage", Name() as kind, str() as key, *_):
+            case ("storage", str() as kind, str() as key, *_):
                 start = self.reader.get_record_offset(f"data/{key}")
                 size = self.reader.get_record_size(f"data/{key}")
                 return torch.empty(0, dtype=STORAGES[kind]).set_(self.mapped[start : start + size])
@@ -228,13 +204,9 @@ class Unpickler(pickle._Unpickler):
         self.set_items(self.pop_mark())
 
     def set_items(self, items: list) -> None:
-        self.numbered += sum(type(key) is int for key in items[::2])
-        # The hash of a deep tuple may never end, and chosen numbers collide.
-        if self.numbered > MOST_NUMBERED or not {*map(type, items[::2])} <= {str, int, Stub}:
-            raise ValueError("a dictionary has keys that no module has")
-        if type(self.stack[-1]) is not dict:
-            raise ValueError("it sets the items of something that is no dictionary")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        # Other keys name no tensor; the hash of a deep tuple may never end, chosen numbers collide.
+        pairs = zip(items[::2], items[1::2], strict=True)
+        self.stack[-1].update((key, value) for key, value in pairs if type(key) is str)
 
     dispatch |= {pickle.REDUCE[0]: load_call, pickle.NEWOBJ[0]: load_call}
     dispatch |= {pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem}
@@ -250,15 +222,10 @@ def make(name: object, arguments: object) -> Tensor | dict | Stub:
             if not all(type(n) is int for n in (start, *size[:9], *stride[:9])):
                 raise ValueError("a tensor's shape has something else than whole numbers")
             return storage.as_strided(size[:9], stride[:9], start)
-        case (
-            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state",
-            (Tensor() as data, *_),
-        ):
+        case str(), (Tensor() as data, *_) if name.startswith("torch._utils._rebuild_parameter"):
             return data
         case "torch._tensor._rebuild_from_type_v2", (inner, _, more, _):
             return make(inner, more)
-    if name in MAKERS:
-        raise ValueError(f"it calls {name} with other arguments than torch does")
     return Stub()
 
 
@@ -266,7 +233,7 @@ def collect(root: object) -> tuple[dict[str, Tensor], list[Stub]]:
     """Tensors of a pickled module by their dotted names, and all modules in it."""
     if not isinstance(root, Stub):
         raise ValueError("it holds no module, but for example a bare state dict")
-    tensors, stubs, parts = {}, {}, 0
+    tensors, stubs, length = {}, {}, 0
     queue = [("", root)]
     while queue:
         prefix, module = queue.pop()
@@ -275,10 +242,11 @@ def collect(root: object) -> tuple[dict[str, Tensor], list[Stub]]:
         stubs[module] = True
         for kind in ("_parameters", "_buffers", "_modules"):
             for key, value in module.get(kind).items():
-                parts, name = parts + 1, f"{prefix}{key}"
-                if parts > MOST_PARTS or len(name) > LONGEST_NAME:
+                name = f"{prefix}{key}"
+                length += len(name)
+                if length > MOST_NAMES:
                     raise ValueError("its modules are nested too deeply, or too many")
-                if isinstance(value, torch.Tensor):
+                if isinstance(value, Tensor):
                     tensors[name] = value.detach()
                 else:
                     queue.append((f"{name}.", value))
@@ -307,14 +275,13 @@ def _make_model(
     stubs: Sequence[Stub], backbone: dict[str, Tensor]
 ) -> tuple[LlamaForCausalLM, list[str]]:
     """A LLaMA of the pickled configuration with exactly these tensors; what of it was ignored."""
-    (config, *_) = [s.state["config"].state for s in stubs if "lm_head" in s.get("_modules")]
-    values, ignored = loading.check_config(config)
+    configs = [s.state["config"].state for s in stubs if "lm_head" in s.get("_modules")]
+    if not configs:
+        raise ValueError("it holds no LLaMA")
+    values, ignored = loading.check_config(configs[0])
     table = backbone["model.embed_tokens.weight"]
     head = backbone.setdefault("lm_head.weight", table)
     tied = head.data_ptr() == table.data_ptr()
-    layers = len({match[1] for match in map(LAYER.fullmatch, backbone) if match})
-    if values.get("num_hidden_layers") != layers:
-        raise ValueError(f"tensors of {layers} layers, not of {values.get('num_hidden_layers')}")
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**values | {"tie_word_embeddings": tied}))
     model.load_state_dict(backbone, assign=True)

@@ -23,18 +23,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from lad.utils import (
-    MALFORMED,
-    SHORT,
-    Count,
-    DamagedFile,
-    InvalidInput,
-    LADError,
-    checked,
-    one_line,
-    record,
-    sha256_file,
-)
+from lad import utils
+from lad.utils import Count, DamagedFile, InvalidInput, one_line
 
 if TYPE_CHECKING:  # these take seconds to import
     import torch
@@ -60,7 +50,8 @@ TYPES |= dict.fromkeys(
     ("rope_scaling", "rope_parameters"), dict[str, str | bool | Count | float | None]
 )
 TYPES |= {"bos_token_id": Count, "eos_token_id": Count | list[Count]}
-ModelConfig = record(TypedDict("ModelConfig", {k: v | None for k, v in TYPES.items()}, total=False))
+TYPES = {name: kind | None for name, kind in TYPES.items()}
+ModelConfig = utils.record(TypedDict("ModelConfig", TYPES, total=False))
 
 
 def check_config(config: Mapping) -> tuple[dict, list[str]]:
@@ -69,7 +60,7 @@ def check_config(config: Mapping) -> tuple[dict, list[str]]:
     transformers fetches and runs code for `auto_map` and for an attention that names a repository.
     Raises ValueError for a value of another type or out of range.
     """
-    values = checked({name: config[name] for name in TYPES if name in config}, ModelConfig)
+    values = utils.checked({name: config[name] for name in TYPES if name in config}, ModelConfig)
     code = [name for name in map(str, config) if name == "auto_map" or "_implementation" in name]
     return values, [name for name in code if config[name] not in (None, "eager", "sdpa")]
 
@@ -120,7 +111,7 @@ def weights_digest(folder: Path) -> str:
     """Hex digest of all weights in a folder (3 s for 16 GB on eight cores and a fast disk)."""
     files = sorted(folder.glob("*.safetensors"))
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(sha256_file, files)
+        digests = pool.map(utils.sha256_file, files)
         lines = [f"{file.name} {sha}\n" for file, sha in zip(files, digests, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -157,13 +148,14 @@ def read_model(
     options["device_map"] = "auto" if device == SPREAD else {"": device}
     if bits:
         options["quantization_config"] = quantization(bits, dtype)
+    with damage_errors(folder):
+        values = utils.checked((folder / "config.json").read_bytes(), dict)
+    if values.get("model_type") not in ARCHITECTURES:
+        kind, expected = utils.SHORT.repr(values.get("model_type")), ", ".join(ARCHITECTURES)
+        raise InvalidInput(f"{folder} is a {kind} model: expected {expected}")
     # transformers fills what a file lacks with random numbers and only warns: those numbers must
     # neither be used nor be drawn from the global generator.
     with quiet_transformers(), damage_errors(folder), torch.random.fork_rng(devices=[]):
-        values = checked((folder / "config.json").read_bytes(), dict)
-        if values.get("model_type") not in ARCHITECTURES:
-            kind, expected = SHORT.repr(values.get("model_type")), ", ".join(ARCHITECTURES)
-            raise InvalidInput(f"{folder} is a {kind} model: expected {expected}")
         if ignored := check_config(values)[1]:
             print(f"{folder}: {', '.join(ignored)} ignored, no code is loaded", file=sys.stderr)
         config = CONFIG_MAPPING[values["model_type"]].from_dict(
@@ -201,22 +193,20 @@ def damage_errors(folder: Path) -> Iterator[None]:
     import torch
     from safetensors import SafetensorError
 
+    remedy = "delete it, then run `lad fetch` with the model's name, or copy the folder again"
     try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InvalidInput(
-            f"the weights in {folder} do not fit the GPU's memory ({one_line(error)[:120]}): load "
-            f"them in 4 bit (NAME:4bit), or on all GPUs (--device {SPREAD})"
-        ) from error
-    except LADError:
-        raise
-    except (SafetensorError, OSError, *MALFORMED, RuntimeError) as error:
+        with utils.damaged_file(folder, remedy, SafetensorError, RuntimeError):
+            yield
+    except DamagedFile as damaged:
+        error = damaged.__cause__
+        if isinstance(error, torch.OutOfMemoryError):
+            raise InvalidInput(
+                f"the weights in {folder} do not fit the GPU's memory ({one_line(error)[:120]}): "
+                f"load them in 4 bit (NAME:4bit), or on all GPUs (--device {SPREAD})"
+            ) from error
         if "allocate memory" in str(error):  # too large for this machine, not damaged
-            raise
-        raise DamagedFile(
-            f"{folder} cannot be loaded ({one_line(error)}): delete that folder, then run `lad "
-            "fetch` with the model's name, or copy the folder again"
-        ) from error
+            raise error from None
+        raise
 
 
 @contextmanager
