@@ -241,6 +241,14 @@ def damaged_file(path: str | Path, remedy: str):
         raise DamagedFile(f"{path} is unusable ({one_line(error)}): {remedy}") from error
 
 
+def check_same(path: str | Path, found: Mapping, expected: Mapping, remedy: str) -> None:
+    """Raise InvalidInput where the file of an earlier run has other values than this run."""
+    for name, value in expected.items():
+        if found.get(name) != value:
+            before, now = SHORT.repr(found.get(name)), SHORT.repr(value)
+            raise InvalidInput(f"{path} was made with {name} = {before}, now it is {now}: {remedy}")
+
+
 def setting(
     default: object, help: str, ge=None, le=None, gt=None, min_length=None, **extra: object
 ):

@@ -24,6 +24,7 @@ from lad.training import TrainConfig, hold_out, pack, read_pairs, train
 from lad.training.config import SECTIONS, read_sections, read_yaml
 from lad.utils import (
     InvalidInput,
+    check_same,
     checked,
     damaged_file,
     disk_errors,
@@ -34,6 +35,7 @@ from lad.utils import (
 
 NOISELESS = {"noiseless": PRESETS["noiseless"]}
 QUALITY = ("repeats", "repeated_4grams", "whole_sentences", "relative_perplexity_with_end")
+OTHER = "delete the folder's results or choose another --out"
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
 # A variant's file, which also has what `evaluate` returns.
 Result = record(TypedDict("Result", {"variant": str, "training": dict, "denoiser": dict}))
@@ -102,15 +104,10 @@ def run_variants(
     for number, name in list(enumerate(grid["variants"]))[rank::processes]:
         path = folder / f"{number:02d}.json"
         denoiser_config, training = settings_of(grid, name, steps)
-        expected = shared | {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
+        expected = shared | {"steps": training.steps}
+        expected |= {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
         if path.exists():
-            result = _read_result(path, name)
-            for key, value in expected.items():
-                if result.get(key) != value:
-                    raise InvalidInput(
-                        f"{path} was made with another {key}: expected that of the grid; "
-                        f"delete {folder} or choose another --out"
-                    )
+            check_same(path, _read_result(path, name), expected, OTHER)
             continue
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
         # What cannot be measured must not be trained first.
@@ -144,15 +141,9 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
     if not all(path.exists() for path in paths):
         return False
     results = [_read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
-    base = results[0]
-    for result in results:
-        for key in (*SHARED, "steps"):
-            here, there = (one["training"] | one for one in (result, base))
-            if here.get(key) != there.get(key):
-                raise InvalidInput(
-                    f"{result['variant']!r} has another {key} than {base['variant']!r}: "
-                    "expected results of one grid; run `lad ablate` into another --out"
-                )
+    shared = {key: results[0].get(key) for key in (*SHARED, "steps")}
+    for path, result in zip(paths, results, strict=True):
+        check_same(path, result, shared, OTHER)
     with damaged_file(folder, "delete what is damaged there and run `lad ablate` again"):
         data = {"command": command} | _join(results)
     with disk_errors(out):

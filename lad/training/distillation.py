@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 from accelerate import PartialState
+from typing_extensions import TypedDict
 
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.chat import encode_prompts, encode_text
@@ -33,9 +34,12 @@ from lad.training.contamination import Passages, normalised
 from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
 from lad.training.multiple_choice import benchmark_passages, choices_for
 from lad.utils import (
-    DamagedFile,
     InvalidInput,
+    check_same,
+    checked,
+    damaged_file,
     disk_errors,
+    record,
     setting,
     settings,
     sha256_file,
@@ -49,6 +53,9 @@ SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"
 GPU_BATCH = 2048
 CPU_BATCH = 32  # answers generated together; more only take more memory there
+JOINING = {"same_beginning", "shuffles", "repair"}  # settings used when batches are joined
+# What ends the file of a batch; without it the file is not whole.
+LastLine = record(TypedDict("LastLine", {"counts": dict[str, int]}))
 
 
 @settings
@@ -130,23 +137,15 @@ def distil(
         raise InvalidInput(f"context = {config.context}: expected at most {limit} tokens")
     prompt_digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
     settings = {"backbone": backbone.digest, "prompts": prompt_digest, **config.to_dict()}
-    for joined in ("same_beginning", "shuffles", "repair"):  # used when batches are joined
-        del settings[joined]
     path = folder / "settings.json"
     with disk_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_json(path, settings)
-    try:
-        before = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedFile(f"{path} is not whole ({error}): delete its folder") from error
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise InvalidInput(
-                f"{folder} holds batches made with {name} = {before.get(name)}, now it is {value}: "
-                "use the same, delete the folder, or choose another --out"
-            )
+    with damaged_file(path, "delete its folder"):
+        before = checked(path.read_bytes(), dict)
+    made_with = {name: value for name, value in settings.items() if name not in JOINING}
+    check_same(folder, before, made_with, "use the same, delete it, or choose another --out")
     for number in numbers:
         path = folder / f"{number:05d}.jsonl"
         if path.exists():
@@ -154,9 +153,8 @@ def distil(
         first = number * config.batch_size
         part = prompts[first : first + config.batch_size] if prompts else None
         pairs, counts = _make_batch(backbone, number, config, part)
-        last = json.dumps({"counts": counts}) + "\n"  # without it the file is not whole
         with disk_errors(folder, REMEDY):
-            write_whole(path, _json_lines(pairs) + last.encode())
+            write_whole(path, _json_lines(pairs) + json.dumps({"counts": counts}).encode())
         yield number, counts
 
 
@@ -291,14 +289,10 @@ def collect(
     seen = {_key(p) for p in [*everyday_prompts(), *held_out_prompts()]}
     tested, beginnings, kept = frozenset(seen), Counter(), []
     for path in paths:
-        try:
-            *rows, last = (json.loads(line) for line in path.open(encoding="utf-8"))
-            counts.update(last["counts"])
-            pairs = [Pair(**row) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedFile(
-                f"{path} is not whole ({error!r}): delete it and run `lad distil` again"
-            ) from error
+        with damaged_file(path, "delete it and run `lad distil` again"):
+            *rows, last = path.read_bytes().splitlines()
+            counts.update(checked(last, LastLine)["counts"])
+            pairs = [checked(row, Pair) for row in rows]
         for pair in pairs:
             key = _key(pair.prompt)
             beginning = tuple(normalised(pair.answer)[:BEGINNING])

@@ -39,10 +39,18 @@ from lad.models.registry import get_backbone, load_backbone
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs, Pair, batches, hold_out, pack
 from lad.training.loss import denoising_loss, take, validate
-from lad.utils import DamagedFile, InvalidInput, NumericalError, disk_errors, one_line, write_whole
+from lad.utils import (
+    DamagedFile,
+    InvalidInput,
+    NumericalError,
+    check_same,
+    disk_errors,
+    one_line,
+    write_whole,
+)  # fmt: skip
 
 CHECKPOINT, LOG, ADAPTER = "checkpoint.pt", "training_log.jsonl", "adapter"
-FORMAT = 4  # of the checkpoint
+FORMAT = 5  # of the checkpoint
 STATE = ("parts", "step", "tokens", "window", "log", "average")  # of a trainer
 STOP_EVERY = 5  # steps between two checks whether a signal came to any process
 
@@ -286,8 +294,10 @@ class Trainer:
         with self.autocast:
             self._add_row(validation=validate(self.denoiser, self.validation, size))
 
-    def _settings(self) -> list:
-        return [FORMAT, self.config.outcome(), self.denoiser.config.to_dict()]
+    def _origin(self) -> dict:
+        """What a run that goes on must have in common with the one that wrote the checkpoint."""
+        settings = self.config.outcome() | {"denoiser": self.denoiser.config.to_dict()}
+        return {"format": FORMAT, "pairs": self.counts["sha256"], **settings}
 
     def save_checkpoint(self) -> None:
         """Write everything needed to go on, and a digest; the file appears whole or not at all."""
@@ -295,8 +305,7 @@ class Trainer:
         if not self.writes:
             return
         state = {
-            "settings": self._settings(),
-            "data": self.counts["sha256"],
+            "origin": self._origin(),
             "run": {name: getattr(self, name) for name in STATE},
             "seconds": time.monotonic() - self.started,
             "adapter": self._weights(),
@@ -321,12 +330,8 @@ class Trainer:
                 "expected an unaltered file; copy it again, or delete it to start over"
             )
         state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
-        for what, expected in (("settings", self._settings()), ("data", self.counts["sha256"])):
-            if state[what] != expected:
-                raise DamagedFile(
-                    f"{path} belongs to a run with other {what}, or of another version: expected "
-                    "the same to resume; choose another --out, or delete it to start over"
-                )
+        remedy = "resume with the same, choose another --out, or delete it to start over"
+        check_same(path, state.get("origin", {}), self._origin(), remedy)
         parts, processes = state["run"]["parts"], self.accelerator.num_processes
         if parts % processes:
             raise InvalidInput(
