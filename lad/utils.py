@@ -241,6 +241,13 @@ def damaged_file(path: str | Path, remedy: str):
         raise DamagedFile(f"{path} is unusable ({one_line(error)}): {remedy}") from error
 
 
+def check_least(least: int, **numbers: int | None) -> None:
+    """Raise InvalidInput for a number below `least`; None is a number that was not given."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise InvalidInput(f"{name} = {number}: expected at least {least}")
+
+
 def check_same(path: str | Path, found: Mapping, expected: Mapping, remedy: str) -> None:
     """Raise InvalidInput where the file of an earlier run has other values than this run."""
     for name, value in expected.items():

@@ -70,9 +70,6 @@ def test_a_variant_is_the_base_with_its_changes_over_it(tmp_path):
     # Noise is one setting: what a variant leaves out is the paper's, and not the base's.
     noise = settings_of(grid, "masks only")[1].corruption
     assert noise == CorruptionConfig(**NOISE) and plain[1].corruption.all_masked == 0.2
-    assert settings_of(grid, "plain", steps=7)[1].steps == 7
-    with pytest.raises(InvalidInput, match="steps = 0"):
-        settings_of(grid, "plain", steps=0)
     committed = read_grid(CHECKOUT / "configs" / "ablation.yaml")
     different = {str(settings_of(committed, name)) for name in committed["variants"]}
     assert len(different) == len(committed["variants"])
@@ -121,13 +118,13 @@ def test_results_are_kept_if_they_are_of_the_same_settings_and_data(folder, pair
     with pytest.raises(InvalidInput, match=r"made with denoiser = \{"):
         run(other)
     with pytest.raises(InvalidInput, match="made with steps = 3, now it is 4"):
-        run(steps=4)
+        run(GRID | {"steps": 4})
     more, few = tmp_path / "more.jsonl", tmp_path / "few.jsonl"
     few.write_text('{"prompt": "a", "answer": "b"}\n')
     more.write_text(pairs.read_text() + few.read_text())
     with pytest.raises(InvalidInput, match="made with pairs_sha256"):
         run(pairs=more)
-    with pytest.raises(InvalidInput, match="1 pairs to train on, 0 held out"):
+    with pytest.raises(InvalidInput, match="pairs_held_out = 0: expected at least 1"):
         run(pairs=few, folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -162,7 +162,7 @@ def test_nothing_to_measure_on_and_broken_weights_are_named(denoiser):
     for empty in range(3):
         arguments = [PAIRS, PROMPTS, SETTINGS]
         arguments[empty] = type(arguments[empty])()
-        with pytest.raises(InvalidInput, match="expected at least one of each"):
+        with pytest.raises(InvalidInput, match="= 0: expected at least 1"):
             lad.evaluate(denoiser, *arguments)
     with pytest.raises(InvalidInput, match="context window"):
         lad.evaluate(denoiser, PAIRS, ["word " * 60], SETTINGS)

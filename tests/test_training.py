@@ -527,13 +527,6 @@ def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
             DenoiserConfig.from_dict({"layers": layers})
 
 
-def test_the_shipped_configurations_are_valid():
-    for name in ("smollm2-135m", "llama-3.1-8b", "llama-3.1-8b-paper"):
-        values = read_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
-        TrainConfig.from_dict(values["training"])
-        DenoiserConfig.from_dict(values["denoiser"])
-
-
 def test_texts_to_correct_are_never_masked_and_often_sound(denoiser):
     pairs = [Pair(REPAIR_PROMPT, f"One {a} and {b} more.") for a in WORDS for b in WORDS] + PAIRS
     batch = take(pack(denoiser.backbone, pairs, 96), list(range(len(pairs))), 96)

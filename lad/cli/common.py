@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lad.utils import CacheError, InvalidInput, check_writable, checked, disk_errors, write_json
+from lad.utils import check_least as check_least
 
 if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
@@ -31,13 +32,6 @@ def choose_device(device: str) -> str:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return device
-
-
-def check_least(least: int, **numbers: int | None) -> None:
-    """Refuse a number below `least`; None is a number that was not given."""
-    for name, number in numbers.items():
-        if number is not None and number < least:
-            raise InvalidInput(f"{name} = {number}: expected at least {least}")
 
 
 def print_json(values: dict) -> None:

@@ -209,15 +209,8 @@ def refine(
             finished = finished or unchanged >= config.patience or fixed_point
         if finished:
             remask = [False] * a
-        steps.append(
-            Step(
-                iteration=i,
-                inputs=torch.tensor(inputs).numpy(),
-                draft=torch.tensor(tokens).numpy(),
-                confidence=torch.tensor(confidence).numpy(),
-                remask=torch.tensor(remask).numpy(),
-            )
-        )
+        arrays = (torch.tensor(x).numpy() for x in (inputs, tokens, confidence, remask))
+        steps.append(Step(i, *arrays))
         if finished:
             break
         previous = tokens
@@ -229,18 +222,14 @@ def refine(
 def answer_logits(denoiser, prompt: torch.Tensor, answer: list[int]) -> torch.Tensor:
     """`(a, v)` float32 logits of the answer, from every logit of the whole sequence."""
     tokens = torch.tensor([prompt.tolist() + answer], device=denoiser.device)
-    visible = attention_mask(
-        len(prompt),
-        tokens.shape[1],
-        denoiser.config.attention,
-        denoiser.config.target,
-        [False] * len(prompt) + [token == denoiser.mask_token_id for token in answer],
-    )
+    is_masked = [False] * len(prompt) + [token == denoiser.mask_token_id for token in answer]
+    kind = denoiser.config.attention, denoiser.config.target
+    visible = attention_mask(len(prompt), len(is_masked), *kind, is_masked)
     with torch.no_grad():
         everything = denoiser.causal_lm(
             input_ids=tokens,
             attention_mask=visible.to(denoiser.device),
-            position_ids=torch.arange(tokens.shape[1], device=denoiser.device)[None],
+            position_ids=torch.arange(len(is_masked), device=denoiser.device)[None],
             use_cache=False,
         ).logits[0]
     first = len(prompt) - (1 if denoiser.config.target == "next" else 0)

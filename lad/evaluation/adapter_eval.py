@@ -25,7 +25,7 @@ from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, answer_logits, masked_sums, take
-from lad.utils import InvalidInput
+from lad.utils import check_least
 
 REPAIR_SEVERITY, REPAIR_ITERATIONS = 0.3, 4
 LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
@@ -53,11 +53,7 @@ def evaluate(
         backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
         keep_answers: put the text of every answer into the result.
     """
-    if not (pairs and prompts and settings):
-        raise InvalidInput(
-            f"{len(pairs)} pairs, {len(prompts)} prompts and {len(settings)} settings: "
-            "expected at least one of each"
-        )
+    check_least(1, pairs=len(pairs), prompts=len(prompts), settings=len(settings))
     batch_size = batch_size or generation.default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)

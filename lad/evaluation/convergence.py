@@ -25,7 +25,7 @@ from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, masked_predictions
-from lad.utils import InvalidInput
+from lad.utils import InvalidInput, check_least
 
 # The names are keys of the recorded figures/data/study.json; `lad.viz.convergence` shows others.
 CONFIDENT = {"confidence_threshold": 0.3, "isolated_threshold": 0.9}
@@ -55,10 +55,7 @@ def run_study(
         prompts, pairs, batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
         iterations: rising numbers, 1 to 512; the runs that are followed step by step get the last.
     """
-    if not prompts or not pairs:
-        raise InvalidInput(
-            f"{len(prompts)} prompts and {len(pairs)} pairs: expected at least one of each"
-        )
+    check_least(1, prompts=len(prompts), pairs=len(pairs))
     if not iterations or list(iterations) != sorted(set(iterations)):
         raise InvalidInput(f"iterations = {list(iterations)}: expected rising numbers")
     batch_size = batch_size or generation.default_batch_size(denoiser)

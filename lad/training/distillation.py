@@ -26,6 +26,7 @@ from types import ModuleType
 from accelerate import PartialState
 from typing_extensions import TypedDict
 
+from lad import utils
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.chat import encode_prompts, encode_text
 from lad.models.generate import generate
@@ -33,19 +34,7 @@ from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
 from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
 from lad.training.multiple_choice import benchmark_passages, choices_for
-from lad.utils import (
-    InvalidInput,
-    check_same,
-    checked,
-    damaged_file,
-    disk_errors,
-    record,
-    setting,
-    settings,
-    sha256_file,
-    write_json,
-    write_whole,
-)
+from lad.utils import InvalidInput, checked, damaged_file, disk_errors, record, setting, settings
 
 BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
@@ -141,11 +130,11 @@ def distil(
     with disk_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_json(path, settings)
+            utils.write_json(path, settings)
     with damaged_file(path, "delete its folder"):
         before = checked(path.read_bytes(), dict)
     made_with = {name: value for name, value in settings.items() if name not in JOINING}
-    check_same(folder, before, made_with, "use the same, delete it, or choose another --out")
+    utils.check_same(folder, before, made_with, "use the same, delete it, or choose another --out")
     for number in numbers:
         path = folder / f"{number:05d}.jsonl"
         if path.exists():
@@ -154,7 +143,7 @@ def distil(
         part = prompts[first : first + config.batch_size] if prompts else None
         pairs, counts = _make_batch(backbone, number, config, part)
         with disk_errors(folder, REMEDY):
-            write_whole(path, _json_lines(pairs) + json.dumps({"counts": counts}).encode())
+            utils.write_whole(path, _json_lines(pairs) + json.dumps({"counts": counts}).encode())
         yield number, counts
 
 
@@ -330,7 +319,7 @@ def write_pairs(out: Path, pairs: Sequence[Pair], card: dict) -> dict:
     with disk_errors(out.parent, REMEDY):
         out.parent.mkdir(parents=True, exist_ok=True)
         # No time stamp inside: the same pairs give the same bytes.
-        write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
-        card = {"pairs": len(pairs), "sha256": sha256_file(out), **card}
-        write_json(out.with_name(out.name.split(".")[0] + "-card.json"), card)
+        utils.write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
+        card = {"pairs": len(pairs), "sha256": utils.sha256_file(out), **card}
+        utils.write_json(out.with_name(out.name.split(".")[0] + "-card.json"), card)
     return card

@@ -219,16 +219,15 @@ def masked_predictions(
     batch = take(pairs, list(range(n)), context)
     generator = torch.Generator(batch.tokens.device).manual_seed(seed)
     noisy, counted = mask_share(denoiser, batch, fraction, generator)
-    # One shape throughout, so that a compiled model is reused: the last batch wraps round and what
-    # it repeats is not counted.
-    places = torch.arange(min(batch_size, n), device=noisy.device)
-    for first in range(0, n, len(places)):
-        index = (first + places) % n
-        chosen = counted[index] & (first + places < n)[:, None]
+    place = torch.arange(min(batch_size, n), device=noisy.device)
+    for first in range(0, n, batch_size):
+        # One shape throughout, so that a compiled model is reused: the last batch wraps round and
+        # what it repeats is not counted.
+        index = (first + place) % n
+        chosen = counted[index] & (first + place < n)[:, None]
         logits = answer_logits(denoiser, noisy[index], batch.prompt_lengths[index], chosen)
-        rows = index[chosen.nonzero()[:, 0]]
-        yield logits.detach().float(), batch.tokens[index][chosen], rows
-        on_done(min(first + len(places), n), n)
+        yield logits.detach().float(), batch.tokens[index][chosen], index[chosen.nonzero()[:, 0]]
+        on_done(min(first + batch_size, n), n)
 
 
 def masked_sums(denoiser: Denoiser, pairs: PackedPairs, *args) -> Tensor:

@@ -31,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
+from lad import utils
 from lad.accel.merged_lora import merged_lora
 from lad.diffusion.adapter import load_denoiser, save_adapter
 from lad.diffusion.config import DenoiserConfig
@@ -39,15 +40,7 @@ from lad.models.registry import get_backbone, load_backbone
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs, Pair, batches, hold_out, pack
 from lad.training.loss import denoising_loss, take, validate
-from lad.utils import (
-    DamagedFile,
-    InvalidInput,
-    NumericalError,
-    check_same,
-    disk_errors,
-    one_line,
-    write_whole,
-)  # fmt: skip
+from lad.utils import InvalidInput, NumericalError, damaged_file, disk_errors
 
 CHECKPOINT, LOG, ADAPTER = "checkpoint.pt", "training_log.jsonl", "adapter"
 FORMAT = 5  # of the checkpoint
@@ -173,7 +166,7 @@ class Trainer:
             with disk_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
                 text = "".join(json.dumps(row) + "\n" for row in self.log)
-                write_whole(self.out / LOG, text.encode())
+                utils.write_whole(self.out / LOG, text.encode())
         last_checkpoint = time.monotonic()
         self.started = last_checkpoint - self.seconds
         if not self.log:
@@ -323,15 +316,13 @@ class Trainer:
         """Go on from `out`'s checkpoint; without one, start afresh."""
         if self.out is None or not (path := self.out / CHECKPOINT).exists():
             return
-        data = path.read_bytes()
-        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            raise DamagedFile(
-                f"{path} is not as it was written, or of an older version (its sha256 differs): "
-                "expected an unaltered file; copy it again, or delete it to start over"
-            )
-        state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+        with damaged_file(path, "copy it again, or delete it to start over"):
+            data = path.read_bytes()
+            if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+                raise ValueError("its sha256 differs from the one written with it")
+            state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
         remedy = "resume with the same, choose another --out, or delete it to start over"
-        check_same(path, state.get("origin", {}), self._origin(), remedy)
+        utils.check_same(path, state.get("origin", {}), self._origin(), remedy)
         parts, processes = state["run"]["parts"], self.accelerator.num_processes
         if parts % processes:
             raise InvalidInput(
@@ -373,9 +364,9 @@ def computation(denoiser: Denoiser, config: TrainConfig) -> Iterator[None]:
         except torch.OutOfMemoryError as error:
             raise InvalidInput(
                 f"{config.batch_tokens:,} positions do not fit the memory of {denoiser.device} "
-                f"({one_line(error)[:120]}): halve batch_tokens and double accumulate; or set "
-                "gradient_checkpointing: true, loss_chunk: 1024, fold_lora: false, or on several "
-                f"GPUs shard: true; or use --model {denoiser.backbone.spec.name}:4bit"
+                f"({utils.one_line(error)[:120]}): halve batch_tokens and double accumulate; or "
+                "set gradient_checkpointing: true, loss_chunk: 1024, fold_lora: false, or on "
+                f"several GPUs shard: true; or use --model {denoiser.backbone.spec.name}:4bit"
             ) from error
 
 
