@@ -286,7 +286,9 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
     assert used >= 5 and used + result["pairs"]["too_long"] == 10
     assert result["prompts"]["of"] == 100
     assert list(result["settings"]) == ["quality", "default", "noiseless"]
-    # A few steps teach little, but what was measured is finite, and on all of it.
-    assert 0 < result["masked"]["0.5"]["ce"]["n"] <= result["repair"]["kept"]["n"] == used
+    # A few steps teach little, but what was measured is finite, and on nearly all of it: a short
+    # answer may have no token that is masked, or none that is kept.
+    for scores in (result["masked"]["0.5"]["ce"], result["repair"]["kept"]):
+        assert used - 2 <= scores["n"] <= used
     for scores in result["settings"].values():
         assert 0 < scores["nfe"]["value"] <= 64 and scores["ended"]["n"] == 3

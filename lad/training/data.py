@@ -86,7 +86,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
     Blank lines and byte order marks are passed over.
     """
-    path, pairs, number = Path(path), [], 0
+    path, pairs, number = Path(path), [], 1
     if not path.is_file():
         raise InvalidInput(f"no pairs at {path}: expected a JSON Lines file of prompt and answer")
     try:
@@ -94,9 +94,9 @@ def read_pairs(path: str | Path) -> list[Pair]:
             is_zipped = file.read(2) == b"\x1f\x8b"
         with (gzip.open if is_zipped else open)(path, "rb") as file:
             for line in file:
-                number += 1
                 if text := line.removeprefix(codecs.BOM_UTF8).strip():
                     pairs.append(checked(text, Pair))
+                number += 1
     except (ValueError, EOFError, OSError, zlib.error) as error:
         raise DamagedFile(
             f"{path}, line {number}: {one_line(error)}; expected UTF-8 text with "
