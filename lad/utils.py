@@ -250,6 +250,21 @@ def damaged_file(path: str | Path, remedy: str, *more: type[Exception]):
         raise DamagedFile(f"{path} is unusable ({reason}): {remedy}") from error
 
 
+def check_least(least: int, **numbers: int | None) -> None:
+    """Raise InvalidInput for a number below `least`; None is a number that was not given."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise InvalidInput(f"{name} = {number}: expected at least {least}")
+
+
+def check_same(path: str | Path, found: Mapping, expected: Mapping, remedy: str) -> None:
+    """Raise InvalidInput where the file of an earlier run has other values than this run."""
+    for name, value in expected.items():
+        if found.get(name) != value:
+            before, now = SHORT.repr(found.get(name)), SHORT.repr(value)
+            raise InvalidInput(f"{path} was made with {name} = {before}, now it is {now}: {remedy}")
+
+
 def setting(
     default: object, help: str, ge=None, le=None, gt=None, min_length=None, **extra: object
 ):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -21,10 +22,10 @@ from lad.training import Pair, TrainConfig, train
 KINDS = list(itertools.product(ATTENTIONS, TARGETS))
 
 
-def new_denoiser(**config) -> Denoiser:
+def new_denoiser(device: str = "cpu", **config) -> Denoiser:
     """The tiny backbone with an adapter that does something, so that drafts keep moving."""
     config = DenoiserConfig(**{"rank": 4, "alpha": 8} | config)
-    denoiser = Denoiser.create(load_backbone("tiny"), config)
+    denoiser = Denoiser.create(load_backbone("tiny", device, torch.float32), config)
     stir(denoiser)
     return denoiser
 
@@ -42,6 +43,11 @@ def stir(denoiser: Denoiser, seed: int = 1) -> None:
         if "lora_B" in name:
             values = torch.randn(parameter.shape, generator=generator) * 0.3
             parameter.data = values.to(parameter)
+
+
+def json_lines(pairs) -> str:
+    """The text of a file of pairs."""
+    return "".join(json.dumps(vars(pair)) + "\n" for pair in pairs)
 
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:

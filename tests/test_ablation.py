@@ -5,10 +5,11 @@ import json
 
 import pytest
 import yaml
-from conftest import run
+from conftest import json_lines, run
 
 from lad.diffusion.config import CorruptionConfig
 from lad.evaluation.ablation import collect, read_grid, run_variants, settings_of
+from lad.training import Pair
 from lad.utils import DamagedFile, InvalidInput, write_json
 from lad.viz.ablation import MEASURES as DRAWN
 from lad.viz.ablation import ablation
@@ -41,8 +42,7 @@ def written(folder, **changes):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    rows = [{"prompt": f"say {n}", "answer": f"the number {n}!"} for n in range(150)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(json_lines(Pair(f"say {n}", f"the number {n}!") for n in range(150)))
     return path
 
 
@@ -70,14 +70,9 @@ def test_a_variant_is_the_base_with_its_changes_over_it(tmp_path):
     # Noise is one setting: what a variant leaves out is the paper's, and not the base's.
     noise = settings_of(grid, "masks only")[1].corruption
     assert noise == CorruptionConfig(**NOISE) and plain[1].corruption.all_masked == 0.2
-    assert settings_of(grid, "plain", steps=7)[1].steps == 7
-    with pytest.raises(InvalidInput, match="steps = 0"):
-        settings_of(grid, "plain", steps=0)
-
-
-def test_the_variants_of_the_committed_grid_differ():
-    grid = read_grid(CHECKOUT / "configs" / "ablation.yaml")
-    assert len({str(settings_of(grid, name)) for name in grid["variants"]}) == len(grid["variants"])
+    committed = read_grid(CHECKOUT / "configs" / "ablation.yaml")
+    different = {str(settings_of(committed, name)) for name in committed["variants"]}
+    assert len(different) == len(committed["variants"])
 
 
 @pytest.mark.parametrize(
@@ -96,9 +91,6 @@ def test_the_variants_of_the_committed_grid_differ():
 def test_a_bad_grid_is_refused_before_anything_runs(tmp_path, changes, named):
     with pytest.raises(InvalidInput, match=named):
         read_grid(written(tmp_path, **changes))
-
-
-def test_a_grid_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("steps: [")
     with pytest.raises(InvalidInput, match=r"bad\.yaml is no readable YAML"):
         read_grid(tmp_path / "bad.yaml")
@@ -123,16 +115,16 @@ def test_results_are_kept_if_they_are_of_the_same_settings_and_data(folder, pair
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     other = copy.deepcopy(GRID)
     other["base"]["denoiser"]["rank"] = 2
-    with pytest.raises(InvalidInput, match="made with another denoiser"):
+    with pytest.raises(InvalidInput, match=r"made with denoiser = \{"):
         run(other)
-    with pytest.raises(InvalidInput, match="made with another training"):
-        run(steps=4)
+    with pytest.raises(InvalidInput, match="made with steps = 3, now it is 4"):
+        run(GRID | {"steps": 4})
     more, few = tmp_path / "more.jsonl", tmp_path / "few.jsonl"
     few.write_text('{"prompt": "a", "answer": "b"}\n')
     more.write_text(pairs.read_text() + few.read_text())
-    with pytest.raises(InvalidInput, match="made with another pairs_sha256"):
+    with pytest.raises(InvalidInput, match="made with pairs_sha256"):
         run(pairs=more)
-    with pytest.raises(InvalidInput, match="1 pairs to train on, 0 held out"):
+    with pytest.raises(InvalidInput, match="pairs_held_out = 0: expected at least 1"):
         run(pairs=few, folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -179,11 +171,9 @@ def test_what_cannot_be_compared_is_refused(results, tmp_path):
         assert collect(GRID | {"variants": two}, tmp_path, tmp_path / "out.json")
         return json.loads((tmp_path / "out.json").read_text())
 
-    for key in ("model", "pairs_sha256", "trained_on"):
-        with pytest.raises(InvalidInput, match=f"'another seed' has another {key}"):
+    for key in ("model", "pairs_sha256", "trained_on", "steps"):
+        with pytest.raises(InvalidInput, match=rf"01\.json was made with {key} = 'other'"):
             joined(results[1] | {key: "other"})
-    with pytest.raises(InvalidInput, match="has another steps"):
-        joined(results[1] | {"training": results[1]["training"] | {"steps": 9}})
     # What differs between processes is listed.
     other = results[1] | {"provenance": results[1]["provenance"] | {"torch": "9.9"}}
     origin = joined(other)["provenance"]

@@ -1,12 +1,15 @@
-"""The fast path: the same logits and drafts from captured passes and compiled layers."""
+"""The fast path: the same logits and drafts from captured passes and compiled layers.
 
+And LoRA computed with the adapter merged in: the same values, the same gradients.
+"""
+
+import contextlib
 import functools
-import itertools
 
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, stir, tiny_denoiser
+from conftest import KINDS, new_denoiser, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sampler import configs, denoisers, lists, new_state, starts
@@ -15,44 +18,34 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lad.accel import capture, cuda_graphs
 from lad.accel.cuda_graphs import CapturedPass, CapturedStep, greedy_tokens, padded_shape
 from lad.accel.llama_layers import compiled
-from lad.diffusion.config import REMASKING, DenoiserConfig, RefineConfig
+from lad.accel.merged_lora import merged_lora
+from lad.diffusion.config import REMASKING, RefineConfig
 from lad.diffusion.denoiser import Denoiser, PromptForward, pad_prompts
 from lad.diffusion.sampler import record, refine, refine_batch, sample_tokens
-from lad.models.registry import load_backbone
 
 
-def new_denoiser(attention="prompt-causal", target="next", device="cpu") -> Denoiser:
-    config = DenoiserConfig(attention=attention, target=target, rank=4, alpha=8)
-    denoiser = Denoiser.create(load_backbone("tiny", device, torch.float32), config)
-    stir(denoiser)
-    return denoiser
+@functools.cache
+def merged(attention: str, target: str) -> Denoiser:
+    return new_denoiser(attention=attention, target=target).merge()
 
 
-merged = functools.cache(lambda *kind: new_denoiser(*kind).merge())
-
-
-@pytest.fixture
-def accelerated():
-    """Captures a denoiser for the length of a test; returns its cache of graphs."""
-    changed = []
-
-    def switch(denoiser):
-        changed.append(denoiser)
-        return capture(denoiser).prepare.args[0]
-
-    yield switch
-    for denoiser in changed:
-        denoiser.prepare, denoiser.step = functools.partial(PromptForward, denoiser), None
-
-
-def both_ways(denoiser, run):
-    """What `run` gives without the fast path and with it."""
-    expected = run()
-    capture(denoiser)
+@contextlib.contextmanager
+def accelerated(denoiser):
+    """Captures a denoiser for a while; gives its cache of graphs."""
     try:
-        return expected, run()
+        yield capture(denoiser).prepare.args[0]
     finally:
         denoiser.prepare, denoiser.step = functools.partial(PromptForward, denoiser), None
+
+
+def check_same_drafts(denoiser, *args, **more) -> None:
+    """The fast path's inputs and drafts are the plain ones."""
+    expected = refine_batch(denoiser, *args, **more)
+    with accelerated(denoiser):
+        got = refine_batch(denoiser, *args, **more)
+    for one, other in zip(got, expected, strict=True):
+        assert np.array_equal(one.drafts, other.drafts)
+        assert np.array_equal(one.inputs, other.inputs)
 
 
 def test_shapes_grow_to_few_sizes():
@@ -63,22 +56,24 @@ def test_shapes_grow_to_few_sizes():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("made", [tiny_denoiser, merged], ids=["plain", "merged"])
-def test_captured_passes_give_the_same_logits(made, kind, accelerated):
+def test_captured_passes_give_the_same_logits(made, kind):
     """The layers of transformers are captured where the adapter is not merged, else our own."""
     denoiser = made(*kind)
-    prompts, padding = pad_prompts([denoiser.encode(text) for text in ("a", "a longer one", "b c")])
-    answer = torch.randint(97, 120, (3, 9), generator=torch.Generator().manual_seed(0))
+    texts = ("a", "a longer one", "b c", "d")
+    prompts, padding = pad_prompts([denoiser.encode(text) for text in texts])
+    answer = torch.randint(97, 120, (4, 9), generator=torch.Generator().manual_seed(0))
     answer[:, 4:] = denoiser.mask_token_id
-    with torch.inference_mode():
-        expected = PromptForward(denoiser, prompts, padding)(answer)
-        graphs = accelerated(denoiser)
+    expected = PromptForward(denoiser, prompts, padding)(answer)
+    with torch.inference_mode(), accelerated(denoiser) as graphs:
         forward = denoiser.prepare(prompts, padding)
         assert torch.allclose(forward(answer), expected, atol=1e-4)
-        # Filled again with other answers, and with fewer sequences in another order.
-        assert torch.allclose(forward(answer.flip(0)).flip(0)[1], expected[1], atol=1e-4)
-        keep = torch.tensor([2, 0])
-        forward.select(keep)
-        assert torch.allclose(forward(answer[keep]), expected[keep], atol=1e-4)
+        # Filled again with other answers, and with fewer sequences in another order, first in the
+        # same pass, where those that leave must not stay.
+        assert torch.allclose(forward(answer[[2, 1, 0, 3]])[1], expected[1], atol=1e-4)
+        for keep in (torch.tensor([3, 0, 2]), torch.tensor([2, 1])):
+            forward.select(keep)
+            answer, expected = answer[keep], expected[keep]
+            assert torch.allclose(forward(answer), expected, atol=1e-4)
     assert set(graphs.passes) == {(4, 32, 9), (2, 32, 9)}
     assert (graphs.layers is not None) == (made is merged)
     assert not torch.equal(expected[0], expected[1])
@@ -89,12 +84,7 @@ def test_captured_passes_give_the_same_logits(made, kind, accelerated):
 def test_captured_passes_give_the_same_drafts(denoiser, texts, config, seed):
     given = [starts(denoiser, config, seed + n) for n in range(len(texts))]
     drafts, fixed = ([pair[n] for pair in given] for n in (0, 1))
-    expected, got = both_ways(
-        denoiser, lambda: refine_batch(denoiser, texts, config, drafts=drafts, fixed=fixed)
-    )
-    for one, other in zip(got, expected, strict=True):
-        assert np.array_equal(one.drafts, other.drafts)
-        assert np.array_equal(one.inputs, other.inputs)
+    check_same_drafts(denoiser, texts, config, drafts=drafts, fixed=fixed)
 
 
 def test_where_compiling_fails_the_function_runs_as_it_is(monkeypatch):
@@ -111,30 +101,15 @@ def test_where_compiling_fails_the_function_runs_as_it_is(monkeypatch):
     assert run(2) == 3
 
 
-def test_sequences_that_leave_do_not_stay_in_a_pass_of_the_same_shape(any_denoiser, accelerated):
-    texts = ["a", "bcd", "ef", "g"]
-    prompts, padding = pad_prompts([any_denoiser.encode(text) for text in texts])
-    answers = torch.randint(97, 120, (4, 9), generator=torch.Generator().manual_seed(0))
-    keep = torch.tensor([0, 1, 3])
-    with torch.inference_mode():
-        expected = PromptForward(any_denoiser, prompts, padding)(answers)[keep]
-        graphs = accelerated(any_denoiser)
-        forward = any_denoiser.prepare(prompts, padding)
-        forward(answers)
-        forward.select(keep)
-        assert torch.allclose(forward(answers[keep]), expected, atol=1e-4)
-    assert len(graphs.passes) == 1
-
-
 @pytest.mark.parametrize("remasking", ["none", "threshold"])
-def test_runs_take_turns_on_one_captured_pass(denoiser, accelerated, remasking):
+def test_runs_take_turns_on_one_captured_pass(denoiser, remasking):
     config = RefineConfig(remasking=remasking, iterations=5, answer_length=9, patience=0)
     texts = ["a", "bcd"]
     expected = [record(denoiser, text, config).drafts for text in texts]
     assert not np.array_equal(*expected)
-    graphs = accelerated(denoiser)
-    both = zip(*(refine(denoiser, text, config) for text in texts), strict=True)
-    got = zip(*((one.draft, other.draft) for one, other in both), strict=True)
+    with accelerated(denoiser) as graphs:
+        both = zip(*(refine(denoiser, text, config) for text in texts), strict=True)
+        got = list(zip(*((one.draft, other.draft) for one, other in both), strict=True))
     assert all(np.array_equal(np.stack(a), b) for a, b in zip(got, expected, strict=True))
     assert len(graphs.passes) == 1
 
@@ -152,32 +127,31 @@ def test_runs_take_turns_on_one_captured_pass(denoiser, accelerated, remasking):
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_on_a_gpu_give_the_same_drafts(kind, config):
     config = RefineConfig(**config.to_dict() | {"iterations": 24, "patience": 2})
-    denoiser = new_denoiser(*kind, device="cuda").merge()
+    denoiser = new_denoiser("cuda", attention=kind[0], target=kind[1]).merge()
     texts = ["a", "bcd", "what is this?", "a b", "e"]
-    expected, got = both_ways(denoiser, lambda: refine_batch(denoiser, texts, config))
-    assert all(np.array_equal(a.drafts, b.drafts) for a, b in zip(got, expected, strict=True))
+    check_same_drafts(denoiser, texts, config)
 
 
-def test_the_least_recently_used_pass_goes_first(denoiser, accelerated, monkeypatch):
+def test_the_least_recently_used_pass_goes_first(denoiser, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "MAX_LOGITS", 11 * denoiser.vocabulary_size)
-    graphs = accelerated(denoiser)
-    for length in (4, 5, 4, 6):
-        record(denoiser, "a", RefineConfig(iterations=1, answer_length=length))
-    assert [shape[2] for shape in graphs.passes] == [4, 6]
-    record(denoiser, "a", RefineConfig(iterations=1, answer_length=20))
-    assert [shape[2] for shape in graphs.passes] == [20]  # one is always kept
+    with accelerated(denoiser) as graphs:
+        for length in (4, 5, 4, 6):
+            record(denoiser, "a", RefineConfig(iterations=1, answer_length=length))
+        assert [shape[2] for shape in graphs.passes] == [4, 6]
+        record(denoiser, "a", RefineConfig(iterations=1, answer_length=20))
+        assert [shape[2] for shape in graphs.passes] == [20]  # one is always kept
 
 
-def test_a_bare_backbone_does_not_use_what_was_captured(denoiser, accelerated):
+def test_a_bare_backbone_does_not_use_what_was_captured(denoiser):
     config = RefineConfig(iterations=2, answer_length=6)
     with denoiser.adapter_off():
         bare = record(denoiser, "hello", config).drafts
-    accelerated(denoiser)
-    adapted = record(denoiser, "hello", config).drafts
-    with denoiser.adapter_off():
-        assert np.array_equal(record(denoiser, "hello", config).drafts, bare)
-    assert not np.array_equal(adapted, bare)
-    assert np.array_equal(record(denoiser, "hello", config).drafts, adapted)
+    with accelerated(denoiser):
+        adapted = record(denoiser, "hello", config).drafts
+        with denoiser.adapter_off():
+            assert np.array_equal(record(denoiser, "hello", config).drafts, bare)
+        assert not np.array_equal(adapted, bare)
+        assert np.array_equal(record(denoiser, "hello", config).drafts, adapted)
 
 
 @pytest.mark.parametrize("remasking", REMASKING)
@@ -206,18 +180,6 @@ def test_a_pass_and_its_step_read_nothing_back_to_the_host(any_denoiser, remaski
     assert seen == ["nonzero"]
 
 
-def test_a_pass_leaves_the_prompt_as_it_was_read():
-    denoiser = tiny_denoiser()
-    ids = denoiser.encode("hello")[None]
-    cache = denoiser.read_prompt(ids)
-    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
-    answers = torch.randint(97, 120, (2, 1, 7), generator=torch.Generator().manual_seed(0))
-    first, _, again = (denoiser.logits(ids, answers[n], cache) for n in (0, 1, 0))
-    assert torch.equal(first, again)
-    kept = itertools.chain.from_iterable((layer.keys, layer.values) for layer in cache.layers)
-    assert all(map(torch.equal, kept, itertools.chain.from_iterable(before)))
-
-
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.booleans())
 def test_greedy_tokens_samples_as_the_sampler_does(seed, vocabulary, ties):
@@ -226,16 +188,44 @@ def test_greedy_tokens_samples_as_the_sampler_does(seed, vocabulary, ties):
     if vocabulary > 1:
         logits[..., seed % vocabulary] = -torch.inf
     config = RefineConfig()
-    for one, other in zip(
-        greedy_tokens(logits, config), sample_tokens(logits, config), strict=True
-    ):
+    found, expected = greedy_tokens(logits, config), sample_tokens(logits, config)
+    for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one.double(), other.double(), atol=1e-6)
+    for bad in (torch.nan, torch.inf):  # which the run finds by what is not finite here
+        logits[0, 1, seed % vocabulary] = bad
+        tokens, _, log_sum = greedy_tokens(logits, config)
+        assert (~log_sum.isfinite()).nonzero().tolist() == [[0, 1]]
+        assert ((tokens >= 0) & (tokens < vocabulary)).all()
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_greedy_tokens_shows_that_a_logit_is_not_finite(bad):
-    logits = torch.zeros(1, 3, 4)
-    logits[0, 1, 2] = bad
-    tokens, _, log_sum = greedy_tokens(logits, RefineConfig())
-    assert log_sum.isfinite().tolist() == [[True, False, True]]
-    assert ((tokens >= 0) & (tokens < 4)).all()
+@pytest.fixture
+def trained() -> Denoiser:
+    denoiser = new_denoiser(alpha=12)
+    for name, parameter in denoiser.model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return denoiser
+
+
+def states_and_gradients(denoiser):
+    """States, and the gradients of their squares' mean by the adapter's weights."""
+    tokens = torch.randint(0, 100, (3, 11), generator=torch.Generator().manual_seed(1))
+    states = denoiser.hidden_states(tokens, torch.ones((3, 1, 11, 11), dtype=torch.bool))
+    parameters = [p for p in denoiser.model.parameters() if p.requires_grad]
+    return states, torch.autograd.grad(states.square().mean(), parameters)
+
+
+def test_values_and_gradients_are_those_of_two_thin_products(trained):
+    states, gradients = states_and_gradients(trained)
+    with merged_lora(trained.model):
+        again, merged_gradients = states_and_gradients(trained)
+    torch.testing.assert_close(again, states, atol=1e-5, rtol=1e-4)
+    assert sum(float(g.abs().sum()) for g in gradients) > 0
+    torch.testing.assert_close(merged_gradients, gradients, atol=1e-6, rtol=1e-3)
+
+
+def test_the_layers_are_as_before_afterwards(trained):
+    layers = [m for m in trained.model.modules() if hasattr(m, "lora_A")]
+    with pytest.raises(KeyboardInterrupt), merged_lora(trained.model):
+        assert all("forward" in vars(layer) for layer in layers)
+        raise KeyboardInterrupt
+    assert layers and not any("forward" in vars(layer) for layer in layers)

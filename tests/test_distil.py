@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from conftest import run
+from conftest import json_lines, run
 
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.evaluation.tasks import TASKS, Item
@@ -29,17 +29,22 @@ SMALL = DistilConfig(batch_size=6, context=128, prompt_tokens=8)
 
 def write_batch(folder, number, pairs, **counts):
     folder.mkdir(exist_ok=True)
-    rows = [*map(vars, pairs), {"counts": {"tried": 10, "kept": len(pairs)} | counts}]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / f"{number:05d}.jsonl").write_text(text)
+    last = json.dumps({"counts": {"tried": 10, "kept": len(pairs)} | counts})
+    (folder / f"{number:05d}.jsonl").write_text(json_lines(pairs) + last)
 
 
 def test_what_is_worth_learning():
-    assert reject("The capital of France is Paris.") is None
-    assert reject(" ") == "answer empty"
-    assert reject("It is <|im_start|> a city.") == "answer holds control tokens"
-    assert reject("Amsterdam is a city city in Holland.") == "answer stutters"
-    assert reject("I can help. " * 6) == "answer loops"
+    answers = {
+        "The capital of France is Paris.": None,
+        " ": "answer empty",
+        "It is <|im_start|> a city.": "answer holds control tokens",
+        "Amsterdam is a city city in Holland.": "answer stutters",
+        "I can help. " * 6: "answer loops",
+    }
+    assert {answer: reject(answer) for answer in answers} == answers
+    assert not odd("What is a boat?", "What is") and not odd("Good morning!", "Good morning")
+    for rest in ("", " this?\nAnd what is that?", " <|im_start|>user here?", " a caf\ufffd like?"):
+        assert odd(f"What is{rest}", "What is")
 
 
 def test_contamination_is_an_exact_stem_or_thirteen_words_in_a_row():
@@ -58,12 +63,6 @@ def test_prompts_that_come_with_the_package_are_clean_and_apart():
     openings = read_lines("openings.txt")
     assert len(set(openings)) > 300
     assert all(line and line == " ".join(line.split()) for line in openings + held_out_prompts())
-
-
-def test_what_is_a_prompt():
-    assert not odd("What is a boat?", "What is") and not odd("Good morning!", "Good morning")
-    for rest in ("", " this?\nAnd what is that?", " <|im_start|>user here?", " a caf\ufffd like?"):
-        assert odd(f"What is{rest}", "What is")
 
 
 def make(*args) -> list[int]:
@@ -111,15 +110,15 @@ def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
     make(backbone, tmp_path, range(1), dataclasses.replace(SMALL, same_beginning=5))
     with pytest.raises(InvalidInput, match="made with seed = 0, now it is 1: use the same"):
         make(backbone, tmp_path, range(2), dataclasses.replace(SMALL, seed=1))
-    with pytest.raises(InvalidInput, match="made with backbone = "):
+    with pytest.raises(InvalidInput, match="made with backbone = '"):
         make(dataclasses.replace(backbone, digest="other"), tmp_path, range(2), SMALL)
-    with pytest.raises(InvalidInput, match="made with prompts = None"):
+    with pytest.raises(InvalidInput, match="made with prompts = None, now"):
         make(backbone, tmp_path, range(2), SMALL, ["What is it?"])
     (tmp_path / "00000.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
-    with pytest.raises(DamagedFile, match=r"00000\.jsonl is not whole"):
+    with pytest.raises(DamagedFile, match=r"00000\.jsonl is unusable"):
         collect(tmp_path, SMALL)
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(DamagedFile, match=r"settings\.json is not whole"):
+    with pytest.raises(DamagedFile, match=r"settings\.json is unusable"):
         make(backbone, tmp_path, range(2), SMALL)
     with pytest.raises(CacheError, match="cannot write to"):
         make(backbone, tmp_path / "settings.json" / "x", range(1), SMALL)

@@ -36,7 +36,7 @@ def test_a_share_is_the_pooled_one_and_lies_in_its_interval(rows):
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
-def test_tokens_of_one_answer_are_not_independent():
+def test_tokens_of_one_answer_are_not_independent_and_no_hit_at_all_is_not_certainty():
     """Half the answers all right, half all wrong: an interval as of 100 tosses, not of 5,000."""
     clustered = statistics.pooled_share([50, 0] * 50, [50] * 100)
     spread = statistics.pooled_share([25] * 100, [50] * 100)
@@ -44,9 +44,6 @@ def test_tokens_of_one_answer_are_not_independent():
     tosses = statistics.wilson(50, 100)
     assert clustered.high - clustered.low == pytest.approx(tosses.high - tosses.low, rel=0.1)
     assert spread.high == spread.low == 0.5
-
-
-def test_no_hit_at_all_is_not_certainty():
     for hits, value in ([0] * 30, 0), ([8] * 30, 1):
         estimate = statistics.pooled_share(hits, [8] * 30)
         bound = statistics.wilson(30 * value, 30)
@@ -106,12 +103,6 @@ def test_repeats_and_4grams_are_counted_like_this(answers):
         assert estimate.value == pytest.approx(repeated / total)
 
 
-def test_a_loop_is_seen_where_no_token_repeats_the_one_before():
-    loop = [[1, 2, 3, 4] * 5]
-    assert text_metrics.adjacent_repeats(loop).value == 0
-    assert text_metrics.repeated_ngrams(loop).value == 13 / 17
-
-
 @pytest.mark.parametrize("whole", ["It is.", "It is!\n", '"Why?"', "(See 2.)", "In 1990."])
 @pytest.mark.parametrize("part", ["", "It is", "It is,", "Two:\n1. One.\n2.", "of the"])
 def test_a_whole_sentence_ends_in_a_full_stop(whole, part):
@@ -119,13 +110,13 @@ def test_a_whole_sentence_ends_in_a_full_stop(whole, part):
     assert (estimate.value, estimate.n) == (1 / 3, 3)
 
 
-def test_cost_is_pooled_and_empty_answers_count():
-    estimate = statistics.pooled_ratio([5, 5, 10], [10, 0, 30])
-    assert (estimate.value, estimate.n) == (0.5, 3)
-    assert statistics.pooled_ratio([4], [0]).value == math.inf
-
-
-def test_an_empty_answer_is_the_worst():
+def test_loops_cost_and_empty_answers():
+    loop = [[1, 2, 3, 4] * 5]  # in which no token repeats the one before
+    assert text_metrics.adjacent_repeats(loop).value == 0
+    assert text_metrics.repeated_ngrams(loop).value == 13 / 17
+    cost = statistics.pooled_ratio([5, 5, 10], [10, 0, 30])
+    assert (cost.value, cost.n) == (0.5, 3) and statistics.pooled_ratio([4], [0]).value == math.inf
+    # An empty answer is the worst.
     one, nothing = np.array([math.log(3.0)]), np.zeros(0)
     assert text_metrics.relative_perplexity([one + math.log(2)], [one]).value == pytest.approx(2)
     assert text_metrics.perplexities([one, nothing]).tolist() == pytest.approx([3, math.inf])

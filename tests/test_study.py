@@ -90,7 +90,7 @@ def test_a_calibrated_guesser_is_found_to_be_calibrated():
 
 @pytest.mark.parametrize(
     ("prompts", "iterations", "said"),
-    [([], (1,), "0 prompts"), (["a"], (), "expected rising"), (["a"], (4, 2), "expected rising")],
+    [([], (1,), "prompts = 0"), (["a"], (), "expected rising"), (["a"], (4, 2), "expected rising")],
 )
 def test_bad_input_is_refused(prompts, iterations, said):
     with pytest.raises(InvalidInput, match=said):
@@ -128,14 +128,11 @@ def test_the_quality_s_title_tells_a_rise_on_the_way():
     assert once.get_xdata().tolist() == [4]  # allowed, as the axis says, and not spent
 
 
-def test_only_noiseless_answers_test_the_claim(data):
+def test_every_figure_is_drawn_and_only_noiseless_answers_test_the_claim(data):
     figure = figures.convergence(data)
     assert re.search(r": noiseless, \d of 3$", figure.get_suptitle())
     said = [axes.texts[-1].get_text().replace("\n", " ") for axes in figure.axes]
     assert [one.startswith("bounded by the method") for one in said] == [False, True, True]
-
-
-def test_every_figure_is_drawn_from_what_the_study_wrote(data):
     panels = [axes.get_title(loc="left") for axes in figures.quality_curve(data).axes]
     assert panels == ["perplexity, EOS counted", "stutter", "loops", "ends", "cost", ""]
     for name in ("quality_curve", "convergence", "calibration_curve", "settled_shares"):

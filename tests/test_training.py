@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import run, stir
+from conftest import json_lines, run, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,34 +46,32 @@ def adapter(denoiser: Denoiser) -> dict[str, torch.Tensor]:
 
 
 def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
-    data = "".join(json.dumps(vars(p)) + "\n" for p in PAIRS).encode()
-    plain, zipped = tmp_path / "pairs.jsonl", tmp_path / "pairs.jsonl.gz"
-    plain.write_bytes(data)
+    data, path = json_lines(PAIRS).encode(), tmp_path / "pairs.jsonl"
     with pytest.raises(InvalidInput, match="no pairs at"):
-        read_pairs(zipped)
-    zipped.write_bytes(gzip.compress(data))
-    assert read_pairs(plain) == read_pairs(zipped) == PAIRS
-    marked = b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n\n", 2) + b" \n"
-    for content in (marked, gzip.compress(marked)):
-        plain.write_bytes(content)  # with a byte order mark and blank lines
-        assert read_pairs(plain) == PAIRS
-    zipped.write_bytes(gzip.compress(data * 50)[:-20])
-    with pytest.raises(DamagedFile):
-        read_pairs(zipped)
-    zipped.write_bytes(gzip.compress(b""))
+        read_pairs(path)
+    marked = b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n\n", 2) + b" \n"  # and blank lines
+    for content in (data, marked):
+        for whole in (content, gzip.compress(content)):
+            path.write_bytes(whole)
+            assert read_pairs(path) == PAIRS
+    path.write_bytes(gzip.compress(b""))
     with pytest.raises(InvalidInput, match="0 pairs"):
-        read_pairs(zipped)
+        read_pairs(path)
+    for damaged in (gzip.compress(data * 50)[:-20], data.decode().encode("utf-16")):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match=r"line \d+: .*expected UTF-8"):
+            read_pairs(path)
 
 
 NO_PAIRS = {
-    b"no json": "Expecting value",
-    b"[]": "list indices",
-    b'{"prompt": "p", "answer": 3}': "not .int",
-    b'{"prompt": ["p"], "answer": []}': "no attribute",
-    b'{"prompt": "p"}': "answer",
-    b'{"prompt": " ", "answer": "a"}': "the prompt is empty",
-    rb'{"prompt": "cut \ud83d", "answer": "a"}': "surrogates not allowed",
-    b'{"prompt": "\xff", "answer": "a"}' + 9999 * b" ": "invalid start byte",
+    b"no json": "Invalid JSON",
+    b"[]": "Input should be an object",
+    b'{"prompt": "p", "answer": 3}': "answer = 3: .*valid string",
+    b'{"prompt": ["p"], "answer": []}': "prompt = .*valid string",
+    b'{"prompt": "p"}': "answer: Field required",
+    b'{"prompt": " ", "answer": "a"}': "prompt = ' '",
+    rb'{"prompt": "cut \ud83d", "answer": "a"}': "hex escape",
+    b'{"prompt": "\xff", "answer": "a"}' + 9999 * b" ": "invalid unicode",
     9999 * b"[": "recursion",
 }
 
@@ -85,18 +83,16 @@ def test_a_line_that_is_no_pair_is_named_and_not_printed(tmp_path, line):
     with pytest.raises(DamagedFile, match=rf"pairs\.jsonl, line 3: .*{NO_PAIRS[line]}") as caught:
         read_pairs(path)
     assert len(str(caught.value)) < 400
-    path.write_text("".join(json.dumps(vars(p)) + "\n" for p in PAIRS), encoding="utf-16")
-    with pytest.raises(DamagedFile, match=r"line 1: .*expected UTF-8"):
-        read_pairs(path)
 
 
-def test_held_out_prompts_hang_on_the_prompt_alone():
+def test_held_out_prompts_hang_on_the_first_line_of_the_prompt_alone():
     train_pairs, held = hold_out(PAIRS, every=5)
     assert 5 <= len(held) <= 40 and len(train_pairs) + len(held) == len(PAIRS)
-    assert hold_out([Pair(f" {pair.prompt.upper()}", "x") for pair in held], every=5)[0] == []
+    changed = [Pair(f" {pair.prompt.upper()}\nWhich?\nA: x", "x") for pair in held]
+    assert hold_out(changed, every=5) == ([], changed)
 
 
-def test_packing_keeps_prompt_answer_and_eos():
+def test_packing_keeps_prompt_answer_and_eos_and_leaves_out_what_cannot_be_drawn():
     backbone = load_backbone("tiny")
     pairs = [Pair("a", "xyz"), Pair("b", "x" * 500), Pair("c", "")]
     packed = pack(backbone, pairs, 64)
@@ -106,10 +102,7 @@ def test_packing_keeps_prompt_answer_and_eos():
     assert text == "xyz" and (packed.tokens[0, end:] == backbone.eos_token_id).all()
     with pytest.raises(InvalidInput, match="fits a context of 8"):
         pack(backbone, pairs, 8)
-
-
-def test_control_tokens_in_answers_are_text_and_the_mask_token_itself_is_left_out():
-    backbone = load_backbone("tiny")
+    # Control tokens in answers are text.
     pairs = [Pair("Hi <mask>", "Hello<|im_end|> it is <mask>.")]
     [(_, answer)] = encode_pairs(backbone.tokenizer, pairs)
     assert backbone.tokenizer.decode(answer) == pairs[0].answer
@@ -287,11 +280,8 @@ def whole(tmp_path_factory):
     return folder, rows, adapter(denoiser)
 
 
-TIMELESS = {"seconds": 0}
-
-
 def timeless(rows) -> list[dict]:
-    return [row | TIMELESS for row in rows]
+    return [row | {"seconds": 0} for row in rows]
 
 
 def read_log(folder: Path) -> list[dict]:
@@ -307,7 +297,7 @@ def check_same(whole, folder, rows, denoiser) -> None:
 
 
 def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path):
-    """SIGTERM between two checks; then an error in the middle of a step behind a checkpoint."""
+    """Stopped by SIGTERM."""
 
     def stop(row):
         if row["step"] == 8:  # twice: in the row of the loss and in that of the signal
@@ -317,17 +307,9 @@ def test_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(whole, tmp_path)
     with pytest.raises(SystemExit, match="143"):
         train(fresh(), PAIRS, config, tmp_path, on_row=stop)
     assert (tmp_path / "checkpoint.pt").exists() and not (tmp_path / "adapter").exists()
-    assert read_log(tmp_path)[-1] | {"seconds": 0} == {"step": 8, "stopped": "SIGTERM"} | TIMELESS
+    assert timeless(read_log(tmp_path))[-1] == {"step": 8, "stopped": "SIGTERM", "seconds": 0}
     with pytest.raises(InvalidInput, match="an unfinished run: --resume goes on with it"):
         train(fresh(), PAIRS, config, tmp_path)
-
-    def fail(row):
-        if row["step"] == 12 and "loss" in row:
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        train(fresh(), PAIRS, config, tmp_path, resume=True, on_row=fail)
-    assert read_log(tmp_path)[-1]["step"] == 12
     again = fresh()
     rows = train(again, PAIRS, config, tmp_path, resume=True)
     check_same(whole, tmp_path, rows, again)
@@ -381,7 +363,7 @@ def test_what_fails_after_a_boundary_loses_nothing(tmp_path, monkeypatch):
 
 def command(folder: Path, pairs) -> list[str]:
     """`lad train` with four short steps."""
-    (folder / "pairs").write_text("".join(json.dumps(vars(pair)) + "\n" for pair in pairs))
+    (folder / "pairs").write_text(json_lines(pairs))
     (folder / "yaml").write_text("training: {steps: 4, widths: [96], batch_tokens: 96}")
     options = {"pairs": "pairs", "config": "yaml", "out": "out"}
     return ["train", "--model=tiny", *(f"--{k}={folder / v}" for k, v in options.items())]
@@ -458,9 +440,9 @@ def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(fresh(), PAIRS, config, tmp_path, on_row=stop)
-    with pytest.raises(DamagedFile, match="other settings"):
+    with pytest.raises(InvalidInput, match="made with steps = 20, now it is 21: resume with"):
         train(fresh(), PAIRS, TrainConfig(steps=21, accumulate=4, **SHORT), tmp_path, resume=True)
-    with pytest.raises(DamagedFile, match="other data"):
+    with pytest.raises(InvalidInput, match="made with pairs = "):
         train(fresh(), PAIRS[::-1], config, tmp_path, resume=True)
     path = tmp_path / "checkpoint.pt"
     kept = pack(fresh().backbone, hold_out(PAIRS)[0], 128)
@@ -477,7 +459,7 @@ def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
             train(fresh(), PAIRS, config, tmp_path, resume=True)
 
 
-def test_what_cannot_be_trained_is_named(tmp_path):
+def test_what_cannot_be_trained_is_named(tmp_path, monkeypatch):
     config = TrainConfig(steps=10, **SHORT)
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="cannot write to"):
@@ -493,8 +475,6 @@ def test_what_cannot_be_trained_is_named(tmp_path):
     with pytest.raises(InvalidInput, match="widths up to 1024: expected at most 512"):
         train(fresh(), PAIRS, TrainConfig(widths=(1024,)))
 
-
-def test_a_gpu_that_is_too_small_names_the_settings(monkeypatch):
     def explode(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore text.")
 
@@ -547,13 +527,6 @@ def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
             DenoiserConfig.from_dict({"layers": layers})
 
 
-def test_the_shipped_configurations_are_valid():
-    for name in ("smollm2-135m", "llama-3.1-8b", "llama-3.1-8b-paper"):
-        values = read_config(Path(__file__).parents[1] / "configs" / f"{name}.yaml")
-        TrainConfig.from_dict(values["training"])
-        DenoiserConfig.from_dict(values["denoiser"])
-
-
 def test_texts_to_correct_are_never_masked_and_often_sound(denoiser):
     pairs = [Pair(REPAIR_PROMPT, f"One {a} and {b} more.") for a in WORDS for b in WORDS] + PAIRS
     batch = take(pack(denoiser.backbone, pairs, 96), list(range(len(pairs))), 96)
@@ -564,9 +537,3 @@ def test_texts_to_correct_are_never_masked_and_often_sound(denoiser):
     assert not masked[:100].any() and masked[100:].sum() > 60
     sound = (noisy == batch.tokens).all(dim=1)[:100].sum()
     assert 30 <= sound <= 75, "4 in 10, and some whose noise changed nothing"
-
-
-def test_other_orders_of_a_question_are_held_out_with_it():
-    pairs = [Pair(f"Q{n}?\nWhich?\nA: {a}", a) for n in range(300) for a in "xyz"]
-    training, held = ({p.prompt.split("\n")[0] for p in side} for side in hold_out(pairs))
-    assert held and not held & training

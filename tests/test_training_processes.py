@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import json_lines
 from processes import CASES, HELD, LONG, PAIRS, adapter, fresh, layer_numbers, stop_at
 
 from lad.__main__ import main
@@ -85,7 +86,7 @@ def test_a_run_begun_by_one_process_is_resumed_in_shards(folder):
 
 def test_the_command_trains_in_two_processes(tmp_path):
     pairs, config, out = tmp_path / "pairs.jsonl", tmp_path / "config.yaml", tmp_path / "out"
-    pairs.write_text("".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS))
+    pairs.write_text(json_lines(PAIRS))
     config.write_text(
         "denoiser: {rank: 4, alpha: 8}\n"
         "training: {widths: [96], batch_tokens: 384, log_every: 3, shard: true}\n"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,34 @@ class CapturedForward(PromptForward):
         self.batch_id = next(self.batch_ids)
 
 
+class Replayed:
+    """A function of no arguments over fixed tensors: on a GPU a CUDA graph of it, else itself.
+
+    A call returns `output`, which on a GPU is memory that the next call writes to.
+    """
+
+    def __init__(self, function: Callable, device: torch.device) -> None:
+        self.function, self.graph, self.output = function, None, None
+        if device.type != "cuda":
+            return
+        self.function, self.graph = None, torch.cuda.CUDAGraph()
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            for _ in range(WARM_UP):
+                function()
+        torch.cuda.current_stream().wait_stream(side_stream)
+        with torch.cuda.graph(self.graph):
+            self.output = function()
+
+    def __call__(self) -> Any:
+        if self.graph is None:
+            self.output = self.function()
+        else:
+            self.graph.replay()
+        return self.output
+
+
 class CapturedPass:
     """One forward pass of fixed shapes over tensors of its own, which are filled before a replay.
 
@@ -125,11 +154,8 @@ class CapturedPass:
         if layers is not None and denoiser.config.attention != "mask-blind":
             self.inputs = self._layer_inputs()
         self.batch_id: int | None = None  # of the batch whose prompts are filled in
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.output: Tensor | None = None
         self.steps: dict[RefineConfig, CapturedStep] = {}
-        if device.type == "cuda":
-            self.graph, self.output = captured_graph(self._run)
+        self.run = Replayed(self._run, device)
 
     def _layer_inputs(self):
         """Rotary embeddings and attention bias of these prompts."""
@@ -176,11 +202,7 @@ class CapturedPass:
         b = len(answer)
         self.answer[:b] = answer
         self.answer[b:] = answer[:1]
-        if self.graph is None:
-            self.output = self._run()
-        else:
-            self.graph.replay()
-        return self.output[:b]
+        return self.run()[:b]
 
 
 # -- the step --------------------------------------------------------------------------------------
@@ -202,12 +224,10 @@ class CapturedStep:
         self.state = state.select(index)
         self.iteration = torch.zeros((), dtype=torch.int64, device=index.device)
         self.uniforms = torch.zeros((b, n, a), device=index.device) if n else None
-        self.graph: torch.cuda.CUDAGraph | None = None
-        if index.is_cuda:
-            self.graph, self.output = captured_graph(self._run)
+        self.run = Replayed(self._run, index.device)
 
     def _run(self) -> tuple[Tensor, ...]:
-        logits = self.forward.output
+        logits = self.forward.run.output
         function = compiled(_flat_step) if logits.is_cuda else _flat_step
         return function(logits, *self.state, self.config, self.iteration, self.uniforms)
 
@@ -219,12 +239,7 @@ class CapturedStep:
         self.iteration.fill_(i)
         if uniforms is not None:
             self.uniforms[:b] = uniforms
-        if self.graph is None:
-            output = self._run()
-        else:
-            self.graph.replay()
-            output = self.output
-        output = [x[:b] for x in output]
+        output = [x[:b] for x in self.run()]
         return StepOutput(*output[:5], SamplerState(*output[5:], *state[4:]))
 
 
@@ -245,7 +260,7 @@ def captured_step(
 ) -> StepOutput:
     """`sampler.step`; captured where sampling is greedy and the logits are a captured pass's."""
     one = graphs.last
-    if not config.greedy or one is None or logits.data_ptr() != one.output.data_ptr():
+    if not config.greedy or one is None or logits.data_ptr() != one.run.output.data_ptr():
         return step(logits, state, config, i, uniforms)
     if config not in one.steps:
         n = 0 if uniforms is None else uniforms.shape[1]
@@ -269,17 +284,3 @@ def greedy_tokens(
     tokens = torch.where(logits == top, ids, len(ids)).amin(dim=-1)
     # Where a logit is NaN none is found: any token does, since the run ends.
     return tokens.clamp(max=len(ids) - 1), (-log_sum).exp(), log_sum + top[..., 0]
-
-
-def captured_graph(function: Callable) -> tuple[torch.cuda.CUDAGraph, object]:
-    """A CUDA graph of a function of no arguments, and what it returns, in the graph's memory."""
-    side_stream = torch.cuda.Stream()
-    side_stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side_stream):
-        for _ in range(WARM_UP):
-            function()
-    torch.cuda.current_stream().wait_stream(side_stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = function()
-    return graph, output

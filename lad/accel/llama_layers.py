@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -61,17 +61,13 @@ class LayerShape(NamedTuple):
 # -- one layer -------------------------------------------------------------------------------------
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Root-mean-square norm over the last axis, in one kernel where the module takes six."""
-    return F.rms_norm(x, weight.shape, weight, epsilon)
-
-
 def rotated_qkv(
     x: Tensor, cos: Tensor, sin: Tensor, weights: Weights, shape: LayerShape
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries `(b, n, q, d)`, keys and values `(b, kv, n, d)` of a layer's input `(b, n, h)`."""
     q, kv, d, epsilon = shape
-    qkv = F.linear(rms_norm(x, weights.first_norm, epsilon), weights.qkv, weights.qkv_bias)
+    normed = F.rms_norm(x, x.shape[-1:], weights.first_norm, epsilon)
+    qkv = F.linear(normed, weights.qkv, weights.qkv_bias)
     qkv = qkv.view(*x.shape[:2], q + 2 * kv, d)
     qk, value = qkv[:, :, : q + kv], qkv[:, :, q + kv :]
     qk = torch.addcmul(qk * cos, qk.roll(d // 2, dims=-1), sin)
@@ -103,7 +99,7 @@ def decoder_layer(
         query.transpose(1, 2), keys, values, attn_mask=bias, enable_gqa=True
     )
     x = x + F.linear(attended.transpose(1, 2).flatten(2), weights.out)
-    inner = rms_norm(x, weights.second_norm, shape.epsilon)
+    inner = F.rms_norm(x, x.shape[-1:], weights.second_norm, shape.epsilon)
     inner = F.silu(F.linear(inner, weights.gate)) * F.linear(inner, weights.up)
     return x, F.linear(inner, weights.down)
 
@@ -139,24 +135,23 @@ def compiled(function: Callable) -> Callable:
 
 
 class LlamaLayers:
-    """All layers of a `LlamaModel`; make one with `LlamaLayers.of`.
+    """All layers of a `LlamaModel`; make one with `LlamaLayers.of`."""
 
-    Args:
-        compile: use `torch.compile`, which needs a C compiler and some seconds.
-    """
-
-    def __init__(self, model: torch.nn.Module, compile: bool) -> None:
+    def __init__(self, model: nn.Module, weights: list[Weights], run: Callable) -> None:
         c = model.config
         d = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        self.model = model
         self.shape = LayerShape(c.num_attention_heads, c.num_key_value_heads, d, c.rms_norm_eps)
-        self.weights = [weights_of(layer) for layer in model.layers]
-        self.run = compiled(decoder_layer) if compile else decoder_layer
+        self.model, self.weights, self.run = model, weights, run
 
     @classmethod
-    def of(cls, model: torch.nn.Module, compile: bool) -> LlamaLayers | None:
-        """None for a model that is no plain LLaMA, is quantised, or has an unmerged adapter."""
-        return cls(model, compile) if all(map(_is_plain, model.layers)) else None
+    def of(cls, model: nn.Module, compile: bool) -> LlamaLayers | None:
+        """None for a model that is no plain LLaMA, is quantised, or has an unmerged adapter.
+
+        `compile` uses `torch.compile`, which needs a C compiler and some seconds.
+        """
+        weights = [weights_of(layer) for layer in model.layers]
+        run = compiled(decoder_layer) if compile else decoder_layer
+        return None if None in weights else cls(model, weights, run)
 
     def prepare(self, positions: Tensor, mask: Tensor) -> RotaryAndBias:
         """What does not depend on the tokens.
@@ -191,38 +186,30 @@ class LlamaLayers:
             if cache is not None:
                 keys, values = cache.layers[number].keys, cache.layers[number].values
             x, added = self.run(x, added, *inputs, keys, values, weights, self.shape)
-        return rms_norm(x + added, self.model.norm.weight, self.shape.epsilon)
+        x = x + added
+        return F.rms_norm(x, x.shape[-1:], self.model.norm.weight, self.shape.epsilon)
 
 
-def _projection(layer: torch.nn.Module, name: str) -> torch.nn.Module | None:
-    parent = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
-    return getattr(parent, name, None)
+def weights_of(layer: nn.Module) -> Weights | None:
+    """The weights of a decoder layer, those that an adapter wraps read beneath it.
 
-
-def _is_plain(layer: torch.nn.Module) -> bool:
-    """Whether `decoder_layer` computes this layer."""
+    None where `decoder_layer` does not compute this layer.
+    """
+    linear = []
     for name in PROJECTIONS:
-        module = _projection(layer, name)
-        if module is None or not getattr(module, "merged", True):
-            return False
-        linear = getattr(module, "base_layer", module)
-        has_bias = getattr(linear, "bias", None) is not None
-        if type(linear) is not torch.nn.Linear or (has_bias and name not in PROJECTIONS[:3]):
-            return False
-    activation = type(layer.mlp.act_fn).__name__
-    return activation in ("SiLUActivation", "SiLU") and not hasattr(layer.self_attn, "q_norm")
-
-
-def weights_of(layer: torch.nn.Module) -> Weights:
-    """The weights of a decoder layer; those that an adapter wraps are read beneath it."""
-    modules = [_projection(layer, name) for name in PROJECTIONS]
-    linear = [getattr(module, "base_layer", module) for module in modules]
-    biases = [one.bias.detach() for one in linear[:3] if one.bias is not None]
+        module = getattr(layer.self_attn, name, None) or getattr(layer.mlp, name, None)
+        linear.append(getattr(module, "base_layer", module))
+        if type(linear[-1]) is not nn.Linear or not getattr(module, "merged", True):
+            return None
+    is_silu = type(layer.mlp.act_fn).__name__ in ("SiLUActivation", "SiLU")
+    biases = [one.bias is not None for one in linear]
+    if not is_silu or hasattr(layer.self_attn, "q_norm") or any(biases[3:]):
+        return None
     out, gate, up, down = (one.weight.detach() for one in linear[3:])
     return Weights(
         layer.input_layernorm.weight.detach(),
         torch.cat([one.weight.detach() for one in linear[:3]]),
-        torch.cat(biases) if biases else None,
+        torch.cat([one.bias.detach() for one in linear[:3]]) if any(biases) else None,
         out,
         layer.post_attention_layernorm.weight.detach(),
         gate,

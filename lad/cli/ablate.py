@@ -31,6 +31,7 @@ def ablate(
     from lad.training import held_out_prompts
 
     variants = read_grid(grid)
+    variants["steps"] = variants["steps"] if steps is None else steps
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     where = common.choose_device(device)
     if where == "cuda":
@@ -41,7 +42,7 @@ def ablate(
     folder = out.with_name(out.stem + "-variants")
     prompts = held_out_prompts()[:n_prompts]
     for name, result in run_variants(
-        variants, pairs, prompts, folder, model, where, rank, processes, steps, n_pairs
+        variants, pairs, prompts, folder, model, where, rank, processes, n_pairs
     ):
         repair, repeats = result["repair"], result["settings"]["noiseless"]["repeats"]
         scores = (result["masked"]["0.5"]["ce"], repair["restored"], repair["kept"], repeats)

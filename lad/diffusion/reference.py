@@ -9,6 +9,7 @@ Source: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -21,29 +22,19 @@ from lad.diffusion.trace import Step
 
 def apply_plan(tokens: list[int], plan: Plan, row: int, mask_token_id: int) -> list[int]:
     """One row of `lad.diffusion.corruption.apply_plan`, position by position."""
-    noisy = list(tokens)
-    positions = range(len(noisy))
-    for i in positions:
-        if plan.mask[row, i]:
-            noisy[i] = mask_token_id
+    positions = range(len(tokens))
+    noisy = [mask_token_id if plan.mask[row, i] else tokens[i] for i in positions]
     for i in positions:
         if plan.swap[row, i]:
             noisy[i], noisy[i + 1] = noisy[i + 1], noisy[i]
-    before = list(noisy)
-    for i in positions:
-        if plan.copy_left[row, i]:
-            noisy[i] = before[i - 1]
-    before = list(noisy)
-    for i in positions:
-        if plan.copy_right[row, i]:
-            noisy[i] = before[i + 1]
+    for offset, copied in ((-1, plan.copy_left), (1, plan.copy_right)):
+        noisy = [noisy[i + offset] if copied[row, i] else noisy[i] for i in positions]
     for i in positions:
         if plan.replace[row, i]:
             noisy[i] = int(plan.replacement[row, i])
     start, target = int(plan.shift_from[row]), int(plan.shift_to[row])
     length = int(plan.shift_length[row])
-    span = noisy[start : start + length]
-    noisy[target : target + length] = span
+    noisy[target : target + length] = noisy[start : start + length]
     return noisy
 
 
@@ -109,38 +100,30 @@ def replace_repeated(
             at_position = logits[n].tolist()
             free = [t for t in range(len(at_position)) if t not in taken]
             new_tokens[n] = max(free, key=lambda t: at_position[t])
-            new_confidence[n] = probability(at_position, new_tokens[n])
+            new_confidence[n] = softmax(at_position)[new_tokens[n]]
     return new_tokens, new_confidence
 
 
-def probability(logits: list[float], token: int) -> float:
-    """The denoiser's probability of a token."""
+def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
+    """Probabilities of logits."""
     biggest = max(logits)
-    return math.exp(logits[token] - biggest) / sum(math.exp(x - biggest) for x in logits)
+    weights = [math.exp((x - biggest) / temperature) for x in logits]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def draw(logits: list[float], config: RefineConfig, uniform: float | None) -> int:
     """Draw one token from one position's logits."""
-    biggest = max(logits)
     order = sorted(range(len(logits)), key=lambda t: -logits[t])
-    if config.temperature == 0 or config.top_k == 1:
+    if config.greedy:
         return order[0]
     kept = order[: config.top_k]
-    weights = [math.exp((logits[t] - biggest) / config.temperature) for t in kept]
-    total = sum(weights)
-    nucleus, before = [], 0.0
-    for t, weight in zip(kept, weights, strict=True):
-        if before / total < config.top_p:
-            nucleus.append((t, weight))
-        before += weight
-    target = uniform * sum(weight for _, weight in nucleus)
-    reached = 0.0
-    for token, weight in nucleus:
-        drawn = token
-        reached += weight
-        if reached > target:
-            break
-    return drawn
+    weights = softmax([logits[t] for t in kept], config.temperature)
+    before = [0.0, *itertools.accumulate(weights)]  # the sum of those that are likelier
+    nucleus = [t for t, likelier in zip(kept, before, strict=False) if likelier < config.top_p]
+    target = uniform * before[len(nucleus)]
+    reached = zip(nucleus, before[1:], strict=False)
+    return next((token for token, total in reached if total > target), nucleus[-1])
 
 
 def attention_mask(
@@ -193,8 +176,9 @@ def refine(
         tokens, confidence, eos_probability = [], [], []
         for n, at_position in enumerate(logits.tolist()):
             tokens.append(inputs[n] if fixed[n] else draw(at_position, config, uniforms[n]))
-            confidence.append(probability(at_position, tokens[n]))
-            eos_probability.append(probability(at_position, eos_id))
+            probabilities = softmax(at_position)
+            confidence.append(probabilities[tokens[n]])
+            eos_probability.append(probabilities[eos_id])
         if config.repeats == "replace":
             tokens, confidence = replace_repeated(tokens, confidence, logits, fixed, eos_id)
 
@@ -225,15 +209,8 @@ def refine(
             finished = finished or unchanged >= config.patience or fixed_point
         if finished:
             remask = [False] * a
-        steps.append(
-            Step(
-                iteration=i,
-                inputs=torch.tensor(inputs).numpy(),
-                draft=torch.tensor(tokens).numpy(),
-                confidence=torch.tensor(confidence).numpy(),
-                remask=torch.tensor(remask).numpy(),
-            )
-        )
+        arrays = (torch.tensor(x).numpy() for x in (inputs, tokens, confidence, remask))
+        steps.append(Step(i, *arrays))
         if finished:
             break
         previous = tokens
@@ -245,18 +222,14 @@ def refine(
 def answer_logits(denoiser, prompt: torch.Tensor, answer: list[int]) -> torch.Tensor:
     """`(a, v)` float32 logits of the answer, from every logit of the whole sequence."""
     tokens = torch.tensor([prompt.tolist() + answer], device=denoiser.device)
-    visible = attention_mask(
-        len(prompt),
-        tokens.shape[1],
-        denoiser.config.attention,
-        denoiser.config.target,
-        [False] * len(prompt) + [token == denoiser.mask_token_id for token in answer],
-    )
+    is_masked = [False] * len(prompt) + [token == denoiser.mask_token_id for token in answer]
+    kind = denoiser.config.attention, denoiser.config.target
+    visible = attention_mask(len(prompt), len(is_masked), *kind, is_masked)
     with torch.no_grad():
         everything = denoiser.causal_lm(
             input_ids=tokens,
             attention_mask=visible.to(denoiser.device),
-            position_ids=torch.arange(tokens.shape[1], device=denoiser.device)[None],
+            position_ids=torch.arange(len(is_masked), device=denoiser.device)[None],
             use_cache=False,
         ).logits[0]
     first = len(prompt) - (1 if denoiser.config.target == "next" else 0)

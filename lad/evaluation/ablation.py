@@ -16,24 +16,18 @@ from pathlib import Path
 import pandas as pd
 from typing_extensions import TypedDict
 
+from lad import utils
 from lad.diffusion.config import PRESETS, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.adapter_eval import evaluate
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, hold_out, pack, read_pairs, train
 from lad.training.config import SECTIONS, read_sections, read_yaml
-from lad.utils import (
-    InvalidInput,
-    checked,
-    damaged_file,
-    disk_errors,
-    record,
-    sha256_file,
-    write_json,
-)
+from lad.utils import InvalidInput, checked, damaged_file, disk_errors, record
 
 NOISELESS = {"noiseless": PRESETS["noiseless"]}
 QUALITY = ("repeats", "repeated_4grams", "whole_sentences", "relative_perplexity_with_end")
+OTHER = "delete the folder's results or choose another --out"
 SHARED = ("model", "pairs_sha256", "trained_on")  # what all results of one grid have in common
 # A variant's file, which also has what `evaluate` returns.
 Result = record(TypedDict("Result", {"variant": str, "training": dict, "denoiser": dict}))
@@ -55,9 +49,7 @@ def read_grid(path: str | Path) -> dict:
     return grid
 
 
-def settings_of(
-    grid: Mapping, name: str, steps: int | None = None
-) -> tuple[DenoiserConfig, TrainConfig]:
+def settings_of(grid: Mapping, name: str) -> tuple[DenoiserConfig, TrainConfig]:
     """The settings of one variant: the base's, overridden by what it changes.
 
     Of a `corruption` that a variant names, what it leaves out has the default, not the base's.
@@ -65,8 +57,8 @@ def settings_of(
     base = read_sections(grid["base"], "base")
     changes = read_sections(grid["variants"][name], f"variant {name!r}")
     parts = {part: base[part] | changes[part] for part in base}
-    training = parts["training"] | {"steps": grid["steps"] if steps is None else steps}
-    return DenoiserConfig.from_dict(parts["denoiser"]), TrainConfig.from_dict(training)
+    training = TrainConfig.from_dict(parts["training"] | {"steps": grid["steps"]})
+    return DenoiserConfig.from_dict(parts["denoiser"]), training
 
 
 def run_variants(
@@ -78,7 +70,6 @@ def run_variants(
     device: str,
     rank: int = 0,
     processes: int = 1,
-    steps: int | None = None,
     most_pairs: int = 256,
 ) -> Iterator[tuple[str, dict]]:
     """Train and measure this process's share of the variants, each into a file of `folder`.
@@ -88,29 +79,20 @@ def run_variants(
     Args:
         pairs: training data; one in fifty is held out, and `most_pairs` of those measured on.
         prompts: not trained on, to be answered noiselessly.
-        steps: instead of the grid's.
     """
     train_pairs, held_out = hold_out(read_pairs(pairs))
-    if not (train_pairs and held_out and prompts):
-        raise InvalidInput(
-            f"{pairs}: {len(train_pairs)} pairs to train on, {len(held_out)} held out, "
-            f"{len(prompts)} prompts: expected at least one of each; give more pairs"
-        )
-    shared = dict(zip(SHARED, (model, sha256_file(pairs), len(train_pairs)), strict=True))
+    counts = {"pairs_to_train_on": len(train_pairs), "pairs_held_out": len(held_out)}
+    utils.check_least(1, **counts, prompts=len(prompts))
+    shared = dict(zip(SHARED, (model, utils.sha256_file(pairs), len(train_pairs)), strict=True))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for number, name in list(enumerate(grid["variants"]))[rank::processes]:
         path = folder / f"{number:02d}.json"
-        denoiser_config, training = settings_of(grid, name, steps)
-        expected = shared | {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
+        denoiser_config, training = settings_of(grid, name)
+        expected = shared | {"steps": training.steps}
+        expected |= {"denoiser": denoiser_config.to_dict(), "training": training.to_dict()}
         if path.exists():
-            result = _read_result(path, name)
-            for key, value in expected.items():
-                if result.get(key) != value:
-                    raise InvalidInput(
-                        f"{path} was made with another {key}: expected that of the grid; "
-                        f"delete {folder} or choose another --out"
-                    )
+            utils.check_same(path, _read_result(path, name), expected, OTHER)
             continue
         denoiser = Denoiser.create(load_backbone(model, device), denoiser_config, training.seed)
         # What cannot be measured must not be trained first.
@@ -122,7 +104,7 @@ def run_variants(
         result["tokens"] = log[-1]["tokens"]
         result |= evaluate(denoiser, held_out[:most_pairs], prompts, NOISELESS)
         with disk_errors(path):
-            write_json(path, result)
+            utils.write_json(path, result)
         yield name, result
 
 
@@ -144,20 +126,14 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
     if not all(path.exists() for path in paths):
         return False
     results = [_read_result(path, name) for path, name in zip(paths, grid["variants"], strict=True)]
-    base = results[0]
-    for result in results:
-        for key in (*SHARED, "steps"):
-            here, there = (one["training"] | one for one in (result, base))
-            if here.get(key) != there.get(key):
-                raise InvalidInput(
-                    f"{result['variant']!r} has another {key} than {base['variant']!r}: "
-                    "expected results of one grid; run `lad ablate` into another --out"
-                )
+    shared = {key: results[0].get(key) for key in (*SHARED, "steps")}
+    for path, result in zip(paths, results, strict=True):
+        utils.check_same(path, result, shared, OTHER)
     with damaged_file(folder, "delete what is damaged there and run `lad ablate` again"):
         data = {"command": command} | _join(results)
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, data)
+        utils.write_json(out, data)
     return True
 
 

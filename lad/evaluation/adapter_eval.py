@@ -10,7 +10,7 @@ Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v =
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -24,8 +24,8 @@ from lad.evaluation.generation import Answers, Progress, provenance, silent
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
-from lad.training.loss import MASKED_FRACTIONS, answer_logits, mask_share, take, token_losses
-from lad.utils import InvalidInput, NumericalError
+from lad.training.loss import MASKED_FRACTIONS, answer_logits, masked_sums, take
+from lad.utils import check_least
 
 REPAIR_SEVERITY, REPAIR_ITERATIONS = 0.3, 4
 LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
@@ -53,11 +53,7 @@ def evaluate(
         backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
         keep_answers: put the text of every answer into the result.
     """
-    if not (pairs and prompts and settings):
-        raise InvalidInput(
-            f"{len(pairs)} pairs, {len(prompts)} prompts and {len(settings)} settings: "
-            "expected at least one of each"
-        )
+    check_least(1, pairs=len(pairs), prompts=len(prompts), settings=len(settings))
     batch_size = batch_size or generation.default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
@@ -101,32 +97,6 @@ def evaluate(
     }
 
 
-def masked_predictions(
-    denoiser: Denoiser, pairs: PackedPairs, fraction: float, batch_size: int, seed: int, on_done
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What a denoiser predicts where a given share of every answer is masked, see `mask_share`.
-
-    Yields `(m, v)` float32 logits, `(m,)` right tokens, and `(m,)`, on the CPU, whose they are.
-    """
-    n, context = pairs.tokens.shape
-    batch = take(pairs, list(range(n)), context)
-    generator = torch.Generator(batch.tokens.device).manual_seed(seed)
-    noisy, counted = mask_share(denoiser, batch, fraction, generator)
-    for part, logits in _predictions(denoiser, batch.prompt_lengths, noisy, counted, batch_size):
-        answers = part.start + counted[part].nonzero()[:, 0].cpu()
-        yield logits.float(), batch.tokens[part][counted[part]], answers
-        on_done(min(part.stop, n), n)
-
-
-def _predictions(
-    denoiser: Denoiser, prompt_lengths: Tensor, inputs: Tensor, chosen: Tensor, batch_size: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of `batch_size` answers, and the `(m, v)` logits of their chosen positions."""
-    for first in range(0, len(inputs), batch_size):
-        part = slice(first, first + batch_size)
-        yield part, _finite_logits(denoiser, inputs[part], prompt_lengths[part], chosen[part])
-
-
 @torch.inference_mode()
 def masked_scores(
     denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
@@ -135,15 +105,10 @@ def masked_scores(
 
     The protocol of `lad.training.validate`, with intervals: {"0.25": {"ce", ...}, ...}.
     """
-    n, scores = len(pairs), {}
+    scores = {}
     for fraction in MASKED_FRACTIONS:
-        sums = torch.zeros((3, n), dtype=torch.float64)  # of losses, hits and tokens
         on_done = partial(on_progress, f"{100 * fraction:.0f} % masked")
-        predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
-        for logits, targets, answer in predictions:
-            losses, hits = token_losses(logits, targets)
-            values = torch.stack([losses, hits, torch.ones_like(losses)])
-            sums.index_add_(1, answer, values.double().cpu())
+        sums = masked_sums(denoiser, pairs, fraction, batch_size, seed, on_done)
         losses, hits, tokens = sums.tolist()
         scores[f"{fraction:g}"] = {
             "ce": pooled_ratio(losses, tokens).to_dict(),
@@ -171,8 +136,11 @@ def lookahead_accuracy(
     inputs = batch.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
     chosen = (position >= cut[:, None]) & (position < cut[:, None] + LOOKAHEAD[-1])
     predicted = torch.zeros_like(batch.tokens)
-    for part, logits in _predictions(denoiser, batch.prompt_lengths, inputs, chosen, batch_size):
-        predicted[part] = predicted[part].masked_scatter(chosen[part], logits.argmax(dim=-1))
+    for first in range(0, n, batch_size):
+        part = slice(first, first + batch_size)
+        wanted = chosen[part]
+        logits = answer_logits(denoiser, inputs[part], batch.prompt_lengths[part], wanted)
+        predicted[part] = predicted[part].masked_scatter(wanted, logits.argmax(dim=-1))
         on_progress("lookahead", min(part.stop, n), n)
     right = (chosen & (predicted == batch.tokens)).cpu()
     scores = {}
@@ -204,7 +172,7 @@ def repair_scores(
         part = slice(first, first + batch_size)
         draft, answer = noisy[part], batch.answer[part]  # (b, t)
         for _ in range(REPAIR_ITERATIONS):
-            logits = _finite_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
+            logits = answer_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
             logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
             draft = draft.masked_scatter(answer, logits.argmax(dim=-1))
         repaired[part] = draft
@@ -224,13 +192,3 @@ def repair_scores(
         "severity": REPAIR_SEVERITY,
         "iterations": REPAIR_ITERATIONS,
     }
-
-
-def _finite_logits(*args) -> Tensor:
-    logits = answer_logits(*args)
-    if not bool(torch.isfinite(logits).all()):
-        raise NumericalError(
-            "the logits hold NaN or infinity, expected finite numbers; "
-            "check the adapter with `lad info`, or use float32"
-        )
-    return logits

@@ -20,13 +20,12 @@ from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.evaluation import generation
-from lad.evaluation.adapter_eval import masked_predictions
 from lad.evaluation.generation import Answers, Progress, provenance, silent
 from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
-from lad.training.loss import MASKED_FRACTIONS
-from lad.utils import InvalidInput
+from lad.training.loss import MASKED_FRACTIONS, masked_predictions
+from lad.utils import InvalidInput, check_least
 
 # The names are keys of the recorded figures/data/study.json; `lad.viz.convergence` shows others.
 CONFIDENT = {"confidence_threshold": 0.3, "isolated_threshold": 0.9}
@@ -56,10 +55,7 @@ def run_study(
         prompts, pairs, batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
         iterations: rising numbers, 1 to 512; the runs that are followed step by step get the last.
     """
-    if not prompts or not pairs:
-        raise InvalidInput(
-            f"{len(prompts)} prompts and {len(pairs)} pairs: expected at least one of each"
-        )
+    check_least(1, prompts=len(prompts), pairs=len(pairs))
     if not iterations or list(iterations) != sorted(set(iterations)):
         raise InvalidInput(f"iterations = {list(iterations)}: expected rising numbers")
     batch_size = batch_size or generation.default_batch_size(denoiser)
@@ -140,9 +136,8 @@ def calibration(
         predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
         for logits, targets, answers in predictions:
             top, tokens = logits.softmax(dim=-1).max(dim=-1)  # (m,)
-            parts.append((top.cpu().numpy(), (tokens == targets).cpu().numpy(), answers.numpy()))
-        columns = map(np.concatenate, zip(*parts, strict=True))
-        found[f"{fraction:g}"] = calibration_bins(*columns)
+            parts.append([x.cpu().numpy() for x in (top, tokens == targets, answers)])
+        found[f"{fraction:g}"] = calibration_bins(*map(np.concatenate, zip(*parts, strict=True)))
     return found
 
 
@@ -152,9 +147,9 @@ def calibration_bins(confidence: np.ndarray, right: np.ndarray, answer: np.ndarr
     bins, gap = [], 0.0
     for k in range(BINS):
         inside = number == k
-        tokens = int(inside.sum())
-        average = float(confidence[inside].mean()) if tokens else None
+        tokens, average = int(inside.sum()), None
         if tokens:
+            average = float(confidence[inside].mean())
             gap += tokens / len(number) * abs(average - float(right[inside].mean()))
         hits, counts = (np.bincount(answer[inside], weights=w) for w in (right[inside], None))
         share = pooled_share(hits, counts).to_dict()

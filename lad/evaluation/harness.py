@@ -23,7 +23,7 @@ from lad.evaluation.benchmark import ScoredModel
 from lad.evaluation.generation import default_batch_size
 from lad.evaluation.likelihood import EncodedQuestion, loglikelihood
 from lad.models.chat import encode_prompt, encode_text
-from lad.utils import AssetUnavailable, InvalidInput
+from lad.utils import AssetUnavailable, InvalidInput, check_least
 
 try:
     from lm_eval.api.instance import Instance
@@ -75,8 +75,7 @@ class LADLM(TemplateLM):
         self._device = name.device
         auto = batch_size in (None, "auto")
         self.batch_size = default_batch_size(name) if auto else int(batch_size)
-        if self.batch_size < 1:
-            raise InvalidInput(f"batch_size = {batch_size}: expected at least 1, or auto")
+        check_least(1, batch_size=self.batch_size)
         self._templated: dict[str, tuple] = {}  # context -> its messages and how they end
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False):

@@ -36,7 +36,7 @@ from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import loss_weights, noisy_inputs, take
 from lad.training.trainer import Trainer
-from lad.utils import InvalidInput, checked, damaged_file, disk_errors, write_json
+from lad.utils import check_least, checked, damaged_file, disk_errors, write_json
 
 AIM = 200_000_000  # tokens, which is how many the paper's adapter saw
 UNTIMED = 5  # training steps in which kernels are compiled and chosen
@@ -267,8 +267,7 @@ def training_throughput(
     `config` is of the run that is planned; all batches get its longest width. `steps` optimiser
     steps are timed, after a few that are not.
     """
-    if steps < 1:
-        raise InvalidInput(f"steps = {steps}: expected at least 1")
+    check_least(1, steps=steps)
     total, context, device = UNTIMED + steps, config.context, denoiser.device
     processes = Accelerator().num_processes
     size = max(config.batch_tokens // context, 1) * config.accumulate * processes

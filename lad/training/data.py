@@ -5,34 +5,36 @@ On disk: JSON Lines in UTF-8, one `{"prompt": ..., "answer": ...}` a line, gzipp
 
 from __future__ import annotations
 
+import bisect
+import codecs
 import gzip
 import hashlib
 import itertools
-import json
-import random
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.chat import encode_prompts, encode_texts
 from lad.models.registry import LoadedBackbone
 from lad.training.config import TrainConfig
-from lad.utils import DamagedFile, InvalidInput, one_line
+from lad.utils import DamagedFile, InvalidInput, checked, one_line
 
 ASSETS = Path(__file__).parents[1] / "assets"
-NO_PAIR = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a line
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A user's prompt and the answer to it."""
+    """A user's prompt, which is not blank, and the answer to it."""
 
-    prompt: str
+    prompt: Annotated[str, Field(pattern=r"\S")]
     answer: str
 
 
@@ -55,9 +57,13 @@ class PackedPairs:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> PackedPairs:
+        """The same pairs with every tensor changed: moved, or cut to fewer pairs."""
+        changed = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
+
     def to(self, device: torch.device) -> PackedPairs:
-        values = (self.tokens, self.prompt_lengths, self.ends, self.is_repair)
-        return PackedPairs(*(value.to(device) for value in values), self.dropped)
+        return self.map(lambda values: values.to(device))
 
 
 def read_lines(name: str) -> list[str]:
@@ -88,15 +94,10 @@ def read_pairs(path: str | Path) -> list[Pair]:
             is_zipped = file.read(2) == b"\x1f\x8b"
         with (gzip.open if is_zipped else open)(path, "rb") as file:
             for line in file:
-                if text := line.decode("utf-8-sig").strip():
-                    row = json.loads(text)
-                    pair = Pair(row["prompt"], row["answer"])
-                    (pair.prompt + pair.answer).encode()  # half a surrogate pair is no text
-                    if not pair.prompt.strip():
-                        raise ValueError("the prompt is empty")
-                    pairs.append(pair)
+                if text := line.removeprefix(codecs.BOM_UTF8).strip():
+                    pairs.append(checked(text, Pair))
                 number += 1
-    except (*NO_PAIR, EOFError, OSError, zlib.error) as error:
+    except (ValueError, EOFError, OSError, zlib.error) as error:
         raise DamagedFile(
             f"{path}, line {number}: {one_line(error)}; expected UTF-8 text with "
             '{"prompt": "...", "answer": "..."} on every line; correct it or make the file again'
@@ -107,16 +108,18 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
 
 def hold_out(pairs: Sequence[Pair], every: int = 50) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out); the digest of a prompt's first line holds out about one in `every`.
+    """(training, held out): about one pair in `every` is held out, by a hash of its prompt.
 
-    Other orders of a multiple-choice question's options go with it.
+    The hash is of the prompt's first line, so the other orders of a multiple-choice question's
+    options go with it, and a pair stays on its side when the file grows.
     """
-    sides = [], []
+    training, held_out = [], []
     for pair in pairs:
-        line = pair.prompt.strip().lower().split("\n")[0]
-        digest = hashlib.sha256(line.encode()).digest()
-        sides[int.from_bytes(digest[:4], "big") % every == 0].append(pair)
-    return sides
+        first_line = pair.prompt.strip().lower().split("\n")[0]
+        digest = hashlib.sha256(first_line.encode()).digest()
+        is_held_out = int.from_bytes(digest[:4], "big") % every == 0
+        (held_out if is_held_out else training).append(pair)
+    return training, held_out
 
 
 def encode_pairs(tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
@@ -134,46 +137,49 @@ def pack(
     Dropped are those too long, without an answer, or with the MASK token in it, which a denoiser
     never draws.
     """
-    encoded, mask = encode_pairs(backbone.tokenizer, pairs), backbone.mask_token_id
-    fits = [bool(a) and mask not in a and len(p) + len(a) < context for p, a in encoded]
-    kept = list(itertools.compress(encoded, fits))
+    kept, is_repair = [], []
+    for pair, (prompt, answer) in zip(pairs, encode_pairs(backbone.tokenizer, pairs), strict=True):
+        fits = len(prompt) + len(answer) < context  # and an EOS
+        if fits and answer and backbone.mask_token_id not in answer:
+            kept.append((prompt, answer))
+            is_repair.append(pair.prompt == REPAIR_PROMPT)
     if len(kept) < least:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
-    for i, (prompt, answer) in enumerate(kept):
-        tokens[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    bounds = torch.tensor([(len(p), len(p) + len(a)) for p, a in kept], dtype=torch.int64)
-    lengths, ends = bounds.view(-1, 2).T.contiguous()
-    is_repair = torch.tensor([p.prompt == REPAIR_PROMPT for p in itertools.compress(pairs, fits)])
-    return PackedPairs(tokens, lengths, ends, is_repair.bool(), len(pairs) - len(kept))
+    lengths = torch.tensor([len(prompt) for prompt, _ in kept], dtype=torch.int64)
+    ends = lengths + torch.tensor([len(answer) for _, answer in kept], dtype=torch.int64)
+    for row, (prompt, answer) in zip(tokens, kept, strict=True):
+        row[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+    is_repair = torch.tensor(is_repair, dtype=torch.bool)
+    return PackedPairs(tokens, lengths, ends, is_repair, len(pairs) - len(kept))
 
 
 def batches(
     ends: Sequence[int], config: TrainConfig, parts: int = 1
 ) -> Iterator[tuple[int, list[int]]]:
-    """Endless (width, indices of pairs), the same in every process.
+    """Endless (width, indices of pairs), epoch after epoch, the same in every process.
 
-    Pairs of similar length share a batch, so little is spent on EOS; some are put one width up, so
-    that the denoiser sees long EOS tails too and learns where an answer ends. A batch has `parts`
-    of `config.batch_tokens` positions, one for each process and forward pass.
+    A pair goes into the bucket of the shortest width that holds it and an EOS, so little is spent
+    on EOS; some go one width up, so that the denoiser sees long EOS tails too and learns where an
+    answer ends. A batch is of one bucket and has `parts` of `config.batch_tokens` positions, one
+    for each process and forward pass. Few fixed widths let a compiled model be reused.
     """
-    widths = config.widths  # fixed shapes let a compiled model be reused
+    widths = config.widths
     for epoch in itertools.count():
-        shuffle = random.Random(f"{config.seed}-{epoch}")
+        random = Random(f"{config.seed}-{epoch}")
         buckets: dict[int, list[int]] = {width: [] for width in widths}
         for index, end in enumerate(ends):
-            level = next(i for i, width in enumerate(widths) if end < width)
-            level = min(level + (shuffle.random() < config.widen), len(widths) - 1)
-            buckets[widths[level]].append(index)
-        queue = []
+            level = bisect.bisect_right(widths, end) + (random.random() < config.widen)
+            buckets[widths[min(level, len(widths) - 1)]].append(index)
+        epoch_batches = []
         for width, bucket in buckets.items():
             size = max(config.batch_tokens // width, 1) * parts
-            shuffle.shuffle(bucket)
-            # The last pairs of a bucket wait for the next epoch; too few for a batch are repeated.
-            # Rare lengths must not be repeated more often than the rest is seen.
-            if 0 < len(bucket) < size and shuffle.random() < len(bucket) / size:
-                queue.append((width, [bucket[i % len(bucket)] for i in range(size)]))
+            random.shuffle(bucket)
+            # Too few for one batch are repeated, but not in every epoch: rare lengths must not be
+            # seen more often than the rest. What is left over waits for the next epoch.
+            if 0 < len(bucket) < size and random.random() < len(bucket) / size:
+                bucket = list(itertools.islice(itertools.cycle(bucket), size))
             for first in range(0, len(bucket) - size + 1, size):
-                queue.append((width, bucket[first : first + size]))
-        shuffle.shuffle(queue)
-        yield from queue
+                epoch_batches.append((width, bucket[first : first + size]))
+        random.shuffle(epoch_batches)
+        yield from epoch_batches

@@ -24,7 +24,9 @@ from pathlib import Path
 from types import ModuleType
 
 from accelerate import PartialState
+from typing_extensions import TypedDict
 
+from lad import utils
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.chat import encode_prompts, encode_text
 from lad.models.generate import generate
@@ -32,16 +34,7 @@ from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
 from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
 from lad.training.multiple_choice import benchmark_passages, choices_for
-from lad.utils import (
-    DamagedFile,
-    InvalidInput,
-    disk_errors,
-    setting,
-    settings,
-    sha256_file,
-    write_json,
-    write_whole,
-)
+from lad.utils import InvalidInput, checked, damaged_file, disk_errors, record, setting, settings
 
 BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
@@ -49,6 +42,9 @@ SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"
 GPU_BATCH = 2048
 CPU_BATCH = 32  # answers generated together; more only take more memory there
+JOINING = {"same_beginning", "shuffles", "repair"}  # settings used when batches are joined
+# What ends the file of a batch; without it the file is not whole.
+LastLine = record(TypedDict("LastLine", {"counts": dict[str, int]}))
 
 
 @settings
@@ -130,23 +126,15 @@ def distil(
         raise InvalidInput(f"context = {config.context}: expected at most {limit} tokens")
     prompt_digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
     settings = {"backbone": backbone.digest, "prompts": prompt_digest, **config.to_dict()}
-    for joined in ("same_beginning", "shuffles", "repair"):  # used when batches are joined
-        del settings[joined]
     path = folder / "settings.json"
     with disk_errors(folder, REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_json(path, settings)
-    try:
-        before = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedFile(f"{path} is not whole ({error}): delete its folder") from error
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise InvalidInput(
-                f"{folder} holds batches made with {name} = {before.get(name)}, now it is {value}: "
-                "use the same, delete the folder, or choose another --out"
-            )
+            utils.write_json(path, settings)
+    with damaged_file(path, "delete its folder"):
+        before = checked(path.read_bytes(), dict)
+    made_with = {name: value for name, value in settings.items() if name not in JOINING}
+    utils.check_same(folder, before, made_with, "use the same, delete it, or choose another --out")
     for number in numbers:
         path = folder / f"{number:05d}.jsonl"
         if path.exists():
@@ -154,9 +142,8 @@ def distil(
         first = number * config.batch_size
         part = prompts[first : first + config.batch_size] if prompts else None
         pairs, counts = _make_batch(backbone, number, config, part)
-        last = json.dumps({"counts": counts}) + "\n"  # without it the file is not whole
         with disk_errors(folder, REMEDY):
-            write_whole(path, _json_lines(pairs) + last.encode())
+            utils.write_whole(path, _json_lines(pairs) + json.dumps({"counts": counts}).encode())
         yield number, counts
 
 
@@ -291,14 +278,10 @@ def collect(
     seen = {_key(p) for p in [*everyday_prompts(), *held_out_prompts()]}
     tested, beginnings, kept = frozenset(seen), Counter(), []
     for path in paths:
-        try:
-            *rows, last = (json.loads(line) for line in path.open(encoding="utf-8"))
-            counts.update(last["counts"])
-            pairs = [Pair(**row) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedFile(
-                f"{path} is not whole ({error!r}): delete it and run `lad distil` again"
-            ) from error
+        with damaged_file(path, "delete it and run `lad distil` again"):
+            *rows, last = path.read_bytes().splitlines()
+            counts.update(checked(last, LastLine)["counts"])
+            pairs = [checked(row, Pair) for row in rows]
         for pair in pairs:
             key = _key(pair.prompt)
             beginning = tuple(normalised(pair.answer)[:BEGINNING])
@@ -336,7 +319,7 @@ def write_pairs(out: Path, pairs: Sequence[Pair], card: dict) -> dict:
     with disk_errors(out.parent, REMEDY):
         out.parent.mkdir(parents=True, exist_ok=True)
         # No time stamp inside: the same pairs give the same bytes.
-        write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
-        card = {"pairs": len(pairs), "sha256": sha256_file(out), **card}
-        write_json(out.with_name(out.name.split(".")[0] + "-card.json"), card)
+        utils.write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
+        card = {"pairs": len(pairs), "sha256": utils.sha256_file(out), **card}
+        utils.write_json(out.with_name(out.name.split(".")[0] + "-card.json"), card)
     return card

@@ -9,6 +9,7 @@ Shapes: b = batch, t = width, m = predicted positions, d = hidden size, v = voca
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,10 @@ from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
+from lad.utils import NumericalError
 
 MASKED_FRACTIONS = (0.25, 0.5, 0.75)
+MOST_VALIDATED = 512  # pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +66,17 @@ def answer_states(
 
 
 def answer_logits(denoiser: Denoiser, *args) -> Tensor:
-    """`(m, v)` logits of the `m` chosen positions; takes the arguments of `answer_states`."""
-    return denoiser.causal_lm.lm_head(answer_states(denoiser, *args))
+    """`(m, v)` logits of the `m` chosen positions; takes the arguments of `answer_states`.
+
+    NumericalError where one is NaN or infinite.
+    """
+    logits = denoiser.causal_lm.lm_head(answer_states(denoiser, *args))
+    if not bool(torch.isfinite(logits).all()):
+        raise NumericalError(
+            "the logits hold NaN or infinity, expected finite numbers; "
+            "check the adapter with `lad info`, or use float32"
+        )
+    return logits
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,35 +202,62 @@ def mask_share(
     return noisy, (noisy == denoiser.mask_token_id) & batch.answer & ~batch.tail
 
 
+def masked_predictions(
+    denoiser: Denoiser,
+    pairs: PackedPairs,
+    fraction: float,
+    batch_size: int,
+    seed: int,
+    on_done: Callable[[int, int], object] = lambda done, total: None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What a denoiser predicts where a given share of every answer is masked, see `mask_share`.
+
+    Yields `(m, v)` float32 logits, `(m,)` right tokens and `(m,)` indices of their pairs. The masks
+    hang on the seed alone.
+    """
+    n, context = pairs.tokens.shape
+    batch = take(pairs, list(range(n)), context)
+    generator = torch.Generator(batch.tokens.device).manual_seed(seed)
+    noisy, counted = mask_share(denoiser, batch, fraction, generator)
+    place = torch.arange(min(batch_size, n), device=noisy.device)
+    for first in range(0, n, batch_size):
+        # One shape throughout, so that a compiled model is reused: the last batch wraps round and
+        # what it repeats is not counted.
+        index = (first + place) % n
+        chosen = counted[index] & (first + place < n)[:, None]
+        logits = answer_logits(denoiser, noisy[index], batch.prompt_lengths[index], chosen)
+        yield logits.detach().float(), batch.tokens[index][chosen], index[chosen.nonzero()[:, 0]]
+        on_done(min(first + batch_size, n), n)
+
+
+def masked_sums(denoiser: Denoiser, pairs: PackedPairs, *args) -> Tensor:
+    """`(3, n)` float64 on the CPU: losses, hits and number of masked tokens, summed for each pair.
+
+    Takes the arguments of `masked_predictions`.
+    """
+    sums = torch.zeros((3, len(pairs)), dtype=torch.float64)
+    for logits, targets, rows in masked_predictions(denoiser, pairs, *args):
+        losses, hits = token_losses(logits, targets)
+        values = torch.stack([losses, hits, torch.ones_like(losses)])
+        sums.index_add_(1, rows.cpu(), values.double().cpu())
+    return sums
+
+
 def validate(
     denoiser: Denoiser, pairs: PackedPairs, batch_size: int, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """{"0.25": {"ce": nats, "accuracy": fraction, "error", "n", "answers"}, ...}, see `mask_share`.
 
-    `n` tokens of `answers` are counted; where n is 0 the others are None. `error` is the accuracy's
-    standard error over answers, because the tokens of one are not independent (Cochran, 1977).
+    `n` tokens of the first 512 `answers` are counted; where n is 0 the others are None. `error` is
+    the accuracy's standard error over answers, because the tokens of one are not independent
+    (Cochran, 1977). With gradients, as in training, so that compiled layers are not compiled again.
     """
-    device, context = pairs.tokens.device, pairs.tokens.shape[1]
-    count = min(len(pairs), 512)
-    scores = {}
+    pairs, scores = pairs.map(lambda values: values[:MOST_VALIDATED]), {}
     for fraction in MASKED_FRACTIONS:
-        generator = torch.Generator(device).manual_seed(seed)  # the same masks at every call
-        sums = torch.zeros((3, count), device=device, dtype=torch.float64)  # of every answer
-        for first in range(0, count, batch_size):
-            # One shape throughout, so that a compiled model is reused: the last batch wraps round
-            # and what it repeats is not counted.
-            batch = take(pairs, [i % count for i in range(first, first + batch_size)], context)
-            noisy, counted = mask_share(denoiser, batch, fraction, generator)
-            counted[max(count - first, 0) :] = False
-            # With gradients, as in training, so that compiled layers are not compiled again.
-            logits = answer_logits(denoiser, noisy, batch.prompt_lengths, counted).detach()
-            losses, correct = token_losses(logits, batch.tokens[counted])
-            values = torch.stack([losses, correct, torch.ones_like(losses)]).double()
-            sums.index_add_(1, first + counted.nonzero()[:, 0], values)
-        losses, correct, tokens = sums
+        losses, hits, tokens = masked_sums(denoiser, pairs, fraction, batch_size, seed)
         n = tokens.sum()
-        accuracy = correct.sum() / n
-        error = (correct - accuracy * tokens).norm() / n
+        accuracy = hits.sum() / n
+        error = (hits - accuracy * tokens).norm() / n
         values = {"ce": losses.sum() / n, "accuracy": accuracy, "error": error}
         scores[f"{fraction:g}"] = {k: v.item() if n else None for k, v in values.items()}
         scores[f"{fraction:g}"] |= {"n": int(n), "answers": int((tokens > 0).sum())}

@@ -31,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 
+from lad import utils
 from lad.accel.merged_lora import merged_lora
 from lad.diffusion.adapter import load_denoiser, save_adapter
 from lad.diffusion.config import DenoiserConfig
@@ -39,10 +40,10 @@ from lad.models.registry import get_backbone, load_backbone
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs, Pair, batches, hold_out, pack
 from lad.training.loss import denoising_loss, take, validate
-from lad.utils import DamagedFile, InvalidInput, NumericalError, disk_errors, one_line, write_whole
+from lad.utils import InvalidInput, NumericalError, damaged_file, disk_errors
 
 CHECKPOINT, LOG, ADAPTER = "checkpoint.pt", "training_log.jsonl", "adapter"
-FORMAT = 4  # of the checkpoint
+FORMAT = 5  # of the checkpoint
 STATE = ("parts", "step", "tokens", "window", "log", "average")  # of a trainer
 STOP_EVERY = 5  # steps between two checks whether a signal came to any process
 
@@ -165,7 +166,7 @@ class Trainer:
             with disk_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
                 text = "".join(json.dumps(row) + "\n" for row in self.log)
-                write_whole(self.out / LOG, text.encode())
+                utils.write_whole(self.out / LOG, text.encode())
         last_checkpoint = time.monotonic()
         self.started = last_checkpoint - self.seconds
         if not self.log:
@@ -286,8 +287,10 @@ class Trainer:
         with self.autocast:
             self._add_row(validation=validate(self.denoiser, self.validation, size))
 
-    def _settings(self) -> list:
-        return [FORMAT, self.config.outcome(), self.denoiser.config.to_dict()]
+    def _origin(self) -> dict:
+        """What a run that goes on must have in common with the one that wrote the checkpoint."""
+        settings = self.config.outcome() | {"denoiser": self.denoiser.config.to_dict()}
+        return {"format": FORMAT, "pairs": self.counts["sha256"], **settings}
 
     def save_checkpoint(self) -> None:
         """Write everything needed to go on, and a digest; the file appears whole or not at all."""
@@ -295,8 +298,7 @@ class Trainer:
         if not self.writes:
             return
         state = {
-            "settings": self._settings(),
-            "data": self.counts["sha256"],
+            "origin": self._origin(),
             "run": {name: getattr(self, name) for name in STATE},
             "seconds": time.monotonic() - self.started,
             "adapter": self._weights(),
@@ -314,19 +316,13 @@ class Trainer:
         """Go on from `out`'s checkpoint; without one, start afresh."""
         if self.out is None or not (path := self.out / CHECKPOINT).exists():
             return
-        data = path.read_bytes()
-        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            raise DamagedFile(
-                f"{path} is not as it was written, or of an older version (its sha256 differs): "
-                "expected an unaltered file; copy it again, or delete it to start over"
-            )
-        state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
-        for what, expected in (("settings", self._settings()), ("data", self.counts["sha256"])):
-            if state[what] != expected:
-                raise DamagedFile(
-                    f"{path} belongs to a run with other {what}, or of another version: expected "
-                    "the same to resume; choose another --out, or delete it to start over"
-                )
+        with damaged_file(path, "copy it again, or delete it to start over"):
+            data = path.read_bytes()
+            if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+                raise ValueError("its sha256 differs from the one written with it")
+            state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
+        remedy = "resume with the same, choose another --out, or delete it to start over"
+        utils.check_same(path, state.get("origin", {}), self._origin(), remedy)
         parts, processes = state["run"]["parts"], self.accelerator.num_processes
         if parts % processes:
             raise InvalidInput(
@@ -368,9 +364,9 @@ def computation(denoiser: Denoiser, config: TrainConfig) -> Iterator[None]:
         except torch.OutOfMemoryError as error:
             raise InvalidInput(
                 f"{config.batch_tokens:,} positions do not fit the memory of {denoiser.device} "
-                f"({one_line(error)[:120]}): halve batch_tokens and double accumulate; or set "
-                "gradient_checkpointing: true, loss_chunk: 1024, fold_lora: false, or on several "
-                f"GPUs shard: true; or use --model {denoiser.backbone.spec.name}:4bit"
+                f"({utils.one_line(error)[:120]}): halve batch_tokens and double accumulate; or "
+                "set gradient_checkpointing: true, loss_chunk: 1024, fold_lora: false, or on "
+                f"several GPUs shard: true; or use --model {denoiser.backbone.spec.name}:4bit"
             ) from error
 
 
