@@ -7,7 +7,7 @@ import time
 import nbformat
 import pandas as pd
 import pytest
-from browser import Server, contrast, end
+from browser import SCROLLED, Server, contrast, end
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
@@ -253,11 +253,6 @@ def test_a_list_set_to_none_says_so(lab):
     time.sleep(1)  # what the kernel sends back
     shown = {name: lab.evaluate(label.format(name)) for name in ("Added", "Context", "Window")}
     assert shown == dict.fromkeys(shown, "none")
-
-
-SCROLLED = """[...document.querySelectorAll('.jupyter-widgets')].filter(e => e.clientWidth
-&& /auto|scroll/.test(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth)
-.map(e => `${e.textContent.slice(0, 40)}: ${e.scrollWidth} > ${e.clientWidth}`)"""
 
 
 @pytest.mark.parametrize("width", [1400, 390])

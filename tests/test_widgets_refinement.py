@@ -402,7 +402,7 @@ def test_a_file_that_is_no_trace_is_an_error_in_the_widget(explorer):
     bad = [b"", b"\xff\xfe", b'{"schema": "lad-trace"}', b"[1, 2]", "\n".join(lines).encode()]
     for data in (*bad, b"x" * 20_000_001):
         upload(explorer, data, "<img src=x>.jsonl")
-        expected = "no readable trace" if data in bad else "20,000,001 bytes"
+        expected = "is unusable" if data in bad else "20,000,001 bytes"
         assert expected in explorer.message.value
         assert "<img" not in explorer.message.value
         assert explorer.trace is None
