@@ -206,7 +206,7 @@ def test_plain_text_of_a_draft():
 
 def test_plain_text_filmstrip_exactly():
     assert html.filmstrip_text(SMALL, [0, 2]) == (
-        "Where? (3 tokens in 3 iterations, with re-masking)\n"
+        "Where? (3 tokens in 3 iterations with re-masking)\n"
         "[changed]  ░ masked\n"
         "\n"
         "Iteration 0: 5 MASKs in its input, all 3 tokens are new (and 2 from EOS on), mean "
@@ -256,7 +256,7 @@ def test_sentences_and_summaries():
     whole = replace(whole, config=whole.config | {"remasking": "threshold"})
     end = "Stopped early after 1 of 4 iterations: no MASK was left in the answer. "
     assert summary(whole).startswith(end)
-    assert tokens.remasking_words(whole) == "with a confidence threshold"
+    assert tokens.ran(whole) == "1 iteration with a confidence threshold"
 
 
 def test_what_is_counted_about_a_run():
