@@ -204,16 +204,7 @@ def lab(chromium, adapter, tmp_path_factory):
 def test_the_explorers_work_in_jupyterlab(lab):
     cell = "document.querySelectorAll('.jp-CodeCell')"
     refinement, repair, infill = (f"{cell}[{n}]" for n in range(3))
-    lab.click("Run", refinement)
-    lab.wait(f"/[2-9] of 32 iterations/.test({refinement}.textContent)")
-    lab.click("Stop", refinement)
-    lab.wait(f"/Cut off after \\d+ of 32 iterations/.test({refinement}.textContent)")
-    sentence = f"{refinement}.textContent.match(/After [\\w-]+\\.\\s*Iteration \\d+/)?.[0]"
-    lab.wait(sentence)
-    before = lab.evaluate(sentence)
-    lab.evaluate(f"{refinement}.querySelector('button[title=\"one step back\"]').click()")
-    lab.wait(f"{sentence} !== {before!r}")
-    lab.click("Compare", refinement)
+    lab.click("Compare", refinement)  # what else it does, test_demo.py tries
     lab.wait(f"(e => e && e.offsetParent)({refinement}.querySelector('.lad-costs'))")
 
     text = f"{repair}.querySelector('textarea').value"

@@ -11,6 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import ipywidgets as widgets
 import psutil
@@ -240,14 +241,14 @@ def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server
 
 
 def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(demo_server.DemoServer, "launch_instance", lambda **kw: seen.update(kw))
+    launch = Mock()
+    monkeypatch.setattr(demo_server.DemoServer, "launch_instance", launch)
     demo_server.serve("tiny", Path("somewhere"), "cpu", idle=5, sessions=3)
-    config = seen["config"]
+    argv, config = launch.call_args.kwargs.values()
     assert config["Voila"]["ip"] == "127.0.0.1"
     assert config["VoilaConfiguration"]["strip_sources"] is True
     assert config["VoilaConfiguration"]["show_tracebacks"] is False
-    assert not Path(seen["argv"][0]).exists()  # the notebook goes with the server
+    assert not Path(argv[0]).exists()  # the notebook goes with the server
     manager = demo_server.SessionManager(config=config)
     # An unused page is ended, a run is not.
     assert (manager.most, manager.cull_idle_timeout, manager.cull_busy) == (3, 5, False)
@@ -290,13 +291,9 @@ def test_the_page_names_the_model_and_its_size_bounds_the_sessions(
 
 
 def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):
-    seen = {}
-
-    def explorer(**given):
-        seen.update(given)
-        return SimpleNamespace(widget=widgets.Label())
-
-    monkeypatch.setattr("lad.widgets.demo.RefinementExplorer", explorer)
+    explorer = Mock(return_value=SimpleNamespace(widget=widgets.Label()))
+    monkeypatch.setattr(demo, "RefinementExplorer", explorer)
     for name, expected in (("tiny", False), ("smollm2-135m", True)):
         demo.make_page(name, adapter, "cpu")
-        assert bool(seen["gallery"]) is expected and seen["config"] == preset("default")
+        given = explorer.call_args.kwargs
+        assert bool(given["gallery"]) is expected and given["config"] == preset("default")
