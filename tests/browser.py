@@ -26,6 +26,11 @@ force-color-profile=srgb remote-debugging-port=0 remote-allow-origins=*
 """
 CONTROLS = "button checkbox combobox listbox progressbar radio slider spinbutton tab textbox"
 PATIENCE = 180  # seconds
+# What has a horizontal scrollbar, and how wide it is; a table may have one.
+SCROLLED = """[...document.querySelectorAll('html, body, .jupyter-widgets, .jupyter-widgets *')]
+.filter(e => e.clientWidth && e.scrollWidth > e.clientWidth && e.tagName !== 'TABLE'
+&& /auto|scroll/.test(getComputedStyle(e).overflowX))
+.map(e => `${e.textContent.slice(0, 40)}: ${e.scrollWidth} > ${e.clientWidth}`)"""
 
 
 def until(done, otherwise, seconds: float = PATIENCE) -> None:

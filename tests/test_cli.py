@@ -112,7 +112,7 @@ def test_a_terminal_shows_drafts_and_then_the_answer(adapter):
     few = ("--iterations=3", "--answer-length=12")
     shown = run_in_terminal("refine", "[red]hi[/red]", "--model=tiny", f"--adapter={adapter}", *few)
     assert b"iteration 1 of at most 3" in shown and b"iteration 3 of at most 3" in shown
-    assert b"tokens per forward pass" in shown
+    assert b"tokens a pass)" in shown
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

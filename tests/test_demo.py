@@ -11,15 +11,14 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import ipywidgets as widgets
 import psutil
 import pytest
-from browser import Server, end
-from traitlets.config import Config
+from browser import SCROLLED, Server, end
 
 from lad.diffusion.config import preset
-from lad.models.registry import get_backbone
 from lad.widgets import demo
 
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
@@ -153,19 +152,12 @@ def test_the_parts_of_a_message_lie_in_it_one_behind_the_other(offsets, length, 
 
 
 def test_nothing_scrolls_sideways_on_a_phone(page):
-    def resize(width):
-        size = {"width": width, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
-        page.call("Emulation.setDeviceMetricsOverride", **size)
-
-    resize(390)
+    page.resize(390, 1500)
     for tab in range(3):
         open_tab(page, tab)
-        page.wait(
-            "![...document.querySelectorAll('html, body, body *')].some((e) => e.clientWidth && "
-            "e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX))"
-        )
+        page.wait(f"!{SCROLLED}.length")
     open_tab(page, 0)
-    resize(1200)
+    page.resize(1200, 1500)
 
 
 def test_a_session_runs_stops_scrubs_and_compares(page):
@@ -180,7 +172,7 @@ def test_a_session_runs_stops_scrubs_and_compares(page):
     page.press("ArrowLeft", 37)
     page.wait(f"JSON.stringify({SENTENCE}) !== {json.dumps(json.dumps(last))}")
     page.click("Run")
-    page.wait(f"/[2-9] of 32 iterations/.test({TEXT})")
+    page.wait(f"/\\D[2-9] of 32 iterations,/.test({TEXT})")
     page.click("Stop")
     page.wait(f"/Cut off after \\d+ of 32 iterations/.test({TEXT})")
     page.click("Compare")
@@ -238,8 +230,8 @@ def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server
     assert {first, other} == kernels(server)
     assert get(server)[0] == 503  # a third
     page.click("Run")
-    page.wait(f"/ \\d+ of 32 iterations/.test({TEXT})")
-    assert not second.evaluate(f"/ \\d+ of 32 iterations/.test({TEXT})")
+    page.wait(f"/\\D[2-9] of 32 iterations,/.test({TEXT})")
+    assert not second.evaluate(f"/\\D[2-9] of 32 iterations,/.test({TEXT})")
     second.click("Run")
     page.close()  # in the middle of its run
     server.until(lambda: first not in kernels(server), "a session has ended, not its kernel", 30)
@@ -249,18 +241,15 @@ def test_two_sessions_do_not_disturb_one_another_and_leaving_ends_the_run(server
 
 
 def test_it_listens_on_loopback_and_shows_no_code_and_no_traceback(monkeypatch):
-    import voila.app
-
-    seen = {}
-    monkeypatch.setattr(voila.app.Voila, "launch_instance", lambda **given: seen.update(given))
-    demo_server.serve("tiny", Path("somewhere"), "cpu")
-    config = seen["config"]
+    launch = Mock()
+    monkeypatch.setattr(demo_server.DemoServer, "launch_instance", launch)
+    demo_server.serve("tiny", Path("somewhere"), "cpu", idle=5, sessions=3)
+    argv, config = launch.call_args.kwargs.values()
     assert config["Voila"]["ip"] == "127.0.0.1"
     assert config["VoilaConfiguration"]["strip_sources"] is True
     assert config["VoilaConfiguration"]["show_tracebacks"] is False
-    assert not Path(seen["argv"][0]).exists()  # the notebook goes with the server
-    settings = demo_server.configuration("0.0.0.0", 80, idle=5, sessions=3, prepare="")
-    manager = demo_server.SessionManager(config=Config(settings))
+    assert not Path(argv[0]).exists()  # the notebook goes with the server
+    manager = demo_server.SessionManager(config=config)
     # An unused page is ended, a run is not.
     assert (manager.most, manager.cull_idle_timeout, manager.cull_busy) == (3, 5, False)
     assert manager.cull_connected
@@ -290,20 +279,21 @@ def test_what_a_session_may_use_is_bounded(adapter):
         ("someone/model", "someone/model. Its mistakes", 1),
     ],
 )
-def test_the_page_names_the_model_and_its_size_bounds_the_sessions(tmp_path, name, words, sessions):
-    path = demo_server.write_notebook(tmp_path, name)
-    text, _ = ("".join(c["source"]) for c in json.loads(path.read_text())["cells"])
-    assert words in text and demo_server.default_sessions(get_backbone(name)) == sessions
+def test_the_page_names_the_model_and_its_size_bounds_the_sessions(
+    monkeypatch, name, words, sessions
+):
+    def launch(argv, config):
+        text, _ = ("".join(c["source"]) for c in json.loads(Path(argv[0]).read_text())["cells"])
+        assert words in text and config["SessionManager"]["most"] == sessions
+
+    monkeypatch.setattr(demo_server.DemoServer, "launch_instance", launch)
+    demo_server.serve(name, None, "cpu")
 
 
 def test_what_another_model_did_is_not_in_the_gallery(adapter, monkeypatch):
-    seen = {}
-
-    def explorer(**given):
-        seen.update(given)
-        return SimpleNamespace(widget=widgets.Label())
-
-    monkeypatch.setattr("lad.widgets.demo.RefinementExplorer", explorer)
+    explorer = Mock(return_value=SimpleNamespace(widget=widgets.Label()))
+    monkeypatch.setattr(demo, "RefinementExplorer", explorer)
     for name, expected in (("tiny", False), ("smollm2-135m", True)):
         demo.make_page(name, adapter, "cpu")
-        assert bool(seen["gallery"]) is expected and seen["config"] == preset("default")
+        given = explorer.call_args.kwargs
+        assert bool(given["gallery"]) is expected and given["config"] == preset("default")

@@ -1,5 +1,7 @@
 """The attention explorer: drags never infer, a new mask is measured once, errors are shown."""
 
+from unittest.mock import Mock
+
 import pytest
 from conftest import tiny_denoiser
 
@@ -10,14 +12,9 @@ from lad.widgets.attention import AttentionExplorer
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The masks that were measured."""
-    calls, real = [], attention.effects
-
-    def counted(denoiser, tokens, kind, *rest):
-        calls.append(kind)
-        return real(denoiser, tokens, kind, *rest)
-
-    monkeypatch.setattr(attention, "effects", counted)
+    """What was measured."""
+    calls = Mock(side_effect=attention.effects)
+    monkeypatch.setattr(attention, "effects", calls)
     return calls
 
 
@@ -34,14 +31,15 @@ def test_dragging_the_hidden_token_never_runs_the_model(explorer, calls):
     for position in (0, 4, 6):
         explorer.hidden.value = position
         seen.add(explorer.image.value)
-    assert len(calls) == 1 and len(seen) == 4
+    assert calls.call_count == 1 and len(seen) == 4
     assert explorer.prompt_length.continuous_update is False  # it starts a measurement
 
 
 def test_a_new_mask_is_measured_once_and_then_remembered(explorer, calls):
     for kind in ("bidirectional", "prompt-causal", "causal", "bidirectional"):
         explorer.kind.value = kind
-    assert calls == ["prompt-causal", "bidirectional", "causal"]
+    kinds = [call.args[2] for call in calls.call_args_list]
+    assert kinds == ["prompt-causal", "bidirectional", "causal"]
     assert "4 of 4 states of the prompt" in explorer.caption.value
 
 
@@ -52,36 +50,28 @@ def test_target_and_prompt_length_change_what_is_let_through(explorer, calls):
     assert "0 of 6 states of the prompt and 3 of 3" in explorer.caption.value
     explorer.kind.value = "causal"  # where the target has no effect
     assert explorer.target.disabled
-    done = len(calls)
+    done = calls.call_count
     explorer.prompt_length.value = 7
-    assert len(calls) == done
+    assert calls.call_count == done
     assert "0 of 7 states of the prompt and 1 of 2" in explorer.caption.value
 
 
 def test_mask_blind_takes_the_hidden_token_out_of_the_mask_that_is_drawn(explorer, monkeypatch):
-    drawn = []
-    real = attention.attention_explorer
-    monkeypatch.setattr(
-        attention, "attention_explorer", lambda mask, *rest: drawn.append(mask) or real(mask, *rest)
-    )
+    drawn = Mock(side_effect=attention.attention_explorer)
+    monkeypatch.setattr(attention, "attention_explorer", drawn)
     explorer.hidden.value = 6
-    assert drawn[-1][:, 6].sum() == 6
+    assert drawn.call_args[0][0][:, 6].sum() == 6
     explorer.kind.value = "mask-blind"
     assert not explorer.target.disabled
-    assert drawn[-1][:, 6].nonzero()[0].tolist() == [6]  # it alone still sees itself
+    assert drawn.call_args[0][0][:, 6].nonzero()[0].tolist() == [6]  # it alone still sees itself
 
 
 def test_an_error_of_the_model_is_shown_and_can_be_got_over(explorer, monkeypatch):
-    working = attention.effects
-
-    def broken(*args, **kwargs):
-        raise NumericalError("NaN in <layer 3>")
-
-    monkeypatch.setattr(attention, "effects", broken)
-    explorer.kind.value = "bidirectional"
+    with monkeypatch.context() as broken:
+        broken.setattr(attention, "effects", Mock(side_effect=NumericalError("NaN in <layer 3>")))
+        explorer.kind.value = "bidirectional"
     assert 'role="alert"' in explorer.message.value
     assert "NaN in &lt;layer 3&gt;" in explorer.message.value
-    monkeypatch.setattr(attention, "effects", working)
     explorer.kind.value = "causal"
     assert explorer.message.value == ""
 

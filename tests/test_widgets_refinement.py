@@ -45,10 +45,10 @@ def explorer(denoiser):
 
 
 class Gate:
-    """Stands before a denoiser: lets `free` forwards through, then waits to be opened."""
+    """Before a denoiser: lets `free` forwards through, then raises an error or waits for `open`."""
 
-    def __init__(self, denoiser, free):
-        self.denoiser, self.free = denoiser, free
+    def __init__(self, denoiser, free, error=None):
+        self.denoiser, self.free, self.error = denoiser, free, error
         self.reached, self.opened = threading.Event(), threading.Event()
         self.calls = 0
 
@@ -62,8 +62,15 @@ class Gate:
         self.calls += 1
         if self.calls > self.free:
             self.reached.set()
+            if self.error:
+                raise self.error
             assert self.opened.wait(PATIENCE)
         return self.denoiser.logits(*args)
+
+    def open(self, explorer):
+        """Let the rest through, to the end of the explorer's run."""
+        self.opened.set()
+        assert explorer.wait(PATIENCE)
 
 
 def values(control):
@@ -172,8 +179,7 @@ def test_stop_during_a_run_keeps_what_was_done(denoiser):
     assert "settled" not in explorer.player.caption.value  # which is not known yet
     explorer.stop_button.click()
     assert explorer.stop_button.disabled
-    gate.opened.set()
-    assert explorer.wait(PATIENCE)
+    gate.open(explorer)
     assert len(explorer.trace.steps) == gate.calls == 4
     assert not explorer.trace.stopped_early
     assert "Cut off after 4 of 512 iterations" in explorer.player.answer.value
@@ -190,8 +196,7 @@ def test_a_second_run_during_a_run_is_ignored(denoiser):
     explorer.prompt.value = "something else"
     explorer.run()
     explorer.run_button.click()
-    gate.opened.set()
-    assert explorer.wait(PATIENCE)
+    gate.open(explorer)
     assert (gate.calls, explorer.trace.prompt) == (3, "hello")
     assert run(explorer).prompt == "something else"  # and afterwards it works again
 
@@ -216,14 +221,7 @@ def test_bad_input_is_shown_in_the_widget(explorer):
 
 
 def test_an_error_in_the_model_is_shown_escaped_with_the_steps_before_it(denoiser):
-    class Breaking(Gate):
-        def logits(self, *args):
-            self.calls += 1
-            if self.calls == 3:
-                raise RuntimeError("<b>out of memory</b>")
-            return self.denoiser.logits(*args)
-
-    explorer = make_explorer(Breaking(denoiser, 0))
+    explorer = make_explorer(Gate(denoiser, 2, RuntimeError("<b>out of memory</b>")))
     trace = run(explorer)
     assert "Unexpected RuntimeError: &lt;b&gt;out of memory&lt;/b&gt;" in explorer.message.value
     assert explorer.progress.bar_style == "danger"
@@ -257,10 +255,8 @@ def test_a_preset_sets_every_control_and_moving_one_leaves_it(explorer, name):
     explorer.preset.value = name
     assert explorer.settings.config == preset(name)
     assert explorer.preset.label.startswith(f"{name}: ")  # what it is for
-    labels = {
-        control.description: getattr(control, "label", "") for control in explorer.controls.values()
-    }
-    assert None not in labels.values(), labels  # a blank would look like a broken control
+    labels = [getattr(control, "label", "") for control in explorer.controls.values()]
+    assert None not in labels, labels  # a blank would look like a broken control
     explorer.controls["seed"].value = 7  # any seed is the preset's
     assert explorer.preset.value == name
     explorer.controls["eos_bias"].value = 0.5
@@ -344,8 +340,7 @@ def test_compare_runs_both_and_shows_them_side_by_side(denoiser):
     explorer.compare()  # which is stopped in its first run
     assert gate.reached.wait(PATIENCE)
     explorer.stop()
-    gate.opened.set()
-    assert explorer.wait(PATIENCE)
+    gate.open(explorer)
     assert len(explorer.trace.steps) == 2 and comparison.widget.layout.display == "none"
 
 
@@ -391,8 +386,8 @@ def test_what_stands_around_the_player_belongs_to_the_run_in_it(denoiser):
     assert gallery.value == "" and "hello" in player.head.value
     waiting = [gallery, explorer.upload, explorer.compare_button, explorer.run_button]
     assert all(control.disabled for control in waiting)
-    gate.opened.set()
-    assert explorer.wait(PATIENCE) and not any(control.disabled for control in waiting)
+    gate.open(explorer)
+    assert not any(control.disabled for control in waiting)
     assert "6 of 6 iterations" in explorer.status.value
 
 
@@ -402,7 +397,7 @@ def test_a_file_that_is_no_trace_is_an_error_in_the_widget(explorer):
     bad = [b"", b"\xff\xfe", b'{"schema": "lad-trace"}', b"[1, 2]", "\n".join(lines).encode()]
     for data in (*bad, b"x" * 20_000_001):
         upload(explorer, data, "<img src=x>.jsonl")
-        expected = "no readable trace" if data in bad else "20,000,001 bytes"
+        expected = "is unusable" if data in bad else "20,000,001 bytes"
         assert expected in explorer.message.value
         assert "<img" not in explorer.message.value
         assert explorer.trace is None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lad.diffusion.config import upgrade
 from lad.viz import style
@@ -103,8 +102,7 @@ def convergence(data: Mapping) -> Figure:
         for kind, (part, face) in kinds.items():
             x, y = [run["tokens"] for run in part], [run["stood"] for run in part]
             axes.plot(x, y, markerfacecolor=face, label=kind, **dots)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        style.whole_numbers(axes.xaxis, axes.yaxis, most=6)
         unit = "iterations until it stands" if number == 0 else ""
         label(axes, "tokens of the answer", unit, _name(name))
         bound = BOUNDS.get(upgrade(data["ways"][name])["remasking"])
@@ -160,7 +158,7 @@ def settled_shares(data: Mapping) -> Figure:
         axes.plot(x, value, label=_name(strategy), markevery=max(len(x) // 16, 1), **line)
         found.append(f"{int(np.argmax(value >= 50)) + 1} ({_name(strategy)})")
     axes.set_ylim(-2, 104)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.whole_numbers(axes.xaxis)
     longest = max(map(len, data["settled"].values()))
     label(axes, f"iterations done, of at most {longest}", "final answer tokens (%), mean")
     style.shared_legend(figure)

@@ -150,8 +150,7 @@ def filmstrip_text(trace: Trace, iterations: Sequence[int] | None = None, width:
     """The drafts of chosen iterations, see `choose_steps`, as text; with re-masking the inputs."""
     remasked = bool(trace.remask.any())
     prompt = " ".join(trace.prompt.split())
-    cost = f"{count(trace.tokens, 'token')} in {count(trace.nfe, 'iteration')}"
-    lines = [f"{prompt} ({cost}, {tokens.remasking_words(trace)})"]
+    lines = [f"{prompt} ({count(trace.tokens, 'token')} in {tokens.ran(trace)})"]
     lines += ["[changed]" + "  ░ masked" * remasked]
     margins = {"input": "  input  ", "denoised": "  draft  "} if remasked else {"denoised": "  "}
     for step in tokens.choose_steps(trace, iterations):

@@ -20,13 +20,13 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz import style, tokens
 from lad.viz.style import COLORS, WIDTH, label, new_figure, styled, titled
-from lad.viz.tokens import CONFIDENCE_STOPS, TokenSpan, count, remasking_words, token_spans
+from lad.viz.tokens import CONFIDENCE_STOPS, TokenSpan, count, ran, token_spans
 
 CONFIDENCE_MAP = LinearSegmentedColormap.from_list(
     "confidence", [(stop, [c / 255 for c in color]) for stop, color in CONFIDENCE_STOPS]
@@ -77,7 +77,7 @@ def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> F
 
 
 def _filmstrip_title(trace: Trace) -> str:
-    cost = f"”: {count(trace.tokens, 'token')} in {_ran(trace)}"
+    cost = f"”: {count(trace.tokens, 'token')} in {ran(trace)}"
     prompt, most = " ".join(trace.prompt.split()), style.TITLE_LENGTH - len(cost) - 1
     return f"“{_drawable(prompt if len(prompt) <= most else prompt[: most - 1] + '…')}{cost}"
 
@@ -175,11 +175,7 @@ def confidence_heatmap(trace: Trace) -> Figure:
     bar = figure.colorbar(image, ax=figure.axes[0], fraction=0.04, pad=0.02)
     bar.set_label("confidence (probability)")
     ends = "{:.2f} to {:.2f}".format(*_mean_confidence(trace)[[0, -1]])
-    return titled(figure, f"Mean confidence goes from {ends} in {_ran(trace)}")
-
-
-def _ran(trace: Trace) -> str:
-    return f"{count(trace.nfe, 'iteration')} {remasking_words(trace)}"
+    return titled(figure, f"Mean confidence goes from {ends} in {ran(trace)}")
 
 
 @styled
@@ -205,7 +201,7 @@ def settling_heatmap(trace: Trace) -> Figure:
     final = trace.settled_at[: max(trace.tokens, 1)]
     late = int(np.sum(final > (len(trace.steps) - 1) / 2))
     share = f"{late} of {count(len(final), 'answer token')}"
-    return titled(figure, f"{share} settle in the second half of {_ran(trace)}")
+    return titled(figure, f"{share} settle in the second half of {ran(trace)}")
 
 
 def _heatmap(trace: Trace, values: np.ndarray, colors: Colormap, high: int):
@@ -216,8 +212,7 @@ def _heatmap(trace: Trace, values: np.ndarray, colors: Colormap, high: int):
     axes.grid(False)
     shown = {"vmin": 0, "vmax": high, "aspect": "auto", "interpolation": "nearest"}
     image = axes.imshow(values[:, :used], cmap=colors, **shown)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+    style.whole_numbers(axes.xaxis, axes.yaxis)
     label(axes, "position in the answer region (tokens)", "iteration")
     if 0 < trace.tokens < used:
         axes.axvline(trace.tokens - 0.5, color="black", linestyle="--", linewidth=1.2)
@@ -252,7 +247,7 @@ def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
         line = style.series(number) | {"label": _drawable(name).replace("$", r"\$")}
         axes.plot(values, markevery=max(len(values) // 16, 1), **line)
     axes.set_ylim(-0.02, 1.04)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.whole_numbers(axes.xaxis)
     label(axes, "iteration", y)
     figure.legend(loc="outside lower left", ncols=3)
     return figure

@@ -21,9 +21,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lad.utils import InvalidInput, disk_errors, figures_folder, write_whole
 
@@ -125,6 +127,12 @@ def listed(names: Sequence[str]) -> str:
 def span(values: Sequence[float], digits: int = 1) -> str:
     """The range of some numbers: "1.2 to 1.4", or "1.2" where both ends read alike."""
     return " to ".join(dict.fromkeys(f"{end:.{digits}f}" for end in (min(values), max(values))))
+
+
+def whole_numbers(*axes: Axis, most: int = 10) -> None:
+    """At most so many intervals between ticks, all at whole numbers."""
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=most))
 
 
 def log2_axis(axes: Axes, ticks: Sequence[int]) -> None:

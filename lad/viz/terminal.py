@@ -14,7 +14,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import record
 from lad.diffusion.trace import Step, Trace, make_trace
 from lad.models.chat import Prompt
-from lad.viz.tokens import token_spans
+from lad.viz.tokens import summary, token_spans
 
 
 def watch(denoiser: Denoiser, prompt: Prompt, config: RefineConfig, **start) -> Trace:
@@ -45,7 +45,5 @@ def watch(denoiser: Denoiser, prompt: Prompt, config: RefineConfig, **start) -> 
             live.transient = False  # the last draft stays
             raise
     console.print(Text(trace.answer))
-    stopped = ", stopped early" if trace.stopped_early else ""
-    cost = f"{trace.tokens} tokens in {trace.nfe} iterations{stopped}, {trace.seconds:.1f} s"
-    console.print(Text(f"{cost} ({trace.tpf:.2f} tokens per forward pass)", style="dim"))
+    console.print(Text(summary(trace), style="dim"))
     return trace

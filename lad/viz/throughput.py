@@ -36,9 +36,8 @@ def speed(data: Mapping) -> Figure:
     for number, (engine, words) in enumerate(engines.items()):
         timed = [cell for cell in batches[smallest] if cell[engine] is not None]
         if timed:
-            seconds = [cell[engine]["seconds_per_answer"] for cell in timed]
-            x = [cell["window"] for cell in timed]
-            answers.plot(x, seconds, **series(number), label=words)
+            points = [(cell["window"], cell[engine]["seconds_per_answer"]) for cell in timed]
+            answers.plot(*zip(*points, strict=True), **series(number), label=words)
     _log_panel(answers, [cell["window"] for cell in batches[smallest]])
     label(answers, "window (positions)", "seconds an answer", at_once[smallest])
 

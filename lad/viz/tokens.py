@@ -34,22 +34,14 @@ class TokenSpan:
 
     A token is bytes: a character split over several tokens is one span. The EOS tokens that fill
     the region after the answer are one span with a count.
-
-    Attributes:
-        positions: positions of the answer region it covers, at least one.
-        text: its characters as decoded, not escaped; "EOS" and "MASK" by name.
-        kind: "text", "special" (a markup token by name), "mask" or "eos".
-        state: "plain", "changed" or "masked".
-        confidence: mean probability of its tokens when they were drawn; NaN if never drawn.
-        after_eos: True for a token after the draft's first EOS, which is no part of the answer.
     """
 
-    positions: tuple[int, ...]
-    text: str
-    kind: str
-    state: str
-    confidence: float
-    after_eos: bool
+    positions: tuple[int, ...]  # of the answer region, at least one
+    text: str  # as decoded, not escaped; "EOS" and "MASK" by name
+    kind: str  # "text", "special" (a markup token by name), "mask" or "eos"
+    state: str  # "plain", "changed" or "masked"
+    confidence: float  # mean probability of its tokens when they were drawn; NaN if never drawn
+    after_eos: bool  # after the draft's first EOS, and so no part of the answer
 
     @property
     def count(self) -> int:
@@ -244,10 +236,12 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}{ending}"
 
 
-def remasking_words(trace: Trace) -> str:
+def ran(trace: Trace) -> str:
+    """The length and the kind of a run: "4 iterations with re-masking"."""
+    words = f"with{'' if trace.remask.any() else 'out'} re-masking"
     if trace.config.get("remasking") == "threshold":  # which masks what was never shown
-        return "with a confidence threshold"
-    return f"with{'' if trace.remask.any() else 'out'} re-masking"
+        words = "with a confidence threshold"
+    return f"{count(trace.nfe, 'iteration')} {words}"
 
 
 def half_settled(trace: Trace) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lad.evaluation.statistics import wilson
 from lad.utils import InvalidInput
+from lad.viz import style
 from lad.viz.style import COLORS, errorbars, label, new_figure, series, styled, titled
 
 
@@ -34,7 +34,7 @@ def loss_curve(log: Sequence[dict]) -> Figure:
     axes.plot(steps, losses, "o", color=COLORS["shift"], markersize=3, label="a log row")
     axes.plot(steps, smooth, color=COLORS["swap"], linewidth=2.2, label="running median")
     axes.legend(loc="upper right")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.whole_numbers(axes.xaxis)
     axes.set_xlim(steps[0] - 0.02 * (steps[-1] - steps[0]), steps[-1] * 1.01)
     label(axes, "optimiser step", "cross-entropy (nats a token)")
     seconds = np.array([row.get("seconds", np.nan) for row in log], dtype=float)
@@ -85,8 +85,7 @@ def validation_curves(log: Sequence[dict]) -> Figure:
     label(left, "optimiser step", "cross-entropy (nats a token)")
     interval = ", 95 % interval over answers" if "error" in log[-1][shares[0]] else ""
     label(right, "optimiser step", f"tokens right (%){interval}")
-    for axes in figure.axes:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    style.whole_numbers(left.xaxis, right.xaxis, most=6)
     middle = shares[len(shares) // 2]
     last, first = log[-1][middle], log[0].get(middle, {})
     text = f"With {100 * float(middle):g} % masked, {100 * last['accuracy']:.0f} % of the held-out "

@@ -59,7 +59,7 @@ SHOW = "from lad.widgets.accessibility import name_controls\ndisplay(name_contro
 class SessionManager(AsyncMappingKernelManager):
     """Voila's kernel manager with at most `most` kernels, one of which waits for a session."""
 
-    most = Int(SESSIONS, config=True)
+    most = Int(config=True)
     prepare = Unicode(config=True)  # what every kernel runs at its start
 
     def __init__(self, **kwargs: object) -> None:
@@ -67,24 +67,24 @@ class SessionManager(AsyncMappingKernelManager):
         self._lock = asyncio.Lock()  # a kernel is listed only after its start
         self._warm: str | None = None
 
-    async def _start(self, **kwargs: object) -> str:
-        kwargs["extra_arguments"] = [f"--IPKernelApp.exec_lines={self.prepare}"]
-        return await super().start_kernel(**kwargs)
+    async def _start(self) -> str:
+        prepare = [f"--IPKernelApp.exec_lines={self.prepare}"]
+        return await super().start_kernel(kernel_name="python3", path="", extra_arguments=prepare)
 
     async def warm_up(self) -> None:
         """Start the kernel of the next session, if there is a place for it."""
         async with self._lock:
             if self._warm not in self and len(self) < self.most:
-                self._warm = await self._start(kernel_name="python3", path="")
+                self._warm = await self._start()
 
-    async def start_kernel(self, **kwargs: object) -> str:
+    async def start_kernel(self, **_kwargs: object) -> str:
         """A session's kernel, the warm one if there is one; raises HTTPError when it is full."""
         async with self._lock:
             kernel_id, self._warm = self._warm, None
             if kernel_id not in self:
                 if len(self) >= self.most:
                     raise HTTPError(503, self.full())
-                kernel_id = await self._start(**kwargs)
+                kernel_id = await self._start()
             kernel = self.get_kernel(kernel_id)
             kernel.last_activity = datetime.now(UTC)
             kernel.until = time.monotonic() + TO_CONNECT  # without a connection it ends then
@@ -92,9 +92,9 @@ class SessionManager(AsyncMappingKernelManager):
 
     def full(self) -> str:
         """What the page says when every place is taken."""
-        used = min(self.get_kernel(one).last_activity for one in self.list_kernel_ids())
-        idle = datetime.now(UTC) - used
-        minutes = max(1, math.ceil((self.cull_idle_timeout - idle.total_seconds()) / 60))
+        used = min(kernel.last_activity for kernel in self._kernels.values())
+        idle = (datetime.now(UTC) - used).total_seconds()
+        minutes = max(1, math.ceil((self.cull_idle_timeout - idle) / 60))
         return (
             f"The demo is full: {self.most} of {self.most} sessions are in use. Try again in "
             f"{minutes} minute{'s' * (minutes > 1)}, or leave this page open: it tries by itself."
@@ -112,7 +112,7 @@ class SessionManager(AsyncMappingKernelManager):
         kernel, now = self.get_kernel(kernel_id), time.monotonic()
         if self._kernel_connections.get(kernel_id):
             await super().cull_kernel_if_idle(kernel_id)
-        elif kernel.execution_state != "idle":  # its page is being made
+        elif kernel.execution_state in ("starting", "busy"):  # its page is being made
             kernel.until = now + TO_CONNECT
         elif now > kernel.until:
             await self.shutdown_kernel(kernel_id, now=True)
@@ -138,14 +138,12 @@ class SessionSocket(VoilaKernelWebsocketHandler):
     """
 
     async def pre_get(self) -> None:
-        """Refuse a connection that does not offer the v1 format."""
         offered = self.request.headers.get("Sec-WebSocket-Protocol", "").split(",")
-        if PROTOCOL not in [name.strip() for name in offered]:
+        if PROTOCOL not in map(str.strip, offered):
             raise HTTPError(400, f"expected the websocket subprotocol {PROTOCOL}")
         await super().pre_get()
 
     def on_message(self, message: str | bytes) -> None:
-        """Pass a message on; one that is not in the v1 format closes the connection."""
         if is_v1(message):
             super().on_message(message)
         else:
@@ -154,13 +152,12 @@ class SessionSocket(VoilaKernelWebsocketHandler):
 
 def is_v1(message: str | bytes) -> bool:
     """Whether a message has the v1 format: the number of offsets, the offsets, the parts."""
-    if isinstance(message, str) or len(message) < 8:
+    try:
+        (count,) = struct.unpack_from("<Q", message)
+        ends = struct.unpack_from(f"<{min(count, MOST_PARTS)}Q", message, 8)
+    except (TypeError, struct.error):  # text, or shorter than it says
         return False
-    (count,) = struct.unpack_from("<Q", message)
-    if not 6 <= count <= MOST_PARTS or len(message) < 8 * (count + 1):
-        return False
-    ends = struct.unpack_from(f"<{count}Q", message, 8)
-    return list(ends) == sorted(ends) and ends[-1] <= len(message)
+    return 6 <= count <= MOST_PARTS and list(ends) == sorted(ends) and ends[-1] <= len(message)
 
 
 class DemoServer(Voila):
@@ -179,20 +176,18 @@ class DemoServer(Voila):
         super().listen()
 
 
+def is_small(backbone: Backbone) -> bool:
+    """Whether every session can have a model of its own."""
+    return 0 < backbone.parameters < SMALL
+
+
 def about(backbone: Backbone) -> str:
     """A sentence or two for the page: which model this is, and what to expect of its size."""
-    count = backbone.parameters
-    if not count:
-        return f"The model is {backbone.name}."
-    if count >= SMALL:
-        return f"The model is {backbone.name}, of {count / 1e9:.2g} billion parameters."
-    size = f"{count / 1e6:.4g} million parameters"
-    return f"The model is {backbone.name}, of {size}. That is small: short questions suit it."
-
-
-def default_sessions(backbone: Backbone) -> int:
-    """Most sessions at once by default: each has a model in memory."""
-    return SESSIONS if 0 < backbone.parameters < SMALL else 1
+    count, words = backbone.parameters, f"The model is {backbone.name}"
+    if is_small(backbone):
+        size = f"{count / 1e6:.4g} million parameters"
+        return f"{words}, of {size}. That is small: short questions suit it."
+    return f"{words}, of {count / 1e9:.2g} billion parameters." if count else f"{words}."
 
 
 def write_notebook(folder: Path, model: str) -> Path:
@@ -207,25 +202,6 @@ def write_notebook(folder: Path, model: str) -> Path:
     return path
 
 
-def configuration(
-    host: str, port: int, idle: float, sessions: int, prepare: str
-) -> dict[str, dict]:
-    """Voila's settings, as traitlets takes them: class -> trait -> value."""
-    # A page that is closed sends a POST without a token; refused, its kernel would go on. All that
-    # a POST can reach is the end of a kernel whose random id it names.
-    web = {"disable_check_xsrf": True, "headers": {"Content-Security-Policy": POLICY}} | PING
-    page = {"strip_sources": True, "show_tracebacks": False, "extension_allowlist": EXTENSIONS}
-    page["multi_kernel_manager_class"] = "lad.widgets.demo_server.SessionManager"
-    # A kernel is idle while no message passes; a run sends one with every iteration.
-    unused = {"cull_idle_timeout": round(max(idle, 1)), "cull_interval": INTERVAL}
-    return {
-        "Voila": {"ip": host, "port": port, "open_browser": False, "tornado_settings": web},
-        "VoilaConfiguration": page,
-        "SessionManager": {"most": sessions, "prepare": prepare},
-        "MappingKernelManager": unused | {"cull_connected": True, "cull_busy": False},
-    }
-
-
 def serve(
     model: str,
     adapter: Path | None,
@@ -237,17 +213,31 @@ def serve(
 ) -> None:
     """Serve the page until interrupted; raises InvalidInput for a number out of range.
 
-    An unused page is ended after `idle` seconds; at most `sessions` are served at once.
+    An unused page is ended after `idle` seconds. At most `sessions` are served at once; by default
+    8, or 1 if the model is large or of unknown size.
     """
-    sessions = default_sessions(get_backbone(model)) if sessions is None else sessions
+    if sessions is None:
+        sessions = SESSIONS if is_small(get_backbone(model)) else 1
     if not 1 <= port <= 65535:
         raise InvalidInput(f"port = {port}: expected a whole number from 1 to 65535")
     if sessions < 1:
         raise InvalidInput(f"sessions = {sessions}: expected a whole number from 1 up")
-    path_of_adapter = None if adapter is None else str(adapter.absolute())
-    prepare = PREPARE.format(model=model, adapter=path_of_adapter, device=device)
+    folder_of_adapter = None if adapter is None else str(adapter.absolute())
+    prepare = PREPARE.format(model=model, adapter=folder_of_adapter, device=device)
+    # A page that is closed sends a POST without a token; refused, its kernel would go on. All that
+    # a POST can reach is the end of a kernel whose random id it names.
+    web = {"disable_check_xsrf": True, "headers": {"Content-Security-Policy": POLICY}} | PING
+    page = {"strip_sources": True, "show_tracebacks": False, "extension_allowlist": EXTENSIONS}
+    page["multi_kernel_manager_class"] = "lad.widgets.demo_server.SessionManager"
+    # A kernel is idle while no message passes; a run sends one with every iteration.
+    unused = {"cull_idle_timeout": round(max(idle, 1)), "cull_interval": INTERVAL}
+    unused |= {"cull_connected": True, "cull_busy": False}
+    config = {
+        "Voila": {"ip": host, "port": port, "open_browser": False, "tornado_settings": web},
+        "VoilaConfiguration": page,
+        "SessionManager": {"most": sessions, "prepare": prepare} | unused,
+    }
     with tempfile.TemporaryDirectory(prefix="lad-demo-") as folder:
         notebook = write_notebook(Path(folder), model)
         print(f"The demo page will be at http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
-        settings = Config(configuration(host, port, idle, sessions, prepare))
-        DemoServer.launch_instance(argv=[str(notebook)], config=settings)
+        DemoServer.launch_instance(argv=[str(notebook)], config=Config(config))

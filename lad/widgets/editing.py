@@ -15,14 +15,24 @@ from lad.diffusion import drafts
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.drafts import GAP, INFILL_PROMPT, Draft, gapped, visible_text
+from lad.diffusion.drafts import GAP, Draft, gapped, visible_text
 from lad.diffusion.trace import Trace
-from lad.utils import InvalidInput, LADError
-from lad.viz.word_corruption import ALL_KINDS, corrupt_text
-from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Limits, make_control, width
+from lad.utils import InvalidInput
+from lad.viz.word_corruption import corrupt_text
+from lad.widgets.controls import (
+    PURPOSES,
+    SHORT,
+    SPACED,
+    WIDE,
+    Limits,
+    labelled,
+    make_control,
+    width,
+)
 from lad.widgets.runner import Explorer, Job, Loader
 
 PLACEHOLDER = "the question that the text answers, if there is one"
+Plan = tuple[Callable[[Denoiser], Draft], RefineConfig]
 EXPLANATIONS = {
     "mask": "hide a word behind ___",
     "swap": "exchange two neighbouring words",
@@ -35,10 +45,12 @@ EXPLANATIONS = {
 class _TextExplorer(Explorer):
     """A text, perhaps the question it answers, and a run that starts from it.
 
-    A subclass has `_make_controls`, which returns them in bars, and `_start_run`.
+    A subclass has `_make_controls`, which returns them in bars, and `_plan`: for a text the
+    function that makes the draft to start from, and the settings.
     """
 
     TEXT = QUESTION = ""  # what the controls hold at first
+    PROMPT = ""  # without a question
 
     def __init__(
         self,
@@ -53,16 +65,17 @@ class _TextExplorer(Explorer):
         traits = {"layout": WIDE, "style": SHORT}
         text = self.TEXT if text is None else text
         self.text = widgets.Textarea(text, description="Text", rows=2, **traits)
+        traits |= {"tooltip": PLACEHOLDER, "placeholder": PLACEHOLDER}
         question = self.QUESTION if question is None else question
         self.question = widgets.Text(question, description="Answers", **traits)
-        self.question.tooltip = self.question.placeholder = PLACEHOLDER
         bars = [widgets.HBox(bar, layout=SPACED) for bar in self._make_controls()]
         parts = [self.text, self.question, *bars, self.bar, self.message, self.player.widget]
         self.widget = widgets.VBox(parts)
 
-    def _start_from(
-        self, prompt: str, draft: Callable[[Denoiser], Draft], config: RefineConfig
-    ) -> None:
+    def _start_run(self) -> None:
+        text, question = (self._limits.check(one.value) for one in (self.text, self.question))
+        prompt, (draft, config) = question.strip() or self.PROMPT, self._plan(text)
+
         def jobs(denoiser: Denoiser) -> list[Job]:
             start = draft(denoiser)
             length, most = len(start.tokens), self._limits.answer_length
@@ -85,21 +98,21 @@ class RepairExplorer(_TextExplorer):
 
     TEXT = "The capital of of France Paris is."
     QUESTION = "What is the capital of France?"
+    PROMPT = drafts.REPAIR_PROMPT
 
     def _make_controls(self) -> list[list[Widget]]:
         self._seed = 0
         self._original = self.text.value  # before it was corrupted by button
         self._corrupted: str | None = None  # and after, until somebody types
         self.buttons = {}
-        for kind in ALL_KINDS:
-            traits = {"tooltip": EXPLANATIONS[kind], "layout": width(7)}
-            self.buttons[kind] = widgets.Button(description=kind, **traits)
+        for kind, words in EXPLANATIONS.items():
+            self.buttons[kind] = widgets.Button(description=kind, tooltip=words, layout=width(7))
             self.buttons[kind].on_click(self._corrupt)
         traits = {"tooltip": "the text before it was corrupted", "layout": width(8)}
         self.undo = widgets.Button(description="undo", icon="undo", disabled=True, **traits)
         self.undo.on_click(self._restore)
-        most, traits = self._limits.iterations, {"style": SHORT, "layout": width(22)}
-        self.iterations = make_control("iterations", min(16, most), most, **traits)
+        traits = {"style": SHORT, "layout": width(22), "most": self._limits.iterations}
+        self.iterations = make_control("iterations", min(16, self._limits.iterations), **traits)
         label = widgets.HTML("<strong>Corrupt it:</strong>")
         return [[label, *self.buttons.values(), self.undo], [self.iterations, self.pause]]
 
@@ -108,49 +121,40 @@ class RepairExplorer(_TextExplorer):
         text = self.text.value
         if text != self._corrupted:  # somebody typed, so undo comes back to this
             self._original = text
-        try:
+        with self._errors_shown():
             corrupted = corrupt_text(self._limits.check(text), button.description, self._seed)
-        except LADError as error:
-            self.show_error(error)
-            return
-        self._seed += 1
-        self._corrupted = self.text.value = corrupted
-        self.undo.disabled = False
+            self._seed += 1
+            self._corrupted = self.text.value = corrupted
+            self.undo.disabled = False
 
     def _restore(self, _button: object = None) -> None:
         self.text.value = self._original
         self._corrupted, self.undo.disabled = None, True
 
-    def _start_run(self) -> None:
-        text = self._limits.check(self.text.value)
-        prompt = self._limits.check(self.question.value).strip() or drafts.REPAIR_PROMPT
-
+    def _plan(self, text: str) -> Plan:
         def draft(denoiser: Denoiser) -> Draft:
             if GAP.search(text):
                 return Draft(gapped(denoiser, text).tokens)  # its words may change too
             return visible_text(denoiser, text)
 
-        config = RefineConfig(iterations=self.iterations.value, remasking="none")
-        self._start_from(prompt, draft, config)
+        return draft, RefineConfig(iterations=self.iterations.value, remasking="none")
 
 
 class InfillExplorer(_TextExplorer):
     """A text with gaps: the words around them are fixed, and those to the right are seen too."""
 
     TEXT = "The capital of ___ is Paris, and the capital of ___ is Berlin."
+    PROMPT = drafts.INFILL_PROMPT
 
     def _make_controls(self) -> list[list[Widget]]:
-        traits = {"style": SHORT, "layout": width(18)}
-        most = min(64, self._limits.answer_length)
-        self.gap = widgets.BoundedIntText(1, min=1, max=most, description="Gap size", **traits)
-        self.gap.tooltip = r"for ___; [3] is a gap of three tokens, \[3] is text"
-        presets = {"options": PURPOSES, "value": "quality"} | traits | {"layout": width(29)}
-        self.preset = widgets.Dropdown(description="Preset", **presets)
-        self.seed = make_control("seed", 0, **traits)
+        traits = {"min": 1, "max": min(64, self._limits.answer_length)}
+        traits["tooltip"] = r"for ___; [3] is a gap of three tokens, \[3] is text"
+        self.gap = labelled(widgets.BoundedIntText, "Gap size", 18, value=1, **traits)
+        presets = {"options": PURPOSES, "value": "quality"}
+        self.preset = labelled(widgets.Dropdown, "Preset", 29, **presets)
+        self.seed = make_control("seed", 0, style=SHORT, layout=width(18))
         return [[self.gap, self.preset, self.seed, self.pause]]
 
-    def _start_run(self) -> None:
-        text, gap = self._limits.check(self.text.value), self.gap.value
-        prompt = self._limits.check(self.question.value).strip() or INFILL_PROMPT
-        config = replace(PRESETS[self.preset.value], seed=self.seed.value)
-        self._start_from(prompt, lambda denoiser: gapped(denoiser, text, gap), config)
+    def _plan(self, text: str) -> Plan:
+        gap, config = self.gap.value, replace(PRESETS[self.preset.value], seed=self.seed.value)
+        return lambda denoiser: gapped(denoiser, text, gap), config

@@ -5,17 +5,15 @@ Neither needs a model; both redraw within a tenth of a second or so, and so foll
 
 from __future__ import annotations
 
-from importlib.resources import files
-
 import ipywidgets as widgets
-from jinja2 import Environment
 
 from lad.diffusion.config import KINDS, CorruptionConfig
 from lad.diffusion.schedule import mask_counts
 from lad.utils import LADError
+from lad.viz.html import ENVIRONMENT
 from lad.viz.noise import EXPLANATIONS, schedule_curve, schedule_sentence
 from lad.viz.style import COLORS, show, tint
-from lad.viz.word_corruption import ALL_KINDS, Corrupted, Rate, Sentence, corrupt, drawn_rates
+from lad.viz.word_corruption import ALL_KINDS, Corrupted, Sentence, corrupt, drawn_rates
 from lad.widgets.controls import FIELD, MEDIUM, ROW, WIDE, error_html, make_control
 
 DRAWS = 400  # for the table's averages
@@ -113,8 +111,9 @@ class CorruptionExplorer:
             self.message.value = error_html(str(error))
             return
         self.message.value = ""
-        self.screen.value = damage_html(self.damage)
-        self.table.value = rates_html(self.damage, rates, config)
+        self.screen.value = str(_VIEWS.corruption(self.damage))
+        expected, shares = config.expected_rates(p), self.damage.shares
+        self.table.value = str(_VIEWS.rates(f"{p:g}", rates, expected, shares, DRAWS))
 
 
 def _colors(kind: str) -> tuple[str, str]:
@@ -122,30 +121,6 @@ def _colors(kind: str) -> tuple[str, str]:
     return COLORS[kind], f"rgb({light})"
 
 
-_ENVIRONMENT = Environment(autoescape=True)
-_ENVIRONMENT.globals |= {"zip": zip, "colors": {kind: _colors(kind) for kind in ALL_KINDS}}
-_VIEWS = _ENVIRONMENT.from_string(
-    files("lad").joinpath("assets", "corruption.html").read_text(encoding="utf-8")
+_VIEWS = ENVIRONMENT.get_template(
+    "corruption.html", globals={"zip": zip, "colors": {kind: _colors(kind) for kind in ALL_KINDS}}
 ).module
-
-
-def damage_html(damage: Corrupted) -> str:
-    """Both rows of a corrupted sentence; under each touched token the kind of noise that shows."""
-    before, after, shown = damage.before, damage.after, damage.shown
-    return str(_VIEWS.corruption(before, after, shown, damage.changed, sum(damage.masked)))
-
-
-def rates_html(damage: Corrupted, rates: list[Rate], config: CorruptionConfig) -> str:
-    """A table: how much each kind of noise is expected to touch, touched now, and on average."""
-    severity = rates[0].severity
-    expected = config.expected_rates(severity)
-    rows = []
-    for rate in rates:
-        name, share = rate.kind, damage.shares[rate.kind]
-        drawn = f"{100 * share:.0f} %"
-        if name == "shift":
-            name, drawn = "shift (share of sentences)", "yes" if share else "no"
-        interval = f"{100 * max(rate.low, 0):.1f} to {100 * rate.high:.1f}"
-        mean = f"{100 * rate.mean:.1f} % ({interval})"
-        rows.append((name, f"{100 * expected[rate.kind]:.1f} %", drawn, mean))
-    return str(_VIEWS.rates(f"{severity:g}", rows, DRAWS))

@@ -82,10 +82,9 @@ class TracePlayer(_Player):
         super().__init__(pause)
         self.trace: Trace | None = None
         self.head, self.caption = widgets.HTML(), widgets.HTML()
-        self.screen = widgets.HTML(layout=SCREEN)
-        self.answer = widgets.HTML(layout=WIDE)
-        parts = [self.head, self.bar, self.caption, self.screen, self.answer]
-        self.widget = widgets.VBox(parts)
+        self.screen, self.answer = widgets.HTML(layout=SCREEN), widgets.HTML(layout=WIDE)
+        self._shown = [self.head, self.caption, self.screen, self.answer]
+        self.widget = widgets.VBox([self.head, self.bar, *self._shown[1:]])
         self.load(trace)
 
     def load(self, trace: Trace | None) -> None:
@@ -93,7 +92,7 @@ class TracePlayer(_Player):
         self.trace = trace
         self._enable(trace is not None)
         if trace is None:
-            for part in (self.head, self.caption, self.screen, self.answer):
+            for part in self._shown:
                 part.value = ""
             return
         self._move_to_last(len(frames(trace)) - 1)
@@ -119,7 +118,8 @@ class TracePlayer(_Player):
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget with its pause, and the same as HTML for a page without a kernel."""
         static = None if self.trace is None else html.replay_html(self.trace)
-        return _bundle(widgets.VBox([self.pause, self.widget]), static, kwargs)
+        widget = widgets.VBox([self.pause, self.widget])
+        return _bundle(widget, static, kwargs)
 
 
 class Gallery:
@@ -168,9 +168,8 @@ class Comparison(_Player):
         self.heads = [widgets.HTML(), widgets.HTML()]
         self.screens = [widgets.HTML(layout=SCREEN), widgets.HTML(layout=SCREEN)]
         self.costs = widgets.HTML(layout=WIDE)
-        narrow = {"min_width": "0"}
         pairs = zip(self.heads, self.screens, strict=True)
-        sides = [widgets.VBox(pair, layout=narrow) for pair in pairs]
+        sides = [widgets.VBox(pair, layout={"min_width": "0"}) for pair in pairs]
         self.widget = widgets.VBox([self.bar, widgets.GridBox(sides, layout=COLUMNS), self.costs])
         self.load(traces or {})
 

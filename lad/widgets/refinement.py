@@ -7,7 +7,6 @@ starts an inference.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -19,8 +18,8 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines, to_lines
 from lad.models.chat import Prompt
-from lad.utils import DamagedFile, InvalidInput, LADError
-from lad.viz.html import answer_html, escape, page_html
+from lad.utils import InvalidInput, damaged_file
+from lad.viz.html import answer_html, escape, page_html, prompt_html
 from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Controls, Limits, labelled
 from lad.widgets.player import Comparison, Gallery
 from lad.widgets.runner import Explorer, Job, Loader
@@ -125,19 +124,26 @@ class RefinementExplorer(Explorer):
             return text
         return [*self.earlier, {"role": "user", "content": text}]
 
-    def _start_run(self) -> None:
-        prompt, config, text = self._chat(), self.settings.config, self.prompt.value
+    def _start_run(self, others: Mapping[str, RefineConfig] | None = None) -> None:
+        """Run the prompt, and again for comparison with one other configuration, by its name."""
+        prompt, text, others = self._chat(), self.prompt.value, others or {}
+        jobs = [Job(prompt, config) for config in (self.settings.config, *others.values())]
 
         def done(traces: list[Trace], whole: bool) -> None:
             self._keep(traces[0])
-            if self.turns.value and whole:
+            if len(traces) == 2:
+                self.player.load(traces[0])
+                names = ("these settings", *others)
+                self.comparison.load(dict(zip(names, traces, strict=True)))
+            elif self.turns.value and whole and not others:
                 question = {"role": "user", "content": text}
                 answer = {"role": "assistant", "content": traces[0].answer or "…"}
                 self._remember([*self.earlier, question, answer])
 
-        self._leave()
-        loader = self._loaders[self.model.value]
-        self._start(loader, lambda _denoiser: [Job(prompt, config)], done)
+        # What belongs to the run that was on show goes.
+        self.gallery.choice.value = ""
+        self.comparison.load({})
+        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
 
     def _remember(self, earlier: list[dict[str, str]]) -> None:
         self.earlier = earlier
@@ -146,21 +152,10 @@ class RefinementExplorer(Explorer):
 
     def compare(self, _button: object = None) -> None:
         """Run the prompt twice, with the settings shown and with a variation, side by side."""
-        self._attempt(self._start_comparison)
-
-    def _start_comparison(self) -> None:
-        prompt, config = self._chat(), self.settings.config
-        name, other = variation(config, self.compare_with.value)
-        jobs = [Job(prompt, config), Job(prompt, other)]
-        self._leave()
-
-        def done(traces: list[Trace], _whole: bool) -> None:
-            self._keep(traces[0])
-            if len(traces) == 2:
-                self.player.load(traces[0])
-                self.comparison.load({"these settings": traces[0], name: traces[1]})
-
-        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
+        if not self.running:
+            with self._errors_shown():
+                name, other = variation(self.settings.config, self.compare_with.value)
+                self._start_run({name: other})
 
     def _keep(self, trace: Trace) -> None:
         """Keep a trace, and offer it as a file that the browser saves."""
@@ -171,11 +166,6 @@ class RefinementExplorer(Explorer):
             '<a download="lad-trace.jsonl" style="text-decoration: underline" href="data:'
             f'application/jsonl;base64,{link}">Save this trace</a> ({len(data) / 1000:,.0f} kB)'
         )
-
-    def _leave(self) -> None:
-        """Take away what belongs to the run that was on show."""
-        self.gallery.choice.value = ""
-        self.comparison.load({})
 
     def _load(self, trace: Trace, words: str) -> None:
         """Show a run that was not made here."""
@@ -194,14 +184,10 @@ class RefinementExplorer(Explorer):
         if not self.upload.value:
             return
         file = self.upload.value[0]
-        try:
-            if self.running:
-                raise InvalidInput("a run is at work: stop it first, then load the trace again")
+        with self._errors_shown():
             trace = read_trace(file["name"], bytes(file["content"]))
             self.gallery.choice.value = ""
             self._load(trace, f"the run in {escape(file['name'])}")
-        except LADError as error:
-            self.show_error(error)
         self.upload.value = ()  # so that the same file can be chosen again
 
 
@@ -210,12 +196,8 @@ def read_trace(name: str, data: bytes) -> Trace:
     if len(data) > MOST_BYTES:
         expected = f"expected a trace of at most {MOST_BYTES:,}"
         raise InvalidInput(f"{name} has {len(data):,} bytes: {expected}")
-    try:
+    with damaged_file(name, "expected a trace that was saved here or by `lad refine --trace`"):
         trace = from_lines(data.decode("utf-8").removesuffix("\n").split("\n"))
         # Drawing it once finds what reading does not check.
-        page_html(answer_html(trace), json.dumps(trace.config), escape(trace.prompt))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        got = f"{name} is no readable trace ({type(error).__name__}: {error})"
-        expected = "expected a file that was saved here or by `lad refine --trace`"
-        raise DamagedFile(f"{got}: {expected}") from error
+        page_html(prompt_html(trace), answer_html(trace))
     return trace

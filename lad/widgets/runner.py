@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import ipywidgets as widgets
@@ -59,7 +60,6 @@ class Explorer:
         self.trace: Trace | None = None
         self.running = False
         self._limits = limits or Limits()
-        self._lock = threading.Lock()
         self._cancel = threading.Event()
         self._thread: threading.Thread | None = None
         self.run_button = widgets.Button(description="Run", button_style="primary", icon="play")
@@ -77,15 +77,9 @@ class Explorer:
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
-        self._attempt(self._start_run)
-
-    def _attempt(self, start: Callable[[], object]) -> None:
-        if self.running:
-            return
-        try:
-            start()
-        except LADError as error:
-            self.show_error(error)
+        if not self.running:
+            with self._errors_shown():
+                self._start_run()
 
     def stop(self, _button: object = None) -> None:
         """End the run after the iteration it is in; what it has done stays on show."""
@@ -99,11 +93,15 @@ class Explorer:
             self._thread.join(timeout)
         return not self.running
 
-    def show_error(self, error: Exception) -> None:
+    @contextmanager
+    def _errors_shown(self) -> Iterator[None]:
         """Show an error in the widget."""
-        kind = "" if isinstance(error, LADError) else f"Unexpected {type(error).__name__}: "
-        self.progress.bar_style = "danger"
-        self.message.value = error_html(f"{kind}{error}")
+        try:
+            yield
+        except Exception as error:
+            kind = "" if isinstance(error, LADError) else f"Unexpected {type(error).__name__}: "
+            self.progress.bar_style = "danger"
+            self.message.value = error_html(f"{kind}{error}")
 
     def _start(
         self,
@@ -112,11 +110,7 @@ class Explorer:
         done: Callable[[list[Trace], bool], object],
     ) -> None:
         """Run jobs in turn in a thread, then call `done` there with traces and "all are whole"."""
-        with self._lock:
-            if self.running:
-                return
-            self.running = True
-            self._cancel.clear()
+        self._cancel.clear()
         self._switch(running=True)
         self.message.value = self.status.value = ""
         self.progress.value, self.progress.bar_style = 0, ""
@@ -127,7 +121,7 @@ class Explorer:
     def _work(self, loader: Loader, make_jobs: Callable, done: Callable) -> None:
         traces: list[Trace] = []
         whole = False
-        try:
+        with self._errors_shown():
             if loader.denoiser is None:
                 self.status.value = "Loading the model …"
             denoiser = loader.get()
@@ -136,21 +130,16 @@ class Explorer:
                 whole = self._run_job(denoiser, job, label, traces)
                 if not whole:
                     break
-        except Exception as error:
-            self.show_error(error)
-        try:
+        with self._errors_shown():
             if traces:
                 self.player.load(traces[-1])
                 done(traces, whole)
                 if not self.message.value:
                     self.progress.bar_style = "success" if whole else "warning"
-        except Exception as error:
-            self.show_error(error)
         self._switch(running=False)
-        self.running = False
 
     def _switch(self, running: bool) -> None:
-        self.stop_button.disabled = not running
+        self.running, self.stop_button.disabled = running, not running
         for control in self._waiting:
             control.disabled = running
 
