@@ -227,7 +227,7 @@ def checked(value: object, kind: object) -> Any:
         raise ValueError(f"{what}: {problem['msg']}".removeprefix(": ")) from None
 
 
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @contextmanager

@@ -138,9 +138,10 @@ def test_a_damaged_line_is_named_with_its_file(tmp_path, lines, message):
 
 
 def test_files_and_names_that_are_refused(tmp_path):
-    (tmp_path / "arc-easy-test.jsonl").write_text('{"id": 1')
-    with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl cannot be read"):
-        load_items("arc-easy", source=tmp_path)
+    for text in ('{"id": 1', "[" * 100_000):
+        (tmp_path / "arc-easy-test.jsonl").write_text(text)
+        with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl cannot be read"):
+            load_items("arc-easy", source=tmp_path)
     with pytest.raises(InvalidInput, match="expected wheel, or a folder with arc-easy-dev"):
         load_items("arc-easy", "dev", source=tmp_path)
     with pytest.raises(InvalidInput, match="unknown task 'arc': expected one of arc-easy, arc-"):

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lad.cli.common import AsJson, Device, Model, choose_device, print_json, stopped
-from lad.utils import InvalidInput
+from lad.cli.common import AsJson, Device, Model, choose_device, or_on_stderr, print_json, stopped
+from lad.utils import InvalidInput, check_writable
 
 
 @stopped("a checkpoint that --out has is kept; the same command and --resume go on")
@@ -31,6 +31,7 @@ def train(
     from accelerate import Accelerator
 
     from lad.diffusion.config import DenoiserConfig
+    from lad.evaluation.throughput import read_runs
     from lad.training import TrainConfig, read_config, read_pairs
     from lad.training import train as run_training
     from lad.training.trainer import load_for_training
@@ -44,6 +45,9 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     training = replace(TrainConfig.from_dict(values.get("training", {})), **given)
     data = [] if dry_run else read_pairs(pairs)
+    if dry_run and record is not None:
+        check_writable(record)
+        read_runs(record)
     device = choose_device(device)
     accelerator = Accelerator(cpu=device == "cpu")
     if accelerator.num_processes > 1 and device != "cpu":
@@ -95,16 +99,20 @@ def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, 
     name, processor = run["provenance"]["model"], run["provenance"]["processor"]
     start = f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
     run = {"command": f"{start} --model {name} --steps {steps} --record", **run}
-    if record is not None:
-        add_run(record, run)
-    if as_json:
-        print_json(run)
-        return
-    sharded = ", sharded" if training.shard else ""
-    typer.echo(
-        f"{name}, {run['bits']} bit, on {run['processes']} x {processor}{sharded}: "
+    text = (
+        f"{name}, {run['bits']} bit, on {run['processes']} x {processor}"
+        f"{', sharded' if training.shard else ''}: "
         f"{run['tokens_per_second']:,.0f} tokens/s over {run['steps']} steps of "
         f"{run['positions_per_step']:,} positions, {run['peak_memory'] / 2**30:.1f} GiB at most, "
         f"{100 * run['of_matrix_rate']:.0f} % of the matrix rate measured here; "
         f"{run['aim_tokens'] / 1e6:.0f} million tokens take {run['hours']:.1f} h"
     )
+    try:
+        if as_json:
+            print_json(run)
+        else:
+            with or_on_stderr(text):
+                typer.echo(text)
+    finally:  # whatever became of stdout
+        if record is not None:
+            add_run(record, run)

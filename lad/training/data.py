@@ -22,10 +22,9 @@ from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.chat import encode_prompts, encode_texts
 from lad.models.registry import LoadedBackbone
 from lad.training.config import TrainConfig
-from lad.utils import DamagedFile, InvalidInput, one_line
+from lad.utils import MALFORMED, DamagedFile, InvalidInput, one_line
 
 ASSETS = Path(__file__).parents[1] / "assets"
-NO_PAIR = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a line
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
                         raise ValueError("the prompt is empty")
                     pairs.append(pair)
                 number += 1
-    except (*NO_PAIR, EOFError, OSError, zlib.error) as error:
+    except (*MALFORMED, EOFError, OSError, zlib.error) as error:
         raise DamagedFile(
             f"{path}, line {number}: {one_line(error)}; expected UTF-8 text with "
             '{"prompt": "...", "answer": "..."} on every line; correct it or make the file again'

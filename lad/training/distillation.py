@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 from accelerate import PartialState
+from typing_extensions import TypedDict
 
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.chat import encode_prompts, encode_text
@@ -33,9 +34,12 @@ from lad.training.contamination import Passages, normalised
 from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
 from lad.training.multiple_choice import benchmark_passages, choices_for
 from lad.utils import (
+    Count,
     DamagedFile,
     InvalidInput,
+    checked,
     disk_errors,
+    record,
     setting,
     settings,
     sha256_file,
@@ -48,6 +52,7 @@ REMEDY = "choose another --out or free space"
 SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"
 GPU_BATCH = 2048
+Counts = record(TypedDict("Counts", {"counts": dict[str, Count]}))  # last line of a batch
 CPU_BATCH = 32  # answers generated together; more only take more memory there
 
 
@@ -138,7 +143,7 @@ def distil(
         if not path.exists():
             write_json(path, settings)
     try:
-        before = json.loads(path.read_bytes())
+        before = checked(path.read_bytes(), dict)
     except ValueError as error:
         raise DamagedFile(f"{path} is not whole ({error}): delete its folder") from error
     for name, value in settings.items():
@@ -292,12 +297,12 @@ def collect(
     tested, beginnings, kept = frozenset(seen), Counter(), []
     for path in paths:
         try:
-            *rows, last = (json.loads(line) for line in path.open(encoding="utf-8"))
-            counts.update(last["counts"])
-            pairs = [Pair(**row) for row in rows]
-        except (ValueError, KeyError, TypeError) as error:
+            *rows, last = path.read_bytes().strip(b"\n").split(b"\n")
+            counts.update(checked(last, Counts)["counts"])
+            pairs = [checked(row, Pair) for row in rows]
+        except ValueError as error:
             raise DamagedFile(
-                f"{path} is not whole ({error!r}): delete it and run `lad distil` again"
+                f"{path} is not whole ({error}): delete it and run `lad distil` again"
             ) from error
         for pair in pairs:
             key = _key(pair.prompt)
