@@ -120,7 +120,7 @@ def read_settings(text: str) -> dict[str, RefineConfig]:
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a text file, one a line; empty lines are skipped."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"no prompts at {path} ({error}): expected one a line") from error
     prompts = [line.strip() for line in lines if line.strip()]
