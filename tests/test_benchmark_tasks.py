@@ -117,6 +117,9 @@ def test_a_folder_of_json_lines(tmp_path):
     assert items[1] == Item("arc-easy", "é", "Line\u2028break?", ("x", "", "x"), 2)
     assert (items[2].id, items[2].gold, len(items[2].options)) == ("2", 4, 5)
     assert [item.gold for item in items[3:]] == [1, 1, 1]
+    path = tmp_path / "arc-easy-test.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark
+    assert load_items("arc-easy", source=tmp_path) == items
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from conftest import run, run_in_terminal
 
 from lad import __version__
 from lad.__main__ import main, make_app
-from lad.cli.common import save_json
+from lad.cli.common import read_prompts, save_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, describe
@@ -186,6 +186,12 @@ def test_a_locale_without_utf8_reads_it_and_gets_question_marks(adapter, monkeyp
         main(["infill", "caf\udcc3\udca9 \u2192___", *few])
     assert out.buffer.getvalue().startswith(b"caf\xe9 ?")
     assert Trace.load(path).answer.startswith("caf\u00e9 \u2192")
+
+
+def test_prompts_are_read_with_a_byte_order_mark_and_blank_lines(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffWhat is it?\r\n\n Why? \n".encode())
+    assert read_prompts(path) == ["What is it?", "Why?"]
 
 
 def test_the_version(capsys):
