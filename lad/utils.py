@@ -121,13 +121,13 @@ def write_whole(path: Path, data: bytes) -> None:
     prefix, suffix = f".{path.name}-", ".partial"
     for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         with suppress(OSError, ImportError), open(stale) as file:  # a killed process holds no lock
-            _lock(file)
+            lock(file)
             stale.unlink()
     handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             with suppress(OSError, ImportError):  # a disk without locks
-                _lock(file)
+                lock(file)
             file.write(data)
         os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
         os.replace(partial, path)
@@ -136,7 +136,7 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def _lock(file) -> None:
+def lock(file) -> None:
     """Lock an open file until it is closed; raises OSError if another process has."""
     import fcntl  # not on Windows
 

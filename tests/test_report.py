@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lad import report
 from lad.report import build_report, execute, main, page, widget_errors, widget_snapshot
+from lad.utils import lock
 
 TESTS = str(Path(__file__).parent)
 PLOT = """
@@ -178,9 +179,16 @@ def test_a_second_report_replaces_the_first(tmp_path, monkeypatch):
     write(notebooks / "01_a.ipynb", "# First")
     build_report(notebooks, tmp_path / "report")
     (tmp_path / "report" / "stale.html").write_text("")
+    killed, at_work = tmp_path / ".report-killed", tmp_path / ".report-at-work"
+    for folder in (killed, at_work):
+        folder.mkdir()
+        (folder / "lock").touch()
     write(notebooks / "01_a.ipynb", "# Second")
-    index = build_report(notebooks, tmp_path / "report")
+    with open(at_work / "lock") as file:
+        lock(file)
+        index = build_report(notebooks, tmp_path / "report")
     assert "Second" in index.read_text()
+    assert at_work.exists() and not killed.exists()
     assert not (tmp_path / "report" / "stale.html").exists()
     assert not (tmp_path / "figures").exists(), "a fast run publishes no figures"
 
