@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from lad.cli.common import read_prompts, save_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, describe
+
+ROOT = Path(__file__).parents[1]
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -192,6 +195,21 @@ def test_prompts_are_read_with_a_byte_order_mark_and_blank_lines(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffWhat is it?\r\n\n Why? \n".encode())
     assert read_prompts(path) == ["What is it?", "Why?"]
+
+
+def test_options_that_the_pages_name_exist():
+    def options(command):
+        for parameter in command.params:
+            yield from (*parameter.opts, *parameter.secondary_opts)
+        for part in getattr(command, "commands", {}).values():
+            yield from options(part)
+
+    known = {*options(typer.main.get_command(make_app()))} | {"--help"}
+    others = "--nproc-per-node --fix --tasks --no-deps --index-url"  # torchrun, ruff, lm-eval, pip
+    known |= {*others.split()}
+    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        named = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", path.read_text(encoding="utf-8"))
+        assert {*named} - known == set(), path.name
 
 
 def test_the_version(capsys):
