@@ -9,6 +9,7 @@ formulas are MathML. In the full profile the notebooks' figures are copied to
 from __future__ import annotations
 
 import argparse
+import glob
 import html
 import os
 import platform
@@ -19,7 +20,7 @@ import tempfile
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from lad.utils import InvalidInput, LADError, figures_folder, profile, replace_folder
+from lad.utils import InvalidInput, LADError, figures_folder, lock, profile, replace_folder
 
 GENERATOR = '<meta name="generator" content="lad.report">'  # tells a report from other folders
 ALERT = 'role="alert"'  # how lad.widgets marks an error
@@ -249,11 +250,19 @@ def _replacing(target: Path) -> Iterator[Path]:
     if target.exists() and not report and not (target.is_dir() and not any(target.iterdir())):
         raise InvalidInput(f"{target} is not a report: name another folder, or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
+    prefix = f".{target.name}-"
+    for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError, ImportError), open(stale / "lock") as file:
+            lock(file)  # a killed process holds none
+            shutil.rmtree(stale)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as work:
         fresh = Path(work, "fresh")
         fresh.mkdir()
-        yield fresh
-        replace_folder(fresh, target)
+        with open(Path(work, "lock"), "w") as file:
+            with suppress(OSError, ImportError):  # a disk without locks
+                lock(file)
+            yield fresh
+            replace_folder(fresh, target)
 
 
 def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:

@@ -120,13 +120,13 @@ def write_whole(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
             with suppress(OSError, ImportError), open(stale) as file:  # a killed process's is free
-                _lock(file)
+                lock(file)
                 stale.unlink()
         handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 with suppress(OSError, ImportError):  # a disk without locks
-                    _lock(file)
+                    lock(file)
                 file.write(data)
             os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
             os.replace(partial, path)
@@ -134,7 +134,7 @@ def write_whole(path: Path, data: bytes) -> None:
             Path(partial).unlink(missing_ok=True)
 
 
-def _lock(file) -> None:
+def lock(file) -> None:
     """Lock an open file until it is closed; raises OSError if another process has."""
     import fcntl  # not on Windows
 
@@ -235,7 +235,7 @@ def checked(value: object, kind: object) -> Any:
         raise ValueError(f"{what}: {problem['msg']}".removeprefix(": ")) from None
 
 
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @contextmanager

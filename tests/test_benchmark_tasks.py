@@ -117,6 +117,9 @@ def test_a_folder_of_json_lines(tmp_path):
     assert items[1] == Item("arc-easy", "é", "Line\u2028break?", ("x", "", "x"), 2)
     assert (items[2].id, items[2].gold, len(items[2].options)) == ("2", 4, 5)
     assert [item.gold for item in items[3:]] == [1, 1, 1]
+    path = tmp_path / "arc-easy-test.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark
+    assert load_items("arc-easy", source=tmp_path) == items
 
 
 @pytest.mark.parametrize(
@@ -138,9 +141,10 @@ def test_a_damaged_line_is_named_with_its_file(tmp_path, lines, message):
 
 
 def test_files_and_names_that_are_refused(tmp_path):
-    (tmp_path / "arc-easy-test.jsonl").write_text('{"id": 1')
-    with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl cannot be read"):
-        load_items("arc-easy", source=tmp_path)
+    for text in ('{"id": 1', "[" * 100_000):
+        (tmp_path / "arc-easy-test.jsonl").write_text(text)
+        with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl cannot be read"):
+            load_items("arc-easy", source=tmp_path)
     with pytest.raises(InvalidInput, match="expected wheel, or a folder with arc-easy-dev"):
         load_items("arc-easy", "dev", source=tmp_path)
     with pytest.raises(InvalidInput, match="unknown task 'arc': expected one of arc-easy, arc-"):

@@ -12,7 +12,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
 from lad.report import page as make_page
-from lad.viz.html import replays_html
+from lad.viz.html import costs_html, page_html, replays_html
+from lad.viz.noise import Corrupted
+from lad.widgets.noise import damage_html
 
 HOSTILE = (
     '<img src=x onerror="window.hacked=1"> <s>no</s> </script><script>window.hacked=2</script>'
@@ -90,6 +92,35 @@ def test_a_draft_reads_in_the_direction_of_its_text(replay):
     spans = "[...[...document.querySelectorAll('.lad-draft')].at(-1).children]"
     places = replay.evaluate(f"{spans}.map(e => e.getBoundingClientRect().left)")
     assert places == sorted(places, reverse=True)  # from right to left, EOS last
+
+
+def test_a_corrupted_sentence_reads_in_the_direction_of_its_text(chromium, tmp_path):
+    damaged = Corrupted(
+        before=("שלום", "עולם", "טוב"),
+        after=("MASK", "שלום", "עולם"),
+        masked=(True, False, False),
+        causes=(("mask",), ("shift",), ("shift",)),
+        shares={},
+    )
+    file = tmp_path / "damage.html"
+    file.write_text("<!doctype html><meta charset=utf-8>" + damage_html(damaged), encoding="utf-8")
+    page = chromium.open(file.as_uri())
+    page.wait("document.querySelectorAll('.lad-tokens').length === 2")
+    tokens = "[...document.querySelectorAll('.lad-tokens')].map((row) => [...row.children]"
+    for places in page.evaluate(f"{tokens}.map((e) => e.getBoundingClientRect().left))"):
+        assert places == sorted(places, reverse=True) and len(places) == 3
+    page.close()
+
+
+def test_the_costs_of_two_runs_fit_a_phone(chromium, tmp_path):
+    file = tmp_path / "costs.html"
+    runs = {"these settings": TRACE, "without re-masking": TRACE}
+    file.write_text(page_html(costs_html(runs)), encoding="utf-8")
+    page = chromium.open(file.as_uri())
+    page.resize(390, 800)
+    wide = "[...document.querySelectorAll('table, html')].map((e) => e.scrollWidth - e.clientWidth)"
+    assert page.evaluate(wide) == [0, 0]
+    page.close()
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from conftest import run, run_in_terminal
 
 from lad import __version__
 from lad.__main__ import main, make_app
-from lad.cli.common import save_json
+from lad.cli.common import read_prompts, save_json
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, describe
+
+ROOT = Path(__file__).parents[1]
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -186,6 +189,27 @@ def test_a_locale_without_utf8_reads_it_and_gets_question_marks(adapter, monkeyp
         main(["infill", "caf\udcc3\udca9 \u2192___", *few])
     assert out.buffer.getvalue().startswith(b"caf\xe9 ?")
     assert Trace.load(path).answer.startswith("caf\u00e9 \u2192")
+
+
+def test_prompts_are_read_with_a_byte_order_mark_and_blank_lines(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffWhat is it?\r\n\n Why? \n".encode())
+    assert read_prompts(path) == ["What is it?", "Why?"]
+
+
+def test_options_that_the_pages_name_exist():
+    def options(command):
+        for parameter in command.params:
+            yield from (*parameter.opts, *parameter.secondary_opts)
+        for part in getattr(command, "commands", {}).values():
+            yield from options(part)
+
+    known = {*options(typer.main.get_command(make_app()))} | {"--help"}
+    others = "--nproc-per-node --fix --tasks --no-deps --index-url"  # torchrun, ruff, lm-eval, pip
+    known |= {*others.split()}
+    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        named = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", path.read_text(encoding="utf-8"))
+        assert {*named} - known == set(), path.name
 
 
 def test_the_version_and_an_unknown_profile(capsys, monkeypatch):

@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lad import report
 from lad.report import build_report, execute, main, page, widget_errors, widget_snapshot
+from lad.utils import lock
 
 TESTS = str(Path(__file__).parent)
 PLOT = """
@@ -173,12 +174,22 @@ def test_a_second_report_replaces_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("LAD_PROFILE", "fast")
     monkeypatch.setenv("LAD_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(report, "execute", lambda path, *rest: nbformat.read(path, 4))
-    for heading in ("# First", "# Second"):
-        write(tmp_path / "01_a.ipynb", heading)
-        index = build_report(tmp_path, tmp_path / "report")
-        (tmp_path / "report" / heading).touch()
-        assert heading[2:] in index.read_text()
-    assert not (tmp_path / "report" / "# First").exists()
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    write(notebooks / "01_a.ipynb", "# First")
+    build_report(notebooks, tmp_path / "report")
+    (tmp_path / "report" / "stale.html").write_text("")
+    killed, at_work = tmp_path / ".report-killed", tmp_path / ".report-at-work"
+    for folder in (killed, at_work):
+        folder.mkdir()
+        (folder / "lock").touch()
+    write(notebooks / "01_a.ipynb", "# Second")
+    with open(at_work / "lock") as file:
+        lock(file)
+        index = build_report(notebooks, tmp_path / "report")
+    assert "Second" in index.read_text()
+    assert at_work.exists() and not killed.exists()
+    assert not (tmp_path / "report" / "stale.html").exists()
     assert not (tmp_path / "figures").exists(), "a fast run publishes no figures"
 
 

@@ -19,6 +19,7 @@ from conftest import json_lines, run, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lad.__main__ import main
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import CorruptionConfig, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
@@ -332,9 +333,26 @@ train(fresh(), PAIRS, TrainConfig(**WHOLE), sys.argv[1], on_row=on_row)
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
     assert done.returncode == -signal.SIGKILL
     (tmp_path / ".checkpoint.pt.partial").write_bytes(b"half of a checkpoint")
-    again = fresh()
-    rows = train(again, PAIRS, TrainConfig(**WHOLE), tmp_path, resume=True)
+    half = tmp_path / ".adapter.partial" / "new" / "adapter_model.safetensors"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half of an adapter")
+    left = []  # at the first log row, when no checkpoint and no adapter has been written anew
+    again, config = fresh(), TrainConfig(**WHOLE)
+    rows = train(
+        again, PAIRS, config, tmp_path, True, lambda _: left.append([*tmp_path.glob(".*")])
+    )
+    assert left[0] == []
     check_same(whole, tmp_path, rows, again)
+
+
+def test_a_dry_run_refuses_a_record_that_cannot_be_written_first(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "odd.json").write_text("[]")
+    monkeypatch.setattr(trainer, "load_for_training", lambda *_: pytest.fail("it began"))
+    for record in (tmp_path / "file" / "runs.json", tmp_path, tmp_path / "odd.json"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", "--dry-run", "--model=tiny", f"--record={record}"])
+        assert stopped.value.code == 2 and str(record) in capsys.readouterr().err
 
 
 def test_what_fails_after_a_boundary_loses_nothing(tmp_path, monkeypatch):

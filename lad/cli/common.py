@@ -111,7 +111,7 @@ def read_setting(text: str) -> tuple[str, RefineConfig]:
 def read_prompts(path: Path) -> list[str]:
     """Prompts of a text file, one a line; empty lines are skipped."""
     with damaged_file(path, "expected one prompt a line"):
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InvalidInput(f"{path} holds 0 prompts: expected at least one line")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lad.cli.common import AsJson, Device, Model, choose_device, print_result, stopped
-from lad.utils import InvalidInput
+from lad.utils import InvalidInput, check_writable
 
 
 @stopped("a checkpoint that --out has is kept; the same command and --resume go on")
@@ -31,6 +31,7 @@ def train(
     from accelerate import Accelerator
 
     from lad.diffusion.config import DenoiserConfig
+    from lad.evaluation.throughput import read_runs
     from lad.training import TrainConfig, read_config, read_pairs
     from lad.training import train as run_training
     from lad.training.trainer import load_for_training
@@ -44,6 +45,9 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     training = replace(TrainConfig.from_dict(values.get("training", {})), **given)
     data = [] if dry_run else read_pairs(pairs)
+    if dry_run and record is not None:
+        check_writable(record)
+        read_runs(record)
     device = choose_device(device)
     accelerator = Accelerator(cpu=device == "cpu")
     if accelerator.num_processes > 1 and device != "cpu":
@@ -95,8 +99,6 @@ def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, 
     name, processor = run["provenance"]["model"], run["provenance"]["processor"]
     start = f"torchrun --nproc-per-node={run['processes']} -m lad train --dry-run"
     run = {"command": f"{start} --model {name} --steps {steps} --record", **run}
-    if record is not None:
-        add_run(record, run)
     sharded = ", sharded" if training.shard else ""
     text = (
         f"{name}, {run['bits']} bit, on {run['processes']} x {processor}{sharded}: "
@@ -105,4 +107,8 @@ def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, 
         f"{100 * run['of_matrix_rate']:.0f} % of the matrix rate measured here; "
         f"{run['aim_tokens'] / 1e6:.0f} million tokens take {run['hours']:.1f} h"
     )
-    print_result(run, as_json, text)
+    try:
+        print_result(run, as_json, text)
+    finally:  # whatever became of stdout
+        if record is not None:
+            add_run(record, run)

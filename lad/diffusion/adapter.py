@@ -112,7 +112,7 @@ def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
     lora = denoiser.model.peft_config["default"]
     lora.base_model_name_or_path = denoiser.backbone.spec.name  # not a path of this machine
     lora.target_modules = sorted(lora.target_modules)
-    scratch = folder.with_name(f".{folder.name}.partial")
+    scratch = scratch_folder(folder)
     partial = scratch / "new"
     with utils.disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +133,11 @@ def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
             shutil.rmtree(scratch, ignore_errors=True)
     denoiser.adapter_sha256 = card["adapter_sha256"]
     return folder
+
+
+def scratch_folder(folder: Path) -> Path:
+    """Where `save_adapter` makes what becomes `folder`; a killed process leaves it behind."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:

@@ -136,8 +136,9 @@ def read_items(path: Path, task: str, expected: Split | None = None) -> list[Ite
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
-        lines = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        text = data.decode("utf-8-sig")
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise DamagedFile(
             f"{path} cannot be read ({one_line(error)}): expected a JSON object a line; {remedy}"
         ) from error

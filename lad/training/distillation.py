@@ -34,7 +34,16 @@ from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
 from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
 from lad.training.multiple_choice import benchmark_passages, choices_for
-from lad.utils import InvalidInput, checked, damaged_file, disk_errors, record, setting, settings
+from lad.utils import (
+    Count,
+    InvalidInput,
+    checked,
+    damaged_file,
+    disk_errors,
+    record,
+    setting,
+    settings,
+)
 
 BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
@@ -44,7 +53,7 @@ GPU_BATCH = 2048
 CPU_BATCH = 32  # answers generated together; more only take more memory there
 JOINING = {"same_beginning", "shuffles", "repair"}  # settings used when batches are joined
 # What ends the file of a batch; without it the file is not whole.
-LastLine = record(TypedDict("LastLine", {"counts": dict[str, int]}))
+LastLine = record(TypedDict("LastLine", {"counts": dict[str, Count]}))
 
 
 @settings

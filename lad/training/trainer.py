@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_para
 
 from lad import utils
 from lad.accel.merged_lora import merged_lora
-from lad.diffusion.adapter import load_denoiser, save_adapter
+from lad.diffusion.adapter import load_denoiser, save_adapter, scratch_folder
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import get_backbone, load_backbone
@@ -125,6 +126,7 @@ class Trainer:
             shard(denoiser, device, process_mesh(bits, device, self.accelerator))
         self.denoiser, self.config, self.on_row = denoiser, config, on_row
         self.out = Path(out) if out is not None else None
+        self._partial = Path(out or "") / f".{CHECKPOINT}.partial"
         self.writes = out is not None and self.accelerator.is_main_process
         self.device = denoiser.device
         dropped = data.dropped + getattr(validation, "dropped", 0)
@@ -165,6 +167,8 @@ class Trainer:
         if self.writes:  # the log up to the checkpoint: the steps after it are taken again
             with disk_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
+                self._partial.unlink(missing_ok=True)  # of a run that was killed
+                shutil.rmtree(scratch_folder(self.out / ADAPTER), ignore_errors=True)
                 text = "".join(json.dumps(row) + "\n" for row in self.log)
                 utils.write_whole(self.out / LOG, text.encode())
         last_checkpoint = time.monotonic()
@@ -304,13 +308,12 @@ class Trainer:
             "adapter": self._weights(),
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.out / f".{CHECKPOINT}.partial"
         with disk_errors(self.out):
-            with open(partial, "w+b") as file:
+            with open(self._partial, "w+b") as file:
                 torch.save(state, file)
                 file.seek(0)  # the digest stands behind the archive, whose readers pass over it
                 file.write(hashlib.file_digest(file, "sha256").digest())
-            os.replace(partial, self.out / CHECKPOINT)
+            os.replace(self._partial, self.out / CHECKPOINT)
 
     def load_checkpoint(self) -> None:
         """Go on from `out`'s checkpoint; without one, start afresh."""

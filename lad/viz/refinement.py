@@ -1,7 +1,9 @@
 """Figures of one refinement, or of a few side by side: Trace in, matplotlib Figure out.
 
 Iterations count from 0, as in the trace. Confidence has the colour scale of `lad.viz.tokens`.
-The filmstrip follows the figure on the authors' project page (LAD, EMNLP 2025 demo).
+The filmstrip follows the figure on the authors' project page (LAD, EMNLP 2025 demo). matplotlib
+does not order text that runs from right to left, such as Hebrew: its tokens stand in their order
+from left to right; `lad.viz.html` shows it as it reads.
 """
 
 from __future__ import annotations
