@@ -69,6 +69,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ClickException as error:
         hyphen = "; before a text that begins with a hyphen put --"
         message = error.format_message().strip()
+        names = getattr(getattr(error, "param", None), "opts", ())
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            name, _, value = argument.partition("=")
+            if name in names:
+                message = f"{message}, got {(value or following)[:80]!r}"
         fail(message + hyphen * message.startswith("No such option"))
     except OSError as error:  # typer ends with status 1 when a pipe is closed
         if (reason := disk_reason(error)) is None:

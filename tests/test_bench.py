@@ -189,7 +189,7 @@ def test_what_was_timed_before_a_stop_is_kept(capsys, adapter, tmp_path, monkeyp
     ("arguments", "message"),
     [
         (["--windows=64,many"], "windows = '64,many': expected whole numbers"),
-        (["--n-prompts=0"], "'--n-prompts': Input should be greater than or equal to 1"),
+        (["--n-prompts=0"], "'--n-prompts': Input should be greater than or equal to 1, got '0'"),
         (["--setting=default,demo"], "2 settings in 'default,demo': expected one"),
         (["--windows=4000", "--n-prompts=1"], "answer_length = 4000"),
         (["--windows=8", "--batches=1", "--n-prompts=1", "--out=/proc/no/x.json"], "cannot write"),
