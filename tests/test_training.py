@@ -551,7 +551,17 @@ def test_texts_to_correct_are_never_masked_and_often_sound(denoiser):
     config = TrainConfig(widths=(96,))
     noisy = noisy_inputs(denoiser, batch, config, torch.Generator().manual_seed(0))
     masked = (noisy == denoiser.mask_token_id).any(dim=1)
-    assert batch.is_repair.tolist() == [True] * 100 + [False] * 100
+    assert batch.kinds.tolist() == [1] * 100 + [0] * 100
     assert not masked[:100].any() and masked[100:].sum() > 60
     sound = (noisy == batch.tokens).all(dim=1)[:100].sum()
     assert 30 <= sound <= 75, "4 in 10, and some whose noise changed nothing"
+
+
+def test_answers_to_choose_are_mostly_masked_whole(denoiser):
+    pairs = [Pair(f"Which?\nA: {a}\nB: no", f"A: {a}") for a in WORDS for _ in WORDS]
+    batch = take(pack(denoiser.backbone, pairs, 96), list(range(100)), 96)
+    assert set(batch.kinds.tolist()) == {2}
+    config = TrainConfig(widths=(96,))
+    noisy = noisy_inputs(denoiser, batch, config, torch.Generator().manual_seed(0))
+    whole = ((noisy == denoiser.mask_token_id) | ~batch.answer).all(dim=1).sum()
+    assert 45 <= whole <= 75

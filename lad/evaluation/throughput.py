@@ -323,8 +323,8 @@ def random_pairs(denoiser: Denoiser, n: int, context: int) -> PackedPairs:
     lengths = random.integers(max(context // 8, 1), max(context // 4, 1) + 1, n)
     ends = random.integers(np.minimum(lengths + 1, context - 1), context)
     tokens[np.arange(context) >= ends[:, None]] = denoiser.eos_token_id
-    is_repair = torch.zeros(len(tokens), dtype=torch.bool)
-    return PackedPairs(tokens, torch.from_numpy(lengths), torch.from_numpy(ends), is_repair, 0)
+    kinds = torch.zeros(len(tokens), dtype=torch.int64)
+    return PackedPairs(tokens, torch.from_numpy(lengths), torch.from_numpy(ends), kinds, 0)
 
 
 def flops_per_token(denoiser: Denoiser, predicted: float) -> dict[str, float]:

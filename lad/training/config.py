@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -27,6 +28,8 @@ SECTIONS = ("denoiser", "training")  # of a configuration file
 REPAIR_CORRUPTION = CorruptionConfig(
     all_masked=0.0, mask_probability=0.0, structural_probability=0.6, rate=0.25
 )
+# Of answers that are a line of their prompt: mostly from nothing, as they are chosen.
+CHOICE_CORRUPTION = replace(DEFAULT_CORRUPTION, all_masked=0.6)
 
 # These change how a step is computed and not its result: a resumed run may have other values.
 COMPUTATION = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
@@ -50,6 +53,9 @@ class TrainConfig:
     corruption: CorruptionConfig = setting(DEFAULT_CORRUPTION, "the forward process")
     repair_corruption: CorruptionConfig = setting(
         REPAIR_CORRUPTION, "the same where a text is to be corrected (`REPAIR_PROMPT`)"
+    )
+    choice_corruption: CorruptionConfig = setting(
+        CHOICE_CORRUPTION, "the same where the answer is a line of the prompt"
     )
     clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
     # Far from any token nothing can be predicted, and that loss drowns the rest.
@@ -85,6 +91,11 @@ class TrainConfig:
     def context(self) -> int:
         """The context window: the longest width."""
         return self.widths[-1]
+
+    @property
+    def corruptions(self) -> tuple[CorruptionConfig, ...]:
+        """By the kind of pair: the usual, a text to correct, a line to choose."""
+        return self.corruption, self.repair_corruption, self.choice_corruption
 
     def outcome(self) -> dict:
         """`to_dict` without what changes only how a step is computed."""

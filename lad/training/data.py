@@ -45,13 +45,13 @@ class PackedPairs:
     tokens: Tensor  # (n, context) int32, prompt with chat template, answer, then EOS to the end
     prompt_lengths: Tensor  # (n,) int64
     ends: Tensor  # (n,) int64, the position of the first EOS
-    is_repair: Tensor  # (n,) bool, texts to correct: corrupted by `TrainConfig.repair_corruption`
+    kinds: Tensor  # (n,) int64, places in `TrainConfig.corruptions`
     dropped: int  # pairs that `pack` left out
 
     @property
     def digest(self) -> str:
         """Hex sha256 of all numbers."""
-        values = (self.tokens, self.prompt_lengths, self.ends, self.is_repair)
+        values = (self.tokens, self.prompt_lengths, self.ends, self.kinds)
         return hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in values)).hexdigest()
 
     def __len__(self) -> int:
@@ -129,6 +129,17 @@ def encode_pairs(tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int], list
     return list(zip(prompts, answers, strict=True))
 
 
+def kind_of(pair: Pair) -> int:
+    """1 for a text to correct, 2 for an answer chosen from lines of its prompt, else 0.
+
+    Each has its own noise: a text to correct is not masked, and of a line to choose any visible
+    part tells which it is.
+    """
+    if pair.prompt == REPAIR_PROMPT:
+        return 1
+    return 2 if pair.answer in pair.prompt.split("\n")[1:] else 0
+
+
 def pack(
     backbone: LoadedBackbone, pairs: Sequence[Pair], context: int, least: int = 1
 ) -> PackedPairs:
@@ -137,12 +148,12 @@ def pack(
     Dropped are those too long, without an answer, or with the MASK token in it, which a denoiser
     never draws.
     """
-    kept, is_repair = [], []
+    kept, kinds = [], []
     for pair, (prompt, answer) in zip(pairs, encode_pairs(backbone.tokenizer, pairs), strict=True):
         fits = len(prompt) + len(answer) < context  # and an EOS
         if fits and answer and backbone.mask_token_id not in answer:
             kept.append((prompt, answer))
-            is_repair.append(pair.prompt == REPAIR_PROMPT)
+            kinds.append(kind_of(pair))
     if len(kept) < least:
         raise InvalidInput(f"none of {len(pairs)} pairs fits a context of {context} tokens")
     tokens = torch.full((len(kept), context), backbone.eos_token_id, dtype=torch.int32)
@@ -150,8 +161,7 @@ def pack(
     ends = lengths + torch.tensor([len(answer) for _, answer in kept], dtype=torch.int64)
     for row, (prompt, answer) in zip(tokens, kept, strict=True):
         row[: len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-    is_repair = torch.tensor(is_repair, dtype=torch.bool)
-    return PackedPairs(tokens, lengths, ends, is_repair, len(pairs) - len(kept))
+    return PackedPairs(tokens, lengths, ends, torch.tensor(kinds).long(), len(pairs) - len(kept))
 
 
 def batches(

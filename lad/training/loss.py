@@ -36,7 +36,7 @@ class Batch:
     prompt_lengths: Tensor  # (b,)
     answer: Tensor  # (b, t) bool, the answer region: everything after the prompt
     tail: Tensor  # (b, t) bool, the EOS positions after the first
-    is_repair: Tensor  # (b,) bool
+    kinds: Tensor  # (b,) int64, see `PackedPairs`
 
 
 def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
@@ -46,7 +46,7 @@ def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
     lengths, ends = pairs.prompt_lengths[indices], pairs.ends[indices]
     tokens = pairs.tokens[indices, :width].long()
     answer, tail = position >= lengths[:, None], position > ends[:, None]
-    return Batch(tokens, lengths, answer, tail, pairs.is_repair[indices])
+    return Batch(tokens, lengths, answer, tail, pairs.kinds[indices])
 
 
 def answer_states(
@@ -127,9 +127,11 @@ def noisy_inputs(
     denoiser: Denoiser, batch: Batch, config: TrainConfig, generator: torch.Generator
 ) -> Tensor:
     """`(b, t)` int64, the batch's tokens under the noise that training gives each of them."""
-    usual = corrupt_batch(denoiser, batch, config.corruption, generator)
-    repair = corrupt_batch(denoiser, batch, config.repair_corruption, generator)
-    return torch.where(batch.is_repair[:, None], repair, usual)
+    inputs = batch.tokens
+    for kind, corruption in enumerate(config.corruptions):
+        noisy = corrupt_batch(denoiser, batch, corruption, generator)
+        inputs = torch.where(batch.kinds[:, None] == kind, noisy, inputs)
+    return inputs
 
 
 def corrupt_batch(
