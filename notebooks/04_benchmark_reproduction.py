@@ -35,19 +35,25 @@ from IPython.display import Markdown
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import preset
 from lad.evaluation.benchmark import refine_traces
-from lad.evaluation.tables import authors_table, curve_table, likelihood_table
+from lad.evaluation.tables import authors_table, curve_table, likelihood_table, scoring_label
 from lad.evaluation.tasks import format_question, live_items
 from lad.utils import profile
-from lad.viz.benchmarks import backbone_alone, iterations_help, knowledge_left, reproduction
+from lad.viz.benchmarks import (
+    against_authors,
+    against_backbone,
+    against_chance,
+    iterations_help,
+)
 from lad.viz.gallery import read_numbers, show_recorded
 from lad.widgets import Answered, ItemBrowser
 
 denoiser = load_denoiser()
 items, where_from = live_items("arc-easy", 4 if profile() == "fast" else 12)
 results, curve = read_numbers("benchmarks"), read_numbers("benchmark_curve")
+left = read_numbers("benchmarks_left_to_right")
 print("Live:", where_from)
-adapters = {run["adapter_sha256"] for run in results["runs"] if run["by"] == "denoiser"}
-adapters.add(curve["origin"]["adapter_sha256"])
+recorded = [*results["runs"], *left["runs"], curve["origin"]]
+adapters = {one["adapter_sha256"] for one in recorded} - {None}
 same = "the one here" if adapters == {denoiser.adapter_sha256} else "NOT the one here"
 print(f"Recorded with adapter {', '.join(sorted(x[:12] for x in adapters))}: {same}.")
 
@@ -101,7 +107,7 @@ print("Percent by generation:")
 authors_table(results)
 
 # %%
-Markdown(f"**Takeaway.** {reproduction(results)}")
+Markdown(f"**Takeaway.** {against_chance(results, 'denoiser')} {against_authors(results)}")
 
 # %% [markdown]
 # For orientation, others' published figures, not re-run here: LLaDA 8B Instruct, trained as a
@@ -124,7 +130,12 @@ show_recorded(
 )
 
 # %%
-Markdown(f"**Takeaway.** {backbone_alone(results)}")
+Markdown(
+    "**Takeaway.** "
+    f"{against_chance(results, 'backbone', 'likelihood', 'text')} "
+    f"{against_chance(results, 'backbone')} "
+    f"With the adapter, generated letters are {against_backbone(results)}."
+)
 
 # %% [markdown]
 # ## Do more iterations give better answers?
@@ -158,31 +169,23 @@ Markdown(f"**Takeaway.** {iterations_help(curve)}")
 # %% [markdown]
 # ## What survives of the backbone's knowledge?
 #
-# Letters are a skill of their own (Robinson et al. 2023). Knowledge shows in the likelihood of the
-# text of an option. The backbone's is exact: the sum of log p over its tokens, each after the ones
-# before it. A denoiser has no order of tokens. Its log-likelihood is an expectation over masks,
-#
-# $$\mathbb{E}_{l \sim U\{1, \ldots, L\}}\; \frac{L}{l} \sum_{i\ \mathrm{masked}} \log p_i ,$$
-#
-# estimated from a few masks for each option, as LLaDA does; options of a question share their
-# random numbers. Differences are of the same questions, in pairs.
+# Naming an option by its letter is a skill of larger models (Robinson et al. 2023). Knowledge shows
+# without letters, in the likelihood of an option's text. The backbone's is exact: the sum of log p
+# over its tokens, each after the ones before it. The denoiser is read the same way here: all behind
+# a token is MASK, only that token is scored, and nothing is random (`--samples 0`; the figure above
+# has LLaDA's estimate from random masks instead, see `docs/benchmarks.md`). Differences are of the
+# same questions, in pairs.
 
 # %%
-likelihood_table(results)
-
-# %%
-Markdown(f"**Takeaway.** With masks drawn at random: {knowledge_left(results)}")
-
-# %% [markdown]
-# Part of a loss can be the noise of the estimate. Read from left to right (`--samples 0`: all
-# behind a token is MASK, only that token is scored) nothing is random. The same questions again:
-
-# %%
-left = read_numbers("benchmarks_left_to_right")
 likelihood_table(left)
 
 # %%
-Markdown(f"**Takeaway.** Without random masks: {knowledge_left(left)}")
+text = ("likelihood", "text")
+Markdown(
+    f"**Takeaway.** {against_chance(left, 'denoiser', *text)} Beside its backbone it is "
+    f"{against_backbone(left, *text)}; by characters, the usual score, "
+    f"{against_backbone(left, *text, 'difference_normalised')}."
+)
 
 # %% [markdown]
 # ## What do the answers look like?
@@ -210,8 +213,8 @@ for one in answered[:3]:
 counts = Counter(one.outcome for one in answered)
 lines = sum(one.trace.answer in one.question.lines for one in answered)
 Markdown(
-    f"**Takeaway.** Of {len(answered)} live answers {counts['right']} have the right letter and "
-    f"{lines} are whole lines. So few show how an answer comes about, not how good the model is."
+    f"**Takeaway.** Of {len(answered)} live answers, right letters: {counts['right']}, whole "
+    f"lines: {lines}. So few show how an answer comes about, not how good the model is."
 )
 
 # %% [markdown]
@@ -227,8 +230,11 @@ Markdown(
 # $all --backbone --out runs/backbone
 # $all --backbone --scoring likelihood --target line --out runs/backbone
 # $all --backbone --scoring likelihood --target text --out runs/backbone
+# $all --scoring likelihood --target text --samples 0 --out runs/left
 # lad benchmark compare runs/backbone runs/adapter
 # lad benchmark collect runs/backbone runs/adapter --out figures/data/benchmarks.json
+# left=figures/data/benchmarks_left_to_right.json
+# lad benchmark collect runs/backbone/*-text runs/left --out $left
 # lad benchmark curve --n 1000 --out figures/data/benchmark_curve.json
 # ```
 #
@@ -244,7 +250,7 @@ for by in ("denoiser", "backbone"):
     seconds = Counter()
     for run in results["runs"]:
         if run["by"] == by:
-            seconds[f"{run['scoring']} of {run['target']}"] += run["seconds"]
+            seconds[scoring_label(run)] += run["seconds"]
     print(by, "on", origin["processor"] + ":", end=" ")
     print(", ".join(f"{name} {value / 60:.1f} minutes" for name, value in seconds.items()))
 

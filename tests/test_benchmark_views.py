@@ -14,12 +14,11 @@ from lad.evaluation.tasks import Item, format_question
 from lad.utils import DamagedFile, InvalidInput
 from lad.viz.benchmarks import (
     accuracies,
-    backbone_alone,
+    against_authors,
+    against_backbone,
+    against_chance,
     compute_curve,
-    differences,
     iterations_help,
-    knowledge_left,
-    reproduction,
 )
 from lad.widgets.benchmark import Answered, ItemBrowser, answered_html
 
@@ -131,32 +130,29 @@ def test_what_iterations_change_in_words():
 
 
 def test_the_comparison_with_the_authors_in_words(joined):
-    said = reproduction(joined)
-    assert said == (
-        "By generation our denoiser is above chance on ARC-Easy. The authors' 8B model is clearly "
-        "better on 0 of 1 tasks; its accuracy minus ours is -11.5 points."
+    assert against_authors(joined) == (
+        "The authors' 8B model is clearly better on 0 of 1 tasks; its accuracy minus ours is "
+        "-11.5 points."
     )
-    weak = [one | {"accuracy": 0.25, "interval": [0.2, 0.3]} for one in joined["runs"]]
-    said = reproduction({"runs": weak})
-    assert "at chance on ARC-Easy" in said and "clearly better on 1 of 1 tasks" in said
-    assert "its accuracy minus ours is 63.5 points" in said
+    weak = {"runs": [one | {"accuracy": 0.25, "interval": [0.2, 0.3]} for one in joined["runs"]]}
+    said = against_authors(weak)
+    assert "clearly better on 1 of 1 tasks" in said and "is 63.5 points" in said
+    assert (
+        against_chance(weak, "denoiser") == "By generation the denoiser is at chance on ARC-Easy."
+    )
 
 
-def test_the_backbone_and_what_is_left_of_it_in_words(joined):
-    said = backbone_alone(joined)
-    assert "By generation the backbone alone is at chance on ARC-Easy." in said
-    assert "generated letters are better on ARC-Easy (+" in said
-    by_text = {
-        key: [one | {"target": "text"} for one in joined[key] if one["scoring"] == "likelihood"]
-        for key in ("runs", "comparisons")
-    }
-    said = knowledge_left(by_text)
-    assert "the denoiser is above chance on ARC-Easy" in said
-    assert "in pairs, it is better on ARC-Easy (+" in said
-    worse = {"value": -0.05, "low": -0.08, "high": -0.02}
-    assert differences({"mmlu": worse, "piqa": worse | {"high": 0.01}}) == (
-        "worse on MMLU (-5.0), not clearly different on PIQA (-5.0)"
-    )
+def test_the_comparison_with_chance_and_backbone_in_words(joined):
+    found = against_chance(joined, "denoiser", "likelihood")
+    assert found == "By likelihood of the line the denoiser is above chance on ARC-Easy."
+    assert "is not recorded" in against_chance(joined, "denoiser", "likelihood", "text")
+    assert against_backbone(joined).startswith("better on ARC-Easy (+")
+    assert against_backbone(joined, "likelihood", "text") == "not recorded"
+    one = {"scoring": "generation", "target": "line", "rotated": False, "task": "mmlu"}
+    one |= {"difference": {"value": -0.05, "low": -0.08, "high": -0.02}}
+    other = one | {"difference": one["difference"] | {"high": 0.01}, "task": "piqa"}
+    said = against_backbone({"comparisons": [other, one]})
+    assert said == "worse on MMLU (-5.0), not clearly different on PIQA (-5.0)"
 
 
 # -- tables ----------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def curve(
     task: Tasks = "arc-easy",
     n: Number = "200",
     seed: Seed = 0,
-    iterations: Annotated[str, option("Numbers, separated by commas.")] = "1,2,4,8,16,32,64,128",
+    iterations: Annotated[str, option("Numbers, separated by commas.")] = "1,2,4,8,16,32",
     presets: Annotated[
         str, option("Presets or JSON files, with commas.")
     ] = "noiseless,guided,default",

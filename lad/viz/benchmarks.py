@@ -54,7 +54,7 @@ def accuracies(data: Mapping) -> Figure:
     first.set_xlim(5 * (min(*ends, 20) // 5), 5 * -(-max(*ends, 30) // 5))
     style.shared_legend(figure, "outside lower center")
     note = "by characters: an option's log-likelihood by its length, acc_norm; not in the title"
-    return titled(figure, _accuracy_finding(data, runs), note * (BY_CHARACTERS in panels))
+    return titled(figure, _accuracy_finding(data), note * (BY_CHARACTERS in panels))
 
 
 def _accuracy_panel(axes: Axes, runs: list[Mapping], tasks: list[str]) -> None:
@@ -64,8 +64,7 @@ def _accuracy_panel(axes: Axes, runs: list[Mapping], tasks: list[str]) -> None:
         if part:
             line = series(number) | {"linestyle": "none", "label": f"{by}, 95 % interval"}
             places = [tasks.index(run["task"]) + shift for run in part]
-            keys = ("value", "low", "high")
-            found = [dict(zip(keys, [r["accuracy"], *r["interval"]], strict=True)) for r in part]
+            found = [share_of(run, "accuracy").to_dict() for run in part]
             value, low, high = style.intervals(found, 100)
             axes.errorbar(value, places, xerr=[value - low, high - value], capsize=3, **line)
     line = dict(CHANCE)
@@ -79,15 +78,11 @@ def _accuracy_panel(axes: Axes, runs: list[Mapping], tasks: list[str]) -> None:
             line["label"] = None  # once in the legend
 
 
-def _accuracy_finding(data: Mapping, runs: list[Mapping]) -> str:
+def _accuracy_finding(data: Mapping) -> str:
     found = [one["difference"] for one in data["comparisons"] if not one["rotated"]]
-    if found:
-        better, worse = sum(d["low"] > 0 for d in found), sum(d["high"] < 0 for d in found)
-        share = f"{better} of {len(found)} comparisons, worse in {worse}"
-        return f"The denoiser is better than its backbone in {share}"
-    best = max(runs, key=lambda run: run["accuracy"] - run["chance"])
-    points = 100 * (best["accuracy"] - best["chance"])
-    return f"The {best['by']} is at most {points:+.1f} points from chance"
+    better, worse = sum(d["low"] > 0 for d in found), sum(d["high"] < 0 for d in found)
+    share = f"{better} of {len(found)} comparisons, worse in {worse}"
+    return f"The denoiser is better than its backbone in {share}"
 
 
 @styled
@@ -155,29 +150,39 @@ def _range(data: Mapping) -> str:
 # -- what the data show, in sentences --------------------------------------------------------------
 
 
-def reproduction(data: Mapping) -> str:
-    """How generated letters compare with chance and with the authors' scores."""
+def against_chance(
+    data: Mapping, by: str, scoring: str = "generation", target: str = "line"
+) -> str:
+    """Where recorded runs of a model, "denoiser" or "backbone", are above and below chance."""
+    words = ("below chance", "at chance", "above chance")
+    runs = select(data, by=by, scoring=scoring, target=target)
+    sides = {task: _side(run["interval"], run["chance"]) for task, run in runs.items()}
+    found = _grouped({title_of(task): words[1 + side] for task, side in sides.items()})
+    return f"By {SCORINGS[scoring, target]} the {by} is {found or 'not recorded'}."
+
+
+def against_authors(data: Mapping) -> str:
+    """On how many tasks the authors' model is better by generation, and by how much."""
     runs = select(data, by="denoiser", scoring="generation")
-    pairs = [(authors_share(x), share_of(run, "accuracy")) for x, run in runs.items()]
-    pairs = [(theirs, ours) for theirs, ours in pairs if theirs]
+    shares = [(authors_share(task), share_of(run, "accuracy")) for task, run in runs.items()]
+    pairs = [(theirs, ours) for theirs, ours in shares if theirs]
     higher = sum(theirs.low > ours.high for theirs, ours in pairs)
     gaps = span([100 * (theirs.value - ours.value) for theirs, ours in pairs])
     return (
-        f"By generation our denoiser is {against_chance(runs)}. The authors' 8B model is clearly "
-        f"better on {higher} of {len(pairs)} tasks; its accuracy minus ours is {gaps} points."
+        f"The authors' 8B model is clearly better on {higher} of {len(pairs)} tasks; its accuracy "
+        f"minus ours is {gaps} points."
     )
 
 
-def backbone_alone(data: Mapping) -> str:
-    """How the backbone compares with chance, by each scoring, and what an adapter changes."""
-    sentences = []
-    for (scoring, target), name in SCORINGS.items():
-        runs = select(data, by="backbone", scoring=scoring, target=target)
-        if runs:
-            sentences.append(f"By {name} the backbone alone is {against_chance(runs)}.")
-    pairs = select(data, "comparisons", scoring="generation")
-    found = {task: one["difference"] for task, one in pairs.items()}
-    return " ".join([*sentences, f"With the adapter, generated letters are {differences(found)}."])
+def against_backbone(
+    data: Mapping, scoring: str = "generation", target: str = "line", key: str = "difference"
+) -> str:
+    """Where the denoiser is better and worse than its backbone; `key` is of the comparisons."""
+    words, found = ("worse", "not clearly different", "better"), {}
+    for task, one in select(data, "comparisons", scoring=scoring, target=target).items():
+        name = f"{title_of(task)} ({100 * one[key]['value']:+.1f})"
+        found[name] = words[1 + _side((one[key]["low"], one[key]["high"]), 0)]
+    return _grouped(found) or "not recorded"
 
 
 def iterations_help(data: Mapping) -> str:
@@ -192,40 +197,6 @@ def iterations_help(data: Mapping) -> str:
             changes[where] = words.get(_change(points, key), "not recorded")
         sentences.append(f"{name}: {_grouped(changes, 'with')}")
     return f"{_range(data)}, {'; '.join(sentences)}."
-
-
-def knowledge_left(data: Mapping) -> str:
-    """How the denoiser compares with chance and its backbone by the likelihood of the text."""
-    wanted = {"scoring": "likelihood", "target": "text"}
-    pairs, runs = select(data, "comparisons", **wanted), select(data, by="denoiser", **wanted)
-    by_sum, by_characters = (
-        differences({task: one[key] for task, one in pairs.items()})
-        for key in ("difference", "difference_normalised")
-    )
-    return (
-        f"By the likelihood of the text the denoiser is {against_chance(runs)}. Beside its "
-        f"backbone, in pairs, it is {by_sum}; by characters, the usual score, {by_characters}."
-    )
-
-
-def against_chance(runs: Mapping[str, Mapping]) -> str:
-    """Runs by task, sorted by their intervals: "above chance on MMLU, at chance on PIQA"."""
-    words = ("below chance", "at chance", "above chance")
-    sides = {task: _side(run["interval"], run["chance"]) for task, run in runs.items()}
-    return _grouped({title_of(task): words[1 + side] for task, side in sides.items()})
-
-
-def differences(found: Mapping[str, Mapping]) -> str:
-    """Paired differences by task, likewise, in points: "worse on MMLU (-1.4)"."""
-    words = ("worse", "not clearly different", "better")
-    return _grouped(
-        {
-            f"{title_of(task)} ({100 * one['value']:+.1f})": words[
-                1 + _side((one["low"], one["high"]), 0)
-            ]
-            for task, one in found.items()
-        }
-    )
 
 
 def _side(interval, reference: float) -> int:
