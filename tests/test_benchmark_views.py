@@ -91,7 +91,7 @@ def test_a_curve_says_what_iterations_change():
     assert named == ["chance", "preset noiseless", "preset default"]
     assert "default: a token once shown is never" in figure.legends[0].get_title().get_text()
     assert figure.get_suptitle() == (
-        "From 1 to 8 iterations, rising curves of 2: letter right 1, text right 1, a whole line 1"
+        "Of 2 curves from 1 to 8 iterations rise: letter right 1, text right 1, a whole line 1"
     )
     names = [axes.get_title(loc="left") for axes in figure.axes]
     assert names == ["ARC-Easy: letter right", "text right", "a whole line"]
@@ -108,7 +108,7 @@ def test_a_curve_recorded_without_texts_says_so():
     old = [x | {"exact": one["line"]["value"]} for x, one in zip(old, POINTS, strict=True)]
     figure = compute_curve({"points": old})
     assert [text.get_text() for text in figure.axes[1].texts] == ["not recorded"]
-    assert figure.get_suptitle().endswith("of 2: letter right 1, a whole line 1")
+    assert figure.get_suptitle().endswith("rise: letter right 1, a whole line 1")
     assert figure.axes[2].containers[0].lines[0].get_ydata() == pytest.approx([10, 50, 90])
     row = tables.curve_table({"points": old}).to_string().split("\n")[2]
     assert row.split()[:3] == ["ARC-Easy", "noiseless", "8"] and "not recorded" in row

@@ -52,7 +52,7 @@ def accuracies(data: Mapping) -> Figure:
     first.set_ylim(len(tasks) - 0.5, -0.5)
     ends = [100 * end for run in runs for end in run["interval"]]
     first.set_xlim(5 * (min(*ends, 20) // 5), 5 * -(-max(*ends, 30) // 5))
-    style.shared_legend(figure, "outside lower center")
+    style.shared_legend(figure, "outside lower center", panel=-1)
     note = "by characters: an option's log-likelihood by its length, acc_norm; not in the title"
     return titled(figure, _accuracy_finding(data), note * (BY_CHARACTERS in panels))
 
@@ -121,7 +121,7 @@ def compute_curve(data: Mapping) -> Figure:
     rising = {key: [_change(x, key) for x in curves.values()] for key in PARTS}
     recorded = [key for key in PARTS if set(rising[key]) != {None}]
     counts = ", ".join(f"{PARTS[key]} {rising[key].count('rises')}" for key in recorded)
-    title = f"{_range(data)}, rising curves of {len(curves)}: {counts}"
+    title = f"Of {len(curves)} curves {_range(data).lower()} rise: {counts}"
     notes = [f"{preset}: {PRESET_NOTES[preset]}" for preset in presets if preset in PRESET_NOTES]
     return titled(figure, title, "; ".join(notes))
 
