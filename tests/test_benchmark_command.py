@@ -6,6 +6,9 @@ import pytest
 from conftest import run
 from scripted import some_items
 
+from lad.cli.benchmark import ALL
+from lad.evaluation.tables import AUTHORS
+
 PROMISED = "task n seed scoring accuracy interval parsable chance seconds model adapter_sha256"
 
 
@@ -51,6 +54,8 @@ def test_a_finished_run_is_not_run_again(benchmark, tmp_path):
     assert {"torch", "device", "dtype", "backbone_digest", "processor"} <= set(origin)
     _, again, _ = benchmark(f"--out={tmp_path}", "--json", *QUICK)
     assert again == out  # seconds too: nothing was asked
+    shown = benchmark(f"--out={tmp_path}", *QUICK)[1]
+    assert "letter right, %" in shown and "text right, %" in shown and "a whole line, %" in shown
     status, out, err = benchmark(f"--out={tmp_path}", "--preset=noiseless", "--iterations=4")
     assert (status, out) == (2, "") and "another origin" in err and err.count("\n") == 1
 
@@ -98,6 +103,11 @@ def test_compare_and_collect(benchmark, capsys, tmp_path):
     assert "expected each kind once" in run(capsys, *collect, tmp_path / "a")[2]
 
 
+def test_all_tasks():
+    for name in (*AUTHORS, "openbookqa"):
+        assert name in ALL.split(",")
+
+
 def test_curve(capsys, adapter, source, tmp_path):
     out = tmp_path / "numbers" / "curve.json"
     own = ["benchmark", "curve", "--model=tiny", f"--adapter={adapter}", f"--source={source}"]
@@ -107,10 +117,12 @@ def test_curve(capsys, adapter, source, tmp_path):
         result = json.loads(shown)
         assert status == 0 and result == json.loads(out.read_text())
     points = {(p["preset"], p["iterations"]): p for p in result["points"]}
-    assert list(points) == [(p, i) for p in ("noiseless", "default", "guided") for i in (1, 3)]
+    assert list(points) == [(p, i) for p in ("noiseless", "guided", "default") for i in (1, 3)]
     assert all(p["forwards"]["value"] <= i for (_, i), p in points.items())
     assert result["n"] == 6 and result["command"].startswith("lad")
-    assert "noiseless" in run(capsys, *own)[1]
+    assert all(p[key]["n"] == 6 for p in points.values() for key in ("accuracy", "text", "line"))
+    shown = run(capsys, *own)[1]
+    assert all(x in shown for x in ("noiseless", "letter right", "text right", "a whole line"))
 
 
 @pytest.mark.parametrize(

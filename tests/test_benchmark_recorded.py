@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 
 from lad.evaluation.benchmark import BenchmarkConfig, digest, questions_of
-from lad.evaluation.tables import read_letters
+from lad.evaluation.tables import AUTHORS, PARTS, share_of
 from lad.evaluation.tasks import LETTERS, get_task, is_cached, load_items
 from lad.viz.gallery import read_numbers
 
@@ -29,6 +29,11 @@ RUNS = runs_of("benchmarks")
 ALL = {name: one for file in FILES for name, one in runs_of(file).items()}
 
 
+def read_letters(letters: str) -> list[tuple[int | None, bool]]:
+    """For each question the place chosen, or None, and whether it was right."""
+    return [(None if x == "-" else LETTERS.index(x.upper()), x.isupper()) for x in letters]
+
+
 def interval(hits: int, n: int) -> list[float]:
     """Wilson's at 95 %."""
     return [*proportion_confint(hits, n, method="wilson")]
@@ -36,7 +41,8 @@ def interval(hits: int, n: int) -> list[float]:
 
 def test_what_is_recorded_is_what_is_recorded():
     """Full sets, all three ways of asking."""
-    tasks = ["arc-challenge", "arc-easy", "hellaswag", "mmlu"]
+    tasks = sorted({asked.task for _, asked in RUNS.values()})
+    assert {*AUTHORS} <= {*tasks}
     ways = ("generation", "likelihood-line", "likelihood-text")
     expected = [f"{task}-{way}" for task in tasks for way in ways]
     for by in ("backbone", "denoiser"):
@@ -63,6 +69,13 @@ def test_accuracies_and_shares_are_those_of_the_letters(name):
         if not asked.rotate:  # else a question's rows are not independent
             assert one["n"] == len(letters)
             assert one[f"interval{way}"] == pytest.approx(interval(hits, len(letters)), abs=1e-9)
+    for key in ("text", "line") if asked.name.endswith("generation") else ():  # not rotated
+        share = share_of(one, key)
+        hits = share.value * len(letters) if share else 0
+        assert hits == pytest.approx(round(hits), abs=1e-6)
+    if "choices_text" in one:
+        hits = sum(right for _, right in read_letters(one["choices_text"]))
+        assert one["text"]["value"] == pytest.approx(hits / len(letters), abs=1e-12)
     letters = read_letters(one["choices"])
     chosen = Counter("none" if place is None else LETTERS[place] for place, _ in letters)
     for letter, share in one["letters"].items():
@@ -94,7 +107,7 @@ def test_comparisons_are_those_of_the_letters(recorded):
 
 
 @pytest.mark.skipif(not is_cached(), reason="the benchmarks are not on this disk: lad benchmark")
-@pytest.mark.parametrize("task", ["arc-easy", "arc-challenge", "hellaswag", "mmlu"])
+@pytest.mark.parametrize("task", sorted({asked.task for _, asked in RUNS.values()}))
 def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
     items = load_items(task, progress=False)
     for kind in ("line", "text"):
@@ -119,9 +132,10 @@ def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
 def test_the_curve_hangs_together():
     curve = read_numbers("benchmark_curve")
     for point in curve["points"]:
-        x = point["accuracy"]
-        assert x["n"] == curve["n"] == point["forwards"]["n"]
-        ends = interval(round(x["value"] * x["n"]), x["n"])
-        assert [x["low"], x["high"]] == pytest.approx(ends, abs=1e-9)
+        shares = {key: share_of(point, key) for key in PARTS}
+        for x in filter(None, shares.values()):
+            assert x.n == curve["n"] == point["forwards"]["n"]
+            ends = interval(round(x.value * x.n), x.n)
+            assert [x.low, x.high] == pytest.approx(ends, abs=1e-9)
         assert 1 <= point["forwards"]["low"] <= point["forwards"]["high"] <= point["iterations"]
-        assert 0 <= point["exact"] <= point["parsable"] <= 1
+        assert 0 <= shares["line"].value <= point["parsable"] <= 1

@@ -9,8 +9,15 @@ import torch
 from scripted import oracle, scripted, some_items
 
 from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.benchmark import ScoredModel, refine_traces
-from lad.evaluation.likelihood import EncodedQuestion, encode_questions, loglikelihood, sample_masks
+from lad.evaluation.likelihood import (
+    EncodedQuestion,
+    encode_questions,
+    float32_logits,
+    loglikelihood,
+    sample_masks,
+)
 from lad.evaluation.tasks import TARGETS, Item, format_question
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput, NumericalError
@@ -152,6 +159,31 @@ def test_what_cannot_be_scored(denoiser, monkeypatch):
     for model in (denoiser, denoiser.causal_lm):
         with pytest.raises(NumericalError, match="NaN or infinite"):
             list(loglikelihood(model, [EncodedQuestion("x", [5, 6], [[7, 8], [9]])]))
+
+
+def test_logits_that_choose_an_option_are_not_rounded():
+    model = load_backbone("tiny", "cpu", torch.bfloat16)
+    made, seen = Denoiser.create(model), []
+    head = model.model.lm_head
+    head.register_forward_hook(lambda _, states, logits: seen.append((states[0], logits.clone())))
+    weight = head.weight
+    list(loglikelihood(made, encode(made, ASKED), samples=2))
+    list(loglikelihood(model.model, encode(made, ASKED)))
+    for scored in (ScoredModel(made, QUIET), ScoredModel(model)):
+        list(scored.generate(ASKED))
+    assert len(seen) > 10 and {logits.dtype for _, logits in seen} == {torch.float32}
+    states, logits = seen[0]
+    assert torch.allclose(logits, states.float() @ weight.float().T, atol=1e-5)
+    assert not torch.equal(logits, logits.bfloat16().float())  # finer than bfloat16 can tell
+    # Afterwards the model is as it was, its head again tied to the embeddings.
+    assert head.weight is weight is model.model.get_input_embeddings().weight
+    assert made.logits(torch.tensor([[5]]), torch.tensor([[6]])).dtype == torch.bfloat16
+
+
+def test_a_float32_model_is_left_alone(denoiser):
+    head, weight = denoiser.causal_lm.lm_head, denoiser.causal_lm.lm_head.weight
+    with float32_logits(denoiser.causal_lm):
+        assert head.weight is weight and not head._forward_pre_hooks
 
 
 # -- a backbone's likelihood -----------------------------------------------------------------------

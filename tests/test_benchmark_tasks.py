@@ -227,6 +227,27 @@ def test_an_answer_without_one_of_three_letters(text):
     assert tasks.parse_letter(text, 3) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("B: Water", 1),
+        (" A: Water\n", 1),  # the letter is another's
+        ("Z: Sand", 0),
+        ("B: Same", 3),  # the right one of two that are equal
+        ("E:", 4),
+        ("B. Water", None),
+        ("B:Water", None),
+        ("Water", None),
+        ("B", None),
+        ("B: Water.", None),
+        ("", None),
+    ],
+)
+def test_the_text_behind_the_letter(text, place):
+    item = Item("arc-easy", "a", "Which?", ("Sand", "Water", "Same", "Same", ""), 3)
+    assert tasks.parse_text(text, format_question(item)) == place
+
+
 # -- the real benchmarks ---------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from lad.cli import common
 from lad.cli.common import Adapter, AsJson, Device, Model
 from lad.utils import InvalidInput, check_writable
 
-ALL = "arc-easy,arc-challenge,mmlu,hellaswag"
+ALL = "arc-easy,arc-challenge,openbookqa,hellaswag,mmlu"
 
 
 def option(help: str, *names: str, **extra):
@@ -71,7 +71,7 @@ def benchmark(
     runs = read_runs(task, n, split, scoring, **chosen)
     from lad.evaluation.benchmark import ScoredModel
     from lad.evaluation.statistics import Estimate
-    from lad.evaluation.tables import percent, table, with_interval
+    from lad.evaluation.tables import PARTS, percent, table, with_interval
 
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone)
     scored = replace(scored, config=config, samples=samples, seed=seed, batch_size=batch_size)
@@ -85,12 +85,15 @@ def benchmark(
     title = common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"})
     lines, notes = [], []
     for one in summaries:
-        target = f", {one['target']}" if one["scoring"] == "likelihood" else ""
-        line = {"task": one["task"], "scoring": one["scoring"] + target, "n": f"{one['n']:,}"}
-        line["accuracy, %"] = with_interval(one)
-        line["by characters, %"] = with_interval(one, "_normalised")
+        line = {"task": one["task"], "scoring": one["scoring"], "n": f"{one['n']:,}"}
+        if one["scoring"] == "likelihood":
+            line["scoring"] += f", {one['target']}"
+            line["accuracy, %"] = with_interval(one)
+            line["by characters, %"] = with_interval(one, "accuracy_normalised")
+        else:
+            line |= {f"{name}, %": with_interval(one, key) for key, name in PARTS.items()}
+            line["passes"] = Estimate.from_dict(one["forwards"]).text()
         line |= {f"{key}, %": percent(one[key]) for key in ("parsable", "chance", "majority")}
-        line["passes"] = Estimate.from_dict(one["forwards"]).text() if "forwards" in one else "–"
         lines.append(line | {"s": f"{one['seconds']:.0f}"})
         shares = {k: (percent(x["chosen"]), percent(x["right"])) for k, x in one["letters"].items()}
         letters = [f"{name} {chosen} (right {right})" for name, (chosen, right) in shares.items()]
@@ -118,6 +121,7 @@ def compare(a: Folder, b: Folder, as_json: AsJson = False) -> None:
         for key in ("a", "b"):
             line[f"{key.upper()}, %"] = Estimate.from_dict(one[key]["accuracy"]).text(100)
         line |= {"B - A, points": points(one["difference"])}
+        line |= {"text, B - A": points(one.get("difference_text"))}
         line |= {"only A": one["only_a"], "only B": one["only_b"], "p": f"{one['p']:.2g}"}
         lines.append(line | {"same choice, %": percent(one["same"])})
     models = {k: ", ".join(dict.fromkeys(one[k]["who"] for one in comparisons)) for k in "ab"}
@@ -133,10 +137,10 @@ def curve(
     task: Tasks = "arc-easy",
     n: Number = "200",
     seed: Seed = 0,
-    iterations: Annotated[str, option("Numbers, separated by commas.")] = "1,2,4,8,16,32,64,128",
+    iterations: Annotated[str, option("Numbers, separated by commas.")] = "1,2,4,8,16,32",
     presets: Annotated[
         str, option("Presets or JSON files, with commas.")
-    ] = "noiseless,default,guided",
+    ] = "noiseless,guided,default",
     source: Source = "wheel",
     batch_size: Batch = None,
     model: Model = "smollm2-135m",
@@ -145,14 +149,13 @@ def curve(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Accuracy by generation against iterations; the rows stay in a folder beside the file."""
+    """Right letters, right texts and whole lines against iterations; rows stay in a folder."""
     steps = sorted(set(common.parse_numbers("iterations", iterations)))
     configs = common.read_settings(presets)
     check_writable(out)
     runs = read_runs(task, n, None, "generation", seed=seed, source=source)
     from lad.evaluation.benchmark import ScoredModel, join_curve
-    from lad.evaluation.statistics import Estimate
-    from lad.evaluation.tables import percent, table
+    from lad.evaluation.tables import curve_table
 
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone=False)
     scored = replace(scored, seed=seed, batch_size=batch_size)
@@ -166,13 +169,7 @@ def curve(
             found[name, step] = score(part, runs, settings, folder, show_progress)
     result = join_curve(found, common.command_line())
     common.save_json(out, result)
-    lines = []
-    for point in result["points"]:
-        line = {key: point[key] for key in ("task", "preset", "iterations")}
-        line["accuracy, %"] = Estimate.from_dict(point["accuracy"]).text(100)
-        line["parsable, %"] = percent(point["parsable"])
-        lines.append(line | {"passes": Estimate.from_dict(point["forwards"]).text()})
-    common.print_result(result, as_json, table(lines, ["task", "preset", "iterations"]))
+    common.print_result(result, as_json, curve_table(result).to_string())
 
 
 @app.command()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 import numpy as np
 import pandas as pd
@@ -35,9 +35,9 @@ from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import tasks
 from lad.evaluation.generation import Progress, greedy_answers, provenance, silent
-from lad.evaluation.likelihood import Score, encode_questions, loglikelihood
-from lad.evaluation.statistics import Estimate, mean, pooled_share, wilson
-from lad.evaluation.tables import model_label, scoring_label, write_letters
+from lad.evaluation.likelihood import Score, encode_questions, float32_logits, loglikelihood
+from lad.evaluation.statistics import mean, pooled_share, wilson
+from lad.evaluation.tables import model_label, scoring_label, share_of, write_letters
 from lad.evaluation.tasks import LETTERS, Item, Question
 from lad.models.chat import encode_prompts, encode_text
 from lad.models.registry import LoadedBackbone, load_backbone
@@ -77,12 +77,13 @@ class BenchmarkConfig:
         return "-".join([self.task, self.scoring, *target, *["rotated"] * self.rotate])
 
 
-# A question as it was answered, by scoring; and a run in numbers.
+# A question as it was answered, by scoring; and a run in numbers. By generation `correct` is of the
+# leading letter, `correct_text` of the text behind it, and `exact` tells that the answer is a line.
 ROW = {"key": str, "id": str, "rotation": Count, "options": Annotated[Place, Field(ge=1)]}
 ROW |= {"gold": Place, "choice": Place | None, "correct": bool, "parsable": bool, "seconds": float}
 BY_LETTER = {"exact": bool, "forwards": Count}
+BY_LETTER |= {"choice_text": NotRequired[Place | None], "correct_text": NotRequired[bool]}
 BY_SUM = {"choice_normalised": Place, "correct_normalised": bool}
-BY_SUM |= {"margin": float, "margin_error": float}
 ROWS = {
     "generation": record(TypedDict("GenerationRow", ROW | BY_LETTER)),
     "likelihood": record(TypedDict("LikelihoodRow", ROW | BY_SUM)),
@@ -163,7 +164,10 @@ class ScoredModel:
         limit = base.model.config.max_position_embeddings
         batches = _batches(base.tokenizer, questions, self.config.answer_length, limit, size)
         for indices, prompts, length in batches:
-            answers = greedy_answers(base.model, prompts, length, base.eos_token_id, len(prompts))
+            with float32_logits(base.model):
+                answers = greedy_answers(
+                    base.model, prompts, length, base.eos_token_id, len(prompts)
+                )
             texts = base.tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
             yield from zip(indices, texts, answers.forwards, strict=True)
 
@@ -186,7 +190,8 @@ def refine_traces(
     for indices, prompts, length in batches:
         fitted = replace(config, answer_length=length, context=context)
         tensors = [torch.tensor(prompt, device=denoiser.device) for prompt in prompts]
-        traces = refine_batch(denoiser, tensors, fitted, batch_size=batch_size)
+        with float32_logits(denoiser.causal_lm):
+            traces = refine_batch(denoiser, tensors, fitted, batch_size=batch_size)
         for index, trace in zip(indices, traces, strict=True):
             steps = [replace(step, seconds=0.0) for step in trace.steps]
             yield index, replace(trace, steps=steps, prompt=questions[index].prompt)
@@ -328,11 +333,14 @@ def _score(
         if likelihood:
             row |= _row_of_scores(question, *result, config.seed)
         else:
-            text, forwards = result
-            choice = tasks.parse_letter(text, len(question.lines))
-            row |= {"choice": choice, "correct": choice == question.gold}
-            row |= {"parsable": choice is not None, "exact": text.strip() in question.lines}
-            row |= {"answer": text, "forwards": forwards}
+            answer, forwards = result
+            letter = tasks.parse_letter(answer, len(question.lines))
+            text = tasks.parse_text(answer, question)
+            row |= {"choice": letter, "correct": letter == question.gold}
+            row |= {"choice_text": text, "correct_text": text == question.gold}
+            row |= {"parsable": letter is not None}
+            row |= {"exact": answer.strip() in map(str.strip, question.lines)}
+            row |= {"answer": answer, "forwards": forwards}
         now = time.perf_counter()
         yield row | {"seconds": round(now - before, 4)}
         before = now
@@ -344,9 +352,6 @@ def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> di
     sums = [score.log_likelihood for score in scores]
     by_length = [x / max(len(answer), 1) for x, answer in zip(sums, answers, strict=True)]
     choice, normalised = (_largest(x, f"{seed}/{question.key}") for x in (sums, by_length))
-    # How clearly the best is better than the second, from samples that are paired.
-    second = max((n for n in range(len(sums)) if n != choice), key=sums.__getitem__)
-    margin = Score(scores[choice].samples - scores[second].samples)
     return {
         "choice": choice,
         "correct": answers[choice] == answers[question.gold],
@@ -355,8 +360,6 @@ def _row_of_scores(question: Question, scores: Sequence[Score], seed: int) -> di
         "correct_normalised": answers[normalised] == answers[question.gold],
         "log_likelihoods": [round(x, 4) for x in sums],
         "standard_errors": [round(score.standard_error, 4) for score in scores],
-        "margin": round(margin.log_likelihood, 4),
-        "margin_error": round(margin.standard_error, 4),
     }
 
 
@@ -374,9 +377,8 @@ def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
 
     Returns:
         majority is the share of the commonest right letter; letters the share of each that was
-        chosen, and that is right; close the share of questions whose two best options are within
-        two standard errors; exact the share of answers that are one of the lines; steady the share
-        of questions with the same option chosen wherever it stood.
+        chosen, and that is right; text the share of answers whose text is right, and line of those
+        that are a line; steady the share of questions with one option chosen wherever it stood.
     """
     config, origin = header["asked"], header["origin"]
     frame = _frame(rows)
@@ -403,10 +405,11 @@ def summarise(rows: Sequence[Mapping], header: Mapping) -> dict:
         normalised = _share(frame["correct_normalised"], ids)
         summary["accuracy_normalised"] = normalised["value"]
         summary["interval_normalised"] = [normalised["low"], normalised["high"]]
-        summary["close"] = float(_is_close(frame).mean())
     else:
         summary["forwards"] = mean(frame["forwards"]).to_dict()
-        summary["exact"] = _share(frame["exact"], ids)["value"]
+        summary["line"] = _share(frame["exact"], ids)
+        if all("correct_text" in row for row in rows):
+            summary["text"] = _share(frame["correct_text"], ids)
     if config["rotate"]:
         option = (frame["choice"] + frame["rotation"]) % frame["options"]
         by_question = option.where(frame["choice"] >= 0).groupby(ids)
@@ -425,11 +428,6 @@ def _frame(rows: Sequence[Mapping]) -> pd.DataFrame:
     return frame
 
 
-def _is_close(frame: pd.DataFrame, suffix: str = "") -> pd.Series:
-    """True where more samples could change the choice by likelihood."""
-    return frame[f"margin{suffix}"] <= 2 * frame[f"margin_error{suffix}"]
-
-
 def _share(hits: pd.Series, ids: pd.Series) -> dict:
     """Share of hits as `Estimate.to_dict`; the unit is a question, not one of its rotations."""
     counts = hits.groupby(ids, sort=False).agg(["sum", "count"])
@@ -442,9 +440,9 @@ def compare(a: Run, b: Run) -> dict:
     """Two runs over the same questions, question by question.
 
     Returns:
-        difference is b - a, with its 95 % interval over questions; only_a and only_b count what is
-        right in one alone; p is McNemar's, exact and two-sided; same is the share of questions with
-        the same choice; difference_clear is over the questions where neither run is `close`.
+        difference is b - a, with its 95 % interval over questions (of the letters by generation;
+        difference_text of the texts); only_a and only_b count what is right in one alone; p is
+        McNemar's, exact and two-sided; same is the share of questions with the same choice.
     """
     # In one order, whatever that of the rows: an interval is drawn by a seed.
     pair = _frame(a.rows).merge(_frame(b.rows), on="key", suffixes=("_a", "_b")).sort_values("key")
@@ -467,11 +465,9 @@ def compare(a: Run, b: Run) -> dict:
     both, only_a = int((x & y).sum()), int((x & ~y).sum())
     only_b, neither = int((~x & y).sum()), int((~x & ~y).sum())
     differences = {"difference": _difference(pair, "correct")}
-    if "correct_normalised_a" in pair:
-        differences["difference_normalised"] = _difference(pair, "correct_normalised")
-    if "margin_a" in pair:
-        clear = pair[~(_is_close(pair, "_a") | _is_close(pair, "_b"))]
-        differences["difference_clear"] = _difference(clear, "correct")
+    for name in ("normalised", "text"):
+        if {f"correct_{name}_a", f"correct_{name}_b"} <= {*pair}:
+            differences[f"difference_{name}"] = _difference(pair, f"correct_{name}")
     sides = {
         name: {"who": model_label(run.summary), "how": scoring_label(run.summary)}
         | {"accuracy": _share(pair[f"correct_{name}"], pair["id_a"])}
@@ -548,10 +544,10 @@ def join_curve(found: Mapping[tuple[str, int], Sequence[Mapping]], command: str)
     points = []
     for (preset, iterations), summaries in found.items():
         for one in summaries:
-            low, high = one["interval"]
             point = {"task": one["task"], "preset": preset, "iterations": iterations}
-            point["accuracy"] = Estimate(one["accuracy"], low, high, one["n"]).to_dict()
-            points.append(point | {k: one[k] for k in ("forwards", "parsable", "exact", "chance")})
+            point["accuracy"] = share_of(one, "accuracy").to_dict()
+            kept = {"text", "line", "forwards", "parsable", "chance"} & one.keys()
+            points.append(point | {key: one[key] for key in sorted(kept)})
     first = next(iter(found.values()))[0]
     varying = ("preset", "config", "samples")
     origin = {key: value for key, value in first["origin"].items() if key not in varying}
@@ -579,8 +575,9 @@ def join_runs(folders: Sequence[Path], commands: Sequence[str] = ()) -> dict:
     runs, comparisons = [], []
     for (*kind, by), run in found.items():
         runs.append(run.summary | {"by": by, "choices": write_letters(run.rows)})
-        if run.summary["scoring"] == "likelihood":
-            runs[-1]["choices_normalised"] = write_letters(run.rows, "_normalised")
+        for suffix in ("_normalised", "_text"):
+            if all(f"choice{suffix}" in row for row in run.rows):
+                runs[-1][f"choices{suffix}"] = write_letters(run.rows, suffix)
         baseline = found.get((*kind, "backbone"))
         if by == "denoiser" and baseline is not None:
             labels = dict(zip(("scoring", "target", "rotated"), kind[1:], strict=True))

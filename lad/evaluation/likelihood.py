@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +34,7 @@ from lad.utils import InvalidInput, NumericalError
 # Positions of inputs that run together: 8 GB of keys and values at 8 B, less at fewer parameters.
 POSITIONS_AT_ONCE = {"cpu": 2**13, "cuda": 2**16}
 OPTIONS_AT_ONCE = {"cpu": 16, "cuda": 128}  # sequences that a backbone reads together
-FLOATS_AT_ONCE = 2**26  # logits that are float32 at a time
+FLOATS_AT_ONCE = 2**26  # logits whose sum is taken at a time
 # Batches differ in shape: cuDNN would plan attention for each, and has failed in long runs.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -127,6 +128,25 @@ def _masks(question: EncodedQuestion, samples: int, seed: int) -> list[list[tupl
 # -- scoring ---------------------------------------------------------------------------------------
 
 
+@contextmanager
+def float32_logits(causal_lm: LlamaForCausalLM) -> Iterator[None]:
+    """In this context the head multiplies in float32, whatever the dtype of the model.
+
+    The logits of letters lie close together and far from zero: rounded to bfloat16 they tie.
+    """
+    head, weight = causal_lm.lm_head, causal_lm.lm_head.weight
+    if weight.dtype == torch.float32:
+        yield
+        return
+    widen = head.register_forward_pre_hook(lambda _, states: states[0].float())
+    head.weight = torch.nn.Parameter(weight.detach().float(), requires_grad=False)
+    try:
+        yield
+    finally:
+        head.weight = weight  # again the embeddings', where they are shared
+        widen.remove()
+
+
 @torch.inference_mode()
 def loglikelihood(
     model: Denoiser | LlamaForCausalLM,
@@ -150,13 +170,14 @@ def loglikelihood(
                 f"{question.key} has {longest} tokens with its longest option: expected at most "
                 f"{limit}; use a smaller --n, another --seed or task"
             )
-    if not isinstance(model, Denoiser):
-        yield from _causal_scores(model, questions)
-        return
-    most = POSITIONS_AT_ONCE.get(model.device.type, 2**13)
-    for indices in _batches(questions, most):
-        part = [questions[index] for index in indices]
-        yield from zip(indices, _score_batch(model, part, samples, seed, most), strict=True)
+    with float32_logits(causal_lm):
+        if causal_lm is model:
+            yield from _causal_scores(model, questions)
+            return
+        most = POSITIONS_AT_ONCE.get(model.device.type, 2**13)
+        for indices in _batches(questions, most):
+            part = [questions[index] for index in indices]
+            yield from zip(indices, _score_batch(model, part, samples, seed, most), strict=True)
 
 
 def _causal_scores(
@@ -227,7 +248,7 @@ def _log_probabilities(
     for first in range(0, len(tokens), at_once):
         chunk = slice(first, first + at_once)
         n, i, ids = (torch.from_numpy(x[chunk]).to(logits.device) for x in (batch, places, tokens))
-        chosen = logits[n, i].float()  # (·, v)
+        chosen = logits[n, i]  # (·, v)
         log_p.append((chosen.gather(-1, ids[:, None])[:, 0] - chosen.logsumexp(-1)).double().cpu())
         best.append((chosen.argmax(dim=-1) == ids).cpu())
     values = torch.cat(log_p).numpy()

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lad.evaluation.statistics import Estimate, wilson
-from lad.evaluation.tasks import LETTERS, title_of
+from lad.evaluation.tasks import LETTERS, TASKS, title_of
 
 # What the authors of LAD report of LLaMA 3.1 8B Instruct: percent right of 200 questions each. They
 # trained on the train splits of ARC-Easy and HellaSwag, and on MMLU's auxiliary set, too.
 AUTHORS = {"arc-easy": 88.5, "arc-challenge": 81.0, "mmlu": 60.5, "hellaswag": 70.0}
 AUTHORS_N = 200
+# What is right of an answer by generation: `share_of` finds it by the key.
+PARTS = {"accuracy": "letter right", "text": "text right", "line": "a whole line"}
 
 
 def model_label(summary: Mapping) -> str:
@@ -41,61 +43,81 @@ def write_letters(rows: Sequence[Mapping], suffix: str = "") -> str:
     return "".join(letters)
 
 
-def read_letters(letters: str) -> list[tuple[int | None, bool]]:
-    """For each question the place chosen, or None, and whether it was right."""
-    return [
-        (None if letter == "-" else LETTERS.index(letter.upper()), letter.isupper())
-        for letter in letters
-    ]
+def share_of(run: Mapping, name: str) -> Estimate | None:
+    """A share of a run's summary, or of a point of a curve; None where it was not recorded.
+
+    `name` is "accuracy", which by generation is of the letters, "accuracy_normalised", "text" or
+    "line".
+    """
+    if name == "line" and "exact" in run:  # recorded without its interval
+        n = run.get("n") or run["accuracy"]["n"]
+        return wilson(round(run["exact"] * n), n)
+    found = run.get(name)
+    if isinstance(found, float):
+        return Estimate(found, *run["interval" + name.removeprefix("accuracy")], run["n"])
+    return None if found is None else Estimate.from_dict(found)
+
+
+def select(data: Mapping, part: str = "runs", **wanted) -> dict[str, Mapping]:
+    """Recorded runs or comparisons with these values, by task; what was asked rotated is not one.
+
+    By generation of the denoiser: `select(data, by="denoiser", scoring="generation")`.
+    """
+    return {
+        one["task"]: one
+        for one in sorted(data[part], key=lambda one: [*TASKS].index(one["task"]))
+        if not one.get("rotated", one.get("asked", {}).get("rotate"))
+        and all(one[key] == value for key, value in wanted.items())
+    }
 
 
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def authors_table() -> pd.DataFrame:
-    """The authors' table, with the intervals that 200 questions give."""
-    shares = [wilson(round(x / 100 * AUTHORS_N), AUTHORS_N) for x in AUTHORS.values()]
-    columns = {"task": map(title_of, AUTHORS), "accuracy, %": [x.text(100) for x in shares]}
-    return pd.DataFrame(columns).set_index("task")
+def authors_share(task: str) -> Estimate | None:
+    """The authors' accuracy, with the interval of 200 questions; None where they have none."""
+    hits = round(AUTHORS.get(task, 0) / 100 * AUTHORS_N)
+    return wilson(hits, AUTHORS_N) if hits else None
 
 
-def results_tables(data: Mapping) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Recorded runs by task and scoring (backbone, denoiser, and their difference); the tasks."""
-    kind = ["task", "scoring", "target"]
-    differences = {(*(x[key] for key in kind), x["rotated"]): x for x in data["comparisons"]}
-    found: dict[tuple, dict[str, Mapping]] = {}
-    for run in data["runs"]:
-        key = (*(run[key] for key in kind), run["asked"]["rotate"])
-        found.setdefault(key, {})[run["by"]] = run
-    tasks, lines = {}, []
-    for key, runs in found.items():
-        run = next(iter(runs.values()))
-        task = title_of(run["task"]) + ", every order" * run["asked"]["rotate"]
-        shares = {name: percent(run[name]) for name in ("chance", "majority")}
-        tasks[task] = {"task": task, "questions": f"{run['n']:,}"} | shares
-        likelihood = run["scoring"] == "likelihood"
-        for suffix in ["", "_normalised"][: 1 + likelihood]:
-            line = {"percent right": task, "scoring": run["target" if likelihood else "scoring"]}
-            line["scoring"] += ", by characters" * bool(suffix)
-            line |= {by: with_interval(runs.get(by), suffix) for by in ("backbone", "denoiser")}
-            difference = differences.get(key, {}).get(f"difference{suffix}")
-            lines.append(line | {"difference, points": points(difference)})
-    order = list(tasks)
-    lines.sort(key=lambda x: (order.index(x["percent right"]), x["scoring"] == "generation"))
-    return frame(lines, ["percent right", "scoring"]), frame([*tasks.values()], ["task"])
-
-
-def bias_table(data: Mapping) -> pd.DataFrame:
-    """How often each letter was chosen, and how often it was right, in runs over four options."""
+def authors_table(data: Mapping) -> pd.DataFrame:
+    """By generation, in percent: the authors' accuracies beside recorded ones."""
+    ours, backbone = (select(data, by=by, scoring="generation") for by in ("denoiser", "backbone"))
     lines = []
-    for run in data["runs"]:
-        line = {"percent chosen/right": title_of(run["task"]), "by": run["by"]}
-        line["scoring"] = scoring_label(run)
-        for name in (*"ABCD", "none"):
-            share = run["letters"].get(name, {"chosen": 0, "right": 0})
-            line[name] = f"{100 * share['chosen']:.0f}/{100 * share['right']:.0f}"
-        lines.append(line)
-    return frame(lines, ["percent chosen/right", "by", "scoring"])
+    for task, run in ours.items():
+        authors = authors_share(task)
+        line = {"task": title_of(task), "authors, 8B": authors.text(100) if authors else "–"}
+        line |= {f"ours: {name}": with_interval(run, key) for key, name in PARTS.items()}
+        line |= {"n": f"{run['n']:,}", "backbone: letter right": "–"}
+        if task in backbone:
+            line["backbone: letter right"] = with_interval(backbone[task])
+        lines.append(line | {name: percent(run[name]) for name in ("chance", "majority")})
+    return frame(lines, ["task"])
+
+
+def likelihood_table(data: Mapping, target: str = "text") -> pd.DataFrame:
+    """Recorded accuracy by the likelihood of a target: backbone, denoiser, difference."""
+    wanted = {"scoring": "likelihood", "target": target}
+    differences = select(data, "comparisons", **wanted)
+    runs = {by: select(data, by=by, **wanted) for by in ("backbone", "denoiser")}
+    lines = []
+    for task, one in differences.items():
+        for suffix, name in (("", "by the sum"), ("_normalised", "by characters")):
+            line = {"percent right": title_of(task), "scoring": name}
+            line |= {by: with_interval(runs[by][task], f"accuracy{suffix}") for by in runs}
+            lines.append(line | {"difference, points": points(one.get(f"difference{suffix}"))})
+    return frame(lines, ["percent right", "scoring"])
+
+
+def curve_table(data: Mapping) -> pd.DataFrame:
+    """The points of a curve: shares in percent, and the forward passes of an answer."""
+    lines = []
+    for point in data["points"]:
+        line = {"task": title_of(point["task"]), "preset": point["preset"]}
+        line |= {"iterations": point["iterations"]}
+        line |= {name: with_interval(point, key) for key, name in PARTS.items()}
+        lines.append(line | {"passes": Estimate.from_dict(point["forwards"]).text()})
+    return frame(lines, ["task", "preset", "iterations"])
 
 
 def percent(share: float) -> str:
@@ -103,11 +125,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def with_interval(run: Mapping | None, suffix: str = "") -> str:
-    """A run's accuracy with its interval, or a dash; `suffix` is "_normalised" by characters."""
-    if run is None or f"accuracy{suffix}" not in run:
-        return "–"
-    return Estimate(run[f"accuracy{suffix}"], *run[f"interval{suffix}"], run["n"]).text(100)
+def with_interval(run: Mapping, name: str = "accuracy") -> str:
+    """What `share_of` finds, in percent with its interval."""
+    found = share_of(run, name)
+    return "not recorded" if found is None else found.text(100)
 
 
 def points(difference: Mapping | None) -> str:
@@ -125,5 +146,5 @@ def frame(lines: Sequence[Mapping], index: list[str]) -> pd.DataFrame:
 
 
 def table(lines: Sequence[Mapping], index: list[str]) -> str:
-    """The same as text."""
-    return frame(lines, index).to_string()
+    """The same as text, with a dash where a line has no such column."""
+    return frame(lines, index).fillna("–").to_string()

@@ -342,4 +342,14 @@ def parse_letter(text: str, options: int) -> int | None:
     return place if place < options else None
 
 
+def parse_text(text: str, question: Question) -> int | None:
+    """Which place's text follows the letter of an answer `X: text`; the letter may be another's.
+
+    None if it is no option's. Of places with equal texts it is the right one.
+    """
+    text = text.strip()
+    places = [question.gold, *range(len(question.lines))] if re.match("[A-Z]:( |$)", text) else []
+    return next((place for place in places if text[3:] == question.lines[place][3:]), None)
+
+
 TASKS, EXAMPLES = _read_tasks()  # at the end: they need the functions above

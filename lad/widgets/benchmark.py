@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ipywidgets as widgets
 
 from lad.diffusion.trace import Trace
-from lad.evaluation.tasks import LETTERS, Question, parse_letter
+from lad.evaluation.tasks import LETTERS, Question, parse_letter, parse_text
 from lad.utils import InvalidInput
 from lad.viz.html import escape
 from lad.viz.tokens import count
@@ -54,6 +54,9 @@ def answered_html(one: Answered) -> str:
         "wrong": f"The leading letter is wrong: {LETTERS[question.gold]} is right.",
         "unparsable": "No option's letter leads the answer: it counts as wrong.",
     }[one.outcome]
+    text = parse_text(one.trace.answer, question)
+    whose = "right" if text == question.gold else "no option's" if text is None else "another's"
+    verdict += f" The text behind the letter is {whose}."
     return (
         f"<div dir='auto'><p>{escape(question.item.question)}</p>"
         f"<ul style='list-style:none;padding-left:1em'>{''.join(lines)}</ul>"
