@@ -14,7 +14,7 @@ from traces import make_trace, words
 from lad.report import page as make_page
 from lad.viz.html import costs_html, page_html, replays_html
 from lad.viz.noise import Corrupted
-from lad.widgets.noise import damage_html
+from lad.widgets import noise
 
 HOSTILE = (
     '<img src=x onerror="window.hacked=1"> <s>no</s> </script><script>window.hacked=2</script>'
@@ -103,7 +103,10 @@ def test_a_corrupted_sentence_reads_in_the_direction_of_its_text(chromium, tmp_p
         shares={},
     )
     file = tmp_path / "damage.html"
-    file.write_text("<!doctype html><meta charset=utf-8>" + damage_html(damaged), encoding="utf-8")
+    file.write_text(
+        "<!doctype html><meta charset=utf-8>" + str(noise._VIEWS.corruption(damaged)),
+        encoding="utf-8",
+    )
     page = chromium.open(file.as_uri())
     page.wait("document.querySelectorAll('.lad-tokens').length === 2")
     tokens = "[...document.querySelectorAll('.lad-tokens')].map((row) => [...row.children]"

@@ -91,7 +91,7 @@ def test_what_a_killed_process_left_is_swept_unless_another_is_writing(tmp_path)
     other = tmp_path / ".a[b].json-mine"
     other.touch()
     with open(tmp_path / ".a[b].json-x.partial", "w") as busy:
-        utils._lock(busy)
+        utils.lock(busy)
         utils.write_whole(target, b"1")
     assert leftovers(tmp_path) == [".a[b].json-mine", ".a[b].json-x.partial", "a[b].json"]
 
