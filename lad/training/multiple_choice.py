@@ -1,8 +1,8 @@
-"""Multiple-choice questions as training pairs: LAD's adapters are trained on the benchmarks' own.
+"""Multiple-choice questions as training pairs, as LAD's authors train on benchmarks' own splits.
 
-Only what results are not reported on is used: the train splits, and the dev and validation splits
-of MMLU, which has no other. Questions that overlap with any test split of any benchmark are left
-out: some recur word for word in a train split of another.
+Only splits that no result is reported on are used: train, and dev and validation of MMLU, which has
+no other. Questions that overlap with any test split of any benchmark are left out: some recur word
+for word in a train split of another.
 
 Evaluation imports training, so `tasks` is an argument: the module `lad.evaluation.tasks`.
 """
