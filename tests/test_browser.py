@@ -159,6 +159,7 @@ def test_outputs_wrap_between_words_or_scroll_and_are_whole_on_paper(chromium, t
     file.write_text(make_page(notebook, "outputs", tmp_path))
     page = chromium.open(file.as_uri(), width=width)
     page.wait("document.readyState === 'complete'")
+    page.evaluate("document.querySelector('details').open = true")
     prose, columns, code = ".jp-RenderedText pre", ".lad-columns pre", ".jp-InputArea-editor"
 
     def too_wide(selector):
