@@ -46,7 +46,6 @@ ALERT = 'role="alert"'  # how lad.widgets marks an error
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 IMAGES = (".png", ".svg", ".jpg")
-OPENING = "filmstrip_renoised"  # the figure whose run plays on the index
 PACKAGES = ("lad", "torch", "transformers", "peft", "numpy", "matplotlib", "ipywidgets")
 
 
@@ -139,9 +138,6 @@ class _Markdown(IPythonRenderer):
     def latex_environment(self, name: str, body: str) -> str:
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
-    def link(self, text: str, url: str, title: str | None = None) -> str:
-        return super().link(text, re.sub(r"\.ipynb(?=#|$)", ".html", url), title)
-
 
 def _asset(name: str) -> str:
     return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
@@ -149,7 +145,8 @@ def _asset(name: str) -> str:
 
 def _markdown(source: str, folder: Path) -> str:
     options = {"escape": False, "embed_images": True}
-    return MarkdownWithMath(renderer=_Markdown(path=str(folder), **options)).render(source)
+    made = MarkdownWithMath(renderer=_Markdown(path=str(folder), **options)).render(source)
+    return re.sub(r'(<a href="[^":]*)\.ipynb', r"\1.html", made)  # another chapter
 
 
 def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
@@ -273,19 +270,18 @@ def _write_pages(entries: Sequence[dict], notebooks: Path, folder: Path, seconds
         links.insert(bool(previous), ("index.html", "Index"))
         text = page(entry["notebook"], entry["title"], notebooks, links)
         (folder / entry["address"]).write_text(text, encoding="utf-8")
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    machine = f"{platform.system()} {platform.machine()} with {os.cpu_count()} cores"
-    made = (
-        f"Profile {profile()}, {seconds:.0f} s on {machine}, {time.strftime('%Y-%m-%d %H:%M')}; "
-        f"Python {platform.python_version()}, {versions}."
-    )
-    figures = _figures(entries, folder)
-    opening = next((f for f in figures if f["name"] == OPENING and f["data"]), None)
-    if opening:
-        opening["replay"] = page_html(replay_html(Trace.load(folder / opening["data"])))
     index = Environment(autoescape=True).from_string(_asset("report_index.html.j2"))
-    values = {"generator": GENERATOR, "style": _asset("report.css"), "made": made}
-    text = index.render(pages=entries, figures=figures, opening=opening, **values)
+    text = index.render(
+        generator=GENERATOR,
+        style=_asset("report.css"),
+        pages=entries,
+        figures=_figures(entries, folder),
+        replay=lambda trace: page_html(replay_html(Trace.load(folder / trace))),
+        made=f"Profile {profile()}, {seconds:.0f} s, {time.strftime('%Y-%m-%d %H:%M')}",
+        machine=f"{platform.system()} {platform.machine()} with {os.cpu_count()} cores",
+        versions=[f"{package} {version(package)}" for package in PACKAGES],
+        python=platform.python_version(),
+    )
     (folder / "index.html").write_text(text, encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from browser import SCROLLED, Server, contrast, end
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
-from lad.report import OPENING, _write_pages
+from lad.report import _write_pages
 from lad.report import page as make_page
 from lad.viz.html import costs_html, page_html, replays_html
 from lad.viz.noise import Corrupted
@@ -149,7 +149,7 @@ def test_text_can_be_read_on_a_light_page_and_on_a_dark_one(chromium, tmp_path, 
 
 def test_the_index_plays_one_run_once_and_shows_a_still_on_paper(chromium, tmp_path):
     (tmp_path / "figures").mkdir()
-    (tmp_path / f"figures/{OPENING}.png").write_bytes(to_png(new_figure()[0]))
+    (tmp_path / "figures/filmstrip_renoised.png").write_bytes(to_png(new_figure()[0]))
     _write_pages([], tmp_path, tmp_path, 1.0)
     page = chromium.open((tmp_path / "index.html").as_uri())
     button = "document.querySelector('[data-part=play]').textContent"
