@@ -1,9 +1,10 @@
 """The report: every notebook executed in order, as pages that can be read without a network.
 
 The report is built beside its place and swapped in when it is whole: a failing cell, or an error
-inside a widget, leaves the previous report as it was. Images and styles are inside the pages,
-formulas are MathML. In the full profile the notebooks' figures are copied to
-`lad.utils.figures_folder()`. Needs the `notebooks` extra.
+inside a widget, leaves the previous report as it was. In a chapter images and styles are inside
+the page, formulas are MathML, code is folded, and cells that serve only a running notebook are left
+out. The index has the figures in the chapters' order and copies of their data. In the full profile
+the notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebooks` extra.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput, LADError, figures_folder, lock, profile, replace_folder
+from lad.viz.gallery import CHECKOUT, COMMAND, DRAWN
+from lad.viz.html import page_html, replay_html
 
 GENERATOR = '<meta name="generator" content="lad.report">'  # tells a report from other folders
 ALERT = 'role="alert"'  # how lad.widgets marks an error
@@ -140,8 +144,9 @@ def _asset(name: str) -> str:
 
 
 def _markdown(source: str, folder: Path) -> str:
-    options = {"escape": False, "embed_images": True, "exclude_anchor_links": True}
-    return MarkdownWithMath(renderer=_Markdown(path=str(folder), **options)).render(source)
+    options = {"escape": False, "embed_images": True}
+    made = MarkdownWithMath(renderer=_Markdown(path=str(folder), **options)).render(source)
+    return re.sub(r'(<a href="[^":]*)\.ipynb', r"\1.html", made)  # another chapter
 
 
 def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
@@ -185,6 +190,16 @@ def _without_widgets(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def _is_bookkeeping(cell: NotebookNode) -> bool:
+    """Whether a cell serves a running notebook only: how to run it, or imports and checks."""
+    if cell.cell_type == "markdown":
+        return cell.source.startswith("*In JupyterLab")
+    if not re.match(r"\s*(import|from|assert)\b", cell.source):
+        return False
+    shown = [output["data"] for output in cell.outputs if "data" in output]
+    return all(data.get("text/html", "").startswith("<script") for data in shown)
+
+
 def has_columns(text: str) -> bool:
     """Whether most lines of a text have parts that are set apart by two or more spaces."""
     lines = [line for line in text.splitlines() if line.strip()]
@@ -196,13 +211,19 @@ def page(
 ) -> str:
     """An executed notebook as one self-contained HTML page; images in its prose are of `folder`.
 
-    `links` has address and label of other pages; an empty address is shown without a link.
+    `links` has address and label of other pages. Code is folded; cells of bookkeeping are left out.
     """
+    notebook = _without_widgets(notebook)
+    notebook.cells = [cell for cell in notebook.cells if not _is_bookkeeping(cell)]
+    prose = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    contents = re.findall(r'<h2 id="([^"]*)">(.*?)<a class="anchor', _markdown(prose, folder))
     exporter = HTMLExporter(raw_template=_asset("report_page.html.j2"))
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     exporter.register_filter("markdown2html", lambda source: _markdown(source, folder))
     exporter.register_filter("has_columns", has_columns)
-    resources = {"metadata": {"name": title}, "links": links, "style": _asset("report.css")}
-    return exporter.from_notebook_node(_without_widgets(notebook), resources)[0]
+    resources = {"metadata": {"name": title}, "links": links, "contents": contents}
+    resources["style"] = _asset("report.css")
+    return exporter.from_notebook_node(notebook, resources)[0]
 
 
 def _entry(path: Path, notebook: NotebookNode, seconds: float) -> dict:
@@ -220,25 +241,47 @@ def _entry(path: Path, notebook: NotebookNode, seconds: float) -> dict:
     }
 
 
-def _write_pages(entries: Sequence[dict], notebooks: Path, folder: Path, seconds: float) -> None:
-    def link(entry: dict | None, label: str) -> tuple[str, str]:
-        return (entry["address"], f"{label}: {entry['title']}") if entry else ("", label)
+def _figures(entries: Sequence[dict], folder: Path) -> list[dict]:
+    """The saved figures, first those that a cell shows, in its order; recorded data is copied."""
+    saved = {f.stem: f.relative_to(folder) for f in sorted(folder.rglob("*")) if f.suffix in IMAGES}
+    found: dict[str, dict] = {}
+    for entry, cell in ((e, c) for e in entries for c in e["notebook"].cells):
+        data = [output.get("data", {}) for output in cell.get("outputs", ())]
+        alt = next((d["text/plain"] for d in data if "image/png" in d), "")
+        shown = {"alt": alt, "title": alt.partition(". ")[0], "page": entry["address"]}
+        for name in re.findall(r'"(\w[\w.-]*)"', cell.source) if alt else ():
+            found.setdefault(name, shown | {"cell": cell.get("id")})
+    for name in (found := {n: found.get(n, {}) for n in [*found, *saved] if n in saved}):
+        file, _, command = DRAWN.get(name, (None, None, COMMAND))
+        data, source = (root / f"figures/data/{file}" for root in (folder, CHECKOUT))
+        if source.is_file() and not data.is_file():
+            data.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, data)
+        found[name] |= {"name": name, "image": saved[name].as_posix(), "command": command}
+        found[name]["data"] = data.relative_to(folder).as_posix() if data.is_file() else None
+    return list(found.values())
 
+
+def _write_pages(entries: Sequence[dict], notebooks: Path, folder: Path, seconds: float) -> None:
     around = zip([None, *entries], entries, [*entries[1:], None], strict=False)
     for previous, entry, following in around:
-        links = [link(previous, "previous"), ("index.html", "index"), link(following, "next")]
+        near = {"Previous": previous, "Next": following}
+        links = [(e["address"], f"{word}: {e['title']}") for word, e in near.items() if e]
+        links.insert(bool(previous), ("index.html", "Index"))
         text = page(entry["notebook"], entry["title"], notebooks, links)
         (folder / entry["address"]).write_text(text, encoding="utf-8")
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    machine = f"{platform.system()} {platform.machine()} with {os.cpu_count()} cores"
-    made = (
-        f"Profile {profile()}, {seconds:.0f} s on {machine}, {time.strftime('%Y-%m-%d %H:%M')}; "
-        f"Python {platform.python_version()}, {versions}."
-    )
-    figures = sorted(f.relative_to(folder) for f in folder.rglob("*") if f.suffix in IMAGES)
     index = Environment(autoescape=True).from_string(_asset("report_index.html.j2"))
-    values = {"generator": GENERATOR, "style": _asset("report.css"), "made": made}
-    text = index.render(pages=entries, figures=figures, **values)
+    text = index.render(
+        generator=GENERATOR,
+        style=_asset("report.css"),
+        pages=entries,
+        figures=_figures(entries, folder),
+        replay=lambda trace: page_html(replay_html(Trace.load(folder / trace))),
+        made=f"Profile {profile()}, {seconds:.0f} s, {time.strftime('%Y-%m-%d %H:%M')}",
+        machine=f"{platform.system()} {platform.machine()} with {os.cpu_count()} cores",
+        versions=[f"{package} {version(package)}" for package in PACKAGES],
+        python=platform.python_version(),
+    )
     (folder / "index.html").write_text(text, encoding="utf-8")
 
 

@@ -48,6 +48,8 @@ from lad.viz.gallery import read_numbers, show_recorded
 from lad.widgets import Answered, ItemBrowser
 
 denoiser = load_denoiser()
+
+# %%
 items, where_from = live_items("arc-easy", 4 if profile() == "fast" else 12)
 results, curve = read_numbers("benchmarks"), read_numbers("benchmark_curve")
 left = read_numbers("benchmarks_left_to_right")

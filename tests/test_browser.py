@@ -11,9 +11,11 @@ from browser import SCROLLED, Server, contrast, end
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
+from lad.report import _write_pages
 from lad.report import page as make_page
 from lad.viz.html import costs_html, page_html, replays_html
 from lad.viz.noise import Corrupted
+from lad.viz.style import new_figure, to_png
 from lad.widgets import noise
 
 HOSTILE = (
@@ -145,6 +147,39 @@ def test_text_can_be_read_on_a_light_page_and_on_a_dark_one(chromium, tmp_path, 
     page.close()
 
 
+def test_the_index_plays_one_run_once_and_shows_a_still_on_paper(chromium, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/filmstrip_renoised.png").write_bytes(to_png(new_figure()[0]))
+    _write_pages([], tmp_path, tmp_path, 1.0)
+    page = chromium.open((tmp_path / "index.html").as_uri())
+    button = "document.querySelector('[data-part=play]').textContent"
+    page.wait(f"{VISIBLE} > 0 && {button} === 'Pause'")
+    page.wait(f"{button} === 'Play'")
+    assert page.evaluate(f"{VISIBLE} === document.querySelectorAll('[data-frame]').length - 1")
+    shown = "['.lad-opening', '.lad-still'].map(e => !!document.querySelector(e).offsetParent)"
+    assert page.evaluate(shown) == [True, False]
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.evaluate(shown) == [False, True]
+    assert page.errors == []
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "beside"), [(1400, True), (390, False)])
+def test_prose_is_narrow_and_contents_stand_where_there_is_room(chromium, tmp_path, width, beside):
+    cells = [new_markdown_cell("# Words\n\n## One\n\n" + "word " * 200)]
+    file = tmp_path / "words.html"
+    file.write_text(make_page(new_notebook(cells=cells), "words", tmp_path))
+    page = chromium.open(file.as_uri(), width=width)
+    page.wait("document.readyState === 'complete'")
+    box = "document.querySelector('{}').getBoundingClientRect().{}"
+    assert page.evaluate(box.format("p", "width")) <= 46 * 16
+    contents, prose = (page.evaluate(box.format(e, "left")) for e in (".lad-contents", "p"))
+    assert (contents + 200 < prose) == beside
+    page.evaluate("document.querySelector('.lad-contents a').click()")
+    assert page.evaluate("document.querySelector(':target').textContent.startsWith('One')")
+    page.close()
+
+
 TEXT = "The word that ends this line is not broken anywhere at all: " + "unbreakable " * 9
 COLUMNS = "task      questions   chance\n" + f"{'ARC-Easy':<40}2,376   25.0   26.6   30\n" * 3
 
@@ -159,6 +194,7 @@ def test_outputs_wrap_between_words_or_scroll_and_are_whole_on_paper(chromium, t
     file.write_text(make_page(notebook, "outputs", tmp_path))
     page = chromium.open(file.as_uri(), width=width)
     page.wait("document.readyState === 'complete'")
+    page.evaluate("document.querySelector('details').open = true")
     prose, columns, code = ".jp-RenderedText pre", ".lad-columns pre", ".jp-InputArea-editor"
 
     def too_wide(selector):

@@ -16,15 +16,18 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lad import report
 from lad.report import build_report, execute, main, page, widget_errors, widget_snapshot
 from lad.utils import lock
+from lad.viz.gallery import CHECKOUT
 
 TESTS = str(Path(__file__).parent)
+IMPORTS = """import os, pathlib
+from lad.viz.style import new_figure, save, show, titled
+print("made")
+"""
 PLOT = """
-import os, pathlib, sys
-from matplotlib.figure import Figure
-figure = Figure(figsize=(1, 1))
-figure.savefig(pathlib.Path(os.environ["LAD_FIGURES"]) / "dot.png")
+save(new_figure()[0], "dot")
 print("profile", os.environ["LAD_PROFILE"], "in", pathlib.Path.cwd().name)
 """
+SHOWN = 'show(titled(new_figure()[0], "Nothing is drawn"), "Empty panels.", name="speed")'
 WIDGET = """
 import ipywidgets as widgets
 slider = widgets.IntSlider(description="sharpness", value=7)
@@ -51,8 +54,8 @@ thread.join()
 
 
 def write(path, *cells):
-    """A notebook of cells: a `#`-headed string is markdown, anything else code."""
-    made = [(new_markdown_cell if c.startswith("# ") else new_code_cell)(c) for c in cells]
+    """A notebook of cells: a string headed by `#` or `*` is markdown, anything else code."""
+    made = [(new_markdown_cell if c[:1] in ("#", "*") else new_code_cell)(c) for c in cells]
     nbformat.write(new_notebook(cells=made), path)
     return path
 
@@ -70,7 +73,8 @@ def built(tmp_path_factory):
     notebooks = root / "notebooks"
     notebooks.mkdir()
     prose = "# Noise & <schedule>\n\nHow *noise* falls,\nin one figure.\n\n$$e^{-s x}$$ and $x$."
-    write(notebooks / "01_a.ipynb", prose, PLOT)
+    prose += "\n\n## What falls?\n\nSee [the model](02_b.ipynb)."
+    write(notebooks / "01_a.ipynb", prose, "*In JupyterLab: Run.*", IMPORTS, PLOT, SHOWN)
     write(notebooks / "02_b.ipynb", "# The model\n\nA second one.", WIDGET, "1 + 1")
     write(notebooks / "notes.ipynb", "raise SystemError('not a numbered notebook')")
     with pytest.MonkeyPatch.context() as patch:
@@ -86,12 +90,37 @@ def test_the_index_says_what_there_is_and_the_full_profile_publishes_figures(bui
     assert text.index("01_a.html") < text.index("02_b.html")
     assert "Noise &amp; &lt;schedule&gt;" in text
     assert "How <em>noise</em> falls, in one figure." in text and "A second one." in text
-    assert 'src="figures/dot.png"' in text
+    assert text.index('src="figures/speed.png"') < text.index('src="figures/dot.png"')
     assert "Profile full" in text and "torch 2." in text
     assert not loads_from_elsewhere(text)
     assert (index.parent / "figures" / "dot.png").is_file()
     assert (root / "figures" / "dot.png").is_file()
     assert [path.name for path in (root / "build").iterdir()] == ["report"]
+
+
+def test_a_figure_of_the_index_leads_to_its_place_its_data_and_its_command(built):
+    _root, index = built
+    text = index.read_text()
+    figure = re.search(r'<figure class="lad">.*?</figure>', text, re.DOTALL).group()
+    page, place = re.search(r'href="(01_a\.html)#(cell-id=[^"]+)"', figure).groups()
+    assert f'id="{place}"' in (index.parent / page).read_text()
+    assert ">Nothing is drawn</a>" in figure and 'alt="Nothing is drawn. Empty panels."' in figure
+    assert 'href="figures/data/bench.json"' in figure and "<code>lad bench</code>" in figure
+    recorded = CHECKOUT / "figures" / "data" / "bench.json"
+    assert (index.parent / "figures/data/bench.json").read_bytes() == recorded.read_bytes()
+    assert '<article><a href="01_a.html"><img src="figures/speed.png"' in text
+    assert "lad-opening" not in text.partition("</style>")[2], "no film strip, no run"
+
+
+def test_a_chapter_has_contents_folded_code_and_no_bookkeeping(built):
+    _root, index = built
+    first, second = ((index.parent / name).read_text() for name in ("01_a.html", "02_b.html"))
+    assert '<a href="#What-falls?">What falls?</a>' in first and 'id="What-falls?"' in first
+    assert 'href="02_b.html">the model</a>' in first and ".ipynb" not in first
+    assert "JupyterLab: Run" not in first and "<pre>made" not in first
+    assert first.count("<summary>Show code</summary>") == 2
+    assert "Next: The model" in first and "Previous:" not in first
+    assert "Previous: Noise" in second and "Next:" not in second
 
 
 def test_pages_have_links_formulas_and_snapshots_and_need_no_network(built):
