@@ -22,7 +22,9 @@ def distil(
     exclude: Annotated[Path | None, typer.Option(help="Passages to avoid, one a line.")] = None,
     benchmarks: Annotated[bool, typer.Option(help="Avoid what they test; add choices.")] = True,
     shuffles: Annotated[int, typer.Option(help="Orders of a question's options; 0: none.")] = 3,
-    repair: Annotated[float, typer.Option(help="Share of answers with one to correct.")] = 0.1,
+    repair: Annotated[
+        float, typer.Option(help="Share of answers giving a sentence to correct.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="Of prompts and answers.")] = 0,
     model: Model = "smollm2-135m",
     device: Device = "auto",

@@ -48,9 +48,8 @@ from lad.utils import (
 BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
 SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
-DRIFTED = "\ufffd"
-GPU_BATCH = 2048
-CPU_BATCH = 32  # answers generated together; more only take more memory there
+DRIFTED = "\ufffd"  # in place of an answer whose text is read as other tokens
+GPU_BATCH, CPU_BATCH = 2048, 32  # answers generated together
 JOINING = {"same_beginning", "shuffles", "repair"}  # settings used when batches are joined
 # What ends the file of a batch; without it the file is not whole.
 LastLine = record(TypedDict("LastLine", {"counts": dict[str, Count]}))
