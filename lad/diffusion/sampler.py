@@ -214,26 +214,26 @@ def step(
         remask = remask & ~finished[:, None]
 
     # Early stop: identical drafts in a row, or a greedy draft that reproduces its own input.
-    same = (tokens == state.previous).all(dim=-1)
-    if strategy.stops_when_complete or config.added_tokens is not None:
-        same = same & (remask | state.ever_unmasked).all(
-            dim=-1
-        )  # nothing is shown for the first time
-    unchanged = torch.where(same, state.unchanged + 1, 1)
+    following = advance(state, tokens, remask, config)
     if config.patience > 0:
-        finished = finished | (unchanged >= config.patience)
+        finished = finished | (following.unchanged >= config.patience)
         if config.greedy:
             finished = finished | ((tokens == state.tokens) & ~remask).all(dim=-1)
     remask = remask & ~finished[:, None]
-    following = SamplerState(
-        tokens.masked_fill(remask, mask),
-        tokens,
-        unchanged,
-        state.ever_unmasked | ~remask,
-        *state[4:],
-    )
     is_finite = log_sum.isfinite().all(dim=-1)
     return StepOutput(tokens, confidence, remask, finished, is_finite, following)
+
+
+def advance(state: SamplerState, tokens: Tensor, remask: Tensor, config) -> SamplerState:
+    """The state after a draft and its re-masking; `lad.diffusion.resume` restores it by this."""
+    same = (tokens == state.previous).all(dim=-1)
+    if STRATEGIES[config.remasking].stops_when_complete or config.added_tokens is not None:
+        # A draft does not count while a token of it is shown for the first time.
+        same = same & (remask | state.ever_unmasked).all(dim=-1)
+    unchanged = torch.where(same, state.unchanged + 1, 1)
+    ever_unmasked = state.ever_unmasked | ~remask
+    following = tokens.masked_fill(remask, state.mask_token_id)
+    return SamplerState(following, tokens, unchanged, ever_unmasked, *state[4:])
 
 
 def _probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
@@ -288,7 +288,7 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
     take_step = denoiser.step or step
     num_uniforms = STRATEGIES[config.remasking].num_uniforms + (not config.greedy)
     inputs = state.tokens.cpu().numpy()
-    for i in range(config.iterations):
+    for i in range(batch.iteration, config.iterations):
         start = time.perf_counter()
         uniforms = _uniforms(generators, num_uniforms, state.tokens)  # copied while a GPU is idle
         logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
@@ -418,7 +418,10 @@ def record(
 
 
 class _Batch(NamedTuple):
-    """Checked inputs: `prompts` `(b, p)` int64, left-padded by `padding` `(b,)`, and the state."""
+    """Checked inputs: `prompts` `(b, p)` int64, left-padded by `padding` `(b,)`, and the state.
+
+    `iteration` is the first to run: see `lad.diffusion.resume`.
+    """
 
     indices: list[int]
     prompt_ids: list[Tensor]
@@ -426,6 +429,7 @@ class _Batch(NamedTuple):
     padding: Tensor | None
     state: SamplerState
     generators: list[torch.Generator]
+    iteration: int = 0
 
 
 @torch.inference_mode()
