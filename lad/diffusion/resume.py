@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lad.diffusion import sampler
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.remasking import STRATEGIES
-from lad.diffusion.sampler import SamplerState
+from lad.diffusion.sampler import Batch, SamplerState, advance, draw_uniforms, make_batch, run_batch
 from lad.diffusion.trace import Step, Trace, make_trace
 from lad.utils import InvalidInput
 
@@ -64,9 +63,9 @@ def resume(
         )
     start = torch.from_numpy(next_input(trace)) if draft is None else draft
     prompt = torch.from_numpy(trace.prompt_ids)
-    batch = sampler._prepare(denoiser, [prompt], config, [start], [fixed])
+    batch = make_batch(denoiser, [prompt], config, [start], [fixed])
     batch = batch._replace(state=_restored(batch, trace, config), iteration=len(trace.steps))
-    return (steps[0] for steps in sampler._refine(denoiser, batch, config))
+    return (steps[0] for steps in run_batch(denoiser, batch, config))
 
 
 def branch(
@@ -81,7 +80,7 @@ def branch(
 
 
 @torch.inference_mode()
-def _restored(batch: sampler._Batch, trace: Trace, config: RefineConfig) -> SamplerState:
+def _restored(batch: Batch, trace: Trace, config: RefineConfig) -> SamplerState:
     """The state of a batch of one after the steps of its trace; its generator moves on with it."""
     num_uniforms = STRATEGIES[config.remasking].num_uniforms + (not config.greedy)
     start = batch.state.tokens
@@ -92,8 +91,8 @@ def _restored(batch: sampler._Batch, trace: Trace, config: RefineConfig) -> Samp
             torch.from_numpy(array)[None].to(start.device)
             for array in (taken.inputs, taken.draft, taken.remask)
         )
-        sampler._uniforms(batch.generators, num_uniforms, start)
-        state = sampler.advance(_edited(state, inputs), draft, remask, config)
+        draw_uniforms(batch.generators, num_uniforms, start)
+        state = advance(_edited(state, inputs), draft, remask, config)
     return _edited(state, start)
 
 

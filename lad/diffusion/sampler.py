@@ -284,12 +284,12 @@ def refine(
         NumericalError: NaN or infinite logits; the message names the iteration.
     """
     config = config or PRESETS["default"]
-    batch = _prepare(denoiser, [prompt], config, [draft], [fixed])
-    return (steps[0] for steps in _refine(denoiser, batch, config))
+    batch = make_batch(denoiser, [prompt], config, [draft], [fixed])
+    return (steps[0] for steps in run_batch(denoiser, batch, config))
 
 
 @torch.inference_mode()
-def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
+def run_batch(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
     """The steps of the unfinished sequences after every iteration, by the index of their prompt."""
     state, indices, generators = batch.state, batch.indices, batch.generators
     several = len(indices) > 1
@@ -299,7 +299,7 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
     inputs = state.tokens.cpu().numpy()
     for i in range(batch.iteration, config.iterations):
         start = time.perf_counter()
-        uniforms = _uniforms(generators, num_uniforms, state.tokens)  # copied while a GPU is idle
+        uniforms = draw_uniforms(generators, num_uniforms, state.tokens)  # while a GPU is idle
         logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
         output = take_step(logits, state, config, i, uniforms)
         tokens, confidence, remask, finished, is_finite, *likely = _to_host(output[:-1])
@@ -332,7 +332,7 @@ def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [copy.numpy() for copy in copies]
 
 
-def _uniforms(generators: list[torch.Generator], count: int, like: Tensor) -> Tensor | None:
+def draw_uniforms(generators: list[torch.Generator], count: int, like: Tensor) -> Tensor | None:
     """`(b, count, a)` float32 in [0, 1) from each sequence's generator, None for a count of 0.
 
     They are drawn on the CPU, so that a seed gives the same numbers on every device.
@@ -383,10 +383,10 @@ def refine_batch(
     batches = []
     for n in range(0, len(prompts), batch_size):
         part = slice(n, n + batch_size)
-        batches.append(_prepare(denoiser, prompts[part], config, drafts[part], fixed[part], n))
+        batches.append(make_batch(denoiser, prompts[part], config, drafts[part], fixed[part], n))
     steps_of: list[list[Step]] = [[] for _ in prompts]
     for batch in batches:
-        for steps in _refine(denoiser, batch, config):
+        for steps in run_batch(denoiser, batch, config):
             for index, taken in steps.items():
                 steps_of[index].append(taken)
             if on_iteration is not None:
@@ -418,7 +418,7 @@ def record(
 # -- inputs ----------------------------------------------------------------------------------------
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Checked inputs: `prompts` `(b, p)` int64, left-padded by `padding` `(b,)`, and the state.
 
     `iteration` is the first to run: see `lad.diffusion.resume`.
@@ -434,14 +434,14 @@ class _Batch(NamedTuple):
 
 
 @torch.inference_mode()
-def _prepare(
+def make_batch(
     denoiser: Denoiser,
     prompts: Sequence[Prompt | Tensor],
     config: RefineConfig,
     drafts: Sequence[Tensor | None],
     fixed: Sequence[Tensor | None],
     first: int = 0,
-) -> _Batch:
+) -> Batch:
     """Check every input and make one batch; `first` is the index of the first prompt."""
     prompt_ids = [
         prompt.to(denoiser.device) if isinstance(prompt, Tensor) else denoiser.encode(prompt)
@@ -475,4 +475,4 @@ def _prepare(
     )
     generators = [torch.Generator().manual_seed(config.seed) for _ in prompts]
     padded, padding = pad_prompts(prompt_ids)
-    return _Batch([*range(first, first + b)], prompt_ids, padded, padding, state, generators)
+    return Batch([*range(first, first + b)], prompt_ids, padded, padding, state, generators)
