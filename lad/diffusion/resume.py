@@ -49,13 +49,7 @@ def resume(
         NumericalError: as `refine`.
     """
     config = RefineConfig.from_dict(trace.config)
-    made_by = {name: trace.provenance.get(name) for name in ("model", "adapter_sha256")}
-    own = {"model": denoiser.backbone.spec.name, "adapter_sha256": denoiser.adapter_sha256}
-    if made_by != own:
-        raise InvalidInput(
-            f"a trace of {_named(made_by)}: expected one of {_named(own)}, the denoiser that goes "
-            "on; choose that model, or run the prompt again"
-        )
+    check_same_denoiser(denoiser, trace)
     if len(trace.steps) >= config.iterations:
         raise InvalidInput(
             f"a trace of {len(trace.steps)} of {config.iterations} iterations: expected some that "
@@ -66,6 +60,17 @@ def resume(
     batch = make_batch(denoiser, [prompt], config, [start], [fixed])
     batch = batch._replace(state=_restored(batch, trace, config), iteration=len(trace.steps))
     return (steps[0] for steps in run_batch(denoiser, batch, config))
+
+
+def check_same_denoiser(denoiser: Denoiser, trace: Trace) -> None:
+    """Refuse a trace of another model or adapter with InvalidInput."""
+    made_by = {name: trace.provenance.get(name) for name in ("model", "adapter_sha256")}
+    own = {"model": denoiser.backbone.spec.name, "adapter_sha256": denoiser.adapter_sha256}
+    if made_by != own:
+        raise InvalidInput(
+            f"a trace of {_named(made_by)}: expected one of {_named(own)}, the denoiser that goes "
+            "on; choose that model, or run the prompt again"
+        )
 
 
 def branch(

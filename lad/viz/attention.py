@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from lad.diffusion.trace import Trace
 from lad.viz import style
+from lad.viz.html import VIEWS
 from lad.viz.style import COLORS, FONT_SIZE, label, listed, new_figure, styled, tint, titled
+from lad.viz.tokens import token_spans, visible
 
 SMALLEST = 1e-3  # moves below this are drawn as this: the axis is logarithmic
 VISIBLE = tint(COLORS["swap"], 0.55)
@@ -131,6 +134,38 @@ def attention_explorer(
     _token_ticks(right, tokens, hidden)
     label(right, "position, with its token", "move of its final state (%)", "what moves")
     return figure
+
+
+def moves_html(trace: Trace, moves: np.ndarray, hidden: int) -> str:
+    """The one draft of a trace; the darker a token, the further hiding one moves its state.
+
+    `moves` are those of the first positions, as shares of the states' lengths, on a scale from
+    0.1 % to 100 %; the hidden token is struck.
+    """
+    spans = []
+    for span in token_spans(trace, 0):
+        first = span.positions[0]
+        if first >= len(moves):
+            break
+        tag, style, words = "del", "", "hidden"
+        if hidden not in span.positions:
+            move = float(moves[first])
+            share = 1 + np.log10(np.clip(move, SMALLEST, 1)) / 3
+            color = to_hex(tint(COLORS["swap"], 0.75 * share))
+            tag, style, words = "span", f"background:{color}", f"moves {100 * move:.1f} %"
+        one = {"tag": tag, "classes": "lad-token lad-confidence", "style": style}
+        one |= {"title": f"position {first}, {words}", "is_name": span.kind != "text"}
+        spans.append(one | {"lines": visible(span.text).split("\n")})
+    return str(VIEWS.draft(spans, f"how far states move when position {hidden} is hidden"))
+
+
+def moves_sentence(trace: Trace, moves: np.ndarray, hidden: int, most: int = 5) -> str:
+    """Which states move when one token of the draft is hidden, in words."""
+    others = [n for n in np.argsort(-moves, kind="stable").tolist() if n != hidden and moves[n] > 0]
+    names = [trace.decode([token]).strip() for token in trace.drafts[0][: len(moves)]]
+    far = [f"{n} “{names[n]}” by {100 * moves[n]:.1f} %" for n in others[:most]]
+    start = f"Hiding position {hidden} “{names[hidden]}” moves the states of {len(others)} of "
+    return f"{start}{len(moves) - 1} other positions, most {listed(far)} of their length."
 
 
 @styled

@@ -83,13 +83,20 @@ def _describe(span: TokenSpan) -> str:
 
 def legend_html(trace: Trace, coloring: str = "state", phases: Sequence[str] = PHASES) -> str:
     """The key to the spans, with only what can occur in these phases of this trace's frames."""
-    gaps = tokens.frames(trace)[0][1] == "input" and trace.is_masked[0].any()
+    gaps = any(name == "input" and trace.is_masked[i].any() for i, name in tokens.frames(trace))
     masked = ("input" in phases and gaps) or ("remasked" in phases and trace.remask.any())
     return str(VIEWS.legend(coloring == "confidence", masked))
 
 
 def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str:
     """One sentence on a frame of `lad.viz.tokens.frames`; `live`: the run goes on."""
+    if phase == "input" and step:
+        by_hand = tokens.edited(trace, step)
+        masked = int((by_hand & trace.is_masked[step]).sum())
+        words = f"{count(int(by_hand.sum()) - masked, 'token')} changed by hand, {masked} masked."
+        return str(
+            VIEWS.caption("Edited", f"Before iteration {trace.steps[step].iteration}: {words}")
+        )
     if phase == "input":
         masked = trace.is_masked[step].sum()
         words = f"{masked} of its positions masked" if masked else "nothing of it masked"

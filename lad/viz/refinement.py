@@ -181,6 +181,18 @@ def confidence_heatmap(trace: Trace) -> Figure:
 
 
 @styled
+def confidence_maps(traces: Sequence[Trace]) -> list[Figure]:
+    """A small `confidence_heatmap` of each run, without a title, all with the same axes."""
+    drawn = [_heatmap(trace, trace.confidence, CONFIDENCE_MAP, 1)[0] for trace in traces]
+    right = max(figure.axes[0].get_xlim()[1] for figure in drawn)
+    bottom = max(len(trace.steps) for trace in traces) - 0.5
+    for figure in drawn:
+        figure.set_size_inches(WIDTH / 2.3, 2.2)
+        figure.axes[0].set(xlim=(-0.5, right), ylim=(bottom, -0.5), xlabel="position")
+    return drawn
+
+
+@styled
 def settling_heatmap(trace: Trace) -> Figure:
     """What happened to each position (across) in each iteration (downwards)."""
     rows = np.arange(len(trace.steps))[:, None]

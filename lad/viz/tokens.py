@@ -2,7 +2,7 @@
 
 A step of a trace has three phases, in the order in which they happen:
 
-    input      what the denoiser saw: MASK, and the tokens kept from the draft before
+    input      what the denoiser saw: MASK, and the tokens kept from the draft before, or edited
     denoised   the draft it drew; a token that differs from the draft before is "changed"
     remasked   the same draft after re-masking; a token that was masked again is "masked"
 """
@@ -66,6 +66,7 @@ def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenS
         # The confidence of a kept token is that of its draw, one iteration ago.
         tokens = trace.inputs[step]
         confidence = trace.confidence[step - 1] if step else np.full(len(tokens), np.nan)
+        states[edited(trace, step)] = "changed"
         states[tokens == trace.mask_token_id] = "masked"
     elif phase == "denoised":
         states[changed(trace, step)] = "changed"
@@ -93,6 +94,14 @@ def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenS
 def changed(trace: Trace, step: int) -> np.ndarray:
     """`(a,)` bool: tokens that differ from the draft before, or from what the run started from."""
     return trace.changed[step] if step else trace.drafts[0] != trace.inputs[0]
+
+
+def edited(trace: Trace, step: int) -> np.ndarray:
+    """`(a,)` bool: where an input is not the draft before as it was re-masked: it was edited."""
+    if step == 0:
+        return np.zeros_like(trace.remask[0])
+    before = np.where(trace.remask[step - 1], trace.mask_token_id, trace.drafts[step - 1])
+    return trace.inputs[step] != before
 
 
 def _groups(kinds: list[str], pieces: list[bytes]) -> Iterator[tuple[str, list[int]]]:
@@ -165,10 +174,12 @@ def choose_steps(trace: Trace, iterations: Sequence[int] | None = None) -> list[
 def frames(trace: Trace) -> list[tuple[int, str]]:
     """What a player steps through: (step, phase); two phases where tokens were masked again.
 
-    A run that started from a text, and not from MASK alone, begins with that text.
+    A run that started from a text, and not from MASK alone, begins with that text; an input that
+    was edited is shown, too.
     """
     found = [] if trace.is_masked[0].all() else [(0, "input")]
     for step, remask in enumerate(trace.remask):
+        found += [(step, "input")] * bool(edited(trace, step).any())
         found += [(step, "denoised")] + [(step, "remasked")] * bool(remask.any())
     return found
 
@@ -224,7 +235,7 @@ def summary(trace: Trace) -> str:
         end = f"Ran all {ran} iterations." if ran > 1 else "Ran its one iteration."
     cost = f"{count(trace.tokens, 'token')} from {count(trace.nfe, 'forward pass')}"
     took = ""
-    if trace.seconds:  # recorded runs and those of a batch have none
+    if all(step.seconds for step in trace.steps):  # recorded runs and those of a batch have none
         rate = trace.nfe / trace.seconds
         took = f" in {trace.seconds:.1f} s, {rate:.1f} iterations a second"
     return f"{end} {cost} ({trace.tpf:.2f} tokens a pass){took}."

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import ipywidgets as widgets
+import numpy as np
+import torch
 
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
@@ -20,15 +22,20 @@ from lad.diffusion.trace_file import from_lines, to_lines
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, damaged_file
 from lad.viz.html import answer_html, escape, page_html, prompt_html
+from lad.viz.tokens import is_whole
+from lad.widgets.branching import DraftEditor
 from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Controls, Limits, labelled
 from lad.widgets.player import Comparison, Gallery
 from lad.widgets.runner import Explorer, Job, Loader
+from lad.widgets.sweep import Sweep, differences
 
 MOST_BYTES = 20_000_000  # of a trace that is loaded
 DEFAULT_MODEL = "smollm2-135m"
+SHOWN = "the run on show"
 VARIATIONS = {
     "with or without re-masking": "remasking",
     "the next seed": "seed",
+    SHOWN: SHOWN,
     **PURPOSES,
 }
 
@@ -103,7 +110,10 @@ class RefinementExplorer(Explorer):
         self.upload = widgets.FileUpload(accept=".jsonl", description="Load a trace", tooltip=words)
         self.download = widgets.HTML()
         self.gallery = Gallery(gallery or {}, self.player)
-        self._waiting += [self.compare_button, self.upload]
+        self.editor = DraftEditor(lambda: self._loaders[self.model.value].get(), self.go_on)
+        self.sweep = Sweep(self._limits, self.sweep_setting)
+        self._waiting += [self.compare_button, self.upload, self.sweep.button, self.editor.go]
+        self._waiting += self.editor.buttons.values()
         self._waiting += [self.gallery.choice] if gallery else []
         self.compare_button.on_click(self.compare)
         self.upload.observe(self._load_file, "value")
@@ -114,8 +124,10 @@ class RefinementExplorer(Explorer):
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
         question = [self.prompt, basics, self.settings.folded, model, self.talk]
+        titles = ["Edit a draft and go on", "Sweep one setting"]
+        folded = widgets.Accordion([self.editor.widget, self.sweep.widget], titles=titles)
         answer = [self.bar, self.message, self.player.widget]
-        more = [compare, self.comparison.widget, files]
+        more = [compare, self.comparison.widget, folded, files]
         self.widget = widgets.VBox(question + answer + more)
 
     def _chat(self) -> Prompt:
@@ -124,26 +136,34 @@ class RefinementExplorer(Explorer):
             return text
         return [*self.earlier, {"role": "user", "content": text}]
 
-    def _start_run(self, others: Mapping[str, RefineConfig] | None = None) -> None:
-        """Run the prompt, and again for comparison with one other configuration, by its name."""
-        prompt, text, others = self._chat(), self.prompt.value, others or {}
-        jobs = [Job(prompt, config) for config in (self.settings.config, *others.values())]
+    def _start_run(
+        self,
+        runs: Mapping[str, RefineConfig] | None = None,
+        show: Callable[[dict[str, Trace]], object] | None = None,
+    ) -> None:
+        """Run the prompt with the settings shown, or with those given, by name, and `show` them."""
+        prompt, text = self._chat(), self.prompt.value
+        runs = runs or {"": self.settings.config}
+        jobs = [Job(prompt, config) for config in runs.values()]
 
         def done(traces: list[Trace], whole: bool) -> None:
             self._keep(traces[0])
-            if len(traces) == 2:
+            if show:
                 self.player.load(traces[0])
-                names = ("these settings", *others)
-                self.comparison.load(dict(zip(names, traces, strict=True)))
-            elif self.turns.value and whole and not others:
+                show(dict(zip(runs, traces, strict=False)))
+            elif self.turns.value and whole:
                 question = {"role": "user", "content": text}
                 answer = {"role": "assistant", "content": traces[0].answer or "…"}
                 self._remember([*self.earlier, question, answer])
 
-        # What belongs to the run that was on show goes.
+        self._clear()
+        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
+
+    def _clear(self) -> None:
+        """What belongs to the run that was on show goes."""
         self.gallery.choice.value = ""
         self.comparison.load({})
-        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
+        self.sweep.cards.children = ()
 
     def _remember(self, earlier: list[dict[str, str]]) -> None:
         self.earlier = earlier
@@ -151,15 +171,73 @@ class RefinementExplorer(Explorer):
         self.talk.value = words if earlier else ""
 
     def compare(self, _button: object = None) -> None:
-        """Run the prompt twice, with the settings shown and with a variation, side by side."""
+        """Run the prompt with the settings shown and with a variation, side by side.
+
+        The run on show may be the other one; it answers the same prompt.
+        """
         if not self.running:
             with self._errors_shown():
-                name, other = variation(self.settings.config, self.compare_with.value)
-                self._start_run({name: other})
+                here, shown = self.settings.config, self.trace
+                if self.compare_with.value == SHOWN:
+                    self._compare_with_shown(here, shown)
+                    return
+                name, other = variation(here, self.compare_with.value)
+                self._start_run({"these settings": here, name: other}, self._show_both)
 
-    def _keep(self, trace: Trace) -> None:
-        """Keep a trace, and offer it as a file that the browser saves."""
+    def _compare_with_shown(self, here: RefineConfig, shown: Trace | None) -> None:
+        text = self.prompt.value
+        if shown is None or shown.prompt != text:
+            got = "there is no run on show" if shown is None else "the run on show answers another"
+            raise InvalidInput(f"{got}: expected one of this prompt; press Run first")
+        then = RefineConfig.from_dict(shown.config)
+        names = f"before: {differences(then, here)}", f"now: {differences(here, then)}"
+        both = dict.fromkeys(names, shown)
+        self._start_run({names[1]: here}, lambda run: self._show_both(both | run))
+
+    def _show_both(self, runs: dict[str, Trace]) -> None:
+        if len(runs) == 2:
+            self.comparison.load(runs)
+
+    def sweep_setting(self) -> None:
+        """Run the prompt once for each value of one setting, and show the runs together."""
+        if not self.running:
+            with self._errors_shown():
+                self._start_run(self.sweep.runs(self.settings.config), self.sweep.show)
+
+    def go_on(self) -> None:
+        """Go on from the draft in the editor, and show the run beside the one without the edit."""
+        if not self.running:
+            with self._errors_shown():
+                self._branch()
+
+    def _branch(self) -> None:
+        editor, old = self.editor, self.trace
+        if editor.paused is None:
+            raise InvalidInput("there is no run to go on from: expected one; press Run first")
+        config, number = RefineConfig.from_dict(old.config), editor.paused.steps[-1].iteration
+        if self._limits.apply(config) != config:
+            raise InvalidInput("this run is longer than a run may be here: expected a shorter one")
+        before, fixed = editor.pinned, editor.fixed
+        job = Job(
+            "", config, torch.from_numpy(editor.draft), torch.from_numpy(fixed), editor.paused
+        )
+        jobs, edited = [job], editor.is_edited
+        if edited and not is_whole(old):  # the other branch goes on, too
+            jobs.insert(0, Job("", config, None, before, old))
+
+        def done(traces: list[Trace], whole: bool) -> None:
+            self._keep(traces[-1], fixed.numpy())
+            if edited and len(traces) == len(jobs):
+                runs = {"as it was": [old, *traces][-2]}
+                self.comparison.load(runs | {f"edited after iteration {number}": traces[-1]})
+
+        self._clear()
+        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
+
+    def _keep(self, trace: Trace, fixed: np.ndarray | None = None) -> None:
+        """Keep a trace, offer it as a file that the browser saves, and as one to be edited."""
         self.trace = trace
+        self.editor.load(trace, fixed)
         data = "".join(line + "\n" for line in to_lines(trace)).encode()
         link = base64.b64encode(data).decode("ascii")
         self.download.value = (

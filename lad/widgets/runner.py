@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import ipywidgets as widgets
+import torch
 from torch import Tensor
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.resume import resume
 from lad.diffusion.sampler import refine
 from lad.diffusion.trace import Trace, make_trace
 from lad.models.chat import Prompt
@@ -26,12 +28,16 @@ from lad.widgets.player import TracePlayer
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One refinement to run: what `lad.diffusion.sampler.refine` takes."""
+    """One refinement to run: what `lad.diffusion.sampler.refine` takes.
+
+    With `after`, a trace, it goes on where that ends, see `lad.diffusion.resume`.
+    """
 
     prompt: Prompt
     config: RefineConfig
     draft: Tensor | None = None
     fixed: Tensor | None = None
+    after: Trace | None = None
 
 
 class Loader:
@@ -148,13 +154,19 @@ class Explorer:
         # Here, because what a control may be set to is decided in the browser too.
         steps, config, whole = [], self._limits.apply(job.config), False
         most, started = self._limits.seconds, time.monotonic()
-        prompt_ids = denoiser.encode(job.prompt)
-        self.progress.max, self.progress.value = config.iterations, 0
+        if job.after is None:
+            prompt_ids = denoiser.encode(job.prompt)
+            run = refine(denoiser, prompt_ids, config, draft=job.draft, fixed=job.fixed)
+        else:
+            prompt_ids, steps = torch.from_numpy(job.after.prompt_ids), [*job.after.steps]
+            run = resume(denoiser, job.after, draft=job.draft, fixed=job.fixed)
+        before = len(steps)
+        self.progress.max, self.progress.value = config.iterations, before
         try:
-            for step in refine(denoiser, prompt_ids, config, draft=job.draft, fixed=job.fixed):
+            for step in run:
                 steps.append(step)
-                seconds = sum(step.seconds for step in steps)
-                rate = f", {len(steps) / seconds:.1f} a second" if seconds else ""
+                seconds = sum(step.seconds for step in steps[before:])
+                rate = f", {(len(steps) - before) / seconds:.1f} a second" if seconds else ""
                 self.progress.value = len(steps)
                 self.status.value = f"{label}{len(steps)} of {config.iterations} iterations{rate}"
                 self._show(make_trace(denoiser, job.prompt, prompt_ids, config, steps[-2:]))

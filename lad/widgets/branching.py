@@ -1,0 +1,176 @@
+"""Stop a run after an iteration, edit its draft, and go on from there.
+
+A token is changed, masked, or pinned, which keeps it to the end. Before, a reader may see which
+other states hang on it. The model runs only when a button is pressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.resume import check_same_denoiser, next_input
+from lad.diffusion.trace import Step, Trace
+from lad.evaluation.probes import effects
+from lad.models.chat import encode_text, read_vocabulary
+from lad.utils import InvalidInput
+from lad.viz.attention import moves_html, moves_sentence
+from lad.viz.html import caption_html, draft_html, escape, legend_html, page_html
+from lad.viz.tokens import is_whole, visible
+from lad.widgets.controls import COLUMNS, FIELD, SPACED, WIDE, error_html
+
+BUTTONS = {
+    "Change": "write the text over the chosen token and, if it is longer, those after it",
+    "Mask": "let the denoiser draw the chosen tokens anew",
+    "Pin": "keep the chosen tokens to the end; pressed again, let them change",
+    "Undo all": "back to the draft as it was, and nothing pinned",
+    "Which others move?": "hide the chosen token from the denoiser, and compare all states",
+}
+
+
+class DraftEditor:
+    """The tokens of a run after one of its iterations, to be changed, masked or pinned.
+
+    `paused` is the run up to there (None: no run), `draft` the next input and `fixed` what is
+    pinned in it, `(a,)` each; `before` is what was pinned when the run was made.
+    """
+
+    def __init__(self, get: Callable[[], Denoiser], go_on: Callable[[], object]) -> None:
+        """`get` returns the denoiser, `go_on` is called when that button is pressed."""
+        self._get = get
+        self.trace = self.paused = None
+        self.after = widgets.IntSlider(0, 0, 0, description="Stop after iteration", **FIELD)
+        self.after.continuous_update = False
+        self.chosen = widgets.SelectMultiple(description="Tokens", rows=9, **FIELD)
+        self.chosen.tooltip = "choose several with Shift or Ctrl"
+        self.text = widgets.Text(description="Change to", **FIELD)
+        self.buttons = {}
+        for name, words in BUTTONS.items():
+            self.buttons[name] = widgets.Button(description=name, tooltip=words, layout=WIDE)
+            self.buttons[name].on_click(self._press)
+        self.go = widgets.Button(description="Go on", icon="step-forward", button_style="primary")
+        self.go.tooltip = "the iterations that are left, from this draft"
+        self.go.on_click(lambda _button: go_on())
+        self.message, self.screen, self.moves = (widgets.HTML(layout=WIDE) for _ in range(3))
+        self.after.observe(self._stop, "value")
+        row = widgets.HBox([*self.buttons.values(), self.go], layout=SPACED)
+        tools = widgets.VBox([self.after, self.text, row], layout={"min_width": "0"})
+        parts = [widgets.GridBox([self.chosen, tools], layout=COLUMNS)]
+        self.widget = widgets.VBox([*parts, self.message, self.screen, self.moves])
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether the next input or what is pinned is other than it would have been."""
+        changed = self.draft != next_input(self.paused)
+        return bool(changed.any() or (self.fixed != self._pinned).any())
+
+    def load(self, trace: Trace, fixed: np.ndarray | None = None) -> None:
+        """Edit another run, in which `(a,)` `fixed` is pinned; at its end if it was cut off."""
+        self.trace = replace(trace, vocabulary=dict(trace.vocabulary))  # which editing adds to
+        self.before = np.zeros_like(trace.remask[0]) if fixed is None else fixed
+        last = len(trace.steps) - 1
+        self.after.max = last
+        self.after.value = last // 2 if is_whole(trace) else last
+        self._stop()
+
+    def _stop(self, _change: object = None) -> None:
+        """Take up the draft after the iteration of the slider."""
+        steps = self.trace.steps[: self.after.value + 1]
+        self.paused = replace(self.trace, steps=steps, stopped_early=False)
+        self.draft = next_input(self.paused)
+        self._pinned = self.before & (self.draft != self.trace.mask_token_id)
+        self.fixed = self._pinned.copy()
+        self.chosen.value = ()
+        self._draw()
+
+    def _press(self, button: widgets.Button) -> None:
+        self.message.value = self.moves.value = ""
+        try:
+            if self.paused is None:
+                raise InvalidInput("there is no run yet: expected one; press Run first")
+            if button.description == "Undo all":
+                self.before = np.zeros_like(self.fixed)
+                self._stop()
+                return
+            chosen = list(self.chosen.value)
+            if not chosen:
+                raise InvalidInput("no token is chosen: expected at least one of the list")
+            actions = [self._change, self._mask, self._pin, None, self._hide]
+            dict(zip(BUTTONS, actions, strict=True))[button.description](chosen)
+            self._draw()
+        except Exception as error:
+            self.message.value = error_html(str(error))
+
+    def _change(self, chosen: list[int]) -> None:
+        denoiser, first = self._get(), chosen[0]
+        check_same_denoiser(denoiser, self.paused)
+        token = next_input(self.paused)[first]
+        before = self.trace.decode([token, token])[len(self.trace.decode([token])) :]
+        space = " " if first and (token == self.trace.mask_token_id or before[:1] == " ") else ""
+        typed = self.text.value.strip()
+        ids = encode_text(denoiser.tokenizer, space + typed, True) if typed else []
+        if not ids or first + len(ids) > len(self.draft):
+            raise InvalidInput(
+                f"a text of {len(ids)} tokens for position {first}: expected 1 to "
+                f"{len(self.draft) - first}, the positions from there on"
+            )
+        self.draft[first : first + len(ids)] = ids
+        known = read_vocabulary(denoiser.tokenizer, ids, ())["vocabulary"]
+        self.trace.vocabulary.update(known)
+        self.chosen.value = tuple(range(first, first + len(ids)))
+
+    def _mask(self, chosen: list[int]) -> None:
+        self.draft[chosen], self.fixed[chosen] = self.trace.mask_token_id, False
+
+    def _pin(self, chosen: list[int]) -> None:
+        if (self.draft[chosen] == self.trace.mask_token_id).any():
+            raise InvalidInput("a MASK is chosen: expected tokens to pin; change it to one first")
+        self.fixed[chosen] = not self.fixed[chosen].all()
+
+    def _hide(self, chosen: list[int]) -> None:
+        denoiser, hidden = self._get(), chosen[0]
+        check_same_denoiser(denoiser, self.paused)
+        last = self.paused.steps[-1].draft
+        shown = np.where(self.draft == self.trace.mask_token_id, last, self.draft)
+        steps = [replace(self.paused.steps[-1], draft=shown)]
+        trace = replace(self.paused, steps=steps)
+        prompt, end = len(trace.prompt_ids), max(trace.answer_length(0), hidden) + 1
+        tokens = torch.from_numpy(np.concatenate([trace.prompt_ids, shown[:end]]))
+        kind, target = denoiser.config.attention, denoiser.config.target
+        at = [prompt + hidden]
+        moves = effects(denoiser, tokens.to(denoiser.device), kind, prompt, target, at)[0, prompt:]
+        words = f"<p>{escape(moves_sentence(trace, moves, hidden))}</p>"
+        self.moves.value = page_html(words, moves_html(trace, moves, hidden))
+
+    def _draw(self) -> None:
+        """List the tokens with their states, and show the draft as the denoiser will see it."""
+        base, chosen = next_input(self.paused), self.chosen.value
+        text = np.flatnonzero((self.draft != self.trace.eos_token_id) | self.fixed)
+        count = min(max(text, default=0) + 2, len(base))
+        self.chosen.options = [(self._name(n, base), n) for n in range(count)]
+        self.chosen.value = tuple(n for n in chosen if n < count)
+        last = self.paused.steps[-1]
+        nothing = np.zeros_like(last.remask)
+        following = Step(
+            len(self.paused.steps), self.draft.copy(), last.draft, last.confidence, nothing
+        )
+        shown = replace(self.paused, steps=[*self.paused.steps, following])
+        number = len(self.paused.steps)
+        pinned = int(self.fixed.sum())
+        caption = caption_html(shown, number, "input")
+        note = f"<div>{pinned} pinned.</div>" if pinned else ""
+        draft = draft_html(shown, number, "input")
+        self.screen.value = page_html(caption, note, draft, legend_html(shown))
+
+    def _name(self, position: int, base: np.ndarray) -> str:
+        token = self.draft[position]
+        names = {self.trace.mask_token_id: "MASK", self.trace.eos_token_id: "EOS"}
+        text = names.get(token) or self.trace.decode([token])
+        states = ["changed"] * bool(token != base[position])
+        states += ["pinned"] * bool(self.fixed[position])
+        return f"{position}: {visible(text.strip() or text)}  {', '.join(states)}".rstrip()
