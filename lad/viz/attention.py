@@ -149,7 +149,7 @@ def moves_html(trace: Trace, moves: np.ndarray, hidden: int) -> str:
             break
         tag, style, words = "del", "", "hidden"
         if hidden not in span.positions:
-            move = float(moves[first])
+            move = max(moves[n] for n in span.positions if n < len(moves))
             share = 1 + np.log10(np.clip(move, SMALLEST, 1)) / 3
             color = to_hex(tint(COLORS["swap"], 0.75 * share))
             tag, style, words = "span", f"background:{color}", f"moves {100 * move:.1f} %"

@@ -94,9 +94,8 @@ def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str
         by_hand = tokens.edited(trace, step)
         masked = int((by_hand & trace.is_masked[step]).sum())
         words = f"{count(int(by_hand.sum()) - masked, 'token')} changed by hand, {masked} masked."
-        return str(
-            VIEWS.caption("Edited", f"Before iteration {trace.steps[step].iteration}: {words}")
-        )
+        words = f"Input of iteration {trace.steps[step].iteration}: {words}"
+        return str(VIEWS.caption("Edited" if by_hand.any() else "Next", words))
     if phase == "input":
         masked = trace.is_masked[step].sum()
         words = f"{masked} of its positions masked" if masked else "nothing of it masked"

@@ -122,6 +122,7 @@ class DraftEditor:
         self.draft[first : first + len(ids)] = ids
         known = read_vocabulary(denoiser.tokenizer, ids, ())["vocabulary"]
         self.trace.vocabulary.update(known)
+        self._draw()  # the list may have grown
         self.chosen.value = tuple(range(first, first + len(ids)))
 
     def _mask(self, chosen: list[int]) -> None:

@@ -217,13 +217,11 @@ class RefinementExplorer(Explorer):
         config, number = RefineConfig.from_dict(old.config), editor.paused.steps[-1].iteration
         if self._limits.apply(config) != config:
             raise InvalidInput("this run is longer than a run may be here: expected a shorter one")
-        before, fixed = editor.pinned, editor.fixed
-        job = Job(
-            "", config, torch.from_numpy(editor.draft), torch.from_numpy(fixed), editor.paused
-        )
+        draft, fixed, before = map(torch.from_numpy, (editor.draft, editor.fixed, editor.before))
+        job = Job(old.prompt, config, draft, fixed, editor.paused)
         jobs, edited = [job], editor.is_edited
         if edited and not is_whole(old):  # the other branch goes on, too
-            jobs.insert(0, Job("", config, None, before, old))
+            jobs.insert(0, Job(old.prompt, config, None, before, old))
 
         def done(traces: list[Trace], whole: bool) -> None:
             self._keep(traces[-1], fixed.numpy())
