@@ -14,7 +14,7 @@ from lad.diffusion.sampler import record
 from lad.evaluation.probes import effects
 from lad.utils import InvalidInput
 from lad.viz.tokens import frames
-from lad.widgets.controls import SETTINGS
+from lad.widgets.controls import SETTINGS, Limits
 from lad.widgets.sweep import parse, suggested
 
 
@@ -45,7 +45,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(denoiser):
     assert gate.reached.wait(PATIENCE)
     explorer.stop()
     gate.open(explorer)
-    assert len(explorer.trace.steps) == 3 and explorer.editor.after.value == 2
+    assert len(explorer.trace.steps) == 3 and explorer.editor.after.value == 2  # where it stopped
     assert go_on(explorer) == record(denoiser, "hello", SHORT)
     assert explorer.comparison.traces == {}  # nothing was edited: there is one run only
     assert explorer.progress.value == 6
@@ -148,13 +148,17 @@ def test_a_sweep_runs_each_value_and_shows_a_card_for_each(explorer, denoiser):
         assert f"{trace.tokens} token" in card
     run(explorer)
     assert explorer.sweep.cards.children == ()
+    explorer.noiseless.value = True
+    explorer.sweep.button.click()
+    assert "Noise start has no effect where" in explorer.message.value
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_has_values_to_sweep(name):
     values = suggested(name, RefineConfig())
     assert 2 <= len(values) <= 6
-    runs = parse(name, ", ".join(map(str, values)).replace("None", "none").lower(), RefineConfig())
+    config = replace(RefineConfig(), remasking=SETTINGS[name].get("used_by", ["guided"])[0])
+    runs = parse(name, ", ".join(map(str, values)).replace("None", "none").lower(), config)
     assert [getattr(config, name) for config in runs.values()] == values
 
 
@@ -162,6 +166,18 @@ def test_every_setting_has_values_to_sweep(name):
 def test_values_that_cannot_be_run_are_refused(text):
     with pytest.raises(InvalidInput, match=r"expected (2 to 6|a number from 0 to 1)"):
         parse("noise_start", text, RefineConfig())
+
+
+def test_a_page_with_limits_refuses_longer_runs(denoiser):
+    explorer = make_explorer(denoiser, limits=Limits(answer_length=16))
+    explorer.sweep.setting.value, explorer.sweep.values.value = "answer_length", "8, 32"
+    explorer.sweep.button.click()
+    assert "Answer length 32: expected at most Answer length 16" in explorer.message.value
+    longer = make_explorer(denoiser, replace(SHORT, answer_length=20))
+    explorer._load(run(longer), "from a file")
+    explorer.editor.after.value = 0
+    explorer.editor.go.click()
+    assert "Answer length 20: expected at most" in explorer.message.value
 
 
 def test_compare_takes_the_run_on_show_whatever_its_settings(explorer, denoiser):

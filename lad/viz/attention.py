@@ -164,8 +164,9 @@ def moves_sentence(trace: Trace, moves: np.ndarray, hidden: int, most: int = 5) 
     others = [n for n in np.argsort(-moves, kind="stable").tolist() if n != hidden and moves[n] > 0]
     names = [trace.decode([token]).strip() for token in trace.drafts[0][: len(moves)]]
     far = [f"{n} “{names[n]}” by {100 * moves[n]:.1f} %" for n in others[:most]]
-    start = f"Hiding position {hidden} “{names[hidden]}” moves the states of {len(others)} of "
-    return f"{start}{len(moves) - 1} other positions, most {listed(far)} of their length."
+    count = f"{len(others)} of {len(moves) - 1} other positions"
+    start = f"Hiding position {hidden} “{names[hidden]}” moves the states of {count}"
+    return f"{start}, most {listed(far)} of their length. Darker: further."
 
 
 @styled

@@ -93,9 +93,11 @@ def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str
     if phase == "input" and step:
         by_hand = tokens.edited(trace, step)
         masked = int((by_hand & trace.is_masked[step]).sum())
-        words = f"{count(int(by_hand.sum()) - masked, 'token')} changed by hand, {masked} masked."
-        words = f"Input of iteration {trace.steps[step].iteration}: {words}"
-        return str(VIEWS.caption("Edited" if by_hand.any() else "Next", words))
+        words = f"Input of iteration {trace.steps[step].iteration}"
+        if not by_hand.any():
+            return str(VIEWS.caption("Next", f"{words}."))
+        changed = count(int(by_hand.sum()) - masked, "token")
+        return str(VIEWS.caption("Edited", f"{words}: {changed} changed by hand, {masked} masked."))
     if phase == "input":
         masked = trace.is_masked[step].sum()
         words = f"{masked} of its positions masked" if masked else "nothing of it masked"

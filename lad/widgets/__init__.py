@@ -4,6 +4,8 @@ controls       a control for every setting, presets, limits
 player         a recorded trace, a gallery of them, two side by side: no model, no thread
 runner         a run in a thread, to watch and to stop
 refinement     refine an answer live, play its trace, compare it with another
+branching      a run stopped, its draft edited, and the run gone on with
+sweep          one setting at several values
 editing        a corrupted text repaired, gaps filled
 noise          the schedule and the corruption under their controls
 attention      the masks and what they do to the states

@@ -21,7 +21,7 @@ from lad.models.chat import encode_text, read_vocabulary
 from lad.utils import InvalidInput
 from lad.viz.attention import moves_html, moves_sentence
 from lad.viz.html import caption_html, draft_html, escape, legend_html, page_html
-from lad.viz.tokens import is_whole, visible
+from lad.viz.tokens import visible
 from lad.widgets.controls import COLUMNS, FIELD, SPACED, WIDE, error_html
 
 BUTTONS = {
@@ -44,7 +44,8 @@ class DraftEditor:
         """`get` returns the denoiser, `go_on` is called when that button is pressed."""
         self._get = get
         self.trace = self.paused = None
-        self.after = widgets.IntSlider(0, 0, 0, description="Stop after iteration", **FIELD)
+        self.after = widgets.IntSlider(0, 0, 0, description="Stop after", **FIELD)
+        self.after.tooltip = "the iteration whose draft is edited"
         self.after.continuous_update = False
         self.chosen = widgets.SelectMultiple(description="Tokens", rows=9, **FIELD)
         self.chosen.tooltip = "choose several with Shift or Ctrl"
@@ -70,12 +71,13 @@ class DraftEditor:
         return bool(changed.any() or (self.fixed != self._pinned).any())
 
     def load(self, trace: Trace, fixed: np.ndarray | None = None) -> None:
-        """Edit another run, in which `(a,)` `fixed` is pinned; at its end if it was cut off."""
+        """Edit another run, in which `fixed`, `(a,)`, is pinned; its end if iterations are left."""
         self.trace = replace(trace, vocabulary=dict(trace.vocabulary))  # which editing adds to
         self.before = np.zeros_like(trace.remask[0]) if fixed is None else fixed
         last = len(trace.steps) - 1
         self.after.max = last
-        self.after.value = last // 2 if is_whole(trace) else last
+        left = trace.config.get("iterations", 0) - len(trace.steps)
+        self.after.value = last if left > 0 else last // 2
         self._stop()
 
     def _stop(self, _change: object = None) -> None:

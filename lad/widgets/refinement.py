@@ -111,7 +111,7 @@ class RefinementExplorer(Explorer):
         self.download = widgets.HTML()
         self.gallery = Gallery(gallery or {}, self.player)
         self.editor = DraftEditor(lambda: self._loaders[self.model.value].get(), self.go_on)
-        self.sweep = Sweep(self._limits, self.sweep_setting)
+        self.sweep = Sweep(lambda: self.settings.config, self.sweep_setting)
         self._waiting += [self.compare_button, self.upload, self.sweep.button, self.editor.go]
         self._waiting += self.editor.buttons.values()
         self._waiting += [self.gallery.choice] if gallery else []
@@ -163,7 +163,7 @@ class RefinementExplorer(Explorer):
         """What belongs to the run that was on show goes."""
         self.gallery.choice.value = ""
         self.comparison.load({})
-        self.sweep.cards.children = ()
+        self.sweep.clear()
 
     def _remember(self, earlier: list[dict[str, str]]) -> None:
         self.earlier = earlier
@@ -202,7 +202,15 @@ class RefinementExplorer(Explorer):
         """Run the prompt once for each value of one setting, and show the runs together."""
         if not self.running:
             with self._errors_shown():
-                self._start_run(self.sweep.runs(self.settings.config), self.sweep.show)
+                runs = self.sweep.runs()
+                self._check_limits(*runs.values())
+                self._start_run(runs, self.sweep.show)
+
+    def _check_limits(self, *configs: RefineConfig) -> None:
+        for config in configs:
+            if (most := self._limits.apply(config)) != config:
+                got, allowed = differences(config, most), differences(most, config)
+                raise InvalidInput(f"{got}: expected at most {allowed} on this page")
 
     def go_on(self) -> None:
         """Go on from the draft in the editor, and show the run beside the one without the edit."""
@@ -215,8 +223,7 @@ class RefinementExplorer(Explorer):
         if editor.paused is None:
             raise InvalidInput("there is no run to go on from: expected one; press Run first")
         config, number = RefineConfig.from_dict(old.config), editor.paused.steps[-1].iteration
-        if self._limits.apply(config) != config:
-            raise InvalidInput("this run is longer than a run may be here: expected a shorter one")
+        self._check_limits(config)
         draft, fixed, before = map(torch.from_numpy, (editor.draft, editor.fixed, editor.before))
         job = Job(old.prompt, config, draft, fixed, editor.paused)
         jobs, edited = [job], editor.is_edited

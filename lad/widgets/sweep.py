@@ -18,9 +18,10 @@ from lad.viz.html import answer_html, escape, page_html
 from lad.viz.refinement import confidence_maps
 from lad.viz.style import show
 from lad.viz.tokens import repeated_share
-from lad.widgets.controls import COLUMNS, SETTINGS, SPACED, Limits, labelled
+from lad.widgets.controls import COLUMNS, SETTINGS, SPACED, labelled
 
 MOST = 6  # values
+KEY = "Confidence from dark red (a guess) to pale green (certain); white below: the run has ended."
 WORDS = {"none": None, "true": True, "false": False}
 
 
@@ -50,17 +51,26 @@ def suggested(name: str, config: RefineConfig) -> list:
 
 
 def parse(name: str, text: str, config: RefineConfig) -> dict[str, RefineConfig]:
-    """Settings for each value of a text with commas, by name; InvalidInput if one is no value."""
+    """Settings for each value of a text with commas, by name.
+
+    InvalidInput if one is no value, or where the setting has no effect.
+    """
+    field = SETTINGS[name]
+    if config.remasking not in field.get("used_by", (config.remasking,)):
+        raise InvalidInput(
+            f"{field['label']} has no effect where {SETTINGS['remasking']['label']} is "
+            f"{config.remasking}: expected {' or '.join(field['used_by'])} there"
+        )
     typed = list(dict.fromkeys(filter(None, (part.strip() for part in text.split(",")))))
     if not 2 <= len(typed) <= MOST:
         raise InvalidInput(f"{len(typed)} values: expected 2 to {MOST}, with commas between them")
     runs = {}
     for one in typed:
         value = one
-        if not SETTINGS[name]["choices"]:
+        if not field["choices"]:
             with suppress(ValueError):  # then it is refused below, with what is expected
                 value = WORDS[one] if one in WORDS else json.loads(one)
-        runs[f"{SETTINGS[name]['label']}: {one}"] = replace(config, **{name: value})
+        runs[f"{field['label']}: {one}"] = replace(config, **{name: value})
     return runs
 
 
@@ -76,8 +86,9 @@ def differences(config: RefineConfig, other: RefineConfig, most: int = 3) -> str
 class Sweep:
     """A setting, its values, and a card for the run at each of them."""
 
-    def __init__(self, limits: Limits, start: Callable[[], object]) -> None:
-        self._limits = limits
+    def __init__(self, current: Callable[[], RefineConfig], start: Callable[[], object]) -> None:
+        """`current` returns all other settings, `start` is called when the button is pressed."""
+        self._current = current
         labels = [(field["label"], name) for name, field in SETTINGS.items()]
         self.setting = labelled(widgets.Dropdown, "Setting", 26, options=labels)
         self.values = labelled(widgets.Text, "Values", 26)
@@ -88,17 +99,17 @@ class Sweep:
         self.setting.observe(self._suggest, "value")
         self.button.on_click(lambda _button: start())
         bar = widgets.HBox([self.setting, self.values, self.button], layout=SPACED)
-        self.widget = widgets.VBox([bar, self.cards])
+        self.key = widgets.HTML(KEY, layout={"display": "none"})
+        self.widget = widgets.VBox([bar, self.key, self.cards])
         self.setting.value = "remasking"
 
     def _suggest(self, _change: object = None) -> None:
-        config = self._limits.apply(RefineConfig())
-        values = suggested(self.setting.value, config)
+        values = suggested(self.setting.value, self._current())
         self.values.value = ", ".join(word(value) for value in values)
 
-    def runs(self, config: RefineConfig) -> dict[str, RefineConfig]:
+    def runs(self) -> dict[str, RefineConfig]:
         """The settings to run, by name."""
-        return parse(self.setting.value, self.values.value, config)
+        return parse(self.setting.value, self.values.value, self._current())
 
     def show(self, runs: Mapping[str, Trace]) -> None:
         """A card a run: its confidence by position and iteration, its answer and its cost."""
@@ -110,4 +121,8 @@ class Sweep:
             repeats = f"<div>{repeated_share(trace):.0%} of its tokens repeat the one before.</div>"
             parts = title, show(figure, alt).html, answer_html(trace), repeats
             cards.append(widgets.HTML(page_html(*parts), layout={"min_width": "0"}))
-        self.cards.children = cards
+        self.cards.children, self.key.layout.display = cards, ""
+
+    def clear(self) -> None:
+        """No cards."""
+        self.cards.children, self.key.layout.display = (), "none"
