@@ -41,13 +41,16 @@
 # %%
 from dataclasses import replace
 
+import torch
 from IPython.display import HTML
 
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import RefineConfig, preset
 from lad.diffusion.drafts import INFILL_PROMPT, gapped, visible_text
+from lad.diffusion.resume import branch, next_input
 from lad.diffusion.sampler import record
 from lad.evaluation.text_metrics import repeated_ngrams
+from lad.models.chat import encode_text
 from lad.utils import profile
 from lad.viz.gallery import FIGURES, gallery, save_trace, show_recorded
 from lad.viz.html import costs_table, draft_html, filmstrip_text, legend_html, page_html
@@ -372,6 +375,28 @@ RepairExplorer(denoiser).widget
 InfillExplorer(denoiser).widget
 
 # %% [markdown]
+# ## What follows from one token?
+#
+# A run can be stopped after any iteration and go on from an edited draft: tokens changed, masked,
+# or pinned, so that they stay. Below, the second draft of the run about Paris is stopped and
+# *France* becomes *Germany*, pinned; what stands behind it is left visible, or masked.
+
+# %%
+paused = replace(paris, steps=paris.steps[:2])
+france, germany = (encode_text(denoiser.tokenizer, f" {w}", True)[0] for w in ("France", "Germany"))
+draft = torch.from_numpy(next_input(paused))
+pinned = draft == france
+visible = torch.where(pinned, germany, draft)
+masked = visible.masked_fill((pinned.cumsum(0) > 0) & ~pinned, denoiser.mask_token_id)
+for name, start in {"left visible": visible, "masked": masked}.items():
+    print(f"{name}: {branch(denoiser, paused, draft=start, fixed=pinned).answer}")
+
+# %% [markdown]
+# **Takeaway.** Without re-masking a visible token may stay although it no longer fits; drawn anew,
+# it follows the token that was changed. A run that goes on unedited is the run that was not
+# stopped, token for token.
+
+# %% [markdown]
 # ## Step through a run yourself
 #
 # The player shows the run with re-masking, two phases an iteration; it needs no model, and on a
@@ -399,8 +424,13 @@ Gallery(gallery())
 # steps through the trace. Things to try:
 #
 # - tick *disable intermediate noising* and compare the number of iterations until it stops early;
-# - pick another *Preset*, or press *Compare* to see two runs side by side, step by step;
+# - pick another *Preset*, or press *Compare* to see two runs side by side, step by step; one of them
+#   may be *the run on show*, and so have any settings;
 # - set *Pause* to a second to watch the two phases;
+# - open *Edit a draft and go on*: stop after an iteration, change, pin or mask tokens, and see both
+#   branches side by side; *Which others move?* hides one token and measures, as in chapter 2, how
+#   far each state moves;
+# - open *Sweep one setting* for the same prompt at several values;
 # - under *All controls*, raise *Temperature* to 1 and change *Seed*: other answers, other stutters;
 # - lower *EOS bias* for longer answers, raise it for shorter ones;
 # - save a trace, and load it again on another day.

@@ -180,6 +180,26 @@ def test_a_session_runs_stops_scrubs_and_compares(page):
     assert page.errors == []
 
 
+def test_a_draft_is_edited_by_keyboard_and_the_run_goes_on(page):
+    header = "[...document.querySelectorAll('.jupyter-widget-Collapse-header')]"
+    page.evaluate(f"{header}.find(e => /^Edit a draft/.test(e.textContent.trim())).focus()")
+    page.press("Enter", 13)
+    tokens = "[...document.querySelectorAll('select[multiple]')].find(e => e.offsetParent)"
+    page.wait(f"{tokens}?.options.length > 1")
+    page.evaluate(f"{tokens}.focus()")
+    page.press("ArrowDown", 40)
+    while page.evaluate(f"/MASK/.test({tokens}.selectedOptions[0].text)"):
+        page.press("ArrowDown", 40)
+    page.click("Mask")
+    page.wait(f"/MASK.+changed/.test([...{tokens}.options].map((e) => e.text))")
+    page.click("Which others move?")
+    page.wait(f"/Hiding position \\d+ /.test({TEXT})")
+    page.click("Go on")
+    page.wait(f"/edited after iteration \\d+/.test({TEXT})")
+    assert page.evaluate("document.querySelector('[role=alert]') === null")
+    assert page.errors == []
+
+
 def test_nothing_is_loaded_from_elsewhere(server, page):
     urls = page.evaluate("performance.getEntriesByType('resource').map((e) => e.name)")
     assert len(urls) > 3
