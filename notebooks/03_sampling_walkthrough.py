@@ -424,8 +424,8 @@ Gallery(gallery())
 # steps through the trace. Things to try:
 #
 # - tick *disable intermediate noising* and compare the number of iterations until it stops early;
-# - pick another *Preset*, or press *Compare* to see two runs side by side, step by step; one of them
-#   may be *the run on show*, and so have any settings;
+# - pick another *Preset*, or press *Compare* to see two runs side by side, step by step; one may be
+#   *the run on show*, and so have any settings;
 # - set *Pause* to a second to watch the two phases;
 # - open *Edit a draft and go on*: stop after an iteration, change, pin or mask tokens, and see both
 #   branches side by side; *Which others move?* hides one token and measures, as in chapter 2, how
