@@ -93,18 +93,22 @@ def test_a_token_shows_what_else_was_likely_and_its_history(chromium, tmp_path):
     file.write_text("<meta charset=utf-8>" + replay_html(run) + replay_html(plain), "utf-8")
     page = chromium.open(file.as_uri())
     first, second = (f"document.querySelectorAll('.lad-replay')[{n}]" for n in (0, 1))
+    page.wait(f"{second} && document.readyState === 'complete'")
+    box = f"{first}.querySelector('[data-inside]')"
+    token = 'querySelector(`[data-frame]:not([hidden]) [data-at="${at}"]`)'
+    took = f"""(async (times) => {{ for (const at of [0, 1, 2]) {{
+        const start = performance.now();
+        {first}.{token}.click();
+        while (!{box}.textContent.startsWith(`Position ${{at}}`))
+            await new Promise((done) => setTimeout(done));
+        times.push(performance.now() - start); }} return times; }})([])"""
+    assert min(page.evaluate(took)) < 100  # milliseconds
     rows = f"[...{first}.querySelectorAll('.lad-likely li')].map((row) => row.textContent)"
-    token = "querySelector('[data-frame]:not([hidden]) [data-at=\"2\"]')"
-    took = f"""(async () => {{ const start = performance.now(); {first}.{token}.click();
-        while (!({rows}).length) await new Promise((done) => setTimeout(done));
-        return performance.now() - start; }})()"""
-    assert page.evaluate(took) < 100  # milliseconds
     shown = page.evaluate(rows)
     numbers = [float(row.split("0.")[1].split(" ")[0]) for row in shown]
     expected = run.probabilities[-1, 2]
     assert [n / 100 for n in numbers] == pytest.approx(expected.tolist(), abs=0.006)
     assert [row.endswith("drawn") for row in shown] == [True, *[False] * 4]
-    box = f"{first}.querySelector('[data-inside]')"
     assert "Position 2, iteration 3" in page.evaluate(f"{box}.textContent")
     assert f"Entropy {run.entropy[-1, 2]:.2f} nats" in page.evaluate(f"{box}.textContent")
     assert page.evaluate(f"{first}.querySelectorAll('.lad-chosen').length") == 1
@@ -262,6 +266,8 @@ def test_outputs_wrap_between_words_or_scroll_and_are_whole_on_paper(chromium, t
 CELLS = """
 from lad.diffusion.adapter import (load_denoiser)
 from lad.widgets import InfillExplorer, RefinementExplorer, RepairExplorer
+from lad.widgets.accessibility import name_controls
+display(name_controls())
 denoiser = load_denoiser("tiny", {adapter!r})
 RefinementExplorer(denoiser, prompt="hello", pause=0.1).widget
 ---
@@ -321,6 +327,13 @@ def test_the_explorers_work_in_jupyterlab(lab):
     refinement, repair, infill = (f"{cell}[{n}]" for n in range(3))
     lab.click("Compare", refinement)  # what else it does, test_demo.py tries
     lab.wait(f"(e => e && e.offsetParent)({refinement}.querySelector('.lad-costs'))")
+    box = f"{refinement}.querySelector('[data-inside]')"
+    lab.evaluate(f"{box}.focus()")
+    lab.press("ArrowRight", 39)
+    lab.wait(f"{box}.textContent.startsWith('Position 0') && {box}.querySelector('.lad-likely')")
+    assert lab.evaluate(f"document.activeElement === {box}")
+    lab.evaluate(f"{refinement}.querySelectorAll('.lad-draft')[1].firstChild.click()")
+    lab.wait(f"{refinement}.querySelectorAll('.lad-likely').length === 2")
 
     text = f"{repair}.querySelector('textarea').value"
     lab.click("swap", repair)
