@@ -439,7 +439,7 @@ def test_large_logits_are_sampled_in_parts_and_alike(monkeypatch, temperature):
     logits = torch.randn(5, 3, 11, generator=generator)
     uniforms = torch.rand(5, 3, generator=generator)
     whole = sample_tokens(logits, config, uniforms)
-    monkeypatch.setattr("lad.diffusion.sampler.FLOATS_AT_ONCE", 40)
+    monkeypatch.setattr("lad.diffusion.sampler.FLOATS_AT_ONCE", (40, 40))
     for part, expected in zip(sample_tokens(logits, config, uniforms), whole, strict=True):
         assert torch.equal(part, expected)
 

@@ -46,7 +46,7 @@ def log_sum_and_entropy(logits: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
     `top` `(...)` is the largest of the `(..., v)` float32 logits. Both are NaN where a logit is NaN
     or infinity; minus infinity is a probability of 0.
     """
-    below = (logits - top[..., None]).clamp(min=-1e4)  # finite: 0 times infinity would be NaN
+    below = (logits - top[..., None]).clamp_(min=-1e4)  # finite: 0 times infinity would be NaN
     weights = below.exp()
     total = weights.sum(dim=-1)
-    return total.log() + top, total.log() - (weights * below).sum(dim=-1) / total
+    return total.log() + top, total.log() - weights.mul_(below).sum(dim=-1) / total

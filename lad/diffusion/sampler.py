@@ -39,9 +39,9 @@ from lad.diffusion.trace import ALTERNATIVES, Step, Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, NumericalError
 
-# Logits are made float32 this many at a time: 256 MB, however large batch and window are. Where
-# the step is compiled they are never stored.
-FLOATS_AT_ONCE = 2**26
+# Logits are made float32 this many at a time: 4 MB on a CPU, whose cache holds them, 256 MB on a
+# GPU, however large batch and window are. Where the step is compiled they are never stored.
+FLOATS_AT_ONCE = (2**20, 2**26)
 
 
 class SamplerState(NamedTuple):
@@ -126,14 +126,12 @@ def sample_tokens(
         distribution's sum, which is not finite when a logit is not; and of it, too, the likeliest
         tokens `(b, a, 5)` int64, their logits, and the entropy `(b, a)` in nats, both float32.
     """
-    too_many = logits.numel() > FLOATS_AT_ONCE and not torch.compiler.is_compiling()
-    if len(logits) > 1 and too_many:
-        half = len(logits) // 2
-        parts = [
-            sample_tokens(logits[part], config, None if uniforms is None else uniforms[part])
-            for part in (slice(half), slice(half, None))
-        ]
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
+    at_once = max(1, FLOATS_AT_ONCE[logits.is_cuda] // logits.shape[-1])
+    if logits[..., 0].numel() > at_once and not torch.compiler.is_compiling():
+        chunks = logits.flatten(0, 1).split(at_once)
+        for_each = [None] * len(chunks) if config.greedy else uniforms.flatten().split(at_once)
+        parts = zip(*map(sample_tokens, chunks, [config] * len(chunks), for_each), strict=True)
+        return tuple(torch.cat(part).unflatten(0, logits.shape[:2]) for part in parts)
     logits = logits.float()
     ids = likeliest(logits, ALTERNATIVES)  # (b, a, 5)
     top = logits.gather(-1, ids)
@@ -142,7 +140,9 @@ def sample_tokens(
     if config.greedy:
         return ids[..., 0], (top[..., 0] - log_sum).exp(), log_sum, *likely
     k = min(config.top_k, logits.shape[-1])
-    top, ids = logits.topk(k, dim=-1)  # (b, a, k), likeliest first
+    if k > ALTERNATIVES:
+        top, ids = logits.topk(k, dim=-1)
+    top, ids = top[..., :k], ids[..., :k]  # (b, a, k), likeliest first
     weights = (top / config.temperature).softmax(dim=-1)
     # A token stays when those before it hold less than top_p: the likeliest always does.
     weights = weights * (weights.cumsum(dim=-1) - weights < config.top_p)
