@@ -35,7 +35,7 @@ def test_a_run_cut_off_anywhere_goes_on_as_if_it_never_was(
     draft, fixed = starts(denoiser, config, seed)
     whole = record(denoiser, prompt, config, draft=draft, fixed=fixed)
     for steps in range(1, len(whole.steps)):
-        assert branch(denoiser, cut(whole, steps), fixed=fixed) == whole
+        assert branch(denoiser, cut(whole, steps)) == whole
 
 
 edits = st.lists(st.sampled_from(["keep", "keep", "mask", "change", "pin"]), min_size=16)
@@ -63,7 +63,7 @@ def test_an_edit_is_the_next_input_and_what_is_pinned_stays(denoiser, prompt, co
     assert (other.drafts[n:, fixed] == draft[fixed]).all()
     # A branch is a run like any other: it too goes on as it would have.
     for steps in range(n + 1, len(other.steps)):
-        assert branch(denoiser, cut(other, steps), fixed=given["fixed"]) == other
+        assert branch(denoiser, cut(other, steps)) == other
 
 
 def test_a_token_masked_by_an_edit_is_shown_again_in_permanent_unmasking(denoiser):

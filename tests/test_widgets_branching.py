@@ -11,6 +11,7 @@ from traces import make_trace, words
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.resume import branch, next_input
 from lad.diffusion.sampler import record
+from lad.diffusion.trace import Trace
 from lad.evaluation.probes import effects
 from lad.utils import InvalidInput
 from lad.viz.tokens import frames
@@ -90,6 +91,20 @@ def test_a_run_that_was_cut_off_goes_on_in_both_branches(denoiser):
     as_it_was = explorer.comparison.traces["as it was"]
     assert as_it_was == record(denoiser, "hello", SHORT) and as_it_was != other
     assert len(other.steps) == 6
+
+
+def test_a_saved_run_keeps_what_was_pinned(explorer, denoiser, tmp_path):
+    run(explorer)
+    explorer.editor.after.value = 1
+    assert press(explorer, "Change", 3, text="x") == ""
+    press(explorer, "Pin", 3)
+    other = Trace.load(go_on(explorer).save(tmp_path / "run.jsonl"))
+    explorer._load(other, "from a file")
+    explorer.editor.after.value = 0
+    assert not explorer.editor.fixed.any()  # before the edit
+    explorer.editor.after.value = 4
+    assert np.flatnonzero(explorer.editor.fixed).tolist() == [3]
+    assert go_on(explorer) == other
 
 
 def test_undo_and_what_cannot_be_edited(explorer):

@@ -41,8 +41,8 @@ def resume(
         trace: a run of this denoiser, with iterations left.
         draft: `(a,)` token ids, the next input; `next_input(trace)` by default. A position that is
             MASK by an edit counts as never shown.
-        fixed: `(a,)` bool, positions that never change from here on. A trace does not hold them: a
-            run with fixed positions goes on as it was only when they are given again.
+        fixed: `(a,)` bool, positions that never change from here on; by default those that could
+            not change in the last iteration.
 
     Raises:
         InvalidInput: a trace of another denoiser or without iterations left, and as `refine`.
@@ -56,6 +56,8 @@ def resume(
             "are left; go on from an earlier iteration"
         )
     start = torch.from_numpy(next_input(trace)) if draft is None else draft
+    if fixed is None and trace.steps[-1].fixed is not None:
+        fixed = torch.from_numpy(trace.steps[-1].fixed)
     prompt = torch.from_numpy(trace.prompt_ids)
     batch = make_batch(denoiser, [prompt], config, [start], [fixed])
     batch = batch._replace(state=_restored(batch, trace, config), iteration=len(trace.steps))

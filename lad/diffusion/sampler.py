@@ -296,7 +296,7 @@ def run_batch(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterato
     forward = denoiser.prepare(batch.prompts, batch.padding)
     take_step = denoiser.step or step
     num_uniforms = STRATEGIES[config.remasking].num_uniforms + (not config.greedy)
-    inputs = state.tokens.cpu().numpy()
+    inputs, fixed = state.tokens.cpu().numpy(), state.fixed.cpu().numpy()
     for i in range(batch.iteration, config.iterations):
         start = time.perf_counter()
         uniforms = draw_uniforms(generators, num_uniforms, state.tokens)  # while a GPU is idle
@@ -310,7 +310,7 @@ def run_batch(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterato
                 "check the adapter with `lad info`, or use float32"
             )
         seconds = time.perf_counter() - start
-        arrays = zip(inputs, tokens, confidence, remask, *likely, strict=True)
+        arrays = zip(inputs, tokens, confidence, remask, *likely, fixed, strict=True)
         yield {index: Step(i, *of, seconds) for index, of in zip(indices, arrays, strict=True)}
         if finished.all():
             return
@@ -318,7 +318,7 @@ def run_batch(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterato
         if finished.any():
             left = np.flatnonzero(~finished)
             keep = torch.from_numpy(left).to(denoiser.device)
-            state, inputs = state.select(keep), inputs[left]
+            state, inputs, fixed = state.select(keep), inputs[left], fixed[left]
             forward.select(keep)
             indices = [indices[n] for n in left]
             generators = [generators[n] for n in left]
@@ -419,10 +419,7 @@ def record(
 
 
 class Batch(NamedTuple):
-    """Checked inputs: `prompts` `(b, p)` int64, left-padded by `padding` `(b,)`, and the state.
-
-    `iteration` is the first to run: see `lad.diffusion.resume`.
-    """
+    """Checked inputs: `prompts` `(b, p)` int64, left-padded by `padding` `(b,)`, and the state."""
 
     indices: list[int]
     prompt_ids: list[Tensor]
@@ -430,7 +427,7 @@ class Batch(NamedTuple):
     padding: Tensor | None
     state: SamplerState
     generators: list[torch.Generator]
-    iteration: int = 0
+    iteration: int = 0  # the first to run: see `lad.diffusion.resume`
 
 
 @torch.inference_mode()

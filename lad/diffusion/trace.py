@@ -37,6 +37,7 @@ class Step:
         probabilities: `(a, 5)` float16, theirs, of the same distribution as the confidence: over
             all tokens but MASK, after `eos_bias`, before temperature, top-k and top-p.
         entropy: `(a,)` float16, of that whole distribution, in nats.
+        fixed: `(a,)` bool, positions that could not change; None is as good as none of them.
         seconds: wall time of this iteration.
     """
 
@@ -48,6 +49,7 @@ class Step:
     alternatives: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     entropy: np.ndarray | None = None
+    fixed: np.ndarray | None = None
     seconds: float = 0.0
 
     def __eq__(self, other: object) -> bool:

@@ -83,6 +83,8 @@ def to_lines(trace: Trace) -> Iterator[str]:
             "renoised": np.flatnonzero(step.remask).tolist(),
             "seconds": round(step.seconds, 6),
         }
+        if step.fixed is not None:
+            entry["fixed"] = np.flatnonzero(step.fixed).tolist()
         yield json.dumps(entry)
     end = {"end": len(trace.steps), "stopped_early": trace.stopped_early}
     if trace.alternatives is not None:
@@ -131,14 +133,16 @@ def from_lines(lines: list[str]) -> Trace:
 
 def _read_step(number: int, entry: dict) -> Step:
     draft = np.array(entry["draft"], dtype=np.int64)
-    remask = np.zeros(len(draft), dtype=bool)
+    remask, fixed = np.zeros((2, len(draft)), dtype=bool)
     remask[entry["renoised"]] = True
+    fixed[checked(entry.get("fixed", []), Ids)] = True
     step = Step(
         iteration=entry["iteration"],
         inputs=np.array(entry["inputs"], dtype=np.int64),
         draft=draft,
         confidence=np.array(entry["confidence"], dtype=np.float32),
         remask=remask,
+        fixed=fixed if "fixed" in entry else None,
         seconds=entry["seconds"],
     )
     if step.iteration != number or not len(step.inputs) == len(draft) == len(step.confidence):

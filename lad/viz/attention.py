@@ -154,9 +154,9 @@ def moves_html(trace: Trace, moves: np.ndarray, hidden: int) -> str:
             color = to_hex(tint(COLORS["swap"], 0.75 * share))
             tag, style, words = "span", f"background:{color}", f"moves {100 * move:.1f} %"
         one = {"tag": tag, "classes": "lad-token lad-confidence", "style": style}
-        one |= {"title": f"position {first}, {words}", "is_name": span.kind != "text"}
+        one |= {"title": f"position {first}, {words}", "is_name": span.kind != "text", "at": first}
         spans.append(one | {"lines": visible(span.text).split("\n")})
-    return str(VIEWS.draft(spans, f"how far states move when position {hidden} is hidden"))
+    return str(VIEWS.draft(spans, f"how far states move when position {hidden} is hidden", 0))
 
 
 def moves_sentence(trace: Trace, moves: np.ndarray, hidden: int, most: int = 5) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.resume import check_same_denoiser, next_input
-from lad.diffusion.trace import Step, Trace
+from lad.diffusion.trace import Trace
 from lad.evaluation.probes import effects
 from lad.models.chat import encode_text, read_vocabulary
 from lad.utils import InvalidInput
@@ -28,7 +28,7 @@ BUTTONS = {
     "Change": "write the text over the chosen token and, if it is longer, those after it",
     "Mask": "let the denoiser draw the chosen tokens anew",
     "Pin": "keep the chosen tokens to the end; pressed again, let them change",
-    "Undo all": "back to the draft as it was, and nothing pinned",
+    "Undo all": "back to the draft as it was",
     "Which others move?": "hide the chosen token from the denoiser, and compare all states",
 }
 
@@ -37,7 +37,7 @@ class DraftEditor:
     """The tokens of a run after one of its iterations, to be changed, masked or pinned.
 
     `paused` is the run up to there (None: no run), `draft` the next input and `fixed` what is
-    pinned in it, `(a,)` each; `before` is what was pinned when the run was made.
+    pinned in it, `(a,)` each.
     """
 
     def __init__(self, get: Callable[[], Denoiser], go_on: Callable[[], object]) -> None:
@@ -70,10 +70,9 @@ class DraftEditor:
         changed = self.draft != next_input(self.paused)
         return bool(changed.any() or (self.fixed != self._pinned).any())
 
-    def load(self, trace: Trace, fixed: np.ndarray | None = None) -> None:
-        """Edit another run, in which `fixed`, `(a,)`, is pinned; its end if iterations are left."""
+    def load(self, trace: Trace) -> None:
+        """Edit another run: its last draft, if iterations are left."""
         self.trace = replace(trace, vocabulary=dict(trace.vocabulary))  # which editing adds to
-        self.before = np.zeros_like(trace.remask[0]) if fixed is None else fixed
         last = len(trace.steps) - 1
         self.after.max = last
         left = trace.config.get("iterations", 0) - len(trace.steps)
@@ -85,7 +84,8 @@ class DraftEditor:
         steps = self.trace.steps[: self.after.value + 1]
         self.paused = replace(self.trace, steps=steps, stopped_early=False)
         self.draft = next_input(self.paused)
-        self._pinned = self.before & (self.draft != self.trace.mask_token_id)
+        before = steps[-1].fixed
+        self._pinned = np.zeros_like(steps[-1].remask) if before is None else before
         self.fixed = self._pinned.copy()
         self.chosen.value = ()
         self._draw()
@@ -96,7 +96,6 @@ class DraftEditor:
             if self.paused is None:
                 raise InvalidInput("there is no run yet: expected one; press Run first")
             if button.description == "Undo all":
-                self.before = np.zeros_like(self.fixed)
                 self._stop()
                 return
             chosen = list(self.chosen.value)
@@ -159,11 +158,9 @@ class DraftEditor:
         self.chosen.value = tuple(n for n in chosen if n < count)
         last = self.paused.steps[-1]
         nothing = np.zeros_like(last.remask)
-        following = Step(
-            len(self.paused.steps), self.draft.copy(), last.draft, last.confidence, nothing
-        )
-        shown = replace(self.paused, steps=[*self.paused.steps, following])
         number = len(self.paused.steps)
+        following = replace(last, iteration=number, inputs=self.draft.copy(), remask=nothing)
+        shown = replace(self.paused, steps=[*self.paused.steps, following])
         pinned = int(self.fixed.sum())
         caption = caption_html(shown, number, "input")
         note = f"<div>{pinned} pinned.</div>" if pinned else ""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import ipywidgets as widgets
-import numpy as np
 import torch
 
 from lad.diffusion.adapter import load_denoiser
@@ -224,14 +223,14 @@ class RefinementExplorer(Explorer):
             raise InvalidInput("there is no run to go on from: expected one; press Run first")
         config, number = RefineConfig.from_dict(old.config), editor.paused.steps[-1].iteration
         self._check_limits(config)
-        draft, fixed, before = map(torch.from_numpy, (editor.draft, editor.fixed, editor.before))
+        draft, fixed = torch.from_numpy(editor.draft), torch.from_numpy(editor.fixed)
         job = Job(old.prompt, config, draft, fixed, editor.paused)
         jobs, edited = [job], editor.is_edited
         if edited and not is_whole(old):  # the other branch goes on, too
-            jobs.insert(0, Job(old.prompt, config, None, before, old))
+            jobs.insert(0, Job(old.prompt, config, after=old))
 
         def done(traces: list[Trace], whole: bool) -> None:
-            self._keep(traces[-1], fixed.numpy())
+            self._keep(traces[-1])
             if edited and len(traces) == len(jobs):
                 runs = {"as it was": [old, *traces][-2]}
                 self.comparison.load(runs | {f"edited after iteration {number}": traces[-1]})
@@ -239,10 +238,10 @@ class RefinementExplorer(Explorer):
         self._clear()
         self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
 
-    def _keep(self, trace: Trace, fixed: np.ndarray | None = None) -> None:
+    def _keep(self, trace: Trace) -> None:
         """Keep a trace, offer it as a file that the browser saves, and as one to be edited."""
         self.trace = trace
-        self.editor.load(trace, fixed)
+        self.editor.load(trace)
         data = "".join(line + "\n" for line in to_lines(trace)).encode()
         link = base64.b64encode(data).decode("ascii")
         self.download.value = (
