@@ -152,10 +152,10 @@ def repair(
     answers (--prompt) helps most. The answer region is the text and a few more positions, unless
     --answer-length says otherwise.
     """
-    from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
+    from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
 
     prompt = REPAIR_PROMPT if prompt is None else prompt
-    config = RefineConfig(**{"iterations": 16, "remasking": "none"} | given)
+    config = replace(REPAIR, **given)
     length = given.get("answer_length")
     extra = {"text": text, "prompt": prompt}
     return prompt, config, lambda denoiser: visible_text(denoiser, text, length), extra

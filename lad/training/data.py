@@ -38,6 +38,14 @@ class Pair:
     answer: str
 
 
+@dataclass(frozen=True)
+class Question:
+    """A short question, and the words of which a right answer has one."""
+
+    prompt: str
+    facts: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class PackedPairs:
     """Pairs as token ids, ready to be cut to any width."""
@@ -79,6 +87,22 @@ def everyday_prompts() -> list[str]:
 def held_out_prompts() -> list[str]:
     """A hundred everyday prompts to measure with; `lad distil` keeps them out of every pair."""
     return read_lines("held-out.txt")
+
+
+def fact_questions() -> list[Question]:
+    """A hundred short questions that the default backbone answers right in under 20 tokens."""
+    return [checked(line, Question) for line in read_lines("facts.jsonl")]
+
+
+def sentences_to_repair() -> list[str]:
+    """A hundred plain sentences of 6 to 16 words, to damage and to repair."""
+    return read_lines("sentences.txt")
+
+
+def tested_texts() -> list[str]:
+    """All prompts and sentences that this package is tested with: never in a training pair."""
+    prompts = [question.prompt for question in fact_questions()]
+    return everyday_prompts() + held_out_prompts() + prompts + sentences_to_repair()
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

@@ -32,7 +32,7 @@ from lad.models.chat import encode_prompts, encode_text
 from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
-from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
+from lad.training.data import Pair, read_lines, tested_texts
 from lad.training.multiple_choice import benchmark_passages, choices_for
 from lad.utils import (
     Count,
@@ -276,14 +276,14 @@ def collect(
 ) -> tuple[list[Pair], dict]:
     """The pairs of all batches of `folder`, each prompt once, and their data card.
 
-    Removed are prompts that this package is tested with, pairs that overlap with `passages`, and
-    answers that begin like too many others.
+    Removed are pairs with a prompt, or a sentence in the answer, that this package is tested with,
+    pairs that overlap with `passages`, and answers that begin like too many others.
     """
     paths = sorted(folder.glob("[0-9]*.jsonl"))
     if not paths:
         raise InvalidInput(f"no batches in {folder}: expected files such as 00000.jsonl")
     counts = Counter()
-    seen = {_key(p) for p in [*everyday_prompts(), *held_out_prompts()]}
+    seen = {_key(text) for text in tested_texts()}
     tested, beginnings, kept = frozenset(seen), Counter(), []
     for path in paths:
         with damaged_file(path, "delete it and run `lad distil` again"):
@@ -293,7 +293,7 @@ def collect(
         for pair in pairs:
             key = _key(pair.prompt)
             beginning = tuple(normalised(pair.answer)[:BEGINNING])
-            if key in tested:
+            if not tested.isdisjoint([key, *map(_key, SENTENCE.findall(pair.answer))]):
                 counts["kept for testing"] += 1
             elif key in seen:
                 counts["prompt in another batch"] += 1
