@@ -4,6 +4,8 @@ import functools
 import gzip
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +14,10 @@ import torch
 from conftest import json_lines, new_denoiser, run, tiny_denoiser
 
 import lad
-from lad.cli.common import evenly_spaced
-from lad.diffusion.config import DenoiserConfig, RefineConfig
+from lad.cli.common import evenly_spaced, read_settings
+from lad.diffusion.config import PRESETS, DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.drafts import REPAIR
 from lad.evaluation import adapter_eval
 from lad.evaluation.adapter_eval import (
     DAMAGES,
@@ -127,6 +130,12 @@ def test_from_mask_the_text_is_gone_and_with_another_prompt_the_question(denoise
     expected = packed(denoiser, others, context)
     assert found.tokens.tolist() == expected.tokens.tolist()
     assert found.ends.tolist() == expected.ends.tolist() and expected.dropped == 1
+
+
+def test_all_positions_at_once_is_noiseless_without_growth_as_in_a_repair():
+    file = Path(__file__).parents[1] / "configs" / "at-once.json"
+    expected = replace(PRESETS["noiseless"], added_tokens=None)
+    assert read_settings(str(file)) == {"at-once": expected} and expected == REPAIR
 
 
 def test_a_fact_is_a_whole_word_in_any_case():

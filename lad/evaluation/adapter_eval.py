@@ -39,6 +39,7 @@ REPAIR_SEVERITY, REPAIR_ITERATIONS = 0.3, 4
 LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
 STRUCTURAL = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
 DAMAGES = ("swap", "duplicate", "replace")  # of one token or two in a sentence
+MOST_DRAWS = 1000  # a few will do, unless the tokenizer never reads what it wrote
 FACT_TOKENS = 20  # of the backbone's answers to short questions at most, EOS included
 
 
@@ -292,11 +293,11 @@ def damaged(denoiser: Denoiser, sentence: str, kind: str, seed: int = 0) -> str:
     """The sentence with one damage of `DAMAGES` at a random place; its length in tokens stays.
 
     Two neighbours are swapped, or one token is written over the next, or replaced by any other.
-    Drawn again is what changes nothing, or is read as other tokens than it was made of.
+    Drawn again, `MOST_DRAWS` times, is what changes nothing or is read as other tokens.
     """
     random, tokenizer = Random(f"{seed} {kind} {sentence}"), denoiser.tokenizer
     ids = encode_text(tokenizer, sentence)
-    while True:
+    for _ in range(MOST_DRAWS):
         place = random.randrange(len(ids) - 1)
         first, second = ids[place : place + 2]
         other = random.randrange(denoiser.vocabulary_size)
@@ -304,4 +305,5 @@ def damaged(denoiser: Denoiser, sentence: str, kind: str, seed: int = 0) -> str:
         found = [*ids[:place], *new[kind], *ids[place + 2 :]]
         text = tokenizer.decode(found).strip()
         if found != ids and encode_text(tokenizer, text) == found:
-            return text
+            break
+    return text
