@@ -50,7 +50,12 @@ REMEDY = "choose another --out or free space"
 SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"  # in place of an answer whose text is read as other tokens
 GPU_BATCH, CPU_BATCH = 2048, 32  # answers generated together
-JOINING = {"same_beginning", "shuffles", "repair"}  # settings used when batches are joined
+JOINING = {
+    "same_beginning",
+    "choice_context",
+    "shuffles",
+    "repair",
+}  # settings used when batches are joined
 # What ends the file of a batch; without it the file is not whole.
 LastLine = record(TypedDict("LastLine", {"counts": dict[str, Count]}))
 
@@ -67,6 +72,7 @@ class DistilConfig:
     answer_tokens: int | None = setting(None, "tokens of an answer and EOS at most", ge=1)
     answer_temperature: float = setting(0.0, "0 takes the likeliest token", ge=0)
     same_beginning: int = setting(20, "pairs at most whose answers begin with the same words", ge=1)
+    choice_context: int = setting(352, "tokens of a question and its answer at most", ge=1)
     shuffles: int = setting(3, "orders of options for a multiple-choice question; 0: none", ge=0)
     repair: float = setting(0.1, "fraction of answers of which a sentence is to be corrected", 0, 1)
     seed: int = setting(0, "of prompts and answers", ge=0)
