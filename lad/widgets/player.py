@@ -97,8 +97,8 @@ class TracePlayer(_Player):
                 part.value = ""
             return
         self._move_to_last(len(frames(trace)) - 1)
-        self.answer.value = html.page_html(html.answer_html(trace))
         self.inside.value = html.page_html(html.inside_html(trace))
+        self.answer.value = html.page_html(html.answer_html(trace))
         self._draw()
 
     def show_live(self, trace: Trace, phase: str) -> None:
