@@ -1,10 +1,11 @@
 """The report: every notebook executed in order, as pages that can be read without a network.
 
 The report is built beside its place and swapped in when it is whole: a failing cell, or an error
-inside a widget, leaves the previous report as it was. In a chapter images and styles are inside
-the page, formulas are MathML, code is folded, and cells that serve only a running notebook are left
-out. An explorer is a script, or menus over recorded runs, or else a snapshot of its controls. The index has the figures in the chapters' order and copies of their data. In the full profile
-the notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebooks` extra.
+inside a widget, leaves the previous report as it was. In a chapter images and styles are inside the
+page, formulas are MathML, code is folded, and cells that serve only a running notebook are left
+out. An explorer is a script, or menus over recorded runs, or else a snapshot of its controls. The
+index has the figures in the chapters' order and copies of their data. In the full profile the
+notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebooks` extra.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ from conftest import run, tiny_denoiser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from traces import make_trace, words
 
+from lad.diffusion.adapter import read_card, shipped_adapter
 from lad.diffusion.config import KINDS, CorruptionConfig
 from lad.diffusion.schedule import mask_counts
 from lad.diffusion.trace import Trace
 from lad.report import page as report_page
 from lad.utils import DamagedFile
 from lad.viz.export import animation, as_text
+from lad.viz.gallery import CHECKOUT
 from lad.viz.noise import schedule_sentence
 from lad.viz.tokens import visible
 from lad.viz.word_corruption import EVERYDAY, Sentence, corrupt, drawn_rates
@@ -198,6 +200,15 @@ def test_recorded_runs_are_read_as_they_were_and_a_cut_file_is_refused(recorded,
         cut.write_bytes(data)
         with pytest.raises(DamagedFile, match="lad gallery"):
             read_runs(cut)
+
+
+def test_the_committed_runs_are_all_there_and_of_the_shipped_adapter():
+    if not (path := CHECKOUT / "figures" / "data" / FILE).is_file():
+        pytest.skip("not recorded yet: lad gallery")
+    _, card = read_card(shipped_adapter("smollm2-135m"))
+    made = [trace.provenance for trace in read_runs(path)]
+    assert [(one["explorer"], one["menus"]) for one in made] == [c[:2] for c in choices()]
+    assert {one["adapter_sha256"] for one in made} == {card["adapter_sha256"]}
 
 
 def test_one_command_records_every_choice(adapter, tmp_path, capsys):

@@ -173,14 +173,12 @@
     };
     const write = (text, attributes) => make('text', {fill: 'currentColor', ...attributes}, text);
     const middle = {'text-anchor': 'middle'}, grid = {stroke: 'currentColor', 'stroke-opacity': 0.25};
-    const last = masks.findLastIndex((n) => n > 0);
-    const ends = last < 0 ? '' : `, the last after iteration ${last}`;
     const area = masks.map((n, i) => `V${y(n)}H${x(i + 1)}`).join('');
     const stripes = make('pattern', {id: 'lad-stripes', width: 6, height: 6, patternUnits: 'userSpaceOnUse'},
       make('path', {d: 'M0 6L6 0', stroke: '#D55E00', 'stroke-width': 1.5}));
     return make('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': words, 'font-size': 12},
       stripes,
-      write(`${sum(masks)} masks in ${masks.length} iterations${ends}`, {x: left, y: 16, 'font-weight': 'bold'}),
+      write(`${sum(masks)} masks in ${masks.length} iterations`, {x: left, y: 16, 'font-weight': 'bold'}),
       ...ticks(length).flatMap((n) => [make('line', {x1: left, x2: x(masks.length), y1: y(n), y2: y(n), ...grid}),
         write(n, {x: left - 6, y: y(n) + 4, 'text-anchor': 'end'})]),
       ...ticks(masks.length - 1).map((i) => write(i, {x: x(i + 0.5), y: height - bottom + 16, ...middle})),
