@@ -366,13 +366,13 @@ print(filmstrip_text(filled))
 # outside the brackets are given; those inside the denoiser changed.
 #
 # Corrupt a text yourself, by hand or with the buttons, and press *Run*; then fill gaps, written
-# `___` or, for three tokens, `[3]`.
+# `___` or, for three tokens, `[3]`. (On a page without a kernel menus choose from recorded runs.)
 
 # %%
-RepairExplorer(denoiser).widget
+RepairExplorer(denoiser)
 
 # %%
-InfillExplorer(denoiser).widget
+InfillExplorer(denoiser)
 
 # %% [markdown]
 # ## What follows from one token?
@@ -434,12 +434,11 @@ Gallery(gallery())
 # - open *Sweep one setting* for the same prompt at several values;
 # - under *All controls*, raise *Temperature* to 1 and change *Seed*: other answers, other stutters;
 # - lower *EOS bias* for longer answers, raise it for shorter ones;
-# - save a trace, and load it again on another day.
+# - save the run as a page that plays it, as an animation, or as a trace to load on another day.
 #
-# `make demo` serves this explorer as a page. Without a running kernel the buttons do nothing; the
-# text and the figures above show what they would.
+# `make demo` serves this explorer as a page. On a page without a kernel menus choose from recorded
+# runs.
 
 # %%
 start = {"prompt": QUESTION, "config": preset("default"), "pause": 0.1}
-explorer = RefinementExplorer(denoiser, gallery=gallery(), **start)
-explorer.widget
+RefinementExplorer(denoiser, gallery=gallery(), **start)

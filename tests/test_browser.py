@@ -329,7 +329,9 @@ def test_the_explorers_work_in_jupyterlab(lab):
     lab.wait(f"(e => e && e.offsetParent)({refinement}.querySelector('.lad-costs'))")
     box = f"{refinement}.querySelector('[data-inside]')"
     lab.evaluate(f"{box}.focus()")
-    lab.press("ArrowRight", 39)
+    # Not a key of the browser's: after one the page would ask before it is closed.
+    key = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+    lab.evaluate(f"{box}.dispatchEvent({key})")
     lab.wait(f"{box}.textContent.startsWith('Position 0') && {box}.querySelector('.lad-likely')")
     assert lab.evaluate(f"document.activeElement === {box}")
     lab.evaluate(f"{refinement}.querySelectorAll('.lad-draft')[1].firstChild.click()")

@@ -23,7 +23,8 @@ SETTINGS = describe(RefineConfig)
 # What only a run that masks again needs.
 REMASKING = [name for name, field in SETTINGS.items() if name == "remasking" or "used_by" in field]
 
-Trace = Annotated[Path | None, typer.Option(help="Save the whole run in this file.")]
+SAVED = "Save the whole run: a .html file plays it, .svg is an animation, any other a trace."
+Trace = Annotated[Path | None, typer.Option(help=SAVED)]
 Preset = Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
 GAPS = "The text; ___ or, for three tokens, [3] is a gap, but text if a backslash stands before it."
 Prompt = Annotated[str | None, typer.Option(help="The question that the text answers, if any.")]
@@ -86,6 +87,7 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
     from lad.diffusion.drafts import UNCHANGED
     from lad.diffusion.sampler import record
     from lad.models.chat import check_prompt
+    from lad.viz.export import save_run
 
     check_prompt(prompt)
     if trace is not None:
@@ -109,7 +111,7 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
             print_result(values | extra | {"config": config.to_dict()}, as_json, run.answer)
     finally:  # whatever became of stdout
         if trace is not None:
-            run.save(trace)
+            save_run(run, trace)
     if (run.drafts[-1] == run.steps[0].inputs).all():
         typer.echo(f"lad: {UNCHANGED}", err=True)
 
@@ -152,10 +154,10 @@ def repair(
     answers (--prompt) helps most. The answer region is the text and a few more positions, unless
     --answer-length says otherwise.
     """
-    from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
+    from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
 
     prompt = REPAIR_PROMPT if prompt is None else prompt
-    config = RefineConfig(**{"iterations": 16, "remasking": "none"} | given)
+    config = replace(REPAIR, **given)
     length = given.get("answer_length")
     extra = {"text": text, "prompt": prompt}
     return prompt, config, lambda denoiser: visible_text(denoiser, text, length), extra

@@ -97,8 +97,8 @@ class TracePlayer(_Player):
                 part.value = ""
             return
         self._move_to_last(len(frames(trace)) - 1)
-        self.answer.value = html.page_html(html.answer_html(trace))
         self.inside.value = html.page_html(html.inside_html(trace))
+        self.answer.value = html.page_html(html.answer_html(trace))
         self._draw()
 
     def show_live(self, trace: Trace, phase: str) -> None:
@@ -121,7 +121,7 @@ class TracePlayer(_Player):
         """The widget with its pause, and the same as HTML for a page without a kernel."""
         static = None if self.trace is None else html.replay_html(self.trace)
         widget = widgets.VBox([self.pause, self.widget])
-        return _bundle(widget, static, kwargs)
+        return bundle(widget, static, kwargs)
 
 
 class Gallery:
@@ -147,10 +147,11 @@ class Gallery:
             self.player.load(self.traces[self.choice.value])
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        return _bundle(self.widget, html.replays_html(self.traces) if self.traces else None, kwargs)
+        return bundle(self.widget, html.replays_html(self.traces) if self.traces else None, kwargs)
 
 
-def _bundle(widget: widgets.Widget, static: str | None, kwargs: dict) -> dict:
+def bundle(widget: widgets.Widget, static: str | None, kwargs: dict) -> dict:
+    """What `_repr_mimebundle_` returns: a widget, and HTML for a page without a kernel."""
     data = widget._repr_mimebundle_(**kwargs)
     return data if static is None else data | {"text/html": static}
 

@@ -17,9 +17,10 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
-from lad.diffusion.trace_file import from_lines, to_lines
+from lad.diffusion.trace_file import from_lines
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, damaged_file
+from lad.viz.export import as_text
 from lad.viz.html import answer_html, escape, page_html, prompt_html
 from lad.viz.tokens import is_whole
 from lad.widgets.branching import DraftEditor
@@ -31,6 +32,11 @@ from lad.widgets.sweep import Sweep, differences
 MOST_BYTES = 20_000_000  # of a trace that is loaded
 DEFAULT_MODEL = "smollm2-135m"
 SHOWN = "the run on show"
+FILES = {  # what a run is saved as: suffix and type
+    "a trace": (".jsonl", "application/jsonl"),
+    "a page": (".html", "text/html"),
+    "an animation": (".svg", "image/svg+xml"),
+}
 VARIATIONS = {
     "with or without re-masking": "remasking",
     "the next seed": "seed",
@@ -63,6 +69,8 @@ class RefinementExplorer(Explorer):
 
     `earlier` are the turns so far, as chat messages: part of the prompt while `turns` is ticked.
     """
+
+    RECORDED = "refine"
 
     def __init__(
         self,
@@ -107,6 +115,8 @@ class RefinementExplorer(Explorer):
         self.comparison = Comparison(pause=max(pause, 0.5))
         words = "a .jsonl file that was saved here or by lad refine --trace"
         self.upload = widgets.FileUpload(accept=".jsonl", description="Load a trace", tooltip=words)
+        self.save_as = labelled(widgets.Dropdown, "Save as", 20, options=FILES)
+        self.save_as.observe(self._offer, "value")
         self.download = widgets.HTML()
         self.gallery = Gallery(gallery or {}, self.player)
         self.editor = DraftEditor(lambda: self._loaders[self.model.value].get(), self.go_on)
@@ -119,7 +129,7 @@ class RefinementExplorer(Explorer):
         self.gallery.choice.observe(self._load_recorded, "value")
         self.turns.observe(lambda _change: self._remember([]), "value")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
-        files = [self.gallery.widget, self.upload, self.download]
+        files = [self.gallery.widget, self.upload, self.save_as, self.download]
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
         question = [self.prompt, basics, self.settings.folded, model, self.talk]
@@ -242,11 +252,17 @@ class RefinementExplorer(Explorer):
         """Keep a trace, offer it as a file that the browser saves, and as one to be edited."""
         self.trace = trace
         self.editor.load(trace)
-        data = "".join(line + "\n" for line in to_lines(trace)).encode()
+        self._offer()
+
+    def _offer(self, _change: object = None) -> None:
+        if self.trace is None:
+            return
+        suffix, kind = self.save_as.value
+        data = as_text(self.trace, suffix).encode()
         link = base64.b64encode(data).decode("ascii")
         self.download.value = (
-            '<a download="lad-trace.jsonl" style="text-decoration: underline" href="data:'
-            f'application/jsonl;base64,{link}">Save this trace</a> ({len(data) / 1000:,.0f} kB)'
+            f'<a download="lad-run{suffix}" style="text-decoration: underline" href="data:{kind};'
+            f'base64,{link}">Save this run</a> ({len(data) / 1000:,.0f} kB)'
         )
 
     def _load(self, trace: Trace, words: str) -> None:
