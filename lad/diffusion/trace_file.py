@@ -1,9 +1,10 @@
 """Traces on disk: JSON Lines with a header, one line a step, and a closing line.
 
 A file without its closing line counts as truncated. Settings that earlier versions wrote under
-other names are read under today's. Version 2 adds the fixed positions to the steps, and to the
-closing line the alternatives of all steps: records of type `RECORD`, those of the first step first, their bytes transposed (the
-first byte of every record, then the second, and so on), compressed by zlib, in base 64.
+other names are read under today's. Version 2 adds the fixed positions to each step, and to the
+closing line the alternatives of all steps: records of type `RECORD`, those of the first step first,
+their bytes transposed (the first byte of every record, then the second, and so on), compressed by
+zlib, in base 64.
 """
 
 from __future__ import annotations
