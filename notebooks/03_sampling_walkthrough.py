@@ -366,10 +366,10 @@ print(filmstrip_text(filled))
 # `___` or, for three tokens, `[3]`.
 
 # %%
-RepairExplorer(denoiser).widget
+RepairExplorer(denoiser, recorded=repaired).widget
 
 # %%
-InfillExplorer(denoiser).widget
+InfillExplorer(denoiser, recorded=filled).widget
 
 # %% [markdown]
 # ## Step through a run yourself
@@ -395,15 +395,16 @@ Gallery(gallery())
 # %% [markdown]
 # ## Try your own
 #
-# Type a prompt and press *Run*; *Stop* ends it after the current iteration; afterwards the player
-# steps through the trace. Things to try:
+# It opens with a recorded run. Type a prompt and press *Run* (Ctrl-Enter); *Stop* ends it after the
+# current iteration; afterwards the player steps through the trace (space plays). Things to try:
 #
-# - tick *disable intermediate noising* and compare the number of iterations until it stops early;
+# - tick *noiseless* and compare the number of iterations until it stops early;
 # - pick another *Preset*, or press *Compare* to see two runs side by side, step by step;
 # - set *Pause* to a second to watch the two phases;
 # - under *All controls*, raise *Temperature* to 1 and change *Seed*: other answers, other stutters;
 # - lower *EOS bias* for longer answers, raise it for shorter ones;
-# - save a trace, and load it again on another day.
+# - save a trace, and load it again on another day;
+# - open *Copy*: prompt and settings as a command, as Python, and as a link to the demo page.
 #
 # `make demo` serves this explorer as a page. Without a running kernel the buttons do nothing; the
 # text and the figures above show what they would.

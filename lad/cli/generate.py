@@ -39,8 +39,8 @@ Trace = Annotated[Path | None, option("Save the whole run in this file.", group=
 # Declared here so that it stands in a group, too.
 _ends = {"is_eager": True, "expose_value": False, "callback": show_help}
 Help = Annotated[bool, option("Show this message and exit.", "--help", group="Output", **_ends)]
-_presets = ", ".join(f"{name} ({purpose})" for name, purpose in PURPOSES.items())
-Preset = Annotated[str, option(f"Settings to start from: {_presets}.", metavar="NAME")]
+_presets = "; ".join(PURPOSES)
+Preset = Annotated[str, option(f"Settings to start from. {_presets}.", metavar="NAME")]
 GAPS = "The text; ___ or, for three tokens, [3] is a gap, but text if a backslash stands before it."
 Prompt = Annotated[str | None, option("The question that the text answers, if any.")]
 REPAIR = RefineConfig(iterations=16, remasking="none")

@@ -222,7 +222,7 @@ _PRESETS = {  # name: what it is for, and its settings
     "noiseless": ("to see it without re-masking", RefineConfig(**_NOISELESS)),
 }
 PRESETS = {name: config for name, (_, config) in _PRESETS.items()}
-PURPOSES = {name: purpose for name, (purpose, _) in _PRESETS.items()}
+PURPOSES = {f"{name}: {words}": name for name, (words, _) in _PRESETS.items()}  # for lists
 
 
 def preset(name: str) -> RefineConfig:

@@ -4,11 +4,12 @@ controls       a control for every setting, presets, limits
 player         a recorded trace, a gallery of them, two side by side: no model, no thread
 runner         a run in a thread, to watch and to stop
 refinement     refine an answer live, play its trace, compare it with another
+sharing        the settings as a command, as Python, as a link to the demo
 editing        a corrupted text repaired, gaps filled
 noise          the schedule and the corruption under their controls
 attention      the masks and what they do to the states
 benchmark      questions, their options, and the run behind each answer
-accessibility  names of controls for screen readers
+accessibility  names of controls for screen readers, keys, styles
 demo           the explorers as a web page; demo_server: Voila, its kernels and their places
 """
 

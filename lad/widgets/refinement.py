@@ -18,14 +18,24 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines, to_lines
 from lad.models.chat import Prompt
+from lad.training import everyday_prompts
 from lad.utils import InvalidInput, damaged_file
 from lad.viz.html import answer_html, escape, page_html, prompt_html
-from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Controls, Limits, labelled
+from lad.widgets.controls import (
+    PURPOSES,
+    SHORT,
+    SPACED,
+    WIDE,
+    Controls,
+    Limits,
+    examples,
+    labelled,
+)
 from lad.widgets.player import Comparison, Gallery
 from lad.widgets.runner import Explorer, Job, Loader
+from lad.widgets.sharing import DEFAULT_MODEL, DEMO, Sharing
 
 MOST_BYTES = 20_000_000  # of a trace that is loaded
-DEFAULT_MODEL = "smollm2-135m"
 VARIATIONS = {
     "with or without re-masking": "remasking",
     "the next seed": "seed",
@@ -68,6 +78,7 @@ class RefinementExplorer(Explorer):
         models: Mapping[str, Denoiser | Callable[[], Denoiser]] | None = None,
         gallery: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
+        demo: str = DEMO,
     ) -> None:
         """Nothing is loaded or run yet; what is given is what the controls say at first.
 
@@ -75,7 +86,9 @@ class RefinementExplorer(Explorer):
             denoiser: or a function that loads it at the first run; the default model when None.
             pause: seconds a frame.
             models: several denoisers to choose from, by name, instead of one.
+            gallery: recorded runs; the first, of this prompt if there is one, is on show.
             limits: of a run, for pages that strangers visit.
+            demo: the address of the demo page, for links to it.
         """
         super().__init__(limits, pause)
         if models is None:
@@ -109,13 +122,17 @@ class RefinementExplorer(Explorer):
         self.upload.observe(self._load_file, "value")
         self.gallery.choice.observe(self._load_recorded, "value")
         self.turns.observe(lambda _change: self._remember([]), "value")
+        self.sharing = Sharing(self.prompt, self.settings, self.model, demo)
+        own = [name for name, run in self.gallery.traces.items() if run.prompt == prompt]
+        self.gallery.choice.value = next(iter([*own, *self.gallery.traces]), "")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
         files = [self.gallery.widget, self.upload, self.download]
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
-        question = [self.prompt, basics, self.settings.folded, model, self.talk]
+        self.examples = examples(self.prompt, everyday_prompts()[:5])
+        question = [self.prompt, self.examples, basics, self.settings.folded, model, self.talk]
         answer = [self.bar, self.message, self.player.widget]
-        more = [compare, self.comparison.widget, files]
+        more = [compare, self.comparison.widget, files, self.sharing.widget]
         self.widget = widgets.VBox(question + answer + more)
 
     def _chat(self) -> Prompt:
