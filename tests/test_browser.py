@@ -11,6 +11,7 @@ from browser import SCROLLED, Server, contrast, end
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
+from lad.diffusion.config import SETTINGS
 from lad.report import _write_pages
 from lad.report import page as make_page
 from lad.viz.html import costs_html, page_html, replays_html
@@ -217,8 +218,9 @@ def test_outputs_wrap_between_words_or_scroll_and_are_whole_on_paper(chromium, t
 CELLS = """
 from lad.diffusion.adapter import (load_denoiser)
 from lad.widgets import InfillExplorer, RefinementExplorer, RepairExplorer
+from lad.widgets.accessibility import name_controls
 denoiser = load_denoiser("tiny", {adapter!r})
-RefinementExplorer(denoiser, prompt="hello", pause=0.1).widget
+display(name_controls(), RefinementExplorer(denoiser, prompt="hello", pause=0.1).widget)
 ---
 RepairExplorer(denoiser, text="one two three", question="", pause=0).widget
 ---
@@ -266,6 +268,8 @@ def lab(chromium, adapter, tmp_path_factory):
         page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait(f"{BUTTONS}.length === 3")
         yield page
+        # Of what is not saved the browser would ask, since a key was pressed.
+        page.evaluate("window.jupyterapp.commands.execute('docmanager:save').then(() => 0)")
         page.close()
     finally:
         end(server.process)
@@ -288,6 +292,16 @@ def test_the_explorers_work_in_jupyterlab(lab):
     lab.wait(f"/forward pass/.test({infill}.textContent)")
     assert lab.evaluate(f"{infill}.querySelector('[role=alert]') === null")
     assert lab.errors == []
+
+
+def test_ctrl_enter_runs_the_explorer_and_not_the_cell(lab):
+    cell = "document.querySelectorAll('.jp-CodeCell')[0]"
+    count = lab.evaluate(f"{cell}.querySelector('.jp-InputPrompt').textContent")
+    lab.click("Name three fruits.", cell)
+    lab.evaluate(f"{cell}.querySelector('.noUi-handle').focus()")
+    lab.press("Enter", 13, control=True)
+    lab.wait(f"/Name three fruits[^]*forward pass/.test({cell}.textContent)")
+    assert lab.evaluate(f"{cell}.querySelector('.jp-InputPrompt').textContent") == count
 
 
 def test_a_list_set_to_none_says_so(lab):
@@ -317,7 +331,7 @@ def test_a_list_set_to_none_says_so(lab):
 
 
 @pytest.mark.parametrize("width", [1400, 390])
-def test_no_explorer_has_a_horizontal_scrollbar(lab, width):
+def test_no_explorer_has_a_scrollbar_and_sliders_have_a_pixel_for_every_value(lab, width):
     lab.evaluate(
         "document.querySelector('#jp-left-stack').offsetParent && void "
         "window.jupyterapp.commands.execute('application:toggle-left-area')"
@@ -325,3 +339,12 @@ def test_no_explorer_has_a_horizontal_scrollbar(lab, width):
     lab.resize(width, 2400)
     time.sleep(1)  # what the page lays out again
     assert lab.evaluate(SCROLLED) == []
+    tracks = lab.evaluate(
+        "[...document.querySelectorAll('.lad-settings .noUi-target')].map(e => [e.closest("
+        "'.jupyter-widgets').querySelector('.widget-label').textContent, e.clientWidth])"
+    )
+    steps = {
+        f["label"]: (f["high"] - f["low"]) / f["step"] for f in SETTINGS.values() if "step" in f
+    }
+    assert {label for label, _ in tracks} == {*steps}
+    assert [label for label, pixels in tracks if pixels < steps[label]] == []
