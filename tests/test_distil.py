@@ -7,9 +7,17 @@ import pytest
 from conftest import json_lines, run
 
 from lad.diffusion.drafts import REPAIR_PROMPT
+from lad.evaluation.adapter_eval import same_fact
 from lad.evaluation.tasks import TASKS, Item
 from lad.models.registry import load_backbone
-from lad.training import Pair, everyday_prompts, held_out_prompts, read_pairs
+from lad.training import (
+    Pair,
+    everyday_prompts,
+    fact_questions,
+    held_out_prompts,
+    read_pairs,
+    sentences_to_repair,
+)
 from lad.training.contamination import Passages, normalised
 from lad.training.data import read_lines
 from lad.training.distillation import (
@@ -60,6 +68,16 @@ def test_prompts_that_come_with_the_package_are_clean_and_apart():
         {" ".join(normalised(p)) for p in f()} for f in (held_out_prompts, everyday_prompts)
     )
     assert len(held_out_prompts()) == len(held) == 100 and not held & shown
+    questions, sentences = fact_questions(), sentences_to_repair()
+    asked = {" ".join(normalised(question.prompt)) for question in questions}
+    assert len(questions) == len(asked) == 100 and not asked & (held | shown)
+    assert len(sentences) == len(set(sentences)) == 100
+    assert all(6 <= len(sentence.split()) <= 16 for sentence in sentences)
+    # A question that has its own answer in it could be answered by a copy.
+    assert not any(
+        same_fact([question], [question.prompt])["value"] or not question.facts
+        for question in questions
+    )
     openings = read_lines("openings.txt")
     assert len(set(openings)) > 300
     assert all(line and line == " ".join(line.split()) for line in openings + held_out_prompts())
@@ -85,11 +103,15 @@ def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
     folder, out = tmp_path / "batches", tmp_path / "pairs.jsonl.gz"
     write_batch(folder, 0, [Pair("What is it?", "A."), Pair("Who?", "B.")], **{"answer loops": 3})
     tested = [Pair(held_out_prompts()[3].upper(), "A."), Pair(everyday_prompts()[5], "B.")]
+    tested += [
+        Pair(fact_questions()[7].prompt, "E."),
+        Pair("Yes?", f"F. {sentences_to_repair()[2]}"),
+    ]
     write_batch(folder, 1, [Pair("what IS it", "C."), Pair("Where?", "D."), *tested])
     card = write_pairs(out, *collect(folder, SMALL, passages=Passages(["where"])))
     assert read_pairs(out) == [Pair("What is it?", "A."), Pair("Who?", "B.")]
     assert card["pairs"] == 2 and card["batches"] == 2
-    counts = {"answer loops": 3, "contaminated": 1, "kept": 6, "kept for testing": 2}
+    counts = {"answer loops": 3, "contaminated": 1, "kept": 8, "kept for testing": 4}
     assert card["counts"] == counts | {"prompt in another batch": 1, "tried": 20}
     assert card["sha256"] == sha256_file(out)
     assert json.loads((tmp_path / "pairs-card.json").read_text()) == card

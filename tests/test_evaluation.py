@@ -4,6 +4,9 @@ import functools
 import gzip
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +14,27 @@ import torch
 from conftest import json_lines, new_denoiser, run, tiny_denoiser
 
 import lad
-from lad.cli.common import evenly_spaced
-from lad.diffusion.config import DenoiserConfig, RefineConfig
+from lad.cli.common import evenly_spaced, read_settings
+from lad.diffusion.config import PRESETS, DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.drafts import REPAIR
 from lad.evaluation import adapter_eval
-from lad.evaluation.adapter_eval import lookahead_accuracy, masked_scores, repair_scores
+from lad.evaluation.adapter_eval import (
+    DAMAGES,
+    damaged,
+    lookahead_accuracy,
+    masked_scores,
+    repair_scores,
+    same_fact,
+    sentence_repair,
+    with_other_prompts,
+)
 from lad.evaluation.generation import Answers, measure_answers
 from lad.evaluation.statistics import Estimate
+from lad.models.chat import encode_text
 from lad.models.registry import load_backbone
-from lad.training import Pair, pack, validate
+from lad.training import Pair, fact_questions, pack, sentences_to_repair, validate
+from lad.training.data import Question
 from lad.utils import InvalidInput, NumericalError
 
 PAIRS = [Pair(f"say {n}", f"the number {n} and then {n + 1}!") for n in range(7)]
@@ -96,6 +111,78 @@ def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
     assert (scores["restored"]["value"], scores["kept"]["value"]) == (0, 1)
 
 
+def test_from_mask_the_text_is_gone_and_with_another_prompt_the_question(denoiser, monkeypatch):
+    data, mask, seen = packed(denoiser), denoiser.mask_token_id, []
+
+    def stand_in(_, inputs, prompt_lengths, chosen):
+        seen.append(inputs[chosen])
+        return one_hot(torch.zeros_like(inputs[chosen]), denoiser.vocabulary_size)
+
+    monkeypatch.setattr(adapter_eval, "answer_logits", stand_in)
+    scores = [repair_scores(denoiser, data, from_mask=masked) for masked in (True, False)]
+    assert (seen[0] == mask).all() and not (seen[adapter_eval.REPAIR_ITERATIONS] == mask).any()
+    assert scores[0]["damaged"] == scores[1]["damaged"]  # the same tokens are counted
+
+    pairs = [Pair("p" * m, "a" * n) for m, n in ((1, 30), (30, 1), (2, 3))]
+    others = [Pair(pairs[i - 1].prompt, pairs[i].answer) for i in range(3)]
+    context = len(denoiser.encode("p")) + 32  # 30 and 3 do not fit
+    found = with_other_prompts(packed(denoiser, pairs, context))
+    expected = packed(denoiser, others, context)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.ends.tolist() == expected.ends.tolist() and expected.dropped == 1
+
+
+def test_all_positions_at_once_is_noiseless_without_growth_as_in_a_repair():
+    file = Path(__file__).parents[1] / "configs" / "at-once.json"
+    expected = replace(PRESETS["noiseless"], added_tokens=None)
+    assert read_settings(str(file)) == {"at-once": expected} and expected == REPAIR
+
+
+def test_a_fact_is_a_whole_word_in_any_case():
+    questions = [Question("Which?", ["4", "four", "New York", "C++"])] * 7
+    answers = ["It is FOUR.", "4!", "in new york,", "C++.", "fourteen", "14", "York is new"]
+    assert same_fact(questions, answers)["value"] == pytest.approx(4 / 7)
+    assert same_fact([], []) == {"value": None, "low": None, "high": None, "n": 0}
+
+
+def test_a_damage_is_one_and_can_be_read_as_it_was_made(any_denoiser):
+    for sentence in sentences_to_repair()[:9]:
+        clean = encode_text(any_denoiser.tokenizer, sentence)
+        for kind in DAMAGES:
+            text = damaged(any_denoiser, sentence, kind)
+            assert text == damaged(any_denoiser, sentence, kind)  # whatever else is damaged
+            ids = encode_text(any_denoiser.tokenizer, text)
+            assert len(ids) == len(clean)
+            places = [i for i, (a, b) in enumerate(zip(ids, clean, strict=True)) if a != b]
+            if kind == "swap":
+                i, j = places
+                assert j == i + 1 and ids[i : j + 1] == [clean[j], clean[i]]
+            elif kind == "duplicate":
+                assert ids[places[0]] == clean[places[0] - 1] and len(places) == 1
+            else:
+                assert len(places) == 1
+
+
+def test_sentences_are_mended_or_left_alone(denoiser, monkeypatch):
+    """Stand-ins: one changes nothing, one mends swaps and spoils sound sentences."""
+    sentences = sentences_to_repair()[:5]
+    mend = {damaged(denoiser, sentence, "swap"): sentence for sentence in sentences}
+
+    def shares(answer):
+        def stand_in(denoiser, prompts, config, drafts, batch_size):
+            assert set(prompts) == {"Correct this sentence."} and config.remasking == "none"
+            assert {len(draft) for draft in drafts} == {config.answer_length}
+            texts = denoiser.tokenizer.batch_decode(torch.stack(drafts), skip_special_tokens=True)
+            return [SimpleNamespace(answer=answer(text)) for text in texts]
+
+        monkeypatch.setattr(adapter_eval, "refine_batch", stand_in)
+        scores = sentence_repair(denoiser, sentences)
+        return [scores[name]["value"] for name in (*DAMAGES, "mended", "sound")]
+
+    assert shares(lambda text: text) == [0, 0, 0, 0, 1]
+    assert shares(lambda text: mend.get(text, "")) == [1, 0, 0, pytest.approx(1 / 3), 0]
+
+
 def test_truncating_gives_what_a_smaller_region_would_have():
     losses = [np.arange(4.0), np.arange(5.0)]
     answers = Answers([[5, 6, 7], [1, 2, 3, 4, 5]], [True, False], [4, 5], 1.0, 9, losses)
@@ -132,25 +219,29 @@ def test_an_evaluation_is_json_with_intervals_and_leaves_the_denoiser_as_it_was(
         assert 0 <= done <= total
 
     arguments = (denoiser, PAIRS, PROMPTS, SETTINGS)
-    result = lad.evaluate(*arguments, keep_answers=True, on_progress=on_progress)
+    tested = {"questions": fact_questions()[:2], "sentences": sentences_to_repair()[:2]}
+    result = lad.evaluate(*arguments, keep_answers=True, on_progress=on_progress, **tested)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.allclose(denoiser.logits(prompt, answer), before)
     masked = ["25 % masked", "50 % masked", "75 % masked"]
-    others = ["lookahead", "repair", "noiseless", "noisy", "backbone"]
+    others = ["lookahead", "repair", "sentences", "noiseless", "noiseless, facts"]
+    others += ["noisy", "noisy, facts", "backbone"]
     assert list(dict.fromkeys(stages)) == masked + others
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["pairs"] == {"used": 7, "too_long": 0}
     for name, config in SETTINGS.items():
         scores = result["settings"][name]
         assert RefineConfig.from_dict(scores["config"]) == config
-        assert [row["prompt"] for row in scores["answers"]] == PROMPTS
+        asked = [row["prompt"] for row in scores["answers"]]
+        assert asked == [*PROMPTS, *(question.prompt for question in tested["questions"])]
+        assert scores["same_fact"]["n"] == result["backbone"]["same_fact"]["n"] == 2
         assert scores["nfe"]["value"] <= config.iterations and scores["nfe"]["n"] == 4
         assert scores["relative_perplexity"]["value"] > 1  # greedy is hard to beat
     assert result["backbone"]["relative_perplexity"]["value"] == 1
     assert result["backbone"]["answer_length"] == 24
     assert result["provenance"]["model"] == "tiny" and result["provenance"]["seed"] == 0
 
-    again = lad.evaluate(*arguments, keep_answers=True, backbone=load_backbone("tiny"))
+    again = lad.evaluate(*arguments, keep_answers=True, backbone=load_backbone("tiny"), **tested)
     for found in (result, again):  # without what a clock gives
         del found["provenance"]
         for scores in (found["backbone"], *found["settings"].values()):
@@ -215,7 +306,11 @@ def test_the_command_says_what_it_measured(capsys, files):
     status, out, err = command(capsys, files, "--n-pairs=5", "--n-prompts=3", "--answers")
     assert (status, err) == (0, "")
     assert "5 of 7 from pairs.jsonl.gz" in out and "3 of 4 from prompts.txt" in out
-    assert Estimate.from_dict(result["repair"]["restored"]).text(100) in out
+    assert "3 of 100 from facts.jsonl" in out and "3 of 100 from sentences.txt" in out
+    for one in (result["repair"], result["repair"]["from_mask"], result["repair"]["other_prompt"]):
+        assert Estimate.from_dict(one["restored"]).text(100) in out
+    for share in (result["sentences"]["swap"], result["settings"]["short"]["same_fact"]):
+        assert Estimate.from_dict(share).text(100) in out and share["n"] == 3
     for scores in result["settings"].values():
         assert Estimate.from_dict(scores["relative_perplexity_with_end"]).text(1, 2) in out
         for key in ("repeated_4grams", "whole_sentences"):

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, read_config, train, trainer, validate
-from lad.training.data import batches, encode_pairs, hold_out, pack, read_pairs
+from lad.training.data import CHOICE, USUAL, batches, encode_pairs, hold_out, pack, read_pairs
 from lad.training.loss import add_causal_lm, answer_logits, loss_weights, noisy_inputs, take
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 from lad.viz.training import validation_curves
@@ -116,12 +117,28 @@ def test_packing_keeps_prompt_answer_and_eos_and_leaves_out_what_cannot_be_drawn
 @given(st.lists(st.integers(1, 63), min_size=1, max_size=60), st.integers(1, 3), st.floats(0, 1))
 def test_batches_fit_their_width_and_every_row_is_met(ends, processes, widen):
     config = TrainConfig(widths=(16, 32, 64), batch_tokens=128, widen=widen)
-    queue = list(itertools.islice(batches(ends, config, processes), 400))
+    queue = list(itertools.islice(batches(ends, [0] * len(ends), config, processes), 400))
     for width, rows in queue:
         assert len(rows) == 128 // width * processes
         assert all(ends[row] < width for row in rows)
     assert {row for _, rows in queue for row in rows} == set(range(len(ends)))
-    assert list(itertools.islice(batches(ends, config, processes), 400)) == queue
+    assert list(itertools.islice(batches(ends, [0] * len(ends), config, processes), 400)) == queue
+
+
+def test_kinds_come_as_often_as_repeats_say_and_lines_to_choose_weigh_as_much_as_asked():
+    config = TrainConfig(widths=(8, 16), batch_tokens=16, repeats=(3, 2, 1), choice_weight=6.0)
+    queue = itertools.islice(batches([5] * 6, [0, 0, 1, 1, 2, 2], config), 200)
+    counts = Counter(index for _, indices in queue for index in indices)
+    assert [round(counts[i] / counts[5]) for i in range(6)] == [3, 3, 2, 2, 1, 1]
+    denoiser, shown = fresh(), "B: xyz"
+    pairs = [Pair("Which?\nA: abc\nB: xyz", shown), Pair("Which?", shown)]
+    batch = take(pack(denoiser.backbone, pairs, 96), [0, 1], 96)
+    assert batch.kinds.tolist() == [CHOICE, USUAL]
+    inputs = batch.tokens.masked_fill(batch.answer, denoiser.mask_token_id)
+    generator = torch.Generator().manual_seed(0)
+    choice, usual = loss_weights(batch, inputs, denoiser.mask_token_id, config, generator)
+    counted = batch.answer & ~batch.tail
+    torch.testing.assert_close(choice[counted[0]], 6 * usual[counted[1]])
 
 
 def test_the_loss_looks_at_the_logits_the_sampler_reads(any_denoiser):

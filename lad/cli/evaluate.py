@@ -30,7 +30,9 @@ def evaluate(
     settings: Annotated[
         str, Option(help="Presets, or JSON files with settings, separated by commas.")
     ] = "quality,default,noiseless",
-    n_prompts: Annotated[int | None, Option(help="Prompts: 20 on a CPU, else all.", min=1)] = None,
+    n_prompts: Annotated[
+        int | None, Option(help="Prompts, questions, sentences: 20 on a CPU, else all.", min=1)
+    ] = None,
     n_pairs: Annotated[int | None, Option(help="Pairs: 40 on a CPU, else all.", min=1)] = None,
     prompts: Annotated[Path, Option(help="One a line.", show_default=False)] = common.PROMPTS,
     pairs: Annotated[Path, Option(help=".jsonl, .jsonl.gz.", show_default=False)] = common.PAIRS,
@@ -44,19 +46,26 @@ def evaluate(
 ) -> None:
     """Measure an adapter on pairs and prompts it never saw, beside the backbone it sits on."""
     from lad.evaluation.adapter_eval import evaluate as run_evaluation
-    from lad.training import read_pairs
+    from lad.training import fact_questions, read_pairs, sentences_to_repair
+    from lad.training.data import ASSETS
     from lad.utils import sha256_file
 
     chosen = common.read_settings(settings)
-    all_pairs, all_prompts = read_pairs(pairs), common.read_prompts(prompts)
+    data = {
+        "pairs": (read_pairs(pairs), pairs),
+        "prompts": (common.read_prompts(prompts), prompts),
+        "facts": (fact_questions(), ASSETS / "facts.jsonl"),
+        "sentences": (sentences_to_repair(), ASSETS / "sentences.txt"),
+    }
     denoiser, backbone = common.load_with_baseline(model, adapter, device)
     few = ON_A_CPU if denoiser.device.type == "cpu" else {}
-    some_pairs = common.evenly_spaced(all_pairs, n_pairs or few.get("pairs"))
-    some_prompts = common.evenly_spaced(all_prompts, n_prompts or few.get("prompts"))
+    n = {"pairs": n_pairs or few.get("pairs")}
+    n |= dict.fromkeys(("prompts", "facts", "sentences"), n_prompts or few.get("prompts"))
+    some = {key: common.evenly_spaced(data[key][0], number) for key, number in n.items()}
     with common.progress() as on_progress:
-        options = seed, batch_size, backbone, answers, on_progress
-        result = run_evaluation(denoiser, some_pairs, some_prompts, chosen, *options)
-    for key, everything, path in (("pairs", all_pairs, pairs), ("prompts", all_prompts, prompts)):
+        options = seed, batch_size, backbone, answers, on_progress, some["facts"], some["sentences"]
+        result = run_evaluation(denoiser, some["pairs"], some["prompts"], chosen, *options)
+    for key, (everything, path) in data.items():
         result[key] |= {"of": len(everything), "file": path.name, "sha256": sha256_file(path)}
     common.print_result(result, as_json, as_text(result))
 
@@ -83,8 +92,16 @@ def as_text(result: dict) -> str:
     lines.append(common.table(("tokens behind a clean beginning", "accuracy, %"), rows, pairs))
     repair = result["repair"]
     name = f"p = {repair['severity']}, {repair['iterations']} iterations"
-    rows = [(name, text(repair["restored"]), text(repair["kept"]))]
+    variants = {name: repair, "the same from MASK: generation": repair["from_mask"]}
+    variants["the same with another prompt: repair alone"] = repair["other_prompt"]
+    rows = [(name, text(one["restored"]), text(one["kept"])) for name, one in variants.items()]
     lines.append(common.table(("structural repair", "restored, %", "kept, %"), rows, pairs))
+    repaired = result["sentences"]
+    headings = ("repair without a question", "sentences as they were, %")
+    names = {"swap": "two tokens swapped", "duplicate": "a token doubled over the next"}
+    names |= {"replace": "a token replaced", "mended": "all three", "sound": "no damage"}
+    rows = [(name, text(repaired[key])) for key, name in names.items()]
+    lines.append(common.table(headings, rows, title.format(**repaired)))
     rows = [
         (name, *(text(scores[key], factor, digits) for scores in columns.values()))
         for name, key, factor, digits in ROWS
@@ -93,6 +110,10 @@ def as_text(result: dict) -> str:
     rows.append(("seconds an answer", *seconds))
     prompts = title.format(**result["prompts"])
     lines.append(common.table(("held-out prompts", *columns), rows, prompts))
+    facts = [text(scores["same_fact"]) for scores in columns.values()]
+    headings = ("short questions", *columns)
+    rows = [("the fact as whole words, %", *facts)]
+    lines.append(common.table(headings, rows, title.format(**result["facts"])))
     usual = RefineConfig().to_dict()
     for name, scores in result["settings"].items():
         changed = [f"{key} {v}" for key, v in scores["config"].items() if v != usual[key]]

@@ -189,7 +189,7 @@ def repair(
     answers (--prompt) helps most. The answer region is the text and a few more positions, unless
     --answer-length says otherwise.
     """
-    from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
+    from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
 
     prompt = REPAIR_PROMPT if prompt is None else prompt
     config = replace(REPAIR, **given)

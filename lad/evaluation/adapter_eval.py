@@ -1,17 +1,22 @@
-"""The quality of a denoiser in four parts, every number with its interval.
+"""The quality of a denoiser in six parts, every number with its interval.
 
 Cross-entropy and accuracy of masked tokens, accuracy behind a clean beginning, structural repair
-(Kuiper et al., EMNLP 2025 System Demonstrations), and perplexity, repeats, whole sentences and
-cost of answers to held-out prompts. Everything is greedy or seeded.
+(Kuiper et al., EMNLP 2025 System Demonstrations), repair of a sentence without a question,
+perplexity, repeats, whole sentences and cost of answers to held-out prompts, and facts in answers
+to short questions. Everything is greedy or seeded.
 
 Shapes: n = answers, b = batch, t = width, m = positions that are predicted, v = vocabulary.
 """
 
 from __future__ import annotations
 
+import re
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from random import Random
 
 import torch
 from torch import Tensor
@@ -19,17 +24,23 @@ from torch import Tensor
 from lad.diffusion.config import CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
+from lad.diffusion.sampler import refine_batch
 from lad.evaluation import generation
 from lad.evaluation.generation import Answers, Progress, provenance, silent
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
+from lad.models.chat import encode_text
 from lad.models.registry import LoadedBackbone
-from lad.training.data import PackedPairs, Pair, pack
+from lad.training.data import PackedPairs, Pair, Question, pack
 from lad.training.loss import MASKED_FRACTIONS, answer_logits, masked_sums, take
 from lad.utils import check_least
 
 REPAIR_SEVERITY, REPAIR_ITERATIONS = 0.3, 4
 LOOKAHEAD = (1, 2, 4, 8)  # tokens behind a clean beginning
 STRUCTURAL = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=1.0)
+DAMAGES = ("swap", "duplicate", "replace")  # of one token or two in a sentence
+MOST_DRAWS = 1000  # a few will do, unless the tokenizer never reads what it wrote
+FACT_TOKENS = 20  # of the backbone's answers to short questions at most, EOS included
 
 
 def evaluate(
@@ -42,8 +53,10 @@ def evaluate(
     backbone: LoadedBackbone | None = None,
     keep_answers: bool = False,
     on_progress: Progress = silent,
+    questions: Sequence[Question] = (),
+    sentences: Sequence[str] = (),
 ) -> dict:
-    """All four parts, as plain values for JSON.
+    """All six parts, as plain values for JSON.
 
     Args:
         pairs, prompts: not trained on; pairs longer than the denoiser's context are dropped.
@@ -52,6 +65,8 @@ def evaluate(
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
         backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
         keep_answers: put the text of every answer into the result.
+        questions: short ones, answered with each of the settings, see `same_fact`.
+        sentences: to damage and to repair, see `sentence_repair`.
     """
     check_least(1, pairs=len(pairs), prompts=len(prompts), settings=len(settings))
     batch_size = batch_size or generation.default_batch_size(denoiser)
@@ -59,24 +74,35 @@ def evaluate(
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
     measured_on = denoiser, packed, batch_size, seed, on_progress
     masked, ahead = masked_scores(*measured_on), lookahead_accuracy(*measured_on)
-    repair, outputs = repair_scores(*measured_on), {}
+    repair, outputs, fact_answers = repair_scores(*measured_on), {}, {}
+    repair["from_mask"] = repair_scores(*measured_on, from_mask=True)
+    repair["other_prompt"] = repair_scores(denoiser, with_other_prompts(packed), *measured_on[2:])
+    repaired = sentence_repair(denoiser, sentences, batch_size, seed, on_progress)
+    asked = [question.prompt for question in questions]
     for name, config in settings.items():
         start = time.perf_counter()
         on_batch = partial(on_progress, name)
         traces = generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
         outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
+        on_batch = partial(on_progress, f"{name}, facts")
+        traces = generation.refine_traces(denoiser, asked, config, batch_size, on_batch)
+        fact_answers[name] = [trace.answer for trace in traces]
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
     options = longest, batch_size, backbone, partial(on_progress, "backbone")
     baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
+    short, _ = generation.score_outputs(denoiser, asked, {}, FACT_TOKENS, batch_size, backbone)
 
-    def measured(answers: Answers, length: int) -> dict:
-        tokenizer, cut = denoiser.tokenizer, baseline.truncate(length)
-        scores = generation.measure_answers(tokenizer, answers, cut)
+    def decoded(answers: Answers) -> list[str]:
+        return [denoiser.tokenizer.decode(x, skip_special_tokens=True) for x in answers.tokens]
+
+    def measured(answers: Answers, length: int, facts: list[str]) -> dict:
+        cut = baseline.truncate(length)
+        scores = generation.measure_answers(denoiser.tokenizer, answers, cut)
         scores["seconds_per_answer"] = answers.seconds / len(prompts)
+        scores["same_fact"] = same_fact(questions, facts)
         if keep_answers:
-            texts = tokenizer.batch_decode(answers.tokens, skip_special_tokens=True)
-            both = zip(prompts, texts, strict=True)
+            both = zip([*prompts, *asked], decoded(answers) + facts, strict=True)
             scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in both]
         return scores
 
@@ -86,14 +112,17 @@ def evaluate(
         | {"seed": seed, "batch_size": batch_size, "seconds": seconds},
         "pairs": {"used": len(packed), "too_long": packed.dropped},
         "prompts": {"used": len(prompts)},
+        "facts": {"used": len(questions)},
+        "sentences": {"used": len(sentences)} | repaired,
         "masked": masked,
         "ahead": ahead,
         "repair": repair,
         "settings": {
-            name: {"config": config.to_dict()} | measured(outputs[name], config.answer_length)
+            name: {"config": config.to_dict()}
+            | measured(outputs[name], config.answer_length, fact_answers[name])
             for name, config in settings.items()
         },
-        "backbone": {"answer_length": longest} | measured(baseline, longest),
+        "backbone": {"answer_length": longest} | measured(baseline, longest, decoded(short)),
     }
 
 
@@ -154,12 +183,19 @@ def lookahead_accuracy(
 
 @torch.inference_mode()
 def repair_scores(
-    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
+    denoiser: Denoiser,
+    pairs: PackedPairs,
+    batch_size: int = 8,
+    seed: int = 0,
+    on_progress: Progress = silent,
+    from_mask: bool = False,
 ) -> dict:
     """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
 
     Of the tokens of an answer and its first EOS: `restored`, the share of corrupted ones that are
     right in the last draft; `kept`, the same of the others; `damaged`, the share corrupted.
+    `from_mask` counts the same tokens after as many iterations from all MASK: what the question
+    alone tells. `with_other_prompts` gives the opposite: what the corrupted text alone tells.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
@@ -171,6 +207,8 @@ def repair_scores(
     for first in range(0, n, batch_size):
         part = slice(first, first + batch_size)
         draft, answer = noisy[part], batch.answer[part]  # (b, t)
+        if from_mask:
+            draft = draft.masked_fill(answer, denoiser.mask_token_id)
         for _ in range(REPAIR_ITERATIONS):
             logits = answer_logits(denoiser, draft, batch.prompt_lengths[part], answer)  # (m, v)
             logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
@@ -192,3 +230,80 @@ def repair_scores(
         "severity": REPAIR_SEVERITY,
         "iterations": REPAIR_ITERATIONS,
     }
+
+
+def with_other_prompts(pairs: PackedPairs) -> PackedPairs:
+    """Each answer behind the prompt of the pair before it; what gets too long is left out."""
+    context = pairs.tokens.shape[1]
+    position = torch.arange(context, device=pairs.tokens.device)
+    lengths = pairs.prompt_lengths.roll(1)
+    moved = (lengths - pairs.prompt_lengths)[:, None]
+    answers = pairs.tokens.gather(1, (position - moved).clamp(0, context - 1))  # ends in EOS
+    tokens = torch.where(position < lengths[:, None], pairs.tokens.roll(1, dims=0), answers)
+    ends = pairs.ends + moved[:, 0]
+    changed = replace(pairs, tokens=tokens, prompt_lengths=lengths, ends=ends)
+    return changed.map(lambda values: values[ends < context])
+
+
+def same_fact(questions: Sequence[Question], answers: Sequence[str]) -> dict:
+    """The share of answers that have a fact of their question as whole words, in any case."""
+
+    def has_fact(question: Question, answer: str) -> bool:
+        facts = "|".join(map(re.escape, question.facts))
+        return bool(re.search(rf"(?<!\w)(?:{facts})(?!\w)", answer, re.IGNORECASE))
+
+    return wilson(sum(map(has_fact, questions, answers)), len(answers)).to_dict()
+
+
+def sentence_repair(
+    denoiser: Denoiser,
+    sentences: Sequence[str],
+    batch_size: int = 8,
+    seed: int = 0,
+    on_progress: Progress = silent,
+) -> dict:
+    """Repair without a question, as `lad repair` does it: the share of sentences that come out.
+
+    For each of `DAMAGES`, sentences with one such damage that are mended to the character; `mended`
+    is all of them together; `sound` are undamaged sentences that stay as they are.
+    """
+    starts = {kind: [damaged(denoiser, s, kind, seed) for s in sentences] for kind in DAMAGES}
+    starts["sound"] = list(sentences)
+    of_length = defaultdict(list)  # (kind, place, draft), by the size of their answer region
+    for kind, texts in starts.items():
+        for place, text in enumerate(texts):
+            draft = visible_text(denoiser, text).tokens
+            of_length[len(draft)].append((kind, place, draft))
+    right, done = {kind: [False] * len(sentences) for kind in starts}, 0
+    for length, items in of_length.items():
+        kinds, places, drafts = zip(*items, strict=True)
+        config, prompts = replace(REPAIR, answer_length=length), [REPAIR_PROMPT] * len(items)
+        traces = refine_batch(denoiser, prompts, config, drafts=drafts, batch_size=batch_size)
+        for kind, place, trace in zip(kinds, places, traces, strict=True):
+            right[kind][place] = trace.answer == sentences[place]
+        done += len(items)
+        on_progress("sentences", done, len(starts) * len(sentences))
+    scores = {kind: wilson(sum(found), len(found)).to_dict() for kind, found in right.items()}
+    mended = [sum(found) for found in zip(*(right[kind] for kind in DAMAGES), strict=True)]
+    scores["mended"] = pooled_share(mended, [len(DAMAGES)] * len(mended)).to_dict()
+    return scores | {"iterations": REPAIR.iterations}
+
+
+def damaged(denoiser: Denoiser, sentence: str, kind: str, seed: int = 0) -> str:
+    """The sentence with one damage of `DAMAGES` at a random place; its length in tokens stays.
+
+    Two neighbours are swapped, or one token is written over the next, or replaced by any other.
+    Drawn again, `MOST_DRAWS` times, is what changes nothing or is read as other tokens.
+    """
+    random, tokenizer = Random(f"{seed} {kind} {sentence}"), denoiser.tokenizer
+    ids = encode_text(tokenizer, sentence)
+    for _ in range(MOST_DRAWS):
+        place = random.randrange(len(ids) - 1)
+        first, second = ids[place : place + 2]
+        other = random.randrange(denoiser.vocabulary_size)
+        new = {"swap": (second, first), "duplicate": (first, first), "replace": (other, second)}
+        found = [*ids[:place], *new[kind], *ids[place + 2 :]]
+        text = tokenizer.decode(found).strip()
+        if found != ids and encode_text(tokenizer, text) == found:
+            break
+    return text

@@ -5,7 +5,16 @@ Beside them: `distillation` (the backbone writes pairs), `multiple_choice` (ques
 """
 
 from lad.training.config import TrainConfig, read_config
-from lad.training.data import Pair, everyday_prompts, held_out_prompts, hold_out, pack, read_pairs
+from lad.training.data import (
+    Pair,
+    everyday_prompts,
+    fact_questions,
+    held_out_prompts,
+    hold_out,
+    pack,
+    read_pairs,
+    sentences_to_repair,
+)
 from lad.training.distillation import self_distil
 from lad.training.loss import validate
 from lad.training.trainer import train
@@ -14,12 +23,14 @@ __all__ = [
     "Pair",
     "TrainConfig",
     "everyday_prompts",
+    "fact_questions",
     "held_out_prompts",
     "hold_out",
     "pack",
     "read_config",
     "read_pairs",
     "self_distil",
+    "sentences_to_repair",
     "train",
     "validate",
 ]

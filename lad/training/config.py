@@ -57,6 +57,11 @@ class TrainConfig:
     choice_corruption: CorruptionConfig = setting(
         CHOICE_CORRUPTION, "the same where the answer is a line of the prompt"
     )
+    # A line is short, and its letter one token: beside long answers it would hardly count.
+    choice_weight: float = setting(1.0, "weight of its tokens in the loss", gt=0)
+    repeats: tuple[int, int, int] = setting(
+        (1, 1, 1), "times an epoch: a usual pair, a text to correct, a line to choose"
+    )
     clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
     # Far from any token nothing can be predicted, and that loss drowns the rest.
     distance_decay: float = setting(
@@ -86,6 +91,8 @@ class TrainConfig:
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))
         if not self.widths or self.widths[0] < 2:
             raise InvalidInput(f"widths = {self.widths}: expected lengths of at least 2")
+        if min(self.repeats) < 1:
+            raise InvalidInput(f"repeats = {self.repeats}: expected three numbers of at least 1")
 
     @property
     def context(self) -> int:

@@ -29,6 +29,7 @@ from lad.training.config import TrainConfig
 from lad.utils import DamagedFile, InvalidInput, checked, one_line
 
 ASSETS = Path(__file__).parents[1] / "assets"
+USUAL, CORRECTION, CHOICE = range(3)  # kinds of pairs: places in `TrainConfig.corruptions`
 
 
 def _not_blank(text: str) -> str:
@@ -45,6 +46,14 @@ class Pair:
     answer: str
 
 
+@dataclass(frozen=True)
+class Question:
+    """A short question, and the words of which a right answer has one."""
+
+    prompt: str
+    facts: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class PackedPairs:
     """Pairs as token ids, ready to be cut to any width."""
@@ -52,7 +61,7 @@ class PackedPairs:
     tokens: Tensor  # (n, context) int32, prompt with chat template, answer, then EOS to the end
     prompt_lengths: Tensor  # (n,) int64
     ends: Tensor  # (n,) int64, the position of the first EOS
-    kinds: Tensor  # (n,) int64, places in `TrainConfig.corruptions`
+    kinds: Tensor  # (n,) int64, see `kind_of`
     dropped: int  # pairs that `pack` left out
 
     @property
@@ -86,6 +95,22 @@ def everyday_prompts() -> list[str]:
 def held_out_prompts() -> list[str]:
     """A hundred everyday prompts to measure with; `lad distil` keeps them out of every pair."""
     return read_lines("held-out.txt")
+
+
+def fact_questions() -> list[Question]:
+    """A hundred short questions that the default backbone answers right in under 20 tokens."""
+    return [checked(line, Question) for line in read_lines("facts.jsonl")]
+
+
+def sentences_to_repair() -> list[str]:
+    """A hundred plain sentences of 6 to 16 words, to damage and to repair."""
+    return read_lines("sentences.txt")
+
+
+def tested_texts() -> list[str]:
+    """All prompts and sentences that this package is tested with: never in a training pair."""
+    prompts = [question.prompt for question in fact_questions()]
+    return everyday_prompts() + held_out_prompts() + prompts + sentences_to_repair()
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
@@ -137,14 +162,14 @@ def encode_pairs(tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int], list
 
 
 def kind_of(pair: Pair) -> int:
-    """1 for a text to correct, 2 for an answer chosen from lines of its prompt, else 0.
+    """A text to correct, an answer chosen from lines of its prompt, or the usual.
 
     Each has its own noise: a text to correct is not masked, and of a line to choose any visible
     part tells which it is.
     """
     if pair.prompt == REPAIR_PROMPT:
-        return 1
-    return 2 if pair.answer in pair.prompt.split("\n")[1:] else 0
+        return CORRECTION
+    return CHOICE if pair.answer in pair.prompt.split("\n")[1:] else USUAL
 
 
 def pack(
@@ -172,7 +197,7 @@ def pack(
 
 
 def batches(
-    ends: Sequence[int], config: TrainConfig, parts: int = 1
+    ends: Sequence[int], kinds: Sequence[int], config: TrainConfig, parts: int = 1
 ) -> Iterator[tuple[int, list[int]]]:
     """Endless (width, indices of pairs), epoch after epoch, the same in every process.
 
@@ -185,9 +210,10 @@ def batches(
     for epoch in itertools.count():
         random = Random(f"{config.seed}-{epoch}")
         buckets: dict[int, list[int]] = {width: [] for width in widths}
-        for index, end in enumerate(ends):
-            level = bisect.bisect_right(widths, end) + (random.random() < config.widen)
-            buckets[widths[min(level, len(widths) - 1)]].append(index)
+        for index, (end, kind) in enumerate(zip(ends, kinds, strict=True)):
+            for _ in range(config.repeats[kind]):
+                level = bisect.bisect_right(widths, end) + (random.random() < config.widen)
+                buckets[widths[min(level, len(widths) - 1)]].append(index)
         epoch_batches = []
         for width, bucket in buckets.items():
             size = max(config.batch_tokens // width, 1) * parts

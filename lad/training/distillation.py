@@ -32,7 +32,7 @@ from lad.models.chat import encode_prompts, encode_text
 from lad.models.generate import generate
 from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
-from lad.training.data import Pair, everyday_prompts, held_out_prompts, read_lines
+from lad.training.data import Pair, read_lines, tested_texts
 from lad.training.multiple_choice import benchmark_passages, choices_for
 from lad.utils import (
     Count,
@@ -50,7 +50,12 @@ REMEDY = "choose another --out or free space"
 SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"  # in place of an answer whose text is read as other tokens
 GPU_BATCH, CPU_BATCH = 2048, 32  # answers generated together
-JOINING = {"same_beginning", "shuffles", "repair"}  # settings used when batches are joined
+JOINING = {
+    "same_beginning",
+    "choice_context",
+    "shuffles",
+    "repair",
+}  # settings used when batches are joined
 # What ends the file of a batch; without it the file is not whole.
 LastLine = record(TypedDict("LastLine", {"counts": dict[str, Count]}))
 
@@ -67,6 +72,7 @@ class DistilConfig:
     answer_tokens: int | None = setting(None, "tokens of an answer and EOS at most", ge=1)
     answer_temperature: float = setting(0.0, "0 takes the likeliest token", ge=0)
     same_beginning: int = setting(20, "pairs at most whose answers begin with the same words", ge=1)
+    choice_context: int = setting(352, "tokens of a question and its answer at most", ge=1)
     shuffles: int = setting(3, "orders of options for a multiple-choice question; 0: none", ge=0)
     repair: float = setting(0.1, "fraction of answers of which a sentence is to be corrected", 0, 1)
     seed: int = setting(0, "of prompts and answers", ge=0)
@@ -276,14 +282,14 @@ def collect(
 ) -> tuple[list[Pair], dict]:
     """The pairs of all batches of `folder`, each prompt once, and their data card.
 
-    Removed are prompts that this package is tested with, pairs that overlap with `passages`, and
-    answers that begin like too many others.
+    Removed are pairs with a prompt, or a sentence in the answer, that this package is tested with,
+    pairs that overlap with `passages`, and answers that begin like too many others.
     """
     paths = sorted(folder.glob("[0-9]*.jsonl"))
     if not paths:
         raise InvalidInput(f"no batches in {folder}: expected files such as 00000.jsonl")
     counts = Counter()
-    seen = {_key(p) for p in [*everyday_prompts(), *held_out_prompts()]}
+    seen = {_key(text) for text in tested_texts()}
     tested, beginnings, kept = frozenset(seen), Counter(), []
     for path in paths:
         with damaged_file(path, "delete it and run `lad distil` again"):
@@ -293,7 +299,7 @@ def collect(
         for pair in pairs:
             key = _key(pair.prompt)
             beginning = tuple(normalised(pair.answer)[:BEGINNING])
-            if key in tested:
+            if not tested.isdisjoint([key, *map(_key, SENTENCE.findall(pair.answer))]):
                 counts["kept for testing"] += 1
             elif key in seen:
                 counts["prompt in another batch"] += 1

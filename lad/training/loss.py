@@ -21,7 +21,7 @@ from lad.diffusion.config import CorruptionConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.training.config import TrainConfig
-from lad.training.data import PackedPairs
+from lad.training.data import CHOICE, PackedPairs
 from lad.utils import NumericalError
 
 MASKED_FRACTIONS = (0.25, 0.5, 0.75)
@@ -180,14 +180,15 @@ def loss_weights(
     if causal_from is not None:
         ahead = batch.answer & ~batch.tail & (position >= causal_from[:, None])
         chosen = torch.where(causal_from[:, None] < t, ahead, chosen)
+    weights = torch.where(batch.kinds[:, None] == CHOICE, config.choice_weight, 1.0) * chosen
     if not config.distance_decay:
-        return chosen.float()
+        return weights
     masked = batch.answer & (inputs == mask_token_id)
     left = torch.where(masked, 0, position).cummax(dim=1).values
     right = torch.where(masked, 2 * t, position).flip(1).cummin(dim=1).values.flip(1)
     # Masks between a masked position and the nearest token; on the left, at least the prompt's.
     distance = torch.minimum(position - left, right - position) - masked.long()
-    return chosen * torch.exp(-distance / config.distance_decay)
+    return weights * torch.exp(-distance / config.distance_decay)
 
 
 def mask_share(

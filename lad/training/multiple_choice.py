@@ -70,11 +70,11 @@ def choice_pair(tasks: ModuleType, item, seed: int | str = 0) -> Pair:
 def choices_for(
     tasks: ModuleType, backbone: LoadedBackbone, passages: Passages, config
 ) -> tuple[list[Pair], dict]:
-    """Choice pairs that fit `config.context`, and their data card.
+    """Choice pairs that fit `config.choice_context`, and their data card.
 
     A question comes `config.shuffles` times, of a small task three times as often, each time with
-    its options in another order; and once as a bare text: the question, then the right option
-    alone, which is what the likelihood of the text is measured on.
+    its options in another order; and once, if it has no blank, as a bare text: the question,
+    then the right option alone, which is what the likelihood of the text is measured on.
     """
     kept, left_out = choice_items(tasks, passages)
     pairs, card = [], {"tasks": {}, "left out, tested elsewhere": dict(left_out)}
@@ -83,10 +83,14 @@ def choices_for(
         seeds = [f"{config.seed}-{n}" for n in range(copies)]
         found = [choice_pair(tasks, item, seed) for item in items for seed in seeds]
         if copies:
-            found += [Pair(item.question, item.options[item.gold]) for item in items]
+            found += [
+                Pair(item.question, item.options[item.gold])
+                for item in items
+                if "_" not in item.question
+            ]
         found = list(dict.fromkeys(found))  # two options have two orders
         encoded = encode_pairs(backbone.tokenizer, found)
-        fits = [len(p) + len(a) < config.context for p, a in encoded]
+        fits = [len(p) + len(a) < config.choice_context for p, a in encoded]
         pairs += [pair for pair, fit in zip(found, fits, strict=True) if fit]
         task = tasks.TASKS[name]
         card["tasks"][name] = {

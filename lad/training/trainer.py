@@ -163,7 +163,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step, or to a checkpoint when SIGINT or SIGTERM comes."""
         config = self.config
-        stream = batches(self.data.ends.tolist(), config, self.parts)
+        stream = batches(self.data.ends.tolist(), self.data.kinds.tolist(), config, self.parts)
         if self.writes:  # the log up to the checkpoint: the steps after it are taken again
             with disk_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
