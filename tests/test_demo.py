@@ -186,7 +186,8 @@ def test_copy_gives_the_page_s_link_and_keys_run_and_play(page):
     prompt = "document.querySelector('textarea')"
     assert page.evaluate(f"{prompt}.value") == HOSTILE
     page.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
-    page.evaluate("document.querySelectorAll('.jupyter-widget-Collapse-header')[1].click()")
+    heads = "[...document.querySelectorAll('.jupyter-widget-Collapse-header')]"
+    page.evaluate(f"{heads}.find((e) => e.textContent.includes('Copy')).click()")
     page.wait("[...document.querySelectorAll('[data-copy]')].length === 3")
     assert not page.evaluate("document.querySelector('.lad-copy i') || window.hacked")
     command = as_command(HOSTILE, preset("guided"), "tiny")
