@@ -44,6 +44,8 @@ def width(em: float) -> dict[str, str]:
 
 
 FIELD = {"style": MEDIUM, "layout": width(26)}
+SETTING = {"style": ABOVE, "layout": TALL | width(22)}
+SETTINGS_CLASS = "lad-settings"  # of a box of controls with their labels above them
 
 
 def labelled(
@@ -99,6 +101,11 @@ class Limits:
         return check_text(text)
 
 
+def described(name: str) -> dict[str, str]:
+    """Label and tooltip of a setting, as traits of a widget."""
+    return {"description": SETTINGS[name]["label"], "tooltip": SETTINGS[name]["help"]}
+
+
 def make_control(
     name: str, value: object, most: int | None = None, **traits: object
 ) -> widgets.ValueWidget:
@@ -108,8 +115,7 @@ def make_control(
     "none", a Literal a list of its values; `most` is a limit below that of the setting.
     """
     field = SETTINGS[name]
-    words = {"description": field["label"], "tooltip": field["help"]}
-    traits = words | {"layout": TALL, "style": ABOVE} | traits
+    traits = described(name) | {"layout": TALL, "style": ABOVE} | traits
     kinds = (field["type"], *get_args(field["type"]))
     low, high = field["low"], field["high"]
     if high is not None:
@@ -179,7 +185,7 @@ class Controls:
             title = widgets.HTML(f"<strong>{group}</strong>")
             parts += [title, widgets.GridBox(members, layout=COLUMNS)]
         self.folded = widgets.Accordion(
-            [widgets.VBox(parts).add_class("lad-settings")], titles=["All controls"]
+            [widgets.VBox(parts).add_class(SETTINGS_CLASS)], titles=["All controls"]
         )
         self._changed()
 
