@@ -1,10 +1,11 @@
 """The report: every notebook executed in order, as pages that can be read without a network.
 
 The report is built beside its place and swapped in when it is whole: a failing cell, or an error
-inside a widget, leaves the previous report as it was. In a chapter images and styles are inside
-the page, formulas are MathML, code is folded, and cells that serve only a running notebook are left
-out. The index has the figures in the chapters' order and copies of their data. In the full profile
-the notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebooks` extra.
+inside a widget, leaves the previous report as it was. In a chapter images and styles are inside the
+page, formulas are MathML, code is folded, and cells that serve only a running notebook are left
+out. An explorer is a script, or menus over recorded runs, or else a snapshot of its controls. The
+index has the figures in the chapters' order and copies of their data. In the full profile the
+notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebooks` extra.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput, LADError, figures_folder, lock, profile, replace_folder
 from lad.viz.gallery import CHECKOUT, COMMAND, DRAWN
 from lad.viz.html import page_html, replay_html
+from lad.widgets.recorded import recorded_html
 
 GENERATOR = '<meta name="generator" content="lad.report">'  # tells a report from other folders
 ALERT = 'role="alert"'  # how lad.widgets marks an error
@@ -181,12 +183,16 @@ def _without_widgets(notebook: NotebookNode) -> NotebookNode:
     notebook = nbformat.from_dict(notebook)
     state = _widget_state(notebook)
     notebook.metadata.pop("widgets", None)
+    recorded = recorded_html() if "data-recorded=" in str(notebook.cells) else {}
     note = "A snapshot: the controls work in Jupyter (<code>make lab</code>)."
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
         view = output.get("data", {}).pop(WIDGET_VIEW, None)
         if view and set(output.data) <= {"text/plain"}:  # else it brings HTML for such a page
             shown = f'{widget_snapshot(state, view["model_id"])}<p class="lad-note">{note}</p>'
             output.data["text/html"] = f'<div class="lad-widget">{shown}</div>'
+        for mark, runs in recorded.items():
+            if output.data.get("text/html") == mark:
+                output.data["text/html"] = runs
     return notebook
 
 

@@ -131,10 +131,10 @@ show(
 # places.
 #
 # Corrupt a sentence of your own. The table compares what is expected with this one draw and with
-# the mean of many. (Without a running kernel see the figure above.)
+# the mean of many.
 
 # %%
-CorruptionExplorer().widget
+CorruptionExplorer()
 
 # %% [markdown]
 # ## How does the noise fade while an answer is refined?
@@ -179,11 +179,10 @@ show(
 # **Conclusion.** The noise start scales the whole curve: twice the noise start, about twice the
 # masks (rounding down costs small numbers more). With a noise start of 0 refinement is noiseless.
 #
-# Move the four controls and watch the curve and the numbers below it. (Without a running kernel
-# see the two figures above.)
+# Move the four controls and watch the curve and the numbers below it.
 
 # %%
-ScheduleExplorer().widget
+ScheduleExplorer()
 
 # %% [markdown]
 # ## Try it

@@ -72,7 +72,7 @@ from lad.widgets.accessibility import name_controls
 FAST = profile() == "fast"
 denoiser = load_denoiser()
 print(f"{denoiser.backbone.spec.name}, adapter {denoiser.adapter_sha256[:12]}, profile {profile()}")
-name_controls()  # so that a screen reader can tell the sliders below apart
+name_controls()  # for a screen reader, and for a click on a token
 
 # %% [markdown]
 # ## What does the denoiser do with a short question?
@@ -363,20 +363,21 @@ print(filmstrip_text(filled))
 # outside the brackets are given; those inside the denoiser changed.
 #
 # Corrupt a text yourself, by hand or with the buttons, and press *Run*; then fill gaps, written
-# `___` or, for three tokens, `[3]`.
+# `___` or, for three tokens, `[3]`. (On a page without a kernel menus choose from recorded runs.)
 
 # %%
-RepairExplorer(denoiser, recorded=repaired).widget
+RepairExplorer(denoiser, recorded=repaired)
 
 # %%
-InfillExplorer(denoiser, recorded=filled).widget
+InfillExplorer(denoiser, recorded=filled)
 
 # %% [markdown]
 # ## Step through a run yourself
 #
 # The player shows the run with re-masking, two phases an iteration; it needs no model, and on a
 # page made from this notebook no kernel. Drag the slider, or use the arrow keys once it has the
-# focus. The same in plain text: brackets around what changed, `░` for MASK.
+# focus. A click on a token shows the five likeliest there and its history; so do the arrow keys in
+# the box below the draft. The run in plain text: brackets around what changed, `░` for MASK.
 
 # %%
 print(filmstrip_text(remasked, [0, 2, 8, 32]))
@@ -403,13 +404,12 @@ Gallery(gallery())
 # - set *Pause* to a second to watch the two phases;
 # - under *All controls*, raise *Temperature* to 1 and change *Seed*: other answers, other stutters;
 # - lower *EOS bias* for longer answers, raise it for shorter ones;
-# - save a trace, and load it again on another day;
-# - open *Copy*: prompt and settings as a command, as Python, and as a link to the demo page.
+# - open *Copy*: prompt and settings as a command, as Python, and as a link to the demo page;
+# - save the run as a page that plays it, as an animation, or as a trace to load on another day.
 #
-# `make demo` serves this explorer as a page. Without a running kernel the buttons do nothing; the
-# text and the figures above show what they would.
+# `make demo` serves this explorer as a page. On a page without a kernel menus choose from recorded
+# runs.
 
 # %%
 start = {"prompt": QUESTION, "config": preset("default"), "pause": 0.1}
-explorer = RefinementExplorer(denoiser, gallery=gallery(), **start)
-explorer.widget
+RefinementExplorer(denoiser, gallery=gallery(), **start)

@@ -194,7 +194,7 @@ def test_an_answer_outlives_its_trace(capsys, adapter, monkeypatch, tmp_path):
         raise CacheError("the disk is full")
 
     few = ("--model=tiny", f"--adapter={adapter}", "--iterations=2", "--answer-length=8")
-    monkeypatch.setattr(Trace, "save", full)
+    monkeypatch.setattr("lad.viz.export.write_whole", full)
     status, out, err = run(capsys, "refine", "hi", *few, f"--trace={tmp_path / 'x'}")
     assert (status, err) == (2, "lad: the disk is full\n") and out.strip()
 

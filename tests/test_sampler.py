@@ -55,12 +55,22 @@ def changed(config: RefineConfig, **values) -> RefineConfig:
     return RefineConfig(**config.to_dict() | values)
 
 
+def same_alternatives(got, expected) -> bool:
+    """Of steps, or of traces; a half differs by its last bit."""
+    return (
+        np.array_equal(got.alternatives, expected.alternatives)
+        and np.allclose(got.probabilities, expected.probabilities, rtol=2e-3, atol=1e-5)
+        and np.allclose(got.entropy, expected.entropy, rtol=2e-3)
+    )
+
+
 def same_step(got, expected) -> bool:
     return (
         np.array_equal(got.inputs, expected.inputs)
         and np.array_equal(got.draft, expected.draft)
         and np.array_equal(got.remask, expected.remask)
         and np.allclose(got.confidence, expected.confidence, atol=1e-5)
+        and same_alternatives(got, expected)
     )
 
 
@@ -411,7 +421,7 @@ def test_draws_follow_the_probabilities_within_top_k_and_top_p():
     def shares(**settings):
         config = RefineConfig(temperature=1.0, **settings)
         uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-        tokens, confidence, total = sample_tokens(logits, config, uniforms)
+        tokens, confidence, total, *_ = sample_tokens(logits, config, uniforms)
         assert torch.allclose(confidence, probabilities[tokens])
         assert torch.allclose(total, torch.zeros(()), atol=1e-6)
         return [(tokens == t).float().mean().item() for t in range(4)]
@@ -429,9 +439,33 @@ def test_large_logits_are_sampled_in_parts_and_alike(monkeypatch, temperature):
     logits = torch.randn(5, 3, 11, generator=generator)
     uniforms = torch.rand(5, 3, generator=generator)
     whole = sample_tokens(logits, config, uniforms)
-    monkeypatch.setattr("lad.diffusion.sampler.FLOATS_AT_ONCE", 40)
+    monkeypatch.setattr("lad.diffusion.sampler.FLOATS_AT_ONCE", (40, 40))
     for part, expected in zip(sample_tokens(logits, config, uniforms), whole, strict=True):
         assert torch.equal(part, expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1, 6, 37, 128, 640]), st.booleans())
+def test_the_likeliest_tokens_and_the_entropy_are_those_of_all_logits(seed, vocabulary, ties):
+    logits = 2 * torch.randn(2, 5, vocabulary, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if ties else logits
+    if vocabulary > 1:
+        logits[..., seed % vocabulary] = -torch.inf
+    tokens, confidence, log_sum, ids, top, entropy = sample_tokens(logits, RefineConfig())
+    expected = logits.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(tokens, expected.indices[..., 0])  # of equal ones the first
+    assert torch.equal(top, expected.values[..., :5])
+    assert torch.equal(logits.gather(-1, ids), top)
+    assert all(len({*row}) == min(5, vocabulary) for row in ids.flatten(0, 1).tolist())
+    assert torch.allclose(log_sum, logits.logsumexp(dim=-1))
+    assert torch.allclose(confidence, (top[..., 0] - log_sum).exp())
+    expected = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+    assert torch.allclose(entropy, expected, atol=1e-4)
+    for bad in (torch.nan, torch.inf):  # which the run finds by what is not finite here
+        logits[0, 1, seed % vocabulary] = bad
+        tokens, _, log_sum, *_ = sample_tokens(logits, RefineConfig())
+        assert (~log_sum.isfinite()).nonzero().tolist() == [[0, 1]]
+        assert ((tokens >= 0) & (tokens < vocabulary)).all()
 
 
 def test_the_table_of_settings_names_every_strategy():
@@ -443,7 +477,7 @@ def test_temperature_sharpens_but_confidence_is_the_denoisers_own():
     config = RefineConfig(temperature=0.1, top_k=2)
     logits = probabilities.log().repeat(2000, 1)
     uniforms = torch.rand(2000, generator=torch.Generator().manual_seed(0))
-    tokens, confidence, _ = sample_tokens(logits, config, uniforms)
+    tokens, confidence, *_ = sample_tokens(logits, config, uniforms)
     assert (tokens == 0).float().mean() > 0.95
     assert torch.allclose(confidence, probabilities[tokens])
 

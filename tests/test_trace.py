@@ -1,6 +1,9 @@
 """Traces: what is derived from the arrays, and files that come back as they went."""
 
+import base64
 import json
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from traces import EOS, MASK, make_trace
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
+from lad.diffusion.trace_file import RECORD
 from lad.utils import CacheError, DamagedFile, InvalidInput
 
 
@@ -62,7 +66,22 @@ def test_a_real_run_comes_back_as_it_went(tmp_path_factory, iterations, length, 
     assert again.answer == trace.answer
     assert again.provenance == trace.provenance
     assert again.confidence.tobytes() == trace.confidence.tobytes()
+    assert again.probabilities.tobytes() == trace.probabilities.tobytes()
     assert [p.name for p in path.parent.iterdir()] == ["trace.jsonl"]
+
+
+def test_alternatives_at_most_double_a_file_and_older_files_have_none(tmp_path):
+    trace = record(tiny_denoiser(), "hello", RefineConfig(iterations=16, patience=0))
+    path = trace.save(tmp_path / "new.jsonl")
+    plain = replace(trace, steps=[replace(s, alternatives=None) for s in trace.steps])
+    old = plain.save(tmp_path / "old.jsonl")
+    assert old.stat().st_size < path.stat().st_size < 2 * old.stat().st_size
+    lines = old.read_text().split("\n")
+    change(lines, 0, version=1)
+    old.write_text("\n".join(lines))
+    again = Trace.load(old)
+    assert again.alternatives is None and again.entropy is None
+    assert np.array_equal(again.drafts, trace.drafts) and again != trace
 
 
 @pytest.fixture
@@ -76,6 +95,12 @@ def test_every_truncation_is_damage(path):
         path.write_bytes(whole[:cut])
         with pytest.raises(DamagedFile, match=r"t\.jsonl"):
             Trace.load(path)
+
+
+def recorded(ids, probabilities=0.1, entropy=0.5):
+    """What stands in the last line of a trace of two steps of two positions, all alike."""
+    data = np.array([(ids, probabilities, entropy)] * 4, RECORD).view(np.uint8).reshape(4, -1)
+    return base64.b64encode(zlib.compress(data.T.tobytes())).decode()
 
 
 def change(lines, number, **changes):
@@ -97,6 +122,10 @@ def change(lines, number, **changes):
         (1, {"renoised": [7]}, "7"),
         (2, {"iteration": 5}, "inconsistent"),
         (3, {"end": 9}, "truncated"),
+        (3, {"alternatives": "eJwDAAAAAAE="}, "cannot reshape"),
+        (3, {"alternatives": recorded([1, 2, 0, 5000, 1])}, "5000"),
+        (3, {"alternatives": recorded([1, 2, 0, 0, 1], [np.nan] * 5)}, r"in \[0, 1\]"),
+        (3, {"alternatives": recorded([1, 2, 0, 0, 1], entropy=-1)}, "entropy from 0 up"),
     ],
 )
 def test_inconsistent_files_say_what_is_wrong(path, number, changes, named):

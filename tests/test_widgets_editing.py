@@ -80,7 +80,7 @@ def test_a_repair_starts_from_the_text_and_masks_nothing(repair, denoiser):
 def test_a_repair_that_changes_nothing_says_so(repair, monkeypatch):
     def refine(_denoiser, _ids, _config, draft, fixed):
         tokens, no = draft.numpy(), np.zeros(len(draft), dtype=bool)
-        yield Step(0, tokens, tokens, no.astype(np.float32), no, 0.0)
+        yield Step(0, tokens, tokens, no.astype(np.float32), no)
 
     monkeypatch.setattr("lad.widgets.runner.refine", refine)
     assert run(repair).answer == TEXT and repair.status.value == UNCHANGED

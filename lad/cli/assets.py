@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from functools import partial
 from importlib import import_module
@@ -17,7 +16,7 @@ import typer
 from lad import __version__
 from lad.cli import common
 from lad.cli.common import Adapter, AsJson, Device, Model, print_result
-from lad.utils import InvalidInput, damaged_file, profile, sha256_file
+from lad.utils import damaged_file, profile, sha256_file
 
 
 @common.stopped("files done are kept; the same command goes on")
@@ -102,14 +101,9 @@ def demo(
     """Serve the explorers with Voila, no code shown; Ctrl-C ends it."""
     from lad.diffusion.adapter import shipped_adapter
 
-    try:
+    with common.notebooks_extra():
         import_module("voila")
         from lad.widgets.demo_server import serve
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"no {error.name} in {sys.executable}: expected the notebooks extra; "
-            "install it with `pip install lad[notebooks]`, or use `make demo`"
-        ) from error
     if adapter is None:
         shipped_adapter(model)  # a missing adapter is an error here, not on the page
     serve(model, adapter, common.choose_device(device), host, port, idle, sessions)

@@ -60,6 +60,18 @@ def stopped(kept: str):
         raise SystemExit(getattr(stop, "code", 130)) from None
 
 
+@contextmanager
+def notebooks_extra():
+    """Imports in here need it: a package that is missing becomes InvalidInput."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"no {error.name} in {sys.executable}: expected the notebooks extra; "
+            "install it with `pip install lad[notebooks]`, or use `make`"
+        ) from error
+
+
 def command_line() -> str:
     """The command that is running, for the record of what it measured."""
     return shlex.join(["lad", *sys.argv[1:]])

@@ -35,7 +35,8 @@ def show_help(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit
 
 
-Trace = Annotated[Path | None, option("Save the whole run in this file.", group="Output")]
+SAVED = "Save the whole run: a .html file plays it, .svg is an animation, any other a trace."
+Trace = Annotated[Path | None, option(SAVED, group="Output")]
 # Declared here so that it stands in a group, too.
 _ends = {"is_eager": True, "expose_value": False, "callback": show_help}
 Help = Annotated[bool, option("Show this message and exit.", "--help", group="Output", **_ends)]
@@ -114,6 +115,7 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
     from lad.diffusion.drafts import UNCHANGED
     from lad.diffusion.sampler import record
     from lad.models.chat import check_prompt
+    from lad.viz.export import save_run
 
     check_prompt(prompt)
     if trace is not None:
@@ -137,7 +139,7 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
             print_result(values | extra | {"config": config.to_dict()}, as_json, run.answer)
     finally:  # whatever became of stdout
         if trace is not None:
-            run.save(trace)
+            save_run(run, trace)
     if (run.drafts[-1] == run.steps[0].inputs).all():
         typer.echo(f"lad: {UNCHANGED}", err=True)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lad.diffusion.config import CorruptionConfig
@@ -119,10 +120,7 @@ def _draw_neighbours(
     """Swaps, duplicates and replacements; `probability` `(b,)` of each at a position."""
     b, t = answer.shape
     probability = probability[:, None]
-    right_is_answer = torch.zeros_like(answer)
-    right_is_answer[:, :-1] = answer[:, 1:]
-    left_is_answer = torch.zeros_like(answer)
-    left_is_answer[:, 1:] = answer[:, :-1]
+    left_is_answer, right_is_answer = F.pad(answer[:, :-1], (1, 0)), F.pad(answer[:, 1:], (0, 1))
     swap = (uniform(b, t) < probability) & answer & right_is_answer
     copy = (uniform(b, t) < probability) & answer
     from_left = uniform(b, t) < 0.5

@@ -153,11 +153,7 @@ class Denoiser:
         """A new adapter on a backbone; LoRA's B is 0, so at first it changes nothing."""
         config = config or DenoiserConfig()
         lora = LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            target_modules=list(config.layers),
-            lora_dropout=0.0,
-            bias="none",
+            r=config.rank, lora_alpha=config.alpha, target_modules=list(config.layers)
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft asks transformers for something by its old name; nothing a reader could act on.
@@ -290,10 +286,8 @@ class Denoiser:
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters of `backbone` (tied ones once) and `adapter`."""
         adapter = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
-        return {
-            "backbone": sum(p.numel() for p in self.model.parameters()) - adapter,
-            "adapter": adapter,
-        }
+        backbone = sum(p.numel() for p in self.model.parameters()) - adapter
+        return {"backbone": backbone, "adapter": adapter}
 
 
 class PromptForward:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from lad.diffusion.config import RefineConfig
@@ -174,11 +175,16 @@ def refine(
 
         uniforms = [None] * a if config.greedy else torch.rand(a, generator=generator).tolist()
         tokens, confidence, eos_probability = [], [], []
+        alternatives, likely, entropy = [], [], []
         for n, at_position in enumerate(logits.tolist()):
             tokens.append(inputs[n] if fixed[n] else draw(at_position, config, uniforms[n]))
             probabilities = softmax(at_position)
             confidence.append(probabilities[tokens[n]])
             eos_probability.append(probabilities[eos_id])
+            order = sorted(range(len(at_position)), key=lambda t: -at_position[t])
+            alternatives.append(order[:5])
+            likely.append([probabilities[t] for t in alternatives[-1]])
+            entropy.append(-sum(p * math.log(p) for p in probabilities if p > 0))
         if config.repeats == "replace":
             tokens, confidence = replace_repeated(tokens, confidence, logits, fixed, eos_id)
 
@@ -210,7 +216,8 @@ def refine(
         if finished:
             remask = [False] * a
         arrays = (torch.tensor(x).numpy() for x in (inputs, tokens, confidence, remask))
-        steps.append(Step(i, *arrays))
+        recorded = (np.array(alternatives), np.float16(likely), np.float16(entropy))
+        steps.append(Step(i, *arrays, *recorded))
         if finished:
             break
         previous = tokens

@@ -90,14 +90,11 @@ def guided(view: StepView, config: RefineConfig) -> Tensor:
     maskable, eos = view.maskable.sum(dim=-1), (view.maskable & view.is_eos).sum(dim=-1)
     count = _scheduled(view, config).minimum(maskable)
     for_eos = (count.double() * eos / maskable.clamp(min=1) + 0.5).floor().long()
-    for_others = count - for_eos
-    of_eos = choose_positions(
-        weights * view.is_eos, for_eos, view.uniforms[:, 0], config.clustering
-    )
-    of_others = choose_positions(
-        weights * ~view.is_eos, for_others, view.uniforms[:, 1], config.clustering
-    )
-    return of_eos | of_others | view.repeated
+    chosen, groups = view.repeated, [(view.is_eos, for_eos), (~view.is_eos, count - for_eos)]
+    for n, (group, number) in enumerate(groups):
+        more = choose_positions(weights * group, number, view.uniforms[:, n], config.clustering)
+        chosen = chosen | more
+    return chosen
 
 
 def threshold(view: StepView, config: RefineConfig) -> Tensor:

@@ -32,14 +32,16 @@ from torch import Tensor
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser, pad_prompts
 from lad.diffusion.drafts import check_draft, check_prompt_fits
+from lad.diffusion.likeliest import likeliest, log_sum_and_entropy
 from lad.diffusion.remasking import STRATEGIES, StepView, repeated
 from lad.diffusion.schedule import noise_level
-from lad.diffusion.trace import Step, Trace, make_trace
+from lad.diffusion.trace import ALTERNATIVES, Step, Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, NumericalError
 
-# Logits are made float32 this many at a time: 256 MB, however large batch and window are.
-FLOATS_AT_ONCE = 2**26
+# Logits are made float32 this many at a time: 4 MB on a CPU, whose cache holds them, 256 MB on a
+# GPU, however large batch and window are. Where the step is compiled they are never stored.
+FLOATS_AT_ONCE = (2**20, 2**26)
 
 
 class SamplerState(NamedTuple):
@@ -80,6 +82,7 @@ class StepOutput(NamedTuple):
         remask: `(b, a)` bool, positions that are MASK in the next input.
         finished: `(b,)` bool, sequences that are done.
         is_finite: `(b,)` bool, False where a logit is NaN or infinite.
+        alternatives, probabilities, entropy: those of `Step`, for each sequence.
         state: the state before the next iteration.
     """
 
@@ -88,6 +91,9 @@ class StepOutput(NamedTuple):
     remask: Tensor
     finished: Tensor
     is_finite: Tensor
+    alternatives: Tensor
+    probabilities: Tensor
+    entropy: Tensor
     state: SamplerState
 
 
@@ -107,7 +113,7 @@ def process_logits(logits: Tensor, state: SamplerState, config: RefineConfig) ->
 
 def sample_tokens(
     logits: Tensor, config: RefineConfig, uniforms: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Sample a token at every position.
 
     Args:
@@ -116,23 +122,27 @@ def sample_tokens(
 
     Returns:
         tokens `(b, a)` int64; confidence `(b, a)` float32, the probability under the denoiser's own
-        distribution, before temperature, top-k and top-p; and `(b, a)` float32, the log of that
-        distribution's sum, which is not finite when a logit is not.
+        distribution, before temperature, top-k and top-p; `(b, a)` float32, the log of that
+        distribution's sum, which is not finite when a logit is not; and of it, too, the likeliest
+        tokens `(b, a, 5)` int64, their logits, and the entropy `(b, a)` in nats, both float32.
     """
-    if len(logits) > 1 and logits.numel() > FLOATS_AT_ONCE:
-        half = len(logits) // 2
-        parts = [
-            sample_tokens(logits[part], config, None if uniforms is None else uniforms[part])
-            for part in (slice(half), slice(half, None))
-        ]
-        return tuple(map(torch.cat, zip(*parts, strict=True)))
+    at_once = max(1, FLOATS_AT_ONCE[logits.is_cuda] // logits.shape[-1])
+    if logits[..., 0].numel() > at_once and not torch.compiler.is_compiling():
+        chunks = logits.flatten(0, 1).split(at_once)
+        for_each = [None] * len(chunks) if config.greedy else uniforms.flatten().split(at_once)
+        parts = zip(*map(sample_tokens, chunks, [config] * len(chunks), for_each), strict=True)
+        return tuple(torch.cat(part).unflatten(0, logits.shape[:2]) for part in parts)
     logits = logits.float()
-    log_sum = logits.logsumexp(dim=-1)  # (b, a)
+    ids = likeliest(logits, ALTERNATIVES)  # (b, a, 5)
+    top = logits.gather(-1, ids)
+    log_sum, entropy = log_sum_and_entropy(logits, top[..., 0])
+    likely = ids, top, entropy
     if config.greedy:
-        top, tokens = logits.max(dim=-1)
-        return tokens, (top - log_sum).exp(), log_sum
+        return ids[..., 0], (top[..., 0] - log_sum).exp(), log_sum, *likely
     k = min(config.top_k, logits.shape[-1])
-    top, ids = logits.topk(k, dim=-1)  # (b, a, k), likeliest first
+    if k > ALTERNATIVES:
+        top, ids = logits.topk(k, dim=-1)
+    top, ids = top[..., :k], ids[..., :k]  # (b, a, k), likeliest first
     weights = (top / config.temperature).softmax(dim=-1)
     # A token stays when those before it hold less than top_p: the likeliest always does.
     weights = weights * (weights.cumsum(dim=-1) - weights < config.top_p)
@@ -140,7 +150,7 @@ def sample_tokens(
     place = (cumulative <= uniforms[..., None] * cumulative[..., -1:]).sum(dim=-1, keepdim=True)
     place = place.clamp(max=k - 1)
     confidence = (top.gather(-1, place)[..., 0] - log_sum).exp()
-    return ids.gather(-1, place)[..., 0], confidence, log_sum
+    return ids.gather(-1, place)[..., 0], confidence, log_sum, *likely
 
 
 def step(
@@ -149,7 +159,6 @@ def step(
     config: RefineConfig,
     i: int | Tensor,
     uniforms: Tensor | None = None,
-    sample: Callable = sample_tokens,
 ) -> StepOutput:
     """From `(b, a, v)` logits to a draft and the next input.
 
@@ -158,7 +167,6 @@ def step(
         i: iteration, from 0; a tensor where the step is compiled once for all of them.
         uniforms: `(b, n, a)` float32 in [0, 1): the first for sampling unless greedy, then the
             strategy's `num_uniforms`.
-        sample: `sample_tokens`, or a faster function of the same results.
     """
     strategy = STRATEGIES[config.remasking]
     eos, mask = state.eos_token_id, state.mask_token_id
@@ -168,13 +176,15 @@ def step(
         for_sampling, for_remasking = uniforms[:, 0], uniforms[:, 1:]
 
     # Draft: every position is sampled anew; fixed ones keep their token.
-    tokens, confidence, log_sum = sample(logits, config, for_sampling)
+    drawn = sample_tokens(logits, config, for_sampling)
+    tokens, confidence, log_sum, alternatives, top, entropy = drawn
+    probabilities = (top - log_sum[..., None]).exp()
     tokens = torch.where(state.fixed, state.tokens, tokens)
     replaced = state.fixed
     if config.repeats == "replace":
         confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
         again = repeated(tokens, confidence, tokens == eos, ~state.fixed)
-        tokens = torch.where(again, _unlike_neighbours(logits, tokens, eos), tokens)
+        tokens = torch.where(again, _unlike_neighbours(alternatives, tokens, eos), tokens)
         replaced = replaced | again
     confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
 
@@ -216,9 +226,7 @@ def step(
     # Early stop: identical drafts in a row, or a greedy draft that reproduces its own input.
     same = (tokens == state.previous).all(dim=-1)
     if strategy.stops_when_complete or config.added_tokens is not None:
-        same = same & (remask | state.ever_unmasked).all(
-            dim=-1
-        )  # nothing is shown for the first time
+        same &= (remask | state.ever_unmasked).all(dim=-1)  # nothing is shown for the first time
     unchanged = torch.where(same, state.unchanged + 1, 1)
     if config.patience > 0:
         finished = finished | (unchanged >= config.patience)
@@ -233,7 +241,8 @@ def step(
         *state[4:],
     )
     is_finite = log_sum.isfinite().all(dim=-1)
-    return StepOutput(tokens, confidence, remask, finished, is_finite, following)
+    likely = alternatives.int(), probabilities.half(), entropy.half()
+    return StepOutput(tokens, confidence, remask, finished, is_finite, *likely, following)
 
 
 def _probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
@@ -241,10 +250,9 @@ def _probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
     return (logits.gather(-1, tokens[..., None])[..., 0].float() - log_sum).exp()
 
 
-def _unlike_neighbours(logits: Tensor, tokens: Tensor, eos: int) -> Tensor:
-    """`(b, a)` int64: the likeliest token that no neighbour has; EOS may repeat."""
+def _unlike_neighbours(ids: Tensor, tokens: Tensor, eos: int) -> Tensor:
+    """`(b, a)` int64: the likeliest of `(b, a, 5)` ids that no neighbour has; EOS may repeat."""
     neighbours = F.pad(tokens.masked_fill(tokens == eos, -1), (1, 1), value=-1)  # (b, a + 2)
-    ids = logits.topk(3, dim=-1).indices  # two of them may be the neighbours'
     taken = (ids == neighbours[:, :-2, None]) | (ids == neighbours[:, 2:, None])
     return ids.gather(-1, (~taken).long().argmax(dim=-1, keepdim=True))[..., 0]
 
@@ -293,7 +301,7 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
         uniforms = _uniforms(generators, num_uniforms, state.tokens)  # copied while a GPU is idle
         logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
         output = take_step(logits, state, config, i, uniforms)
-        tokens, confidence, remask, finished, is_finite = _to_host(output[:5])
+        tokens, confidence, remask, finished, is_finite, *likely = _to_host(output[:-1])
         if not is_finite.all():
             where = f", prompt {indices[int(is_finite.argmin())]}" if several else ""
             raise NumericalError(
@@ -301,10 +309,8 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
                 "check the adapter with `lad info`, or use float32"
             )
         seconds = time.perf_counter() - start
-        yield {
-            index: Step(i, inputs[n], tokens[n], confidence[n], remask[n], seconds)
-            for n, index in enumerate(indices)
-        }
+        arrays = zip(inputs, tokens, confidence, remask, *likely, strict=True)
+        yield {index: Step(i, *of, seconds) for index, of in zip(indices, arrays, strict=True)}
         if finished.all():
             return
         state, inputs = output.state, np.where(remask, denoiser.mask_token_id, tokens)
@@ -404,14 +410,8 @@ def record(
 
     `on_step` is called after every iteration; raise from it to stop.
     """
-    config = config or PRESETS["default"]
-    prompt_ids = denoiser.encode(prompt)
-    steps = []
-    for taken in refine(denoiser, prompt_ids, config, draft=draft, fixed=fixed):
-        steps.append(taken)
-        if on_step is not None:
-            on_step(taken)
-    return make_trace(denoiser, prompt, prompt_ids, config, steps)
+    watch = None if on_step is None else lambda steps: on_step(steps[0])
+    return refine_batch(denoiser, [prompt], config, watch, drafts=[draft], fixed=[fixed])[0]
 
 
 # -- inputs ----------------------------------------------------------------------------------------

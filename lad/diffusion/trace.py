@@ -19,6 +19,8 @@ from lad.diffusion.config import RefineConfig
 from lad.models.chat import decode_pieces, read_vocabulary
 from lad.utils import InvalidInput, provenance
 
+ALTERNATIVES = 5  # tokens that a step keeps for each position
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -30,6 +32,11 @@ class Step:
         draft: `(a,)` int64, the token drawn at every position.
         confidence: `(a,)` float32 in [0, 1], the denoiser's probability of the token drawn.
         remask: `(a,)` bool, positions masked again before the next iteration.
+        alternatives: `(a, 5)` int32, the likeliest tokens, likeliest first; None, as the next two,
+            in runs that were recorded without them.
+        probabilities: `(a, 5)` float16, theirs, of the same distribution as the confidence: over
+            all tokens but MASK, after `eos_bias`, before temperature, top-k and top-p.
+        entropy: `(a,)` float16, of that whole distribution, in nats.
         seconds: wall time of this iteration.
     """
 
@@ -38,16 +45,31 @@ class Step:
     draft: np.ndarray
     confidence: np.ndarray
     remask: np.ndarray
+    alternatives: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    entropy: np.ndarray | None = None
     seconds: float = 0.0
 
     def __eq__(self, other: object) -> bool:
         """Equal when everything but the wall time is."""
         if not isinstance(other, Step):
             return NotImplemented
-        return self.iteration == other.iteration and all(
-            np.array_equal(getattr(self, name), getattr(other, name))
-            for name in ("inputs", "draft", "confidence", "remask")
+        return all(
+            np.array_equal(value, getattr(other, name))
+            for name, value in vars(self).items()
+            if name != "seconds"
         )
+
+
+def _stacked(name: str, words: str) -> cached_property:
+    """A property of a trace: its steps' arrays of that name as one array; None if they are None."""
+
+    def stack(trace: Trace) -> np.ndarray | None:
+        arrays = [getattr(step, name) for step in trace.steps]
+        return None if arrays[0] is None else np.stack(arrays)
+
+    stack.__doc__ = words
+    return cached_property(stack)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,37 +108,22 @@ class Trace:
         """Equal when prompt, settings and every step are (wall times and provenance aside)."""
         if not isinstance(other, Trace):
             return NotImplemented
-        return (
-            (self.prompt, self.stopped_early, self.config)
-            == (other.prompt, other.stopped_early, other.config)
-            and np.array_equal(self.prompt_ids, other.prompt_ids)
-            and self.steps == other.steps
-        )
+        names = ("prompt", "stopped_early", "config", "steps")
+        same = all(getattr(self, name) == getattr(other, name) for name in names)
+        return same and np.array_equal(self.prompt_ids, other.prompt_ids)
 
-    @cached_property
-    def inputs(self) -> np.ndarray:
-        """`(i, a)` int64: what the denoiser saw at each iteration."""
-        return np.stack([step.inputs for step in self.steps])
-
-    @cached_property
-    def drafts(self) -> np.ndarray:
-        """`(i, a)` int64: the draft after each iteration."""
-        return np.stack([step.draft for step in self.steps])
-
-    @cached_property
-    def confidence(self) -> np.ndarray:
-        """`(i, a)` float32: probability of each token."""
-        return np.stack([step.confidence for step in self.steps])
+    inputs = _stacked("inputs", "`(i, a)` int64: what the denoiser saw at each iteration.")
+    drafts = _stacked("draft", "`(i, a)` int64: the draft after each iteration.")
+    confidence = _stacked("confidence", "`(i, a)` float32: probability of each token.")
+    remask = _stacked("remask", "`(i, a)` bool: what is masked again (the last row is empty).")
+    alternatives = _stacked("alternatives", "`(i, a, 5)` int32 or None: the likeliest tokens.")
+    probabilities = _stacked("probabilities", "`(i, a, 5)` float16 or None: theirs.")
+    entropy = _stacked("entropy", "`(i, a)` float16 or None: entropy in nats.")
 
     @cached_property
     def is_masked(self) -> np.ndarray:
         """`(i, a)` bool: positions that were MASK in the denoiser's input."""
         return self.inputs == self.mask_token_id
-
-    @cached_property
-    def remask(self) -> np.ndarray:
-        """`(i, a)` bool: positions masked again after each iteration (the last row is empty)."""
-        return np.stack([step.remask for step in self.steps])
 
     @cached_property
     def changed(self) -> np.ndarray:
@@ -192,8 +199,9 @@ class Trace:
 def make_trace(denoiser, prompt, prompt_ids, config: RefineConfig, steps: list[Step]) -> Trace:
     """The trace of steps that a denoiser ran; `prompt_ids` are the `(p,)` token ids of `prompt`."""
     tokenizer, prompt_ids = denoiser.tokenizer, prompt_ids.cpu().numpy()
-    arrays = [array for step in steps for array in (step.inputs, step.draft)]
-    used = set(np.unique(np.concatenate([*arrays, prompt_ids])).tolist())
+    arrays = [x for step in steps for x in (step.inputs, step.draft, step.alternatives)]
+    flat = [x.ravel() for x in (*arrays, prompt_ids) if x is not None]
+    used = set(np.unique(np.concatenate(flat)).tolist())
     added = tokenizer.added_tokens_decoder
     special = {t for t in used if t == denoiser.mask_token_id or (t in added and added[t].special)}
     if isinstance(prompt, list | tuple):

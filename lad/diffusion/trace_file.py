@@ -1,13 +1,18 @@
 """Traces on disk: JSON Lines with a header, one line a step, and a closing line.
 
 A file without its closing line counts as truncated. Settings that earlier versions wrote under
-other names are read under today's.
+other names are read under today's. What version 2 adds, the alternatives of all steps, is in the
+closing line: records of type `RECORD`, those of the first step first, their bytes transposed (the
+first byte of every record, then the second, and so on), compressed by zlib, in base 64.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,16 +21,18 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from lad.diffusion.config import RefineConfig, upgrade
-from lad.diffusion.trace import Step, Trace
+from lad.diffusion.trace import ALTERNATIVES, Step, Trace
 from lad.utils import Count, InvalidInput, checked, damaged_file, record, write_whole
 
 SCHEMA = "lad-trace"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+RECORD = [("alternatives", "<i4", ALTERNATIVES), ("probabilities", "<f2", ALTERNATIVES)]
+RECORD = np.dtype([*RECORD, ("entropy", "<f2")])
 
 
 # The lines: a header, one for each iteration, and the end.
 Ids = list[Count]
-HEADER = {"schema": Literal[SCHEMA], "version": Literal[SCHEMA_VERSION], "prompt": str}
+HEADER = {"schema": Literal[SCHEMA], "version": Literal[1, SCHEMA_VERSION], "prompt": str}
 HEADER |= {"mask_token_id": Count, "eos_token_id": Count, "special_ids": Ids, "prompt_ids": Ids}
 HEADER |= {"vocabulary": dict[Count, str], "config": dict, "provenance": dict}
 STEP = {"iteration": Count, "inputs": Ids, "draft": Annotated[Ids, Field(min_length=1)]}
@@ -77,7 +84,14 @@ def to_lines(trace: Trace) -> Iterator[str]:
             "seconds": round(step.seconds, 6),
         }
         yield json.dumps(entry)
-    yield json.dumps({"end": len(trace.steps), "stopped_early": trace.stopped_early})
+    end = {"end": len(trace.steps), "stopped_early": trace.stopped_early}
+    if trace.alternatives is not None:
+        records = np.empty(trace.drafts.shape, RECORD)
+        for name in RECORD.names:
+            records[name] = getattr(trace, name)
+        data = records.view(np.uint8).reshape(-1, RECORD.itemsize).T.tobytes()
+        end["alternatives"] = base64.b64encode(zlib.compress(data, 9)).decode()
+    yield json.dumps(end)
 
 
 def from_lines(lines: list[str]) -> Trace:
@@ -87,11 +101,15 @@ def from_lines(lines: list[str]) -> Trace:
     steps = [_read_step(number, checked(line, Line)) for number, line in enumerate(lines[1:-1])]
     if end["end"] != len(steps):
         raise ValueError(f"{len(steps)} of {end['end']} steps: truncated")
-    vocabulary = {token: text.encode("latin-1") for token, text in header["vocabulary"].items()}
     for step in steps:
         if len(step.draft) != len(steps[0].draft):
             raise ValueError(f"step {step.iteration} is inconsistent")
-        unknown = {*step.inputs.tolist(), *step.draft.tolist()} - set(vocabulary)
+    if "alternatives" in end:
+        steps = _with_alternatives(steps, end["alternatives"])
+    vocabulary = {token: text.encode("latin-1") for token, text in header["vocabulary"].items()}
+    for step in steps:
+        named = [x for x in (step.inputs, step.draft, step.alternatives) if x is not None]
+        unknown = set(np.concatenate(named, axis=None).tolist()) - set(vocabulary)
         if unknown:
             raise ValueError(f"token {min(unknown)} is not in the vocabulary")
     config = upgrade(header["config"])
@@ -126,3 +144,15 @@ def _read_step(number: int, entry: dict) -> Step:
     if step.iteration != number or not len(step.inputs) == len(draft) == len(step.confidence):
         raise ValueError(f"step {number} is inconsistent")
     return step
+
+
+def _with_alternatives(steps: list[Step], text: str) -> list[Step]:
+    shape = RECORD.itemsize, len(steps), len(steps[0].draft)
+    data = zlib.decompressobj().decompress(base64.b64decode(text), np.prod(shape) + 1)
+    planes = np.frombuffer(data, np.uint8).reshape(shape)  # a ValueError where the length is wrong
+    records = np.moveaxis(planes, 0, -1).copy().view(RECORD)[..., 0]
+    p, entropy = records["probabilities"], records["entropy"]
+    if not ((p >= 0) & (p <= 1)).all() or not ((entropy >= 0) & (entropy < np.inf)).all():
+        raise ValueError("alternatives: expected probabilities in [0, 1] and an entropy from 0 up")
+    each = [{name: of[name].copy() for name in RECORD.names} for of in records]
+    return [replace(step, **fields) for step, fields in zip(steps, each, strict=True)]

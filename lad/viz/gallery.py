@@ -66,7 +66,7 @@ def save_numbers(name: str, numbers: Mapping) -> Path:
     return path
 
 
-def _data(file: str) -> Path:
+def recorded_file(file: str) -> Path:
     """A file of `figures/data/`; `LAD_FIGURES` may name a folder that holds figures only."""
     own, recorded = figures_folder() / "data" / file, CHECKOUT / "figures" / "data" / file
     return recorded if recorded.is_file() and not own.is_file() else own
@@ -74,7 +74,7 @@ def _data(file: str) -> Path:
 
 def read_numbers(name: str) -> dict:
     """What a command wrote to `figures/data/NAME.json`; InvalidInput if there is no such file."""
-    path = _data(f"{name}.json")
+    path = recorded_file(f"{name}.json")
     if not path.exists():
         raise InvalidInput(f"no numbers at {path}: expected what `lad` wrote; check it out")
     with damaged_file(path, "expected JSON; restore it"):
@@ -83,7 +83,7 @@ def read_numbers(name: str) -> dict:
 
 def recorded_runs() -> dict[str, Trace]:
     """The runs of `GALLERY` that there are, by name."""
-    paths = {name: _data(f"{name}.jsonl") for name in GALLERY}
+    paths = {name: recorded_file(f"{name}.jsonl") for name in GALLERY}
     return {name: Trace.load(path) for name, path in paths.items() if path.is_file()}
 
 
@@ -145,7 +145,7 @@ def draw(name: str) -> Figure:
     if file is None:
         return make()
     if file.endswith(".jsonl"):
-        return make(Trace.load(_data(file)))
+        return make(Trace.load(recorded_file(file)))
     numbers = read_numbers(Path(file).stem)
     with damaged_file(f"figures/data/{file}", f"expected what `{command}` writes; run it again"):
         return make(numbers)
@@ -154,7 +154,7 @@ def draw(name: str) -> Figure:
 def unrecorded() -> dict[str, str]:
     """Figures whose data is not in `figures/data/` yet -> the command that records it."""
     wanted = {name: one for name, one in DRAWN.items() if one.data}
-    return {name: one.by for name, one in wanted.items() if not _data(one.data).is_file()}
+    return {name: one.by for name, one in wanted.items() if not recorded_file(one.data).is_file()}
 
 
 def show_recorded(name: str, alt: str) -> Picture | None:

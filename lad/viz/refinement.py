@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +54,7 @@ def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> F
     columns["denoised"] = "the draft it drew"
     width = (WIDTH - ROW_LABEL - GAP * len(columns)) / len(columns)  # inches a column
     fits = int(width / ADVANCE)  # characters
-    strips = [[_wrap(_spans(trace, step, phase), fits) for phase in columns] for step in steps]
+    strips = [[wrap_spans(_spans(trace, step, phase), fits) for phase in columns] for step in steps]
     heights = [max(map(len, strip)) * LINE + 0.16 for strip in strips]
     height = HEAD + sum(heights) + 0.45  # and the colour scale
     # Everything is placed by hand, in inches from the top left.
@@ -94,18 +94,25 @@ def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
     return spans
 
 
-def _wrap(spans: list[TokenSpan], columns: int) -> list[list[tuple[str, TokenSpan]]]:
-    """Break spans into lines of at most `columns` characters; a newline ends a line."""
+def wrap_spans(
+    spans: list[TokenSpan], columns: int, drawable: Callable[[str], str] | None = None
+) -> list[list[tuple[str, TokenSpan]]]:
+    """Break spans into lines of at most `columns` characters; a newline ends a line.
+
+    `drawable` replaces what cannot be drawn, by default what this module's font lacks. A single
+    MASK is NUL characters.
+    """
     lines = [[]]
     for span in spans:
-        for piece in _pieces(span):
+        for piece in _pieces(span, drawable or _drawable):
             text = piece.rstrip("\n")
             while text:
-                space = columns - sum(_width(before) for before, _ in lines[-1])
-                if lines[-1] and _width(text) > space and (_width(text) <= columns or space < 8):
+                space = columns - sum(text_width(before) for before, _ in lines[-1])
+                wide = text_width(text)
+                if lines[-1] and wide > space and (wide <= columns or space < 8):
                     lines.append([])
                     continue
-                ends = itertools.accumulate(map(_width, text))
+                ends = itertools.accumulate(map(text_width, text))
                 taken = max(sum(end <= space for end in ends), 1)
                 lines[-1].append((text[:taken], span))
                 text = text[taken:]
@@ -114,15 +121,16 @@ def _wrap(spans: list[TokenSpan], columns: int) -> list[list[tuple[str, TokenSpa
     return lines if lines[-1] or len(lines) == 1 else lines[:-1]
 
 
-def _pieces(span: TokenSpan) -> list[str]:
+def _pieces(span: TokenSpan, drawable: Callable[[str], str]) -> list[str]:
     if span.kind == "mask" and span.count == 1:
         return ["\0" * MASK_WIDTH]
     if span.kind in ("mask", "eos"):
         return [f" {span.text} × {span.count} " if span.count > 1 else f" {span.text} "]
-    return _drawable(tokens.visible(span.text)).splitlines(keepends=True) or [""]
+    return drawable(tokens.visible(span.text)).splitlines(keepends=True) or [""]
 
 
-def _width(text: str) -> int:
+def text_width(text: str) -> int:
+    """Columns that a text takes in a monospaced font: wide characters take two."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
@@ -141,7 +149,7 @@ def _draw_lines(axes: Axes, lines: list, left: float, top: float) -> None:
     for number, line in enumerate(lines):
         x, y = left, top + number * LINE
         for text, span in line:
-            width = _width(text) * ADVANCE
+            width = text_width(text) * ADVANCE
             masked = span.kind == "mask"
             fills = {"mask": "black", "eos": "#EEEEEE"}
             fill = fills.get(span.kind) or tokens.confidence_color(span.confidence)

@@ -2,6 +2,7 @@
 
 controls       a control for every setting, presets, limits
 player         a recorded trace, a gallery of them, two side by side: no model, no thread
+recorded       runs behind menus, which stand for the next three without a kernel
 runner         a run in a thread, to watch and to stop
 refinement     refine an answer live, play its trace, compare it with another
 sharing        the settings as a command, as Python, as a link to the demo

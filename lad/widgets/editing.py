@@ -101,6 +101,7 @@ class _TextExplorer(Explorer):
 class RepairExplorer(_TextExplorer):
     """Corrupt a text, and watch it being repaired; nothing is masked between iterations."""
 
+    RECORDED = "repair"
     TEXT = "The capital of of France Paris is."
     QUESTION = "What is the capital of France?"
     PROMPT = drafts.REPAIR_PROMPT
@@ -148,6 +149,7 @@ class RepairExplorer(_TextExplorer):
 class InfillExplorer(_TextExplorer):
     """A text with gaps: the words around them are fixed, and those to the right are seen too."""
 
+    RECORDED = "infill"
     TEXT = "The capital of ___ is Paris, and the capital of ___ is Berlin."
     PROMPT = drafts.INFILL_PROMPT
 

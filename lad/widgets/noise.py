@@ -1,19 +1,31 @@
 """Explorers of the noise: the schedule between iterations, and the corruption of training.
 
-Neither needs a model; both redraw within a tenth of a second or so, and so follow a slider.
+Neither needs a model; both redraw within a tenth of a second or so, and so follow a slider. As the
+last line of a notebook cell an explorer shows itself, and a page made from that notebook gets the
+same explorer as a script, `lad/assets/noise.js`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
 
 import ipywidgets as widgets
 
 from lad.diffusion.config import KINDS, CorruptionConfig
 from lad.diffusion.schedule import mask_counts
 from lad.utils import LADError
-from lad.viz.html import ENVIRONMENT
+from lad.viz.html import ASSETS, ENVIRONMENT
 from lad.viz.noise import EXPLANATIONS, schedule_curve, schedule_sentence
 from lad.viz.style import COLORS, show, tint
-from lad.viz.word_corruption import ALL_KINDS, Corrupted, Sentence, corrupt, drawn_rates
+from lad.viz.word_corruption import (
+    ALL_KINDS,
+    EVERYDAY,
+    Corrupted,
+    Sentence,
+    corrupt,
+    drawn_rates,
+)
 from lad.widgets.controls import (
     MEDIUM,
     ROW,
@@ -25,9 +37,16 @@ from lad.widgets.controls import (
     error_html,
     make_control,
 )
+from lad.widgets.player import bundle
 
 DRAWS = 400  # for the table's averages
 ENDS = 3  # END tokens after the sentence: training corrupts them too
+NOTE = (
+    "Expected is for long answers. In a short one the first and the last token have one neighbour "
+    "only, and the number of masks is rounded down, so its means lie a little lower."
+)
+SCRIPT = (ASSETS / "noise.js").read_text(encoding="utf-8")
+INPUTS = {widgets.Checkbox: "checkbox", widgets.Text: "text", widgets.BoundedIntText: "number"}
 
 
 class ScheduleExplorer:
@@ -54,6 +73,10 @@ class ScheduleExplorer:
         sentence = schedule_sentence(masks, length)
         self.image.value = show(schedule_curve(masks, length), sentence).html
         self.text.value = f"<p>{sentence}</p>{counts_html(masks)}"
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        static = _static_html(self._controls, None, {"explorer": "schedule"})
+        return bundle(self.widget, static, kwargs)
 
 
 def counts_html(counts: list[int]) -> str:
@@ -124,7 +147,31 @@ class CorruptionExplorer:
         self.message.value = ""
         self.screen.value = str(_VIEWS.corruption(self.damage))
         expected, shares = config.expected_rates(p), self.damage.shares
-        self.table.value = str(_VIEWS.rates(f"{p:g}", rates, expected, shares, DRAWS))
+        self.table.value = str(_VIEWS.rates(f"{p:g}", rates, expected, shares, DRAWS, NOTE))
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        controls = {"sentence": self.sentence, "severity": self.severity, "seed": self.seed}
+        config = asdict(CorruptionConfig(all_masked=0.0))
+        data = {"explorer": "corruption", "config": config, "everyday": EVERYDAY, "ends": ENDS}
+        data |= {"draws": DRAWS, "note": NOTE}
+        static = _static_html(controls | self.kinds, self.again.description, data)
+        return bundle(self.widget, static, kwargs)
+
+
+def _static_html(controls: Mapping[str, widgets.Widget], button: str | None, data: dict) -> str:
+    """An explorer as a script, under what its controls are in HTML."""
+    fields = []
+    for name, control in controls.items():
+        kind = INPUTS.get(type(control), "range")
+        attributes = {"type": kind, "value": control.value}
+        if kind == "checkbox":
+            attributes = {"type": kind, "checked": control.value or None}
+        for limit in ("min", "max", "step"):
+            if control.has_trait(limit):
+                attributes[limit] = getattr(control, limit)
+        field = {"name": name, "type": kind, "label": control.description}
+        fields.append(field | {"title": control.tooltip, "attributes": attributes})
+    return str(_VIEWS.explorer(fields, button, data, SCRIPT))
 
 
 def _colors(kind: str) -> tuple[str, str]:

@@ -16,10 +16,11 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
-from lad.diffusion.trace_file import from_lines, to_lines
+from lad.diffusion.trace_file import from_lines
 from lad.models.chat import Prompt
 from lad.training import everyday_prompts
 from lad.utils import InvalidInput, damaged_file
+from lad.viz.export import as_text
 from lad.viz.html import answer_html, escape, page_html, prompt_html
 from lad.widgets.controls import (
     PURPOSES,
@@ -36,6 +37,11 @@ from lad.widgets.runner import Explorer, Job, Loader
 from lad.widgets.sharing import DEFAULT_MODEL, DEMO, Sharing
 
 MOST_BYTES = 20_000_000  # of a trace that is loaded
+FILES = {  # what a run is saved as: suffix and type
+    "a trace": (".jsonl", "application/jsonl"),
+    "a page": (".html", "text/html"),
+    "an animation": (".svg", "image/svg+xml"),
+}
 VARIATIONS = {
     "with or without re-masking": "remasking",
     "the next seed": "seed",
@@ -67,6 +73,8 @@ class RefinementExplorer(Explorer):
 
     `earlier` are the turns so far, as chat messages: part of the prompt while `turns` is ticked.
     """
+
+    RECORDED = "refine"
 
     def __init__(
         self,
@@ -114,6 +122,8 @@ class RefinementExplorer(Explorer):
         self.comparison = Comparison(pause=max(pause, 0.5))
         words = "a .jsonl file that was saved here or by lad refine --trace"
         self.upload = widgets.FileUpload(accept=".jsonl", description="Load a trace", tooltip=words)
+        self.save_as = labelled(widgets.Dropdown, "Save as", 20, options=FILES)
+        self.save_as.observe(self._offer, "value")
         self.download = widgets.HTML()
         self.gallery = Gallery(gallery or {}, self.player)
         self._waiting += [self.compare_button, self.upload]
@@ -126,7 +136,7 @@ class RefinementExplorer(Explorer):
         own = [name for name, run in self.gallery.traces.items() if run.prompt == prompt]
         self.gallery.choice.value = next(iter([*own, *self.gallery.traces]), "")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
-        files = [self.gallery.widget, self.upload, self.download]
+        files = [self.gallery.widget, self.upload, self.save_as, self.download]
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
         self.examples = examples(self.prompt, everyday_prompts()[:5])
@@ -177,11 +187,17 @@ class RefinementExplorer(Explorer):
     def _keep(self, trace: Trace) -> None:
         """Keep a trace, and offer it as a file that the browser saves."""
         self.trace = trace
-        data = "".join(line + "\n" for line in to_lines(trace)).encode()
+        self._offer()
+
+    def _offer(self, _change: object = None) -> None:
+        if self.trace is None:
+            return
+        suffix, kind = self.save_as.value
+        data = as_text(self.trace, suffix).encode()
         link = base64.b64encode(data).decode("ascii")
         self.download.value = (
-            '<a download="lad-trace.jsonl" style="text-decoration: underline" href="data:'
-            f'application/jsonl;base64,{link}">Save this trace</a> ({len(data) / 1000:,.0f} kB)'
+            f'<a download="lad-run{suffix}" style="text-decoration: underline" href="data:{kind};'
+            f'base64,{link}">Save this run</a> ({len(data) / 1000:,.0f} kB)'
         )
 
     def _load(self, trace: Trace, words: str) -> None:

@@ -21,7 +21,8 @@ from lad.diffusion.trace import Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import LADError
 from lad.widgets.controls import SPACED, WIDE, Limits, error_html
-from lad.widgets.player import TracePlayer
+from lad.widgets.player import TracePlayer, bundle
+from lad.widgets.recorded import placeholder
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,12 @@ class Loader:
 class Explorer:
     """Run and Stop, and what a run shows; a subclass has `_start_run`, which calls `_start`.
 
-    `trace` is that of the last run, or None; `running` is True while a run's thread is at work.
+    `trace` is that of the last run, or None; `running` is True while a run's thread is at work. As
+    the last line of a notebook cell an explorer shows itself; `RECORDED` names the runs that stand
+    for it in a page without a kernel.
     """
+
+    RECORDED: str
 
     def __init__(self, limits: Limits | None, pause: float) -> None:
         self.trace: Trace | None = None
@@ -74,6 +79,9 @@ class Explorer:
         self.stop_button.on_click(self.stop)
         parts = [self.run_button, self.stop_button, self.progress, self.status]
         self.bar = widgets.HBox(parts, layout=SPACED)
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        return bundle(self.widget, placeholder(self.RECORDED), kwargs)
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""

@@ -1,0 +1,257 @@
+"""Pages without a kernel: the script computes what Python does, menus show what was recorded."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from xml.dom import minidom
+
+import pytest
+from conftest import run, tiny_denoiser
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from traces import make_trace, words
+
+from lad.diffusion.adapter import read_card, shipped_adapter
+from lad.diffusion.config import KINDS, CorruptionConfig
+from lad.diffusion.schedule import mask_counts
+from lad.diffusion.trace import Trace
+from lad.report import page as report_page
+from lad.utils import DamagedFile
+from lad.viz.export import animation, as_text
+from lad.viz.gallery import CHECKOUT
+from lad.viz.noise import schedule_sentence
+from lad.viz.tokens import visible
+from lad.viz.word_corruption import EVERYDAY, Sentence, corrupt, drawn_rates
+from lad.widgets.editing import InfillExplorer, RepairExplorer
+from lad.widgets.noise import SCRIPT, CorruptionExplorer, ScheduleExplorer, counts_html
+from lad.widgets.recorded import FILE, choices, read_runs, run_choice, save_runs
+from lad.widgets.refinement import RefinementExplorer
+
+HOSTILE = '<img src=x onerror="window.hacked=1"> </script><b>no'
+SENTENCE = "The rivier größer flows past the old_town, 3 times; και τελειώνει."
+
+
+@pytest.fixture(scope="module")
+def js(request):
+    """A function from an expression to its value, with the script's formulas as `ladNoise`."""
+    if node := shutil.which("node"):
+
+        def evaluate(expression):
+            code = f"{SCRIPT}\nconsole.log(JSON.stringify({expression}))"
+            done = subprocess.run([node, "-"], input=code, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        return evaluate
+    tab = request.getfixturevalue("chromium").open("about:blank")
+    tab.evaluate(SCRIPT)
+    request.addfinalizer(tab.close)
+    return tab.evaluate
+
+
+def test_the_script_has_the_schedule_of_python(js):
+    grid = [
+        {"iterations": n, "answer_length": a, "sharpness": s, "noise_start": z}
+        for n in (1, 2, 16, 37, 128)
+        for a in (1, 64, 255)
+        for s in (0.01, 0.5, 1, 5, 12.3, 20)
+        for z in (0, 0.05, 0.3, 0.5, 0.9, 1)
+    ]
+    counts = js(f"{json.dumps(grid)}.map(ladNoise.maskCounts)")
+    assert counts == [mask_counts(**settings) for settings in grid]
+    said = "[ladNoise.scheduleWords(m, 64), `<p>${ladNoise.countWords(m)}</p>`]"
+    expected = [[schedule_sentence(masks, 64), counts_html(masks)] for masks in counts]
+    assert js(f"{json.dumps(counts)}.map((m) => {said})") == expected
+
+
+def test_the_script_draws_the_corruption_of_python_from_the_same_seed(js):
+    configs = [CorruptionConfig(all_masked=0.0), CorruptionConfig(kinds=("swap", "shift"))]
+    configs += [CorruptionConfig(all_masked=0.0, mask_probability=1.0, kinds=KINDS[1:3])]
+    grid = [
+        (asdict(c), p, seed) for c in configs for p in (0, 0.35, 1) for seed in (0, 7, 2**31 - 1)
+    ]
+    given = f"{json.dumps(SENTENCE)}, 3, {json.dumps(EVERYDAY)}"
+    drawn = js(f"{json.dumps(grid)}.map(([c, p, seed]) => ladNoise.corrupt({given}, c, p, seed))")
+    sentence = Sentence.of(SENTENCE, 3)
+    for (config, p, seed), one in zip(grid, drawn, strict=True):
+        expected = corrupt(sentence, p, CorruptionConfig(**config), seed)
+        assert one["before"] == list(expected.before) and one["after"] == list(expected.after)
+        assert one["shown"] == list(expected.shown) and one["masked"] == list(expected.masked)
+        assert one["shares"] == pytest.approx(expected.shares)
+    config = asdict(configs[0])
+    for p in (0.0, 0.35, 1.0):
+        call = f"{json.dumps(config)}, {p}"
+        assert js(f"ladNoise.expectedRates({call})") == pytest.approx(configs[0].expected_rates(p))
+        expected = [(r.mean, r.low, r.high) for r in drawn_rates([p], configs[0], 17, 100, 5)]
+        rates = js(f"ladNoise.drawnRates({call}, 17, 100, 5)")
+        assert [(r["mean"], r["low"], r["high"]) for r in rates] == [
+            pytest.approx(e) for e in expected
+        ]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A tiny matrix in a figures folder of its own, and its traces."""
+    wanted = choices(["hello", HOSTILE], ["noiseless", "default"], (0, 1))
+    traces = [run_choice(tiny_denoiser(), choice) for choice in wanted]
+    folder = tmp_path_factory.mktemp("figures")
+    save_runs(traces, folder / "data" / FILE)
+    return folder, traces
+
+
+@pytest.fixture(scope="module")
+def tab(chromium, recorded, tmp_path_factory):
+    """A page with every explorer, as a file, with the network off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAD_FIGURES", str(recorded[0]))
+        kinds = CorruptionExplorer, ScheduleExplorer, RefinementExplorer
+        shown = [kind() for kind in (*kinds, RepairExplorer, InfillExplorer)]
+        outputs = [new_output("display_data", one._repr_mimebundle_()) for one in shown]
+        cells = [new_code_cell("explorer", outputs=[output]) for output in outputs]
+        folder = tmp_path_factory.mktemp("static")
+        notebook = new_notebook(cells=[new_markdown_cell("# Explorers"), *cells])
+        made = report_page(notebook, "explorers", folder)
+    assert "A snapshot" not in made
+    (folder / "page.html").write_text(made, encoding="utf-8")
+    page = chromium.open((folder / "page.html").as_uri())
+    page.call("Network.enable")
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    page.call("Network.emulateNetworkConditions", **offline)
+    page.wait("document.readyState === 'complete'")
+    yield page
+    assert page.errors == []
+    page.close()
+
+
+def set_to(tab, number, name, value):
+    """Set a control of the explorer of this number, as a reader's hand would."""
+    control = f"document.querySelectorAll('.lad-static')[{number}].querySelector('[name={name}]')"
+    tab.evaluate(
+        f"(() => {{ const c = {control}; c.value = {json.dumps(value)}; "
+        "c.dispatchEvent(new Event('input')); })()"
+    )
+
+
+def test_the_explorers_of_the_noise_answer_to_their_controls(tab):
+    explorer = CorruptionExplorer()
+    screen = "document.querySelector('.lad-static [data-part=screen]')"
+    tokens = f"[...{screen}.querySelectorAll('.lad-token')].map(e => e.textContent)"
+
+    def live():
+        pairs = zip(explorer.damage.after, explorer.damage.shown, strict=True)
+        return [*explorer.damage.before, *(piece + kind for piece, kind in pairs)]
+
+    assert tab.evaluate(tokens) == live()
+    for name, value in {"sentence": HOSTILE, "severity": 1.0, "seed": 3}.items():
+        getattr(explorer, name).value = value
+        set_to(tab, 0, name, str(value))
+        assert tab.evaluate(tokens) == live()
+    tab.click("Draw again")
+    explorer.again.click()
+    assert tab.evaluate(tokens) == live() and tab.evaluate("window.hacked === undefined")
+    set_to(tab, 0, "sentence", " ")
+    assert "0 words: expected" in tab.evaluate(
+        f"{screen}.querySelector('[role=alert]').textContent"
+    )
+
+    slider = "document.querySelector('[name=noise_start]')"
+    tab.evaluate(f"{slider}.focus()")
+    tab.press("ArrowRight", 39)
+    settings = {"iterations": 16, "answer_length": 64, "sharpness": 5.0, "noise_start": 0.55}
+    said = schedule_sentence(mask_counts(**settings), 64)
+    assert said in tab.evaluate("document.querySelectorAll('.lad-static')[1].textContent")
+    drawn = "document.querySelector('.lad-static svg[role=img]').getAttribute('aria-label')"
+    assert tab.evaluate(drawn) == said
+
+
+def test_the_menus_show_the_recorded_runs(tab, recorded):
+    answers = "document.querySelectorAll('.lad-static')[2].querySelector('.lad-answer').textContent"
+    names = "[...document.querySelectorAll('.lad-static')[2].querySelectorAll('select')]"
+    of_refine = [t for t in recorded[1] if t.provenance["explorer"] == "refine"]
+    chosen = next(
+        t for t in of_refine if [*t.provenance["menus"].values()][1:] == ["default", "1, sampled"]
+    )
+    tab.evaluate(f"{names}[1].focus()")
+    tab.press("ArrowDown", 40)
+    tab.evaluate(f"{names}[2].focus()")
+    tab.press("ArrowDown", 40)
+    expected = visible(chosen.answer, "\n").strip() or "(empty)"
+    tab.wait(f"{answers}.trim() === {json.dumps(expected)}")
+    player = "document.querySelectorAll('.lad-static')[2].querySelector('[data-part=run]')"
+    tab.click("Back", player)
+    shown = f"[...{player}.querySelectorAll('[data-frame]')].map(e => !e.hidden)"
+    assert tab.evaluate(shown).index(True) == tab.evaluate(f"{shown}.length") - 2
+    saved = "fetch(document.querySelectorAll('[data-part=save]')[0].href).then(r => r.text())"
+    assert expected in tab.evaluate(saved) and tab.evaluate(saved).startswith("<!DOCTYPE html>")
+    for number in (3, 4):
+        runs = f"document.querySelectorAll('.lad-static')[{number}].querySelectorAll('.lad-replay')"
+        assert tab.evaluate(f"{runs}.length") == 1
+    assert all(name for _role, name in tab.names())
+
+
+def test_recorded_runs_are_read_as_they_were_and_a_cut_file_is_refused(recorded, tmp_path):
+    folder, traces = recorded
+    kept = read_runs(folder / "data" / FILE)
+    assert kept == traces and [t.provenance for t in kept] == [t.provenance for t in traces]
+    cut = tmp_path / FILE
+    for data in (b"", b"not gzip", (folder / "data" / FILE).read_bytes()[:-20]):
+        cut.write_bytes(data)
+        with pytest.raises(DamagedFile, match="lad gallery"):
+            read_runs(cut)
+
+
+def test_the_committed_runs_are_all_there_and_of_the_shipped_adapter():
+    if not (path := CHECKOUT / "figures" / "data" / FILE).is_file():
+        pytest.skip("not recorded yet: lad gallery")
+    _, card = read_card(shipped_adapter("smollm2-135m"))
+    made = [trace.provenance for trace in read_runs(path)]
+    assert [(one["explorer"], one["menus"]) for one in made] == [c[:2] for c in choices()]
+    assert {one["adapter_sha256"] for one in made} == {card["adapter_sha256"]}
+
+
+def test_one_command_records_every_choice(adapter, tmp_path, capsys):
+    out = tmp_path / "runs.gz"
+    options = "--n-prompts", 1, "--presets", "noiseless", "--seeds", 2, "--out", out
+    status, said, _ = run(capsys, "gallery", "--model", "tiny", "--adapter", adapter, *options)
+    assert status == 0 and "8 runs" in said
+    menus = [trace.provenance["menus"] for trace in read_runs(out)]
+    assert menus[0]["Preset"] == "noiseless" and menus[0]["Prompt"].endswith("?")
+    assert {one["Corrupt it"] for one in menus[2:6]} == set(KINDS)
+
+
+def test_an_animation_shows_one_draft_at_a_time_and_rests_on_the_last(chromium, tmp_path):
+    trace = make_trace(
+        words("Paris is is", 5), words("Paris < <b>", 5), remask=[[1]], prompt=f"{HOSTILE}\0\uffff"
+    )
+    drawn = animation(trace, seconds=1, hold=2)
+    minidom.parseString(drawn)
+    assert "Paris" in drawn and "&lt;b&gt;" in drawn and "<script" not in drawn
+    file = tmp_path / "run.svg"
+    file.write_text(drawn, encoding="utf-8")
+    page = chromium.open(file.as_uri())
+    page.wait("document.getAnimations().length === 3")
+    visible = "[...document.querySelectorAll('.frame')].map(e => getComputedStyle(e).visibility)"
+    for second, frame in {0.5: 0, 1.5: 1, 2.5: 2, 4.5: 2, 5.5: 0}.items():
+        at = f"a.currentTime = {1000 * second}"  # less the delay, which is the frame's own
+        page.evaluate(f"void document.getAnimations().forEach(a => {{ a.pause(); {at}; }})")
+        assert page.evaluate(visible) == ["visible" if n == frame else "hidden" for n in range(3)]
+    page.close()
+
+
+def test_a_run_is_saved_as_its_name_says(adapter, tmp_path, capsys):
+    for name, start in {"a.jsonl": "{", "b.html": "<!DOCTYPE html>", "c.SVG": "<svg"}.items():
+        options = "--model", "tiny", "--adapter", adapter, "--iterations", 2, "--trace"
+        assert run(capsys, "refine", "hi", *options, tmp_path / name)[0] == 0
+        assert (tmp_path / name).read_text().startswith(start)
+    trace = Trace.load(tmp_path / "a.jsonl")
+    explorer = RefinementExplorer()
+    explorer._keep(trace)
+    for suffix, kind in ((".html", "text/html"), (".svg", "image/svg+xml")):
+        explorer.save_as.value = (suffix, kind)
+        name, link = re.search(
+            r'download="([^"]+)".*base64,([^"]+)', explorer.download.value
+        ).groups()
+        assert name == f"lad-run{suffix}"
+        assert base64.b64decode(link).decode() == as_text(trace, suffix)
