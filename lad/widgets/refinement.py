@@ -18,7 +18,6 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines
 from lad.models.chat import Prompt
-from lad.training import everyday_prompts
 from lad.utils import InvalidInput, damaged_file
 from lad.viz.export import as_text
 from lad.viz.html import answer_html, escape, page_html, prompt_html
@@ -33,6 +32,7 @@ from lad.widgets.controls import (
     labelled,
 )
 from lad.widgets.player import Comparison, Gallery
+from lad.widgets.recorded import PROMPTS
 from lad.widgets.runner import Explorer, Job, Loader
 from lad.widgets.sharing import DEFAULT_MODEL, DEMO, Sharing
 
@@ -139,7 +139,7 @@ class RefinementExplorer(Explorer):
         files = [self.gallery.widget, self.upload, self.save_as, self.download]
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
-        self.examples = examples(self.prompt, everyday_prompts()[:5])
+        self.examples = examples(self.prompt, PROMPTS)
         question = [self.prompt, self.examples, basics, self.settings.folded, model, self.talk]
         answer = [self.bar, self.message, self.player.widget]
         more = [compare, self.comparison.widget, files, self.sharing.widget]
