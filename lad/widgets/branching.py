@@ -54,7 +54,7 @@ class DraftEditor:
         for name, words in BUTTONS.items():
             self.buttons[name] = widgets.Button(description=name, tooltip=words, layout=WIDE)
             self.buttons[name].on_click(self._press)
-        self.go = widgets.Button(description="Go on", icon="step-forward", button_style="primary")
+        self.go = widgets.Button(description="Go on", icon="step-forward")
         self.go.tooltip = "the iterations that are left, from this draft"
         self.go.on_click(lambda _button: go_on())
         self.message, self.screen, self.moves = (widgets.HTML(layout=WIDE) for _ in range(3))
