@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as widgets
 
@@ -18,29 +18,46 @@ from lad.widgets.player import _bundle
 from lad.widgets.runner import Explorer, Job, Loader
 
 
-class _Ended(Exception):
-    """A race that was stopped: half a race is no result."""
-
-
-class RaceExplorer(Explorer):
-    """A prompt and a preset to race with; it plays the last race, which is in `traces` by name."""
+class PromptExplorer(Explorer):
+    """A prompt, a preset and Run; a subclass has `_done`, which gets the traces of a run."""
 
     def __init__(
         self,
         denoiser: Denoiser | Callable[[], Denoiser] | None = None,
-        traces: Mapping[str, Trace] | None = None,
         prompt: str = "What do you know about Amsterdam?",
         limits: Limits | None = None,
     ) -> None:
-        """At first it plays `traces`, a race of `lad.evaluation.race`, if they are given."""
         super().__init__(limits, pause=0)
         self._loader = Loader(denoiser or load_denoiser)
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
         self.preset = labelled(widgets.Dropdown, "Preset", 29, options=PURPOSES)
-        self.screen = widgets.Output(layout=WIDE)  # it runs the player's script
-        self.widget = widgets.VBox([self.prompt, self.preset, self.bar, self.message, self.screen])
+        self.controls = [self.prompt, self.preset, self.bar, self.message]
+
+    def _start_run(self) -> None:
+        job = Job(self._limits.check(self.prompt.value), PRESETS[self.preset.value])
+        self._start(self._loader, lambda _denoiser: [job], self._done)
+
+    def _done(self, traces: Sequence[Trace], whole: bool) -> None:
+        raise NotImplementedError
+
+
+class RaceExplorer(PromptExplorer):
+    """A prompt and a preset to race with; it plays the last race, which is in `traces` by name.
+
+    It begins with `traces`, a race of `lad.evaluation.race`, if they are given.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        traces: Mapping[str, Trace] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(denoiser, limits=limits)
+        self.screen = widgets.Output(layout=WIDE)  # other widgets run no script
+        self.widget = widgets.VBox([*self.controls, self.screen])
         self.traces: dict[str, Trace] = {}
         if traces:
             self.load(traces)
@@ -48,36 +65,30 @@ class RaceExplorer(Explorer):
     def load(self, traces: Mapping[str, Trace]) -> None:
         """Show a race."""
         self.traces = dict(traces)
+        self.prompt.value = next(iter(traces.values())).prompt
         data = {"text/html": race_html(traces), "text/plain": race_sentence(traces)}
-        shown = {"output_type": "display_data", "data": data, "metadata": {}}
-        self.screen.outputs = (shown,)
-
-    def _start_run(self) -> None:
-        prompt, config = self._limits.check(self.prompt.value), PRESETS[self.preset.value]
-
-        def done(_traces: list[Trace], _whole: bool) -> None:
-            self.load(self.traces)
-
-        self._start(self._loader, lambda _denoiser: [Job(prompt, config)], done)
+        self.screen.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
 
     def _run_job(self, denoiser: Denoiser, job: Job, label: str, traces: list[Trace]) -> bool:
-        started = time.monotonic()
+        most, started = self._limits.seconds or float("inf"), time.monotonic()
 
-        def on_pass(name: str, done: int, most: int) -> None:
-            self.progress.max, self.progress.value = most, done
-            self.status.value = f"{name}: {done} of at most {most} passes"
-            over = time.monotonic() - started > (self._limits.seconds or float("inf"))
-            if over or self._cancel.is_set():
-                why = f"after {self._limits.seconds:g} s, the most" if over else "before the end"
-                self.status.value = f"ended {why}: half a race is not shown"
-                raise _Ended
+        def on_pass(name: str, done: int, passes: int) -> None:
+            self.progress.max, self.progress.value = passes, done
+            self.status.value = f"{name}: {done} of at most {passes} passes"
+            if self._cancel.is_set() or time.monotonic() - started > most:
+                raise InterruptedError
 
         try:
-            self.traces = race(denoiser, job.prompt, self._limits.apply(job.config), on_pass)
-        except _Ended:
+            self._found = race(denoiser, job.prompt, self._limits.apply(job.config), on_pass)
+        except InterruptedError:
+            why = "" if self._cancel.is_set() else f" after {most:g} s, the most a race may take"
+            self.status.value = f"stopped{why}; half a race is not shown"
             return False
-        traces += self.traces.values()
+        traces += self._found.values()
         return True
+
+    def _done(self, _traces: Sequence[Trace], _whole: bool) -> None:
+        self.load(self._found)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget, and the race as HTML for a page without a kernel."""
