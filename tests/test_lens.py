@@ -100,7 +100,7 @@ def test_a_token_is_chosen_without_running_the_model_again(monkeypatch):
     explorer = LensExplorer(denoiser, record(denoiser, "<b>hello", CONFIG))
     monkeypatch.setattr(denoiser, "logits", None)
     shown = explorer.image.value
-    assert "at iteration 0" in explorer.caption.value and explorer.prompt.value == "<b>hello"
+    assert "at iteration 0" in explorer.image.value and explorer.prompt.value == "<b>hello"
     explorer.token.index = 2
     assert explorer.image.value != shown and explorer.message.value == ""
 

@@ -104,7 +104,9 @@ def test_a_recorded_race_keeps_its_seconds_and_belongs_to_its_adapter(tmp_path, 
 def test_the_page_says_who_won_by_which_clock():
     found = runners()
     words_ = race_sentence(found)
-    assert words_.startswith("Left to right: 3 tokens in 3 passes, 0.30 s; refinement: 3 tokens in")
+    assert words_.startswith(
+        "Left to right: 3 tokens, cut off, in 3 passes, 0.30 s; refinement: 3 tokens in 2"
+    )
     assert words_.endswith("Here refinement needs fewer passes and left to right less time.")
     page = race_html(found)
     assert page.count("data-frame") >= 2 + 3 + 2 and "1 1.0000" in page and "2 1.5000" in page

@@ -59,7 +59,7 @@ def lens_sentence(lens: Lens) -> str:
 
 
 def _short(text: str) -> str:
-    text = drawable(visible(text if text.strip(" ") else "␣" * len(text), newline="↵"))
+    text = drawable(visible(text, newline="↵").replace(" ", "␣"))
     return text if len(text) <= MOST else text[: MOST - 1] + "…"
 
 

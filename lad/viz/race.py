@@ -37,8 +37,9 @@ def race_sentence(traces: Mapping[str, Trace]) -> str:
 
 
 def _standing(trace: Trace) -> str:
+    cut = ", cut off," * (trace.tokens == trace.drafts.shape[1])
     cost = f"{count(trace.nfe, 'pass')}, {trace.seconds:.2f} s"
-    return f"{count(trace.tokens, 'token')} in {cost}"
+    return f"{count(trace.tokens, 'token')}{cut} in {cost}"
 
 
 def _conditions(provenance: Mapping) -> str:

@@ -13,8 +13,7 @@ from torch import Tensor
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.evaluation.lens import layer_states, lens, spread
-from lad.viz.html import escape
-from lad.viz.lens import lens_heatmap, lens_sentence
+from lad.viz.lens import lens_heatmap
 from lad.viz.style import show
 from lad.viz.tokens import visible
 from lad.widgets.controls import SHORT, WIDE, Limits
@@ -40,9 +39,9 @@ class LensExplorer(PromptExplorer):
         self.token = widgets.SelectionSlider(options=["–"], description="Token", disabled=True)
         self.token.layout, self.token.style = WIDE, SHORT
         self.token.continuous_update = False  # a picture takes half a second
-        self.image, self.caption = widgets.HTML(layout=WIDE), widgets.HTML(layout=WIDE)
+        self.image = widgets.HTML(layout=WIDE)
         self.token.observe(self._draw, "value")
-        self.widget = widgets.VBox([*self.controls, self.token, self.caption, self.image])
+        self.widget = widgets.VBox([*self.controls, self.token, self.image])
         if trace is not None:
             self.prompt.value = trace.prompt
             self._done([trace], True)
@@ -66,4 +65,3 @@ class LensExplorer(PromptExplorer):
             last = ", ".join(f"{i} {text!r}" for i, text in last)
             words = f"The likeliest token after the last layer, by iteration: {last}"
             self.image.value = show(lens_heatmap(found), words).html
-            self.caption.value = f"<p>{escape(lens_sentence(found))}.</p>"
