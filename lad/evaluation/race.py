@@ -97,5 +97,7 @@ def _left_to_right(
     inputs = np.where(np.tri(len(tokens), k=-1, dtype=bool), tokens, denoiser.mask_token_id)
     confidence = np.where(written, np.float32(likeliest), np.float32(0))
     none = np.zeros(len(tokens), dtype=bool)
-    columns = zip(inputs, drafts, confidence, seconds, strict=True)
-    return [Step(i, *arrays, none, taken) for i, (*arrays, taken) in enumerate(columns)]
+    return [
+        Step(i, inputs[i], drafts[i], confidence[i], none, seconds=taken)
+        for i, taken in enumerate(seconds)
+    ]

@@ -14,7 +14,6 @@ from lad.diffusion.trace import Trace
 from lad.evaluation.race import race
 from lad.viz.race import race_html, race_sentence
 from lad.widgets.controls import PURPOSES, SHORT, WIDE, Limits, labelled
-from lad.widgets.player import _bundle
 from lad.widgets.runner import Explorer, Job, Loader
 
 
@@ -92,4 +91,5 @@ class RaceExplorer(PromptExplorer):
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget, and the race as HTML for a page without a kernel."""
-        return _bundle(self.widget, race_html(self.traces) if self.traces else None, kwargs)
+        data = self.widget._repr_mimebundle_(**kwargs)
+        return data | ({"text/html": race_html(self.traces)} if self.traces else {})
