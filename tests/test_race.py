@@ -1,8 +1,10 @@
 """The race: two timed traces, the page that plays them, the explorer that measures them."""
 
+import threading
 import time
 
 import pytest
+from browser import until
 from conftest import new_denoiser, tiny_denoiser
 from traces import make_trace, words
 
@@ -16,7 +18,7 @@ from lad.utils import InvalidInput
 from lad.viz.gallery import recorded_race, save_race
 from lad.viz.html import filmstrip_text
 from lad.viz.race import race_html, race_sentence
-from lad.widgets import Limits, RaceExplorer
+from lad.widgets import Limits, RaceExplorer, RefinementExplorer
 
 CONFIG = RefineConfig(answer_length=16, iterations=5)
 HOSTILE = "<b>Why?</b></script><script>window.hacked=1</script>"
@@ -126,12 +128,28 @@ def test_the_explorer_races_stops_and_keeps_the_last_race():
     assert explorer.message.value == "" and "at most" in explorer.status.value
 
 
-def test_half_a_race_is_not_shown():
-    explorer = RaceExplorer(tiny_denoiser(), runners(), Limits(seconds=0.0001))
+def test_half_a_race_is_not_shown_and_leaves_the_adapter_merged():
+    denoiser = new_denoiser().merge()
+    explorer = RaceExplorer(denoiser, runners(), Limits(seconds=0.0001))
     explorer.prompt.value = "hello"
     explorer.run()
     assert explorer.wait(60) and "half a race is not shown" in explorer.status.value
     assert list(explorer.traces.values()) == list(runners().values())
+    assert denoiser.model.get_model_status().merged_adapters
+
+
+def test_explorers_of_one_model_take_turns(monkeypatch):
+    denoiser = tiny_denoiser()
+    first, second = RefinementExplorer(denoiser, prompt="hello"), RaceExplorer(denoiser)
+    go_on = threading.Event()
+    monkeypatch.setattr(first, "_show", lambda _recent: go_on.wait(30))
+    first.run()
+    second.run()
+    until(lambda: "Waiting" in second.status.value, lambda: second.status.value, 30)
+    assert second.running and not second.traces
+    go_on.set()
+    assert first.wait(60) and second.wait(60)
+    assert first.trace == record(denoiser, "hello", first.settings.config) and second.traces
 
 
 @pytest.fixture

@@ -43,11 +43,13 @@ def race(
     check_prompt_fits(denoiser, prompt_ids, config)
     merged = denoiser.model.get_model_status().merged_adapters
     few = replace(config, iterations=min(UNTIMED, config.iterations))
-    with denoiser.adapter_off():
-        _left_to_right(denoiser, prompt_ids, UNTIMED, silent)
-        written = _left_to_right(denoiser, prompt_ids, config.answer_length, on_pass)
-    if merged:
-        denoiser.merge()  # again, because switching it off took it out of the weights
+    try:
+        with denoiser.adapter_off():
+            _left_to_right(denoiser, prompt_ids, UNTIMED, silent)
+            written = _left_to_right(denoiser, prompt_ids, config.answer_length, on_pass)
+    finally:
+        if merged:
+            denoiser.merge()  # again, because switching it off took it out of the weights
     _refined(denoiser, prompt_ids, few, silent)
     refined = _refined(denoiser, prompt_ids, config, on_pass)
     origin = provenance(denoiser.backbone, denoiser.adapter_sha256)
