@@ -45,11 +45,13 @@ import torch
 import lad
 from lad.diffusion.adapter import shipped_adapter
 from lad.evaluation import probes
+from lad.evaluation.lens import lens
 from lad.evaluation.probes import KINDS_OF_ATTENTION, fill_mask
 from lad.training import self_distil
 from lad.viz import attention, training
 from lad.viz.ablation import ablation
 from lad.viz.gallery import read_numbers, save_numbers, show_recorded
+from lad.viz.lens import lens_heatmap
 from lad.viz.style import show
 from lad.widgets.accessibility import name_controls
 from lad.widgets.attention import AttentionExplorer
@@ -245,11 +247,18 @@ show(
 # Every layer adds to a state, and only after the last one the backbone's head reads a token off it.
 # The **logit lens** (nostalgebraist, 2020) applies the head after every layer: what would be the
 # likeliest token if the model ended there? Below, at one position of one answer, over layers and
-# iterations; framed is the token that the answer ends up with. Choose another token of the answer.
+# iterations; framed is the token that the answer ends up with.
 
 # %%
 run = lad.record(denoiser, "What do you know about Amsterdam?", lad.PRESETS["default"])
-LensExplorer(denoiser, run).widget
+[middle] = lens(denoiser, run, positions=[run.tokens // 2])
+show(lens_heatmap(middle), "A square for each layer and iteration, with its token.", name="lens")
+
+# %% [markdown]
+# Now choose any token of that answer; *Run* answers another prompt.
+
+# %%
+LensExplorer(denoiser, run)
 
 # %% [markdown]
 # And over many answers (`lad study`): in one iteration after the other, after which layer does the

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_denoiser
+from traces import make_trace, words
 
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.sampler import record
 from lad.evaluation import lens as lenses
 from lad.evaluation.lens import GROUPS, Lens, first_layers, layer_states, lens, likeliest, spread
 from lad.utils import InvalidInput
-from lad.viz.lens import first_layer, lens_heatmap, lens_sentence
+from lad.viz.lens import first_layer, lens_heatmap, lens_html, lens_sentence
 from lad.widgets import LensExplorer
 
 CONFIG = RefineConfig(answer_length=12, iterations=6, remasking="guided", eos_bias=-5)
@@ -43,13 +44,15 @@ def test_the_last_layer_s_prediction_is_the_denoiser_s(any_denoiser):
 
 def test_the_lens_at_a_position_names_its_tokens(denoiser):
     trace = record(denoiser, "hello", CONFIG)
-    states = layer_states(denoiser, trace, [0, 2])
-    found = lens(denoiser, trace, states, [0, 2], 3)
-    assert np.shape(found.texts) == found.is_final.shape == (2, 2)
-    assert found.is_masked.tolist() == [True, bool(trace.is_masked[2, 3])]
-    assert (np.array(found.texts)[found.is_final] == found.final).all()
-    with pytest.raises(InvalidInput, match=f"position 99: expected 0 to {states.shape[2] - 1}"):
-        lens(denoiser, trace, states, [0, 2], 99)
+    whole = lens(denoiser, trace, 3)
+    assert [one.position for one in whole] == list(range(min(trace.tokens + 1, 12)))
+    [found] = lens(denoiser, trace, 3, [3])
+    assert found.tokens.shape == found.is_final.shape == (2, 3)
+    assert (found.tokens == whole[3].tokens).all() and found.iterations == spread(trace, 3)
+    assert found.is_masked.tolist() == trace.is_masked[found.iterations, 3].tolist()
+    assert found.texts[found.final] == denoiser.tokenizer.decode([trace.drafts[-1, 3]])
+    with pytest.raises(InvalidInput, match=f"position 99: expected 0 to {len(whole) - 1}"):
+        lens(denoiser, trace, 3, [99])
 
 
 def test_positions_are_grouped_and_their_first_layer_counted(monkeypatch, denoiser):
@@ -82,34 +85,54 @@ def test_a_group_that_never_leads_is_named_so():
     assert "(first after –, never: 100 %)" in figure.legends[0].texts[0].get_text()
 
 
+TEXTS = {4: "$x$", 5: " ", 6: "\n", 7: "internationally", 8: "</script><b>a"}
+SQUARES = np.array([[4, 5], [6, 7]])
+
+
+def lens_of(final):
+    return Lens(0, [0, 7], SQUARES, np.full((2, 2), 0.5), np.array([True, False]), final, TEXTS)
+
+
 def test_the_heatmap_shows_any_token_and_frames_the_final_one():
-    texts = [["$x$", " "], ["\n", "internationally"]]
-    final = np.array([[False, False], [False, True]])
-    one = Lens(0, [0, 7], texts, np.full((2, 2), 0.5), final, np.array([True, False]), "a")
-    figure = lens_heatmap(one)
+    figure = lens_heatmap(lens_of(7))
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["$x$", "␣", "↵", "internati…"]
     assert [text.get_weight() for text in axes.texts] == ["normal"] * 3 + ["bold"]
     assert len(axes.patches) == 1 and axes.get_xticklabels()[0].get_text() == "0\nMASK"
-    expected = "“a” first leads after no layer at iteration 0, after layer 2 at iteration 7"
-    assert figure.get_suptitle() == lens_sentence(one) == expected
+    expected = (
+        "“internati…” first leads after no layer at iteration 0, after layer 2 at iteration 7"
+    )
+    assert figure.get_suptitle() == lens_sentence(lens_of(7)) == expected
 
 
-def test_a_token_is_chosen_without_running_the_model_again(monkeypatch):
+def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(chromium, tmp_path):
+    trace, file = make_trace(words("a b", 2), prompt="<b>Why?"), tmp_path / "lens.html"
+    page = lens_html([lens_of(8), lens_of(7)], trace)
+    assert "<b>" not in page and page.count("</script>") == 2
+    file.write_text(f"<!doctype html><meta charset=utf-8>{page}", encoding="utf-8")
+    page = chromium.open(file.as_uri(), width=390)
+    page.wait("document.readyState === 'complete'")
+    cells = "[...document.querySelectorAll('td')].map(e => e.textContent)"
+    assert page.evaluate(cells) == ["↵", "internationally", "$x$", "␣"]  # the last layer on top
+    final = "[...document.querySelectorAll('.lad-final')].map(e => e.textContent)"
+    label = "document.querySelector('[data-part=slider]').getAttribute('aria-valuetext')"
+    assert page.evaluate(label) == "1: internationally"
+    assert page.evaluate(final) == ["internationally"]
+    page.evaluate("document.querySelector('[data-part=slider]').focus()")
+    page.press("ArrowLeft", 37)
+    assert page.evaluate(label) == "0: </script><b>a" and page.evaluate(final) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.errors == []
+    page.close()
+
+
+def test_the_explorer_shows_a_run_and_runs_a_prompt():
     denoiser = tiny_denoiser()
-    explorer = LensExplorer(denoiser, record(denoiser, "<b>hello", CONFIG))
-    monkeypatch.setattr(denoiser, "logits", None)
-    shown = explorer.image.value
-    assert "at iteration 0" in explorer.image.value and explorer.prompt.value == "<b>hello"
-    explorer.token.index = 2
-    assert explorer.image.value != shown and explorer.message.value == ""
-
-
-def test_the_explorer_runs_a_prompt():
-    explorer = LensExplorer(tiny_denoiser())
-    assert explorer.token.disabled
+    explorer = LensExplorer(denoiser, record(denoiser, "<b>hi", CONFIG))
+    shown = explorer.screen.outputs
+    assert explorer.prompt.value == "<b>hi" and "at iteration 0" in shown[0]["data"]["text/plain"]
     explorer.prompt.value, explorer.preset.value = "hello", "noiseless"
     explorer.run()
-    assert explorer.wait(60) and not explorer.message.value and not explorer.token.disabled
+    assert explorer.wait(60) and not explorer.message.value and explorer.screen.outputs != shown
     assert explorer.trace.config["iterations"] == PRESETS["noiseless"].iterations
-    assert explorer.image.value.startswith("<img")
+    assert "lad-lens" in explorer._repr_mimebundle_()["text/html"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
-from lad.evaluation.generation import silent
+from lad.evaluation.generation import Progress, silent
 from lad.evaluation.statistics import pooled_ratio, pooled_share
 from lad.utils import InvalidInput
 
@@ -30,23 +30,30 @@ class Lens(NamedTuple):
 
     position: int
     iterations: list[int]
-    texts: list[list[str]]  # (l, i)
+    tokens: np.ndarray  # (l, i) int64
     probability: np.ndarray  # (l, i) float32, of that token
-    is_final: np.ndarray  # (l, i) bool, whether it is the one that the position ends with
     is_masked: np.ndarray  # (i,) bool, whether the denoiser saw MASK there
-    final: str
+    final: int  # the token that the position ends with
+    texts: dict[int, str]  # of all these tokens
+
+    @property
+    def is_final(self) -> np.ndarray:
+        """`(l, i)` bool: whether the likeliest token is the final one."""
+        return self.tokens == self.final
 
 
 def spread(trace: Trace, most: int) -> list[int]:
     """At most so many iterations of a run, evenly spaced from the first to the last."""
-    return sorted({*np.linspace(0, trace.nfe - 1, min(most, trace.nfe)).round().astype(int)})
+    return sorted(
+        {*np.linspace(0, trace.nfe - 1, min(most, trace.nfe)).round().astype(int).tolist()}
+    )
 
 
 @torch.inference_mode()
 def layer_states(denoiser: Denoiser, trace: Trace, iterations: Sequence[int]) -> Tensor:
     """`(l, i, a, d)`: the states that predict the final answer and its EOS, after every layer.
 
-    `iterations` are indices of `trace.steps`; the denoiser is the one that made the trace.
+    `iterations` are indices of `trace.steps`.
     """
     a = min(trace.tokens + 1, trace.drafts.shape[1])
     first = len(trace.prompt_ids) - denoiser.config.shift
@@ -80,18 +87,30 @@ def likeliest(denoiser: Denoiser, states: Tensor) -> tuple[np.ndarray, np.ndarra
 
 
 def lens(
-    denoiser: Denoiser, trace: Trace, states: Tensor, iterations: Sequence[int], position: int
-) -> Lens:
-    """The lens at one position, from the `layer_states` of these iterations."""
-    if not 0 <= position < states.shape[2]:
-        raise InvalidInput(f"position {position}: expected 0 to {states.shape[2] - 1}, the answer")
-    tokens, probability = likeliest(denoiser, states[:, :, position])  # (l, i)
-    texts = [[denoiser.tokenizer.decode([token]) for token in row] for row in tokens.tolist()]
-    final = trace.drafts[-1, position]
-    masked = trace.is_masked[list(iterations), position]
-    name = denoiser.tokenizer.decode([final])
-    found = list(map(int, iterations)), texts, probability, tokens == final, masked, name
-    return Lens(position, *found)
+    denoiser: Denoiser,
+    trace: Trace,
+    iterations: int = 8,
+    positions: Sequence[int] | None = None,
+    on_done: Progress = silent,
+) -> list[Lens]:
+    """The lens at positions of the final answer and its EOS, by default at all of them.
+
+    `iterations` are the most of the run; the denoiser is the one that made the trace.
+    """
+    steps, found = spread(trace, iterations), []
+    states = layer_states(denoiser, trace, steps)
+    positions = range(states.shape[2]) if positions is None else positions
+    for position in positions:
+        if not 0 <= position < states.shape[2]:
+            expected = f"expected 0 to {states.shape[2] - 1}, the answer and its EOS"
+            raise InvalidInput(f"position {position}: {expected}")
+        on_done("layers", len(found), len(positions))
+        tokens, probability = likeliest(denoiser, states[:, :, position])  # (l, i)
+        final = int(trace.drafts[-1, position])
+        texts = {t: denoiser.tokenizer.decode([t]) for t in {final, *tokens.ravel().tolist()}}
+        masked = trace.is_masked[steps, position]
+        found.append(Lens(position, steps, tokens, probability, masked, final, texts))
+    return found
 
 
 def first_layers(

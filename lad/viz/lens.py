@@ -1,8 +1,9 @@
-"""Figures of the logit lens, from `lad.evaluation.lens`: one draft, and many answers."""
+"""The logit lens of `lad.evaluation.lens`: one position, one draft, many answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,17 @@ from matplotlib.patches import Rectangle
 
 from lad.evaluation.statistics import Estimate
 from lad.viz import style
+from lad.viz.html import ASSETS, ENVIRONMENT, page_html, prompt_html
 from lad.viz.refinement import CONFIDENCE_MAP, drawable
 from lad.viz.style import COLORS, MONOSPACE, label, new_figure, styled, titled
-from lad.viz.tokens import visible
+from lad.viz.tokens import confidence_color, visible
 
 if TYPE_CHECKING:  # it needs torch
+    from lad.diffusion.trace import Trace
     from lad.evaluation.lens import Lens
 
+LENS = ENVIRONMENT.get_template("lens.html").module
+SCRIPT = (ASSETS / "lens.js").read_text(encoding="utf-8")
 MOST = 10  # characters of a token in a square
 
 
@@ -30,15 +35,14 @@ def lens_heatmap(lens: Lens) -> Figure:
     image = axes.imshow(lens.probability, aspect="auto", origin="lower", **scale)
     figure.colorbar(image, ax=axes, pad=0.01, aspect=40).set_label("probability of that token")
     axes.grid(visible=False)
-    for layer, texts in enumerate(lens.texts):
-        for step, text in enumerate(texts):
-            final = lens.is_final[layer, step]
-            font = {"family": MONOSPACE, "size": 6.5, "weight": "bold" if final else "normal"}
-            middle = {"ha": "center", "va": "center_baseline", "parse_math": False}
-            axes.text(step, layer, _short(text), color=COLORS["text"], **font, **middle)
-            if final:
-                frame = {"fill": False, "edgecolor": COLORS["text"], "linewidth": 1}
-                axes.add_patch(Rectangle((step - 0.5, layer - 0.5), 1, 1, **frame))
+    for (layer, step), token in np.ndenumerate(lens.tokens):
+        final = token == lens.final
+        font = {"family": MONOSPACE, "size": 6.5, "weight": "bold" if final else "normal"}
+        middle = {"ha": "center", "va": "center_baseline", "parse_math": False}
+        axes.text(step, layer, _short(lens.texts[token]), color=COLORS["text"], **font, **middle)
+        if final:
+            frame = {"fill": False, "edgecolor": COLORS["text"], "linewidth": 1}
+            axes.add_patch(Rectangle((step - 0.5, layer - 0.5), 1, 1, **frame))
     seen = ["MASK" if masked else "visible" for masked in lens.is_masked]
     ticks = [f"{i}\n{state}" for i, state in zip(lens.iterations, seen, strict=True)]
     axes.set_xticks(range(steps), ticks, size=8)
@@ -55,12 +59,37 @@ def lens_sentence(lens: Lens) -> str:
         hits = np.flatnonzero(lens.is_final[:, column])
         layer = f"layer {hits[0] + 1}" if len(hits) else "no layer"
         where.append(f"after {layer} at iteration {lens.iterations[column]}")
-    return f"“{_short(lens.final)}” first leads {', '.join(where)}"
+    return f"“{_short(lens.texts[lens.final])}” first leads {', '.join(where)}"
+
+
+def _named(text: str) -> str:
+    return visible(text, newline="↵").replace(" ", "␣")
 
 
 def _short(text: str) -> str:
-    text = drawable(visible(text, newline="↵").replace(" ", "␣"))
+    text = drawable(_named(text))
     return text if len(text) <= MOST else text[: MOST - 1] + "…"
+
+
+def lens_html(lenses: Sequence[Lens], trace: Trace) -> str:
+    """The lens at every position of a run, one at a time, chosen with a slider; no kernel."""
+    texts = {token: text for one in lenses for token, text in one.texts.items()}
+    number = {token: n for n, token in enumerate(texts)}
+    positions = [
+        {
+            "tokens": [[number[token] for token in row] for row in one.tokens.tolist()],
+            "percent": (100 * one.probability).round().astype(int).tolist(),
+            "masked": one.is_masked.tolist(),
+            "final": number[one.final],
+            "words": lens_sentence(one),
+        }
+        for one in lenses
+    ]
+    data = {"positions": positions, "iterations": lenses[0].iterations}
+    data["texts"] = [_named(text) for text in texts.values()]
+    data["colors"] = [confidence_color(n / 10) for n in range(11)]
+    safe = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")  # it is in a script
+    return page_html(LENS.lens(SCRIPT, prompt_html(trace), safe, len(lenses) - 1))
 
 
 @styled

@@ -10,7 +10,7 @@ from lad.viz.html import ASSETS, ENVIRONMENT, draft_html, legend_html, page_html
 from lad.viz.tokens import count, visible
 
 RACE = ENVIRONMENT.get_template("race.html").module
-STYLE, SCRIPT = ((ASSETS / f"race.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+SCRIPT = (ASSETS / "race.js").read_text(encoding="utf-8")
 CLOCKS = ("forward passes", "seconds")
 PACES = {"slow": 0.25, "normal": 1, "fast": 4}  # times 10 passes a second, times the run's seconds
 
@@ -24,7 +24,7 @@ def race_html(traces: Mapping[str, Trace]) -> str:
     *_, last = traces.values()  # which masks
     notes = [race_sentence(traces), _conditions(last.provenance)]
     given = prompt_html(last), lanes, CLOCKS, PACES, legend_html(last), notes
-    return page_html(RACE.race(STYLE, SCRIPT, *given))
+    return page_html(RACE.race(SCRIPT, *given))
 
 
 def race_sentence(traces: Mapping[str, Trace]) -> str:

@@ -18,7 +18,10 @@ from lad.widgets.runner import Explorer, Job, Loader
 
 
 class PromptExplorer(Explorer):
-    """A prompt, a preset and Run; a subclass has `_done`, which gets the traces of a run."""
+    """A prompt, a preset, Run, and a page of HTML with a script, which a page without a kernel has.
+
+    A subclass has `_done`, which gets the traces of a run and calls `_show_page`.
+    """
 
     def __init__(
         self,
@@ -32,14 +35,23 @@ class PromptExplorer(Explorer):
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
         self.preset = labelled(widgets.Dropdown, "Preset", 29, options=PURPOSES)
-        self.controls = [self.prompt, self.preset, self.bar, self.message]
+        self.screen = widgets.Output(layout=WIDE)  # other widgets run no script
+        parts = [self.prompt, self.preset, self.bar, self.message, self.screen]
+        self.widget = widgets.VBox(parts)
+
+    def _show_page(self, prompt: str, page: str, words: str) -> None:
+        self.prompt.value = prompt
+        data = {"text/html": page, "text/plain": words}
+        self.screen.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
 
     def _start_run(self) -> None:
         job = Job(self._limits.check(self.prompt.value), PRESETS[self.preset.value])
         self._start(self._loader, lambda _denoiser: [job], self._done)
 
-    def _done(self, traces: Sequence[Trace], whole: bool) -> None:
-        raise NotImplementedError
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        """The widget, and what it shows for a page without a kernel."""
+        shown = self.screen.outputs[0]["data"] if self.screen.outputs else {}
+        return self.widget._repr_mimebundle_(**kwargs) | shown
 
 
 class RaceExplorer(PromptExplorer):
@@ -55,8 +67,6 @@ class RaceExplorer(PromptExplorer):
         limits: Limits | None = None,
     ) -> None:
         super().__init__(denoiser, limits=limits)
-        self.screen = widgets.Output(layout=WIDE)  # other widgets run no script
-        self.widget = widgets.VBox([*self.controls, self.screen])
         self.traces: dict[str, Trace] = {}
         if traces:
             self.load(traces)
@@ -64,9 +74,8 @@ class RaceExplorer(PromptExplorer):
     def load(self, traces: Mapping[str, Trace]) -> None:
         """Show a race."""
         self.traces = dict(traces)
-        self.prompt.value = next(iter(traces.values())).prompt
-        data = {"text/html": race_html(traces), "text/plain": race_sentence(traces)}
-        self.screen.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        prompt = next(iter(traces.values())).prompt
+        self._show_page(prompt, race_html(traces), race_sentence(traces))
 
     def _run_job(self, denoiser: Denoiser, job: Job, label: str, traces: list[Trace]) -> bool:
         most, started = self._limits.seconds or float("inf"), time.monotonic()
@@ -88,8 +97,3 @@ class RaceExplorer(PromptExplorer):
 
     def _done(self, _traces: Sequence[Trace], _whole: bool) -> None:
         self.load(self._found)
-
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        """The widget, and the race as HTML for a page without a kernel."""
-        data = self.widget._repr_mimebundle_(**kwargs)
-        return data | ({"text/html": race_html(self.traces)} if self.traces else {})
