@@ -250,7 +250,7 @@ show(
 # iterations; framed is the token that the answer ends up with.
 
 # %%
-prompt = f"What {'do you know about Amsterdam' if full else 'is the capital of France'}?"
+prompt = "What do you know about Amsterdam?" if full else "What is the capital of France?"
 run = lad.record(denoiser, prompt, lad.PRESETS["default"])
 [middle] = lens(denoiser, run, positions=[run.tokens // 2])
 show(lens_heatmap(middle), "A square for each layer and iteration, with its token.", name="lens")
