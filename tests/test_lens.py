@@ -71,7 +71,7 @@ def test_positions_are_grouped_and_their_first_layer_counted(monkeypatch, denois
             assert [layer["value"] for layer in one["likeliest"]] == [0, 1]
             assert (one["first"]["value"], one["never"]["value"], one["first"]["n"]) == (2, 0, 2)
     title = first_layer({"layers": data}).get_suptitle()
-    assert title.startswith("Half of the final tokens lead after layer 2 (visible), 2 (shown now)")
+    assert title.startswith("Half of final tokens lead after layer 2 (visible), 2 (shown now)")
 
 
 def test_a_group_that_never_leads_is_named_so():

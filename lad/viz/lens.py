@@ -110,5 +110,5 @@ def first_layer(data: Mapping) -> Figure:
     style.whole_numbers(axes.xaxis)
     label(axes, "after layer", "final token is the likeliest (%)")
     style.shared_legend(figure)
-    text = f"Half of the final tokens lead after layer {', '.join(half)}"
+    text = f"Half of final tokens lead after layer {', '.join(half)}"
     return titled(figure, text.replace(f"{len(x) + 1} (", "none ("))
