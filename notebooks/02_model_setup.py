@@ -242,7 +242,7 @@ show(
 # misses the clue. The denoiser uses it, and without the clue can only name some city.
 
 # %% [markdown]
-# ## What would each layer say?
+# ## What would each layer predict?
 #
 # Every layer adds to a state, and only after the last one the backbone's head reads a token off it.
 # The **logit lens** (nostalgebraist, 2020) applies the head after every layer: what would be the

@@ -82,7 +82,7 @@ def test_a_group_that_never_leads_is_named_so():
     data = {"layers": {"groups": dict(zip(GROUPS, (empty, empty, group), strict=True))}}
     figure = first_layer(data)
     assert figure.get_suptitle().endswith("after layer none (still masked)")
-    assert "(first after –, never: 100 %)" in figure.legends[0].texts[0].get_text()
+    assert "first after –\nnever: 100 %" in figure.legends[0].texts[0].get_text()
 
 
 TEXTS = {4: "$x$", 5: " ", 6: "\n", 7: "internationally", 8: "</script><b>a"}

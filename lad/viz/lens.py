@@ -102,9 +102,9 @@ def first_layer(data: Mapping) -> Figure:
         value, low, high = style.intervals(one["likeliest"], 100)
         x, line = np.arange(1, len(value) + 1), style.series(number)
         axes.fill_between(x, low, high, color=line["color"], alpha=0.18, linewidth=0)
+        first = f"first after {Estimate.from_dict(one['first']).text()}"
         never = f"never: {100 * one['never']['value']:.0f} %"
-        first = f"first after {Estimate.from_dict(one['first']).text()}, {never}"
-        axes.plot(x, value, label=f"{name}\n({first})", **line)
+        axes.plot(x, value, label=f"{name}\n{first}\n{never}", **line)
         half.append(f"{x[value >= 50].min(initial=len(x) + 1)} ({name})")
     axes.set(xlim=(0.5, len(x) + 0.5), ylim=(-2, 104))
     style.whole_numbers(axes.xaxis)
