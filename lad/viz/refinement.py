@@ -95,16 +95,16 @@ def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
 
 
 def wrap_spans(
-    spans: list[TokenSpan], columns: int, drawable: Callable[[str], str] | None = None
+    spans: list[TokenSpan], columns: int, replace: Callable[[str], str] | None = None
 ) -> list[list[tuple[str, TokenSpan]]]:
     """Break spans into lines of at most `columns` characters; a newline ends a line.
 
-    `drawable` replaces what cannot be drawn, by default what this module's font lacks. A single
+    `replace` replaces what cannot be drawn, by default what this module's font lacks. A single
     MASK is NUL characters.
     """
     lines = [[]]
     for span in spans:
-        for piece in _pieces(span, drawable or _drawable):
+        for piece in _pieces(span, replace or drawable):
             text = piece.rstrip("\n")
             while text:
                 space = columns - sum(text_width(before) for before, _ in lines[-1])
@@ -121,12 +121,12 @@ def wrap_spans(
     return lines if lines[-1] or len(lines) == 1 else lines[:-1]
 
 
-def _pieces(span: TokenSpan, drawable: Callable[[str], str]) -> list[str]:
+def _pieces(span: TokenSpan, replace: Callable[[str], str]) -> list[str]:
     if span.kind == "mask" and span.count == 1:
         return ["\0" * MASK_WIDTH]
     if span.kind in ("mask", "eos"):
         return [f" {span.text} × {span.count} " if span.count > 1 else f" {span.text} "]
-    return drawable(tokens.visible(span.text)).splitlines(keepends=True) or [""]
+    return replace(tokens.visible(span.text)).splitlines(keepends=True) or [""]
 
 
 def text_width(text: str) -> int:
