@@ -40,7 +40,10 @@ def make_app(*names: str) -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            words = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
+            examples = getattr(command, "examples", ())
+            epilog = "\n\n".join(["Examples:", *examples]) if examples else None
+            app.command(name, help="\n\n".join(words), epilog=epilog)(command)
     return app
 
 

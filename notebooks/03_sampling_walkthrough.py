@@ -388,10 +388,10 @@ print(filmstrip_text(filled))
 # `___` or, for three tokens, `[3]`. (On a page without a kernel menus choose from recorded runs.)
 
 # %%
-RepairExplorer(denoiser)
+RepairExplorer(denoiser, recorded=repaired)
 
 # %%
-InfillExplorer(denoiser)
+InfillExplorer(denoiser, recorded=filled)
 
 # %% [markdown]
 # ## Step through a run yourself
@@ -418,14 +418,15 @@ Gallery(gallery())
 # %% [markdown]
 # ## Try your own
 #
-# Type a prompt and press *Run*; *Stop* ends it after the current iteration; afterwards the player
-# steps through the trace. Things to try:
+# It opens with a recorded run. Type a prompt and press *Run* (Ctrl-Enter); *Stop* ends it after the
+# current iteration; afterwards the player steps through the trace (space plays). Things to try:
 #
-# - tick *disable intermediate noising* and compare the number of iterations until it stops early;
+# - tick *noiseless* and compare the number of iterations until it stops early;
 # - pick another *Preset*, or press *Compare* to see two runs side by side, step by step;
 # - set *Pause* to a second to watch the two phases;
 # - under *All controls*, raise *Temperature* to 1 and change *Seed*: other answers, other stutters;
 # - lower *EOS bias* for longer answers, raise it for shorter ones;
+# - open *Copy*: prompt and settings as a command, as Python, and as a link to the demo page;
 # - save the run as a page that plays it, as an animation, or as a trace to load on another day.
 #
 # `make demo` serves this explorer as a page. On a page without a kernel menus choose from recorded

@@ -179,9 +179,9 @@ class Page:
             "if (!found) return false; found.click(); return true; })()"
         )
 
-    def press(self, key: str, code: int) -> None:
+    def press(self, key: str, code: int, control: bool = False) -> None:
         """One key, as from a keyboard."""
-        names = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        names = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 2 * control}
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, **names)
 

@@ -12,7 +12,7 @@ from conftest import tiny_denoiser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
-from lad.diffusion.config import RefineConfig
+from lad.diffusion.config import SETTINGS, RefineConfig
 from lad.diffusion.sampler import record
 from lad.report import _write_pages
 from lad.report import page as make_page
@@ -68,9 +68,11 @@ def test_the_player_of_a_page_plays_steps_and_scrubs(replay):
     replay.wait("document.querySelector('[data-part=play]').textContent === 'Play'")
     replay.click("Play")  # from the end it begins again
     assert replay.evaluate(VISIBLE) == 0
-    replay.click("Pause")
+    replay.evaluate(f"{slider}.focus()")
+    replay.press(" ", 32)  # as Pause does
     time.sleep(0.5)
     assert replay.evaluate(VISIBLE) == 0
+    assert replay.evaluate("document.querySelector('[data-part=play]').textContent") == "Play"
     assert replay.errors == []
 
 
@@ -320,6 +322,8 @@ def lab(chromium, adapter, tmp_path_factory):
         page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait(f"{BUTTONS}.length === 5")
         yield page
+        # Of what is not saved the browser would ask, since a key was pressed.
+        page.evaluate("window.jupyterapp.commands.execute('docmanager:save').then(() => 0)")
         page.close()
     finally:
         end(server.process)
@@ -369,6 +373,16 @@ def test_a_race_plays_in_jupyterlab_and_the_lens_follows_its_token(lab):
     assert lab.errors == []
 
 
+def test_ctrl_enter_runs_the_explorer_and_not_the_cell(lab):
+    cell = "document.querySelectorAll('.jp-CodeCell')[0]"
+    count = lab.evaluate(f"{cell}.querySelector('.jp-InputPrompt').textContent")
+    lab.click("Name three fruits.", cell)
+    lab.evaluate(f"{cell}.querySelector('.noUi-handle').focus()")
+    lab.press("Enter", 13, control=True)
+    lab.wait(f"/Name three fruits[^]*forward pass/.test({cell}.textContent)")
+    assert lab.evaluate(f"{cell}.querySelector('.jp-InputPrompt').textContent") == count
+
+
 def test_a_list_set_to_none_says_so(lab):
     lab.wait("document.querySelector('.jupyter-widget-Collapse-header')")
     lab.evaluate("document.querySelector('.jupyter-widget-Collapse-header').click()")
@@ -396,11 +410,23 @@ def test_a_list_set_to_none_says_so(lab):
 
 
 @pytest.mark.parametrize("width", [1400, 390])
-def test_no_explorer_has_a_horizontal_scrollbar(lab, width):
+def test_no_explorer_has_a_scrollbar_and_sliders_have_a_pixel_for_every_value(lab, width):
     lab.evaluate(
         "document.querySelector('#jp-left-stack').offsetParent && void "
         "window.jupyterapp.commands.execute('application:toggle-left-area')"
     )
+    fold = "document.querySelector('.jupyter-widget-Collapse')"
+    closed = f"!{fold}.classList.contains('jupyter-widget-Collapse-open')"
+    lab.evaluate(f"{closed} && {fold}.querySelector('.jupyter-widget-Collapse-header').click()")
     lab.resize(width, 2400)
     time.sleep(1)  # what the page lays out again
     assert lab.evaluate(SCROLLED) == []
+    tracks = lab.evaluate(
+        "[...document.querySelectorAll('.lad-settings .noUi-target')].map(e => [e.closest("
+        "'.jupyter-widgets').querySelector('.widget-label').textContent, e.clientWidth])"
+    )
+    steps = {
+        f["label"]: (f["high"] - f["low"]) / f["step"] for f in SETTINGS.values() if "step" in f
+    }
+    assert {label for label, _ in tracks} >= {*steps}
+    assert [label for label, pixels in tracks if pixels < steps.get(label, 1)] == []

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from conftest import run, run_in_terminal
 from lad import __version__
 from lad.__main__ import main, make_app
 from lad.cli.common import read_prompts, save_json
-from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.config import PRESETS, RefineConfig, to_text
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, describe
 
@@ -79,10 +80,42 @@ def test_every_setting_is_an_option_with_its_range_help_and_group(name):
         assert option.help.lower().startswith(field["help"].lower())
         assert option.rich_help_panel == field["group"]
         assert option.default is None  # the preset decides
-        if field["choices"]:
-            assert option.metavar == "|".join(field["choices"])
-        elif field["low"] is not None:
+        assert all(choice in option.help for choice in field["choices"] or ())
+        if field["low"] is not None and setting != "seed":
             assert option.metavar == f"{field['low']} to {field['high']}"
+
+
+def every_command(command, *path):
+    yield path, command
+    for name, one in getattr(command, "commands", {}).items():
+        yield from every_command(one, *path, name)
+
+
+def test_help_fits_80_columns_and_no_word_of_it_is_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for path, command in every_command(typer.main.get_command(make_app())):
+        status, shown, _ = run(capsys, *path, "--help")
+        assert status == 0 and max(map(len, shown.splitlines())) <= 80
+        for option in command.params:
+            names = [name for name in (*option.opts, *option.secondary_opts) if "-" in name]
+            words = {*names, *(option.help or "").split()}
+            assert words <= {*shown.replace("│", " ").split()}, path
+
+
+def test_help_has_its_groups_in_order_the_defaults_and_two_examples_that_work(capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr("lad.cli.generate._generate", lambda *given: calls.append(given))
+    for name, start in (("refine", "default"), ("infill", "quality"), ("repair", None)):
+        shown = run(capsys, name, "--help")[1]
+        groups = ["Basics", "Noise", "Sampling", "Length", "Model", "Output"]
+        assert re.findall("╭─ (\\w+) ─", shown)[1:] == groups
+        if start:
+            assert f"Default {PRESETS[start].confidence_threshold}." in shown
+        lines = [line for line in shown.splitlines() if line.startswith(f" lad {name} ")]
+        assert len(lines) == 2
+        for line in lines:
+            assert run(capsys, *shlex.split(line)[1:]) == (0, "", "")
+    assert [call[6].iterations for call in calls] == [8, 64, 64, 64, 16, 16]
 
 
 def test_every_option_reaches_its_setting(refine):
@@ -96,9 +129,10 @@ def test_every_option_reaches_its_setting(refine):
             is_float = field["type"] is float
             values[name] = (field["low"] + field["high"]) / 2 if is_float else field["low"] + 1
     values["context"] = 64
-    options = [f"--{n.replace('_', '-')}={v}" for n, v in values.items() if n != "permanent"]
-    assert refine(*options, "--permanent")["config"] == values
-    assert refine("--preset=quality", "--no-permanent")["config"]["permanent"] is False
+    options = [f"--{n.replace('_', '-')}={to_text(v)}" for n, v in values.items()]
+    assert refine(*options)["config"] == values
+    config = refine("--preset=quality", "--permanent=no", "--window=none")["config"]
+    assert (config["permanent"], config["window"]) == (False, None)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -230,12 +264,16 @@ def test_the_version_and_an_unknown_profile(capsys, monkeypatch):
         (["study", "--out=/dev"], "/dev (Is a directory)"),
         (["benchmark", "curve", "--out=/dev"], "/dev (Is a directory)"),
         (["refine", "hi", "--device=meta", "--model=tiny", "ADAPTER"], "'meta' is not usable"),
-        (["refine", "hi", "--iterations=many"], "--iterations"),
+        (
+            ["refine", "hi", "--iterations=many"],
+            "iterations = 'many': expected a whole number from",
+        ),
+        (["refine", "hi", "--permanent=maybe"], "permanent = 'maybe': expected True or False"),
         (["refine", "hi", "--temperature=nan"], "temperature = nan"),
         (["refine", "hi", "--remasking=some"], "none, random, guided"),
         (["refine", "hi", "--preset=best"], "unknown preset 'best': expected one of default, g"),
         (["repair", "hi", "--noise-start=1"], "--noise-start"),
-        (["infill", "a ___", "--top-p=0"], "top_p = 0.0: expected a number from 0.01 to 1"),
+        (["infill", "a ___", "--top-p=0"], "top_p = 0: expected a number from 0.01 to 1"),
         (["demo", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny", "--adapter=/nowhere"], "/nowhere is no adapter"),

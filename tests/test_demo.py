@@ -20,6 +20,7 @@ from browser import SCROLLED, Server, end
 
 from lad.diffusion.config import preset
 from lad.widgets import demo
+from lad.widgets.sharing import as_command, as_query
 
 pytest.importorskip("voila", reason="Voila comes with the notebooks extra")
 websocket = pytest.importorskip("websocket", reason="it comes with jupyter_server")
@@ -27,6 +28,7 @@ from lad.widgets import demo_server  # noqa: E402
 
 TEXT = "document.body.textContent"
 SENTENCE = f"{TEXT}.match(/After [\\w-]+\\.\\s*Iteration \\d+/g)"
+HOSTILE = "<i>hi</i><img src=x onerror='window.hacked=1'>"
 READY = (
     "[...document.querySelectorAll('button')].some(e => e.offsetParent && "
     "e.textContent.trim() === 'Run')"
@@ -65,10 +67,10 @@ def open_tab(page, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def page(server, chromium):
-    page = chromium.open(server.url, height=1500)
+    page = chromium.open(server.url + as_query(HOSTILE, preset("guided")), height=1500)
     page.wait(READY)
-    assert page.evaluate(f"{PRESET}.selectedOptions[0].text").startswith("default")
-    choose_guided(page)
+    page.wait(f"{PRESET}.selectedOptions[0].text.startsWith('guided')")
+    page.wait(f"/Iterations\\s*32\\D/.test({TEXT})")
     return page
 
 
@@ -181,6 +183,44 @@ def test_a_session_runs_stops_scrubs_and_compares(page):
     page.click("Compare")
     page.wait("(e => e && e.offsetParent)(document.querySelector('.lad-costs'))")
     assert page.errors == []
+
+
+def test_copy_gives_the_page_s_link_and_keys_run_and_play(page):
+    prompt = "document.querySelector('textarea')"
+    assert page.evaluate(f"{prompt}.value") == HOSTILE
+    page.call("Browser.grantPermissions", permissions=["clipboardReadWrite"])
+    heads = "[...document.querySelectorAll('.jupyter-widget-Collapse-header')]"
+    page.evaluate(f"{heads}.find((e) => e.textContent.includes('Copy')).click()")
+    page.wait("[...document.querySelectorAll('[data-copy]')].length === 3")
+    assert not page.evaluate("document.querySelector('.lad-copy i') || window.hacked")
+    command = as_command(HOSTILE, preset("guided"), "tiny")
+    for number, expected in ((0, command), (2, page.evaluate("location.href"))):
+        button = f"document.querySelectorAll('[data-copy]')[{number}]"
+        page.evaluate(f"{button}.focus()")
+        page.press(" ", 32)
+        page.wait(f"{button}.textContent === 'Copied'")
+        assert page.evaluate("navigator.clipboard.readText()") == expected
+    page.evaluate(f"{prompt}.focus()")
+    page.press("Enter", 13, control=True)
+    page.wait(f"/\\D[2-9] of 32 iterations,/.test({TEXT})")
+    page.click("Stop")
+    page.wait(f"/Cut off after \\d+ of 32 iterations/.test({TEXT})")
+    last = page.evaluate(SENTENCE)
+    page.evaluate("document.activeElement.blur()")
+    page.press(" ", 32)
+    page.wait(f"JSON.stringify({SENTENCE}) !== {json.dumps(json.dumps(last))}")
+    page.press(" ", 32)
+    page.wait("document.querySelector('.widget-play .fa-play')")
+    page.click("What is the capital of France?")
+    page.wait(f"{prompt}.value === 'What is the capital of France?'")
+    assert page.errors == []
+
+
+def test_a_link_with_other_settings_is_an_error_in_the_page(adapter):
+    page = demo.make_page("tiny", adapter, "cpu")
+    page.children[0].value = "?sharpness=99"
+    shown = page.children[1].children[0].children
+    assert any("in the link, sharpness = 99" in getattr(one, "value", "") for one in shown)
 
 
 def test_nothing_is_loaded_from_elsewhere(server, page):

@@ -71,7 +71,7 @@ NO_PAIRS = {
     b'{"prompt": "p", "answer": 3}': "answer = 3: .*valid string",
     b'{"prompt": ["p"], "answer": []}': "prompt = .*valid string",
     b'{"prompt": "p"}': "answer: Field required",
-    b'{"prompt": " ", "answer": "a"}': "prompt = ' '",
+    b'{"prompt": " ", "answer": "a"}': "prompt = ' ': expected at least one word;",
     rb'{"prompt": "cut \ud83d", "answer": "a"}': "hex escape",
     b'{"prompt": "\xff", "answer": "a"}' + 9999 * b" ": "invalid unicode",
     9999 * b"[": "recursion",

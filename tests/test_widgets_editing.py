@@ -50,6 +50,12 @@ def test_each_button_corrupts_the_text_and_undo_brings_it_back(repair):
     assert repair.text.value == "seven eight nine"  # what was typed last
 
 
+def test_a_recorded_run_is_on_show_at_first(repair, denoiser):
+    recorded = run(repair)
+    other = RepairExplorer(denoiser, recorded=recorded)
+    assert other.player.trace is recorded and other.status.value == "a recorded run"
+
+
 def test_a_text_without_words_cannot_be_corrupted(repair):
     repair.text.value = "  "
     repair.buttons["swap"].click()

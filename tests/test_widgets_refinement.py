@@ -80,6 +80,7 @@ def values(control):
 def test_every_setting_has_a_control_with_its_range_and_help(explorer):
     fields = describe(RefineConfig)
     assert list(explorer.controls) == list(fields)
+    assert len({field["label"] for field in fields.values()} - {""}) == len(fields)
     for name, field in fields.items():
         control = explorer.controls[name]
         assert (control.description, control.tooltip) == (field["label"], field["help"])
@@ -310,6 +311,14 @@ def test_earlier_turns_are_part_of_the_prompt_while_the_box_is_ticked(explorer, 
     assert run(explorer) == record(denoiser, "again", explorer.settings.config)
 
 
+def test_an_example_is_put_into_the_prompt_by_a_click(explorer):
+    buttons = {one.description: one for one in explorer.examples.children[1:]}
+    assert len(buttons) >= 3
+    for text, button in buttons.items():
+        button.click()
+        assert explorer.prompt.value == text and not explorer.running
+
+
 def test_a_variation_changes_what_it_names_and_nothing_else():
     base = RefineConfig(iterations=9, seed=3)
     assert {*PURPOSES.values()} == {*PRESETS} <= {*VARIATIONS.values()}
@@ -356,8 +365,10 @@ def saved(explorer):
 
 def test_a_saved_trace_comes_back_as_it_was_and_so_does_one_of_the_gallery(explorer, denoiser):
     kept, oslo = run(explorer), make_trace(words("Oslo is nice", 5))
-    other = make_explorer(Gate(denoiser, free=0), gallery={"Oslo": oslo})
-    assert other.player.trace is None
+    runs = {"Bergen": make_trace(words("Bergen", 5), prompt="hello"), "Oslo": oslo}
+    other = make_explorer(Gate(denoiser, free=0), gallery=dict(reversed(runs.items())))
+    assert other.player.trace is other.trace is runs["Bergen"]  # it opens with a run of its prompt
+    assert make_explorer(denoiser, gallery={"Oslo": oslo}).trace is oslo
     upload(other, saved(explorer))
     assert other.message.value == ""
     assert other.trace == kept and other.player.trace is other.trace

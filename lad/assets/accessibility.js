@@ -1,6 +1,7 @@
 // Names for what ipywidgets leaves nameless: slider handles, the buttons of Play, progress bars. The
 // head of an Accordion gets what a button has, so that the keyboard reaches and opens it. The script
-// watches the page, since widgets come and go.
+// watches the page, since widgets come and go. Then keys: Ctrl-Enter runs, space plays. And what only
+// a page can do: copying a text, and telling the demo's kernel what the link says.
 (() => {
   if (window.ladNames) return;
   const described = (part) => {
@@ -40,7 +41,56 @@
       setName(bar, described(bar) || 'progress of the run');
     });
     document.querySelectorAll('.jupyter-widget-Collapse-header').forEach(fold);
+    document.querySelectorAll(RUN).forEach((button) => {
+      button.title = 'Ctrl-Enter';
+      button.setAttribute('aria-keyshortcuts', 'Control+Enter');
+    });
+    const link = document.querySelector('.lad-query input');
+    if (link && location.search && !link.value) {
+      link.value = location.search;
+      link.dispatchEvent(new Event('input', {bubbles: true}));
+    }
   };
+  // The first of these that can be pressed, in the nearest box of widgets that has one.
+  const RUN = 'button.mod-primary', PLAY = '.widget-play button:first-child';
+  const nearest = (target, buttons) => {
+    const start = target === document.body ? target : target.closest('.jupyter-widgets');
+    for (let box = start; box; box = box.parentElement && box.parentElement.closest('.jupyter-widgets')) {
+      const found = [...box.querySelectorAll(buttons)].find((one) => one.offsetParent && !one.disabled);
+      if (found) return found;
+    }
+    return null;
+  };
+  const press = (event, buttons) => {
+    const button = nearest(event.target, buttons);
+    if (!button) return;
+    event.preventDefault();
+    event.stopPropagation();
+    button.click();
+  };
+  // Before JupyterLab, which would run the cell again.
+  window.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) press(event, RUN);
+  }, true);
+  const USES_SPACE = 'a, button, input, select, summary, textarea, [contenteditable=true], [role=button], [role=tab]';
+  document.addEventListener('keydown', (event) => {
+    if (event.key !== ' ' || event.defaultPrevented || event.target.closest(USES_SPACE)) return;
+    press(event, PLAY);
+  });
+  document.addEventListener('click', (event) => {
+    const button = event.target.closest('[data-copy]');
+    if (!button) return;
+    const from = button.previousElementSibling;
+    document.addEventListener('copy', (copy) => {
+      copy.clipboardData.setData('text/plain', from.href || from.textContent);
+      copy.preventDefault();
+      copy.stopPropagation();
+    }, {once: true, capture: true});
+    getSelection().selectAllChildren(from);
+    document.execCommand('copy'); // the clipboard's newer interface is there over https alone
+    button.textContent = 'Copied';
+    setTimeout(() => { button.textContent = 'Copy'; }, 2000);
+  });
   let waiting = null;
   const schedule = () => {
     if (!waiting) waiting = setTimeout(() => { waiting = null; name(); }, 200);

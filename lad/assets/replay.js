@@ -33,6 +33,11 @@
   part('confidence').addEventListener('change', (event) => {
     part('body').classList.toggle('lad-by-confidence', event.target.checked);
   });
+  root.addEventListener('keydown', (event) => {
+    if (event.key !== ' ' || event.target.closest('a, button, select, [type=checkbox]')) return;
+    event.preventDefault();
+    play.click();
+  });
   part('bar').hidden = false;
   show(shown.length - 1);
 })();

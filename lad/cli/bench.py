@@ -19,15 +19,17 @@ DEFAULTS = {  # windows, batches, prompts, how many of these by the reference, i
 # Random weights never settle on an answer: all iterations are run.
 RANDOM = {"iterations": 8, "temperature": 0.0, "remasking": "random", "patience": 0}
 
+N = {"metavar": "N"}  # shorter than what typer calls a number in a range
+
 
 @common.stopped("what was timed is in --out, if given")
 def bench(
     setting: Annotated[str, Option(help="A preset, or a JSON file with settings.")] = "default",
     windows: Annotated[str | None, Option(help="Answer regions: 64,128 on a CPU.")] = None,
     batches: Annotated[str | None, Option(help="Prompts at once: 1,4 on a CPU, else 1,32.")] = None,
-    n_prompts: Annotated[int | None, Option(help="Prompts: 4 on a CPU, else 32.", min=1)] = None,
-    reference_prompts: Annotated[int | None, Option(help="By the reference.", min=0)] = None,
-    reference_iterations: Annotated[int | None, Option(help="It runs; 0: all.", min=0)] = None,
+    n_prompts: Annotated[int | None, Option(help="4 on a CPU, else 32.", min=1, **N)] = None,
+    reference_prompts: Annotated[int | None, Option(help="By the reference.", min=0, **N)] = None,
+    reference_iterations: Annotated[int | None, Option(help="It runs; 0: all.", min=0, **N)] = None,
     iterations: Annotated[int | None, Option(help="Of every run, for the setting's.")] = None,
     prompts: Annotated[Path, Option(help="One a line.", show_default=False)] = common.PROMPTS,
     config: Annotated[Path | None, Option(help="YAML that describes a new adapter.")] = None,

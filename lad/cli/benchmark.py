@@ -12,7 +12,7 @@ from lad.cli import common
 from lad.cli.common import Adapter, AsJson, Device, Model
 from lad.utils import InvalidInput, check_writable
 
-ALL = "arc-easy,arc-challenge,openbookqa,hellaswag,mmlu"
+ALL = "arc-easy, arc-challenge, openbookqa, hellaswag, mmlu"
 
 
 def option(help: str, *names: str, **extra):

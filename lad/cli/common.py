@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from lad.diffusion.config import RefineConfig
 
 BACKBONE = "A name (see lad info), OWNER/NAME on the hub or a folder; :4bit or :8bit quantises it."
-Model = Annotated[str, typer.Option(help=BACKBONE)]
-Adapter = Annotated[Path | None, typer.Option(help="An adapter's folder; the shipped one if none.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if any.")]
+IN_MODEL = {"rich_help_panel": "Model"}
+Model = Annotated[str, typer.Option(help=BACKBONE, **IN_MODEL)]
+AN_ADAPTER = "An adapter's folder; the shipped one if none."
+Adapter = Annotated[Path | None, typer.Option(help=AN_ADAPTER, **IN_MODEL)]
+DEVICES = "cpu, cuda, cuda:1, ...; auto takes a GPU if any."
+Device = Annotated[str, typer.Option(help=DEVICES, **IN_MODEL)]
 BatchSize = Annotated[int | None, typer.Option(help="Answers at once.", min=1)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+ONE_OBJECT = "One JSON object on stdout, nothing else."
+AsJson = Annotated[bool, typer.Option("--json", help=ONE_OBJECT, rich_help_panel="Output")]
 
 
 def choose_device(device: str) -> str:

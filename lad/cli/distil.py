@@ -13,7 +13,7 @@ from lad.cli.common import Device, Model, choose_device, read_prompts, stopped
 @stopped("batches made are kept; the same command goes on")
 def distil(
     out: Annotated[Path, typer.Option(help="File of pairs to write, .jsonl or .jsonl.gz.")],
-    batches: Annotated[int, typer.Option(help="Batches of prompts to try.", min=1)] = 64,
+    batches: Annotated[int, typer.Option(help="Of prompts to try.", min=1, metavar="N")] = 64,
     batch_size: Annotated[int, typer.Option(help="Prompts in a batch.")] = 16_384,
     context: Annotated[int, typer.Option(help="Most tokens of a pair.")] = 256,
     answer_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,

@@ -7,35 +7,53 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_result
-from lad.diffusion.config import PRESETS, RefineConfig
+from lad.diffusion.config import PRESETS, PURPOSES, SETTINGS, RefineConfig, from_texts, to_text
 from lad.diffusion.config import preset as settings_of
-from lad.utils import check_text, check_writable, describe
+from lad.utils import check_text, check_writable
 
-SETTINGS = describe(RefineConfig)
 # What only a run that masks again needs.
 REMASKING = [name for name, field in SETTINGS.items() if name == "remasking" or "used_by" in field]
 
+GROUPS = ("Basics", "Noise", "Sampling", "Length", "Model", "Output")
+
+
+def option(help: str, *names: str, group: str = "Basics", **extra):
+    return typer.Option(*names, help=help, rich_help_panel=group, **extra)
+
+
+def show_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
 SAVED = "Save the whole run: a .html file plays it, .svg is an animation, any other a trace."
-Trace = Annotated[Path | None, typer.Option(help=SAVED)]
-Preset = Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
+Trace = Annotated[Path | None, option(SAVED, group="Output")]
+# Declared here so that it stands in a group, too.
+_ends = {"is_eager": True, "expose_value": False, "callback": show_help}
+Help = Annotated[bool, option("Show this message and exit.", "--help", group="Output", **_ends)]
+_presets = "; ".join(PURPOSES)
+Preset = Annotated[str, option(f"Settings to start from. {_presets}.", metavar="NAME")]
 GAPS = "The text; ___ or, for three tokens, [3] is a gap, but text if a backslash stands before it."
-Prompt = Annotated[str | None, typer.Option(help="The question that the text answers, if any.")]
+Prompt = Annotated[str | None, option("The question that the text answers, if any.")]
+REPAIR = RefineConfig(iterations=16, remasking="none")
 
 
-def generates(*skipped: str) -> Callable:
+def generates(start: RefineConfig, *examples: str, skipped: Sequence[str] = ()) -> Callable:
     """Decorator: a function that says what to refine becomes a command that does it.
 
     The function returns prompt, settings, a function from the denoiser to the first draft (or
     None), and what the JSON object adds. The command adds to its parameters an option for each
-    setting that is not `skipped` (those that were given arrive as `given`), model and output.
+    setting that is not `skipped` (those that were given arrive as `given`), model and output. Its
+    help has the `examples`, and as defaults the settings it starts from.
     """
     settings = {name: field for name, field in SETTINGS.items() if name not in skipped}
 
@@ -47,10 +65,11 @@ def generates(*skipped: str) -> Callable:
             device: Device = "auto",
             trace: Trace = None,
             as_json: AsJson = False,
+            help: Help = False,
             **values: object,
         ) -> None:
             given = {name: values.pop(name) for name in settings}
-            given = {name: value for name, value in given.items() if value is not None}
+            given = from_texts({name: text for name, text in given.items() if text is not None})
             values = {n: check_text(v) if isinstance(v, str) else v for n, v in values.items()}
             prompt, config, draft, extra = function(**values, given=given)
             _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra)
@@ -58,8 +77,9 @@ def generates(*skipped: str) -> Callable:
         first = list(inspect.signature(function, eval_str=True).parameters.values())
         last = list(inspect.signature(command, eval_str=True).parameters.values())
         parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in first if p.name != "given"]
-        parameters += [_setting_option(*item) for item in settings.items()] + last[:-1]
-        command.__doc__ = function.__doc__
+        parameters += [_setting_option(*item, start) for item in settings.items()] + last[:-1]
+        parameters.sort(key=_place)
+        command.__doc__, command.examples = function.__doc__, examples
         command.__signature__ = inspect.Signature(parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command
@@ -67,19 +87,27 @@ def generates(*skipped: str) -> Callable:
     return decorate
 
 
-def _setting_option(name: str, field: dict) -> inspect.Parameter:
-    # A value outside the range is refused by the settings, which say more than typer does.
-    text = field["help"][0].upper() + field["help"][1:]
+def _place(parameter: inspect.Parameter) -> int:
+    """Arguments first, then the groups of options in their order."""
+    group = parameter.annotation.__metadata__[0].rich_help_panel
+    return GROUPS.index(group) if group else -1
+
+
+def _setting_option(name: str, field: dict, start: RefineConfig) -> inspect.Parameter:
+    # The settings refuse a value outside the range, and say more than typer does.
+    text = f"{field['help'][0].upper()}{field['help'][1:]}. "
     if "used_by" in field:
-        text += f"; with --remasking {' or '.join(field['used_by'])}"
-    kind, values = field["type"], None
-    if field["choices"]:
-        kind, values = str, "|".join(field["choices"])
-    elif field["low"] is not None:
-        values = f"{field['low']} to {field['high']}"
-    option = typer.Option(help=f"{text}.", metavar=values, rich_help_panel=field["group"])
-    only = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, only, default=None, annotation=Annotated[kind | None, option])
+        text += f"For {' or '.join(field['used_by'])}. "
+    text += f"Default {to_text(getattr(start, name))}."
+    kinds = {field["type"], *get_args(field["type"])}
+    values = "NAME" if field["choices"] else "yes|no" if bool in kinds else None
+    values = values or f"{field['low']} to {_short(field['high'])}"
+    setting = Annotated[str | None, option(text, group=field["group"], metavar=values)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=setting)
+
+
+def _short(number: float) -> str:
+    return "2^63 - 1" if number == 2**63 - 1 else str(number)
 
 
 def _generate(model, adapter, device, trace, as_json, prompt, config, draft, extra) -> None:
@@ -116,16 +144,20 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
         typer.echo(f"lad: {UNCHANGED}", err=True)
 
 
-@generates()
+@generates(
+    PRESETS["default"],
+    'lad refine "What is the capital of France?" --noiseless --iterations 8',
+    'lad refine "Name three fruits." --preset quality --temperature 0.7 --seed 1',
+)
 def refine(
     prompt: Annotated[str, typer.Argument(help="What to answer.")],
     given: dict,
     preset: Preset = "default",
     noiseless: Annotated[
-        bool, typer.Option("--noiseless", help="Never mask again; repeated tokens are replaced.")
+        bool, option("Never mask again; repeated tokens are replaced.", "--noiseless")
     ] = False,
     length: Annotated[
-        int | None, typer.Option(help="Tokens of the answer at most; EOS is fixed behind them.")
+        int | None, option("Tokens of the answer at most; EOS is fixed behind.", group="Length")
     ] = None,
 ) -> tuple:
     """Answer PROMPT by refinement; in a terminal, watch the draft change."""
@@ -141,7 +173,12 @@ def refine(
     return prompt, config, draft if length is not None else None, {"preset": preset}
 
 
-@generates(*REMASKING)
+@generates(
+    REPAIR,
+    'lad repair "Paris the is capital of of France."',
+    'lad repair "The capital Paris is." --prompt "What is the capital of France?"',
+    skipped=REMASKING,
+)
 def repair(
     text: Annotated[str, typer.Argument(help="The corrupted text.")],
     given: dict,
@@ -163,11 +200,15 @@ def repair(
     return prompt, config, lambda denoiser: visible_text(denoiser, text, length), extra
 
 
-@generates()
+@generates(
+    PRESETS["quality"],
+    'lad infill "The capital of ___ is Paris, and the capital of ___ is Berlin."',
+    'lad infill "Cats are [2] that like to [3]." --temperature 0.7 --seed 1',
+)
 def infill(
     text: Annotated[str, typer.Argument(help=GAPS)],
     given: dict,
-    gap: Annotated[int, typer.Option(help="Tokens of a gap written ___.")] = 1,
+    gap: Annotated[int, option("Tokens of a gap written ___.")] = 1,
     prompt: Prompt = None,
     preset: Preset = "quality",
 ) -> tuple:

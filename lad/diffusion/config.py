@@ -10,6 +10,7 @@ Sources: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo) for the settings, their r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Literal
 
@@ -24,7 +25,7 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 SCHEDULED = ("random", "guided")  # strategies that mask as many positions as the schedule says
 
 basic = partial(setting, group="Basics")
-noise = partial(setting, group="Noise between iterations")
+noise = partial(setting, group="Noise")
 sampling = partial(setting, group="Sampling")
 length = partial(setting, group="Length")
 
@@ -43,48 +44,48 @@ class RefineConfig:
         "guided",
         "which positions are masked again: none (noiseless), random, guided (low confidence is "
         "likelier) or threshold (all below a confidence)",
-        label="Positions to mask",
+        label="Re-masking",
     )
     noise_start: float = noise(
-        0.9, "fraction of the answer masked after the first iteration", 0, 1,
+        0.9, "share of the answer masked after the first iteration", 0, 1,
         label="Noise start", step=0.05, used_by=SCHEDULED,
     )  # fmt: skip
     sharpness: float = noise(
-        1.0, "how fast that fraction falls; near 0 it falls linearly", 0.01, 20,
+        1.0, "how fast that share falls; near 0 it falls linearly", 0.01, 20,
         label="Sharpness", step=0.1, used_by=SCHEDULED,
     )  # fmt: skip
     noise_clipping: float = noise(
-        0.01, "least weight of a confident token in guided re-masking; lower guides more", 0.01, 1,
+        0.01, "least weight of a confident token; lower guides more", 0.01, 1,
         label="Noise clipping", step=0.01, used_by=("guided",),
     )  # fmt: skip
     clustering: float = noise(
         0.0, "0 masks positions singly, 1 masks one run of them", 0, 1,
-        label="Clustering", step=0.05, used_by=SCHEDULED,
+        label="Clustering of masks", step=0.05, used_by=SCHEDULED,
     )  # fmt: skip
     confidence_threshold: float = noise(
         0.9, "confidence from which a token is shown", 0, 1,
         label="Confidence threshold", step=0.01, used_by=("threshold",),
     )  # fmt: skip
     isolated_threshold: float = noise(
-        0.0, "confidence required when the left neighbour is still masked", 0, 1,
+        0.0, "confidence required right of a position still masked", 0, 1,
         label="Threshold next to a gap", step=0.01, used_by=("threshold",),
     )  # fmt: skip
     window: int | None = noise(
-        None, "positions, from the leftmost MASK on, where tokens may be shown; none is all",
-        1, 2048, label="Window", used_by=("threshold",),
+        None, "positions from the leftmost MASK on where tokens may be shown; none is all",
+        1, 2048, label="Window from the leftmost MASK", used_by=("threshold",),
     )  # fmt: skip
     repeats: Literal[REPEATS] = noise(
         "allow",
         "of two equal neighbours the less confident is left (allow), masked again (remask; not "
-        "when noiseless) or drawn as another token (replace)",
+        "if noiseless) or drawn as another token (replace)",
         label="Repeated tokens",
     )
     permanent: bool = noise(
         False, "a position once shown is never MASK again; its token may still change",
-        label="permanent unmasking", used_by=REMASKING[1:],
+        label="Permanent unmasking", used_by=REMASKING[1:],
     )  # fmt: skip
     temperature: float = sampling(
-        0.0, "0 is greedy; 1 samples from the model's own probabilities", 0, 5,
+        0.0, "0 is greedy, 1 the model's own probabilities", 0, 5,
         label="Temperature", step=0.05,
     )  # fmt: skip
     top_k: int = sampling(3, "sample among the k likeliest tokens", 1, 1000, label="Top-k")
@@ -97,7 +98,7 @@ class RefineConfig:
         64, "positions of the answer region", 1, 2048, label="Answer length"
     )
     context: int | None = length(
-        None, "most tokens of prompt and answer region; none is what the adapter was trained on",
+        None, "most tokens of prompt and answer; none is what the adapter was trained on",
         16, 2048, label="Context window",
     )  # fmt: skip
     eos_bias: float = length(
@@ -105,12 +106,12 @@ class RefineConfig:
         label="EOS bias", step=0.1,
     )  # fmt: skip
     added_tokens: int | None = length(
-        None, "semi-autoregressive growth: positions that may be shown more each iteration; none "
-        "is all at once", 1, 256, label="Added tokens",
+        None, "positions that may be shown more each iteration; none is all at once",
+        1, 256, label="Added tokens an iteration",
     )  # fmt: skip
     patience: int = length(
         3, "stop after this many identical drafts in a row; 0 never stops early", 0, 512,
-        label="Patience (0: go on)",
+        label="Identical drafts to stop after",
     )  # fmt: skip
 
     @property
@@ -195,35 +196,33 @@ class CorruptionConfig:
         }
 
 
-RANGES = {name: (field["low"], field["high"]) for name, field in describe(RefineConfig).items()}
+SETTINGS = describe(RefineConfig)
+RANGES = {name: (field["low"], field["high"]) for name, field in SETTINGS.items()}
 
-# Tokens are shown from left to right, as far as they are confident, and stay.
-SHOWN = {"iterations": 64, "remasking": "threshold", "window": 16}
-SHOWN |= {"permanent": True, "repeats": "remask"}
-PRESETS = {
-    # About two tokens a forward pass: nearly any token right of a visible one, elsewhere only
-    # confident ones.
-    "default": RefineConfig(**SHOWN, confidence_threshold=0.1, isolated_threshold=0.65),
-    # LAD's own re-masking: low confidence is likelier to be masked again.
-    "guided": RefineConfig(),
-    # The authors' demo, as it starts, in an answer region of 128.
-    "demo": RefineConfig(
-        iterations=64,
-        remasking="random",
-        noise_start=0.5,
-        sharpness=1.0,
-        temperature=1.0,
-        top_k=3,
-        answer_length=128,
-        context=256,
+
+def _shown(confidence: float, isolated: float) -> RefineConfig:
+    """Tokens are shown from left to right, as far as they are confident, and stay."""
+    shown = {"remasking": "threshold", "window": 16, "permanent": True, "repeats": "remask"}
+    thresholds = {"confidence_threshold": confidence, "isolated_threshold": isolated}
+    return RefineConfig(iterations=64, **shown, **thresholds)
+
+
+_DEMO = {"iterations": 64, "remasking": "random", "noise_start": 0.5, "temperature": 1.0}
+# The answer grows four positions an iteration, because far positions drafted at once may settle on
+# a repeated token. Short answers settle sooner without growth (`added_tokens` None).
+_NOISELESS = {"iterations": 16, "remasking": "none", "added_tokens": 4}
+_PRESETS = {  # name: what it is for, and its settings
+    "default": ("for most questions, in few passes", _shown(0.1, 0.65)),
+    "guided": ("to watch LAD's own re-masking", RefineConfig()),
+    "demo": (
+        "what the authors' demo starts with",
+        RefineConfig(**_DEMO, answer_length=128, context=256),
     ),
-    # Fewer tokens at a time, isolated ones only at high confidence.
-    "quality": RefineConfig(**SHOWN, confidence_threshold=0.5, isolated_threshold=0.95),
-    # LAD's own claim: nothing is masked after the first draft. The answer grows four positions an
-    # iteration, because far positions drafted at once may settle on a repeated token. Short answers
-    # settle sooner without growth (`added_tokens` None).
-    "noiseless": RefineConfig(iterations=16, remasking="none", added_tokens=4),
+    "quality": ("fewer tokens a pass, slower", _shown(0.5, 0.95)),
+    "noiseless": ("to see it without re-masking", RefineConfig(**_NOISELESS)),
 }
+PRESETS = {name: config for name, (_, config) in _PRESETS.items()}
+PURPOSES = {f"{name}: {words}": name for name, (words, _) in _PRESETS.items()}  # for lists
 
 
 def preset(name: str) -> RefineConfig:
@@ -231,6 +230,39 @@ def preset(name: str) -> RefineConfig:
     if name not in PRESETS:
         raise InvalidInput(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+_WORDS = {"none": None, "yes": True, "no": False}
+
+
+def nearest_preset(config: RefineConfig) -> tuple[str, dict[str, object]]:
+    """The preset that differs least, and those of these settings that it has not."""
+    changes = {
+        name: {k: v for k, v in config.to_dict().items() if v != getattr(start, k)}
+        for name, start in PRESETS.items()
+    }
+    name = min(changes, key=lambda name: len(changes[name]))
+    return name, changes[name]
+
+
+def to_text(value: object) -> str:
+    """A setting's value as a command line or an address holds it."""
+    return next(
+        (word for word, one in _WORDS.items() if one is value), f"{value}".removesuffix(".0")
+    )
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, object]:
+    """Settings by name from what `to_text` gives; a text that is no value stays as it is."""
+    is_name = {name for name, field in SETTINGS.items() if field["choices"]}
+    return {name: text if name in is_name else _value(text) for name, text in texts.items()}
+
+
+def _value(text: str) -> object:
+    for kind in (_WORDS.__getitem__, int, float):
+        with suppress(LookupError, ValueError):
+            return kind(text)
+    return text
 
 
 # Names and values that files written before the present ones hold.

@@ -18,7 +18,8 @@ from random import Random
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from lad.diffusion.drafts import REPAIR_PROMPT
@@ -31,11 +32,17 @@ ASSETS = Path(__file__).parents[1] / "assets"
 USUAL, CORRECTION, CHOICE = range(3)  # kinds of pairs: places in `TrainConfig.corruptions`
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "expected at least one word")
+    return text
+
+
 @dataclass(frozen=True)
 class Pair:
     """A user's prompt, which is not blank, and the answer to it."""
 
-    prompt: Annotated[str, Field(pattern=r"\S")]
+    prompt: Annotated[str, AfterValidator(_not_blank)]
     answer: str
 
 

@@ -81,11 +81,16 @@ def read_numbers(name: str) -> dict:
         return checked(path.read_bytes(), object)
 
 
-def gallery() -> dict[str, Trace]:
-    """The recorded runs that there are, by what they show."""
-    paths = {words: recorded_file(f"{name}.jsonl") for name, words in GALLERY.items()}
-    traces = {words: Trace.load(path) for words, path in paths.items() if path.is_file()}
-    return {f"{' '.join(t.prompt.split())[:60]} ({words})": t for words, t in traces.items()}
+def recorded_runs() -> dict[str, Trace]:
+    """The runs of `GALLERY` that there are, by name."""
+    paths = {name: recorded_file(f"{name}.jsonl") for name in GALLERY}
+    return {name: Trace.load(path) for name, path in paths.items() if path.is_file()}
+
+
+def gallery(runs: Mapping[str, Trace] | None = None) -> dict[str, Trace]:
+    """Recorded runs, by default all, under names that say what they show."""
+    runs = recorded_runs() if runs is None else runs
+    return {f"{' '.join(t.prompt.split())[:60]} ({GALLERY[n]})": t for n, t in runs.items()}
 
 
 def save_race(traces: dict[str, Trace]) -> dict[str, Trace]:

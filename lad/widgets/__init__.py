@@ -5,13 +5,14 @@ player         a recorded trace, a gallery of them, two side by side: no model, 
 recorded       runs behind menus, which stand for the next three without a kernel
 runner         a run in a thread, to watch and to stop
 refinement     refine an answer live, play its trace, compare it with another
+sharing        the settings as a command, as Python, as a link to the demo
 editing        a corrupted text repaired, gaps filled
 noise          the schedule and the corruption under their controls
 attention      the masks and what they do to the states
 race           left to right beside refinement, under one clock
 lens           what every layer would predict in the place of a token
 benchmark      questions, their options, and the run behind each answer
-accessibility  names of controls for screen readers
+accessibility  names of controls for screen readers, keys, styles
 demo           the explorers as a web page; demo_server: Voila, its kernels and their places
 """
 

@@ -1,8 +1,9 @@
-"""What the explorers need of the page they are shown on: two scripts.
+"""What the explorers need of the page they are shown on: two scripts and a few styles.
 
 A slider's handle, the buttons of Play and a progress bar have no trait for a name, for screen
 readers: a script copies the description that stands beside them (`lad/assets/accessibility.js`).
-Another shows what stands inside a token that is chosen in a player (`lad/assets/inside.js`).
+With it Ctrl-Enter runs and space plays. Another shows what stands inside a token that is chosen in
+a player (`lad/assets/inside.js`).
 """
 
 from importlib.resources import files
@@ -13,6 +14,10 @@ from lad.viz.html import INSIDE
 
 
 def name_controls() -> HTML:
-    """An output with the scripts of the page it is shown on; they serve later controls too."""
-    script = files("lad").joinpath("assets", "accessibility.js").read_text(encoding="utf-8")
-    return HTML(f"<script>{script}{INSIDE}</script>")
+    """An output with what the page it is shown on needs; it serves later controls too."""
+    assets = files("lad").joinpath("assets")
+    script, style = (
+        assets.joinpath(name).read_text(encoding="utf-8")
+        for name in ("accessibility.js", "controls.css")
+    )
+    return HTML(f"<style>{style}</style><script>{script}{INSIDE}</script>")

@@ -1,26 +1,27 @@
 """A control for every setting of a refinement, made from its description; presets and limits.
 
-The three controls of the authors' demo come first: iterations, disable intermediate noising, and
-(with the player) the pause. The others are folded away under "All controls". A preset sets them
-all; moving one afterwards shows "custom".
+The three controls of the authors' demo come first: iterations, noiseless (there "disable
+intermediate noising"), and, with the player, the pause. The others are folded away under "All
+controls". A preset sets them all; moving one afterwards shows "custom".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
 import ipywidgets as widgets
 from traitlets import observe
 
-from lad.diffusion.config import PRESETS, RANGES, RefineConfig
-from lad.utils import InvalidInput, check_text, describe
+from lad.diffusion.config import PRESETS, PURPOSES, RANGES, SETTINGS, RefineConfig
+from lad.utils import InvalidInput, check_text
 from lad.viz.html import escape
 
 # Layouts
 WIDE = {"width": "auto"}  # 100 % would be too wide by the margins
+TALL = WIDE | {"flex_flow": "row wrap", "height": "auto"}  # room for a label above the control
 ROW = {"flex_flow": "row wrap", "align_items": "center"}
 SPACED = ROW | {"grid_gap": "2px 16px"}
 COLUMNS = {
@@ -30,17 +31,9 @@ COLUMNS = {
 # Styles: the width of a control's label
 SHORT = {"description_width": "6em"}
 MEDIUM = {"description_width": "9em"}
-LONG = {"description_width": "min(13em, 50%)"}
+ABOVE = {"description_width": "100%"}  # in a line of its own
 
 CUSTOM = "custom"
-PURPOSES = {  # of the presets, as lists of them say it
-    "default: for most questions, in few passes": "default",
-    "guided: to watch LAD's own re-masking": "guided",
-    "demo: what the authors' demo starts with": "demo",
-    "quality: fewer tokens a pass, slower": "quality",
-    "noiseless: to see it without re-masking": "noiseless",
-}
-SETTINGS = describe(RefineConfig)
 # Whole numbers that a list or a slider offers: 1, 2, 3, 4, 6, 8, 12, ...; all would be too many.
 SIZES = sorted({n << k for n in (1, 2, 3) for k in range(11)} | {2048})
 
@@ -51,6 +44,8 @@ def width(em: float) -> dict[str, str]:
 
 
 FIELD = {"style": MEDIUM, "layout": width(26)}
+SETTING = {"style": ABOVE, "layout": TALL | width(22)}
+SETTINGS_CLASS = "lad-settings"  # of a box of controls with their labels above them
 
 
 def labelled(
@@ -66,6 +61,14 @@ class Dropdown(widgets.Dropdown):
     @observe("value")
     def _propagate_value(self, change: Mapping) -> None:
         self.index = self._options_values.index(change["new"])
+
+
+def examples(field: widgets.ValueWidget, texts: Iterable[str]) -> widgets.HBox:
+    """Buttons that put a text into a field."""
+    buttons = [widgets.Button(description=text, layout=WIDE) for text in texts]
+    for button in buttons:
+        button.on_click(lambda button: field.set_trait("value", button.description))
+    return widgets.HBox([widgets.HTML("<strong>Try:</strong>"), *buttons], layout=SPACED)
 
 
 def error_html(text: str) -> str:
@@ -98,6 +101,11 @@ class Limits:
         return check_text(text)
 
 
+def described(name: str) -> dict[str, str]:
+    """Label and tooltip of a setting, as traits of a widget."""
+    return {"description": SETTINGS[name]["label"], "tooltip": SETTINGS[name]["help"]}
+
+
 def make_control(
     name: str, value: object, most: int | None = None, **traits: object
 ) -> widgets.ValueWidget:
@@ -107,8 +115,7 @@ def make_control(
     "none", a Literal a list of its values; `most` is a limit below that of the setting.
     """
     field = SETTINGS[name]
-    words = {"description": field["label"], "tooltip": field["help"]}
-    traits = words | {"layout": WIDE, "style": LONG} | traits
+    traits = described(name) | {"layout": TALL, "style": ABOVE} | traits
     kinds = (field["type"], *get_args(field["type"]))
     low, high = field["low"], field["high"]
     if high is not None:
@@ -165,7 +172,7 @@ class Controls:
         options = PURPOSES | {CUSTOM: CUSTOM}
         self.preset = labelled(widgets.Dropdown, "Preset", 29, options=options)
         self.noiseless = widgets.Checkbox(
-            description="disable intermediate noising", indent=False, layout=width(17)
+            description="noiseless: mask nothing again", indent=False, layout=width(17)
         )
         self.noiseless.tooltip = SETTINGS["remasking"]["help"]
         self._strategy = "guided"  # to go back to when the box is unticked
@@ -177,7 +184,9 @@ class Controls:
         for group, members in groups.items():
             title = widgets.HTML(f"<strong>{group}</strong>")
             parts += [title, widgets.GridBox(members, layout=COLUMNS)]
-        self.folded = widgets.Accordion([widgets.VBox(parts)], titles=["All controls"])
+        self.folded = widgets.Accordion(
+            [widgets.VBox(parts).add_class(SETTINGS_CLASS)], titles=["All controls"]
+        )
         self._changed()
 
     @property
@@ -188,8 +197,12 @@ class Controls:
     def _choose_preset(self, _change: object = None) -> None:
         if self._loading or self.preset.value == CUSTOM:
             return
+        self.load(PRESETS[self.preset.value])
+
+    def load(self, config: RefineConfig) -> None:
+        """Move every control to these settings, as near as the limits let it."""
         self._loading = True
-        for name, value in self.limits.apply(PRESETS[self.preset.value]).to_dict().items():
+        for name, value in self.limits.apply(config).to_dict().items():
             set_value(self.controls[name], value)
         self._loading = False
         self._changed()

@@ -59,15 +59,20 @@ class _TextExplorer(Explorer):
         question: str | None = None,
         pause: float = 0.3,
         limits: Limits | None = None,
+        recorded: Trace | None = None,
     ) -> None:
+        """`recorded` is a run that is on show at first."""
         super().__init__(limits, pause)
+        self.player.load(recorded)
+        self.status.value = "a recorded run" if recorded else ""
         self._loader = Loader(denoiser or load_denoiser)
         traits = {"layout": WIDE, "style": SHORT}
         text = self.TEXT if text is None else text
         self.text = widgets.Textarea(text, description="Text", rows=2, **traits)
         traits |= {"tooltip": PLACEHOLDER, "placeholder": PLACEHOLDER}
         question = self.QUESTION if question is None else question
-        self.question = widgets.Text(question, description="Answers", **traits)
+        traits["style"] = {"description_width": "initial"}
+        self.question = widgets.Text(question, description="It answers the question", **traits)
         bars = [widgets.HBox(bar, layout=SPACED) for bar in self._make_controls()]
         parts = [self.text, self.question, *bars, self.bar, self.message, self.player.widget]
         self.widget = widgets.VBox(parts)

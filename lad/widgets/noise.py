@@ -26,7 +26,17 @@ from lad.viz.word_corruption import (
     corrupt,
     drawn_rates,
 )
-from lad.widgets.controls import FIELD, MEDIUM, ROW, WIDE, error_html, make_control
+from lad.widgets.controls import (
+    MEDIUM,
+    ROW,
+    SETTING,
+    SETTINGS_CLASS,
+    SPACED,
+    WIDE,
+    described,
+    error_html,
+    make_control,
+)
 from lad.widgets.player import bundle
 
 DRAWS = 400  # for the table's averages
@@ -43,17 +53,17 @@ class ScheduleExplorer:
     """The noise schedule under its four controls: a curve, and the same in words and numbers."""
 
     def __init__(self) -> None:
-        self.sharpness = make_control("sharpness", 5.0, **FIELD)
-        self.noise_start = make_control("noise_start", 0.5, **FIELD)
-        self.iterations = widgets.IntSlider(16, 1, 128, description="Iterations", **FIELD)
-        self.answer_length = widgets.IntSlider(64, 1, 256, description="Answer (tokens)", **FIELD)
+        self.sharpness = make_control("sharpness", 5.0, **SETTING)
+        self.noise_start = make_control("noise_start", 0.5, **SETTING)
+        self.iterations = widgets.IntSlider(16, 1, 128, **described("iterations"), **SETTING)
+        self.answer_length = widgets.IntSlider(64, 1, 256, **described("answer_length"), **SETTING)
         names = ("iterations", "answer_length", "sharpness", "noise_start")
         self._controls = {name: getattr(self, name) for name in names}
         self.image = widgets.HTML(layout=WIDE)  # an Image widget has no alternative text
         self.text = widgets.HTML(layout=WIDE)
         for control in self._controls.values():
             control.observe(self._draw, "value")
-        bar = widgets.HBox([*self._controls.values()], layout=ROW)
+        bar = widgets.HBox([*self._controls.values()], layout=SPACED).add_class(SETTINGS_CLASS)
         self.widget = widgets.VBox([bar, self.image, self.text])
         self._draw()
 
@@ -91,20 +101,21 @@ class CorruptionExplorer:
         self.sentence = widgets.Text(
             value=sentence, description="Your sentence", style=MEDIUM, layout=WIDE
         )
-        self.severity = widgets.FloatSlider(0.6, max=1, description="Severity p", **FIELD)
+        self.severity = widgets.FloatSlider(0.6, max=1, description="Severity p", **SETTING)
         self.severity.step = 0.05
         self.kinds = {}
         for kind in ALL_KINDS:
             traits = {"tooltip": EXPLANATIONS[kind], "indent": False, "layout": {"width": "8em"}}
             self.kinds[kind] = widgets.Checkbox(value=True, description=kind, **traits)
-        self.seed = make_control("seed", 0, **FIELD)
+        self.seed = make_control("seed", 0, **SETTING)
         self.again = widgets.Button(description="Draw again", icon="refresh")
         self.again.on_click(self._draw_again)
         self.screen, self.table, self.message = (widgets.HTML(layout=WIDE) for _ in range(3))
         boxes = list(self.kinds.values())
         for control in (self.sentence, self.severity, self.seed, *boxes):
             control.observe(self._draw, "value")
-        first = widgets.HBox([self.severity, self.seed, self.again], layout=ROW)
+        first = [self.severity, self.seed, self.again]
+        first = widgets.HBox(first, layout=SPACED).add_class(SETTINGS_CLASS)
         second = widgets.HBox(boxes, layout=ROW)
         parts = [self.sentence, first, second, self.message, self.screen, self.table]
         self.widget = widgets.VBox(parts)

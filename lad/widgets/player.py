@@ -38,7 +38,7 @@ class _Player:
             description="colour by confidence", indent=False, layout=button | width(13)
         )
         traits = {"value": pause, "max": 5, "step": 0.05, "tooltip": "seconds between two steps"}
-        self.pause = labelled(widgets.FloatSlider, "Pause (s)", 18, **traits)
+        self.pause = labelled(widgets.FloatSlider, "Pause (s)", 22, **traits)
         # The browser moves slider and player together, without a way through the kernel.
         self.link = widgets.jslink((self.play, "value"), (self.slider, "value"))
         self.back.on_click(lambda _button: self.step(-1))

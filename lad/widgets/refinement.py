@@ -21,12 +21,22 @@ from lad.models.chat import Prompt
 from lad.utils import InvalidInput, damaged_file
 from lad.viz.export import as_text
 from lad.viz.html import answer_html, escape, page_html, prompt_html
-from lad.widgets.controls import PURPOSES, SHORT, SPACED, WIDE, Controls, Limits, labelled
+from lad.widgets.controls import (
+    PURPOSES,
+    SHORT,
+    SPACED,
+    WIDE,
+    Controls,
+    Limits,
+    examples,
+    labelled,
+)
 from lad.widgets.player import Comparison, Gallery
+from lad.widgets.recorded import PROMPTS
 from lad.widgets.runner import Explorer, Job, Loader
+from lad.widgets.sharing import DEFAULT_MODEL, DEMO, Sharing
 
 MOST_BYTES = 20_000_000  # of a trace that is loaded
-DEFAULT_MODEL = "smollm2-135m"
 FILES = {  # what a run is saved as: suffix and type
     "a trace": (".jsonl", "application/jsonl"),
     "a page": (".html", "text/html"),
@@ -76,6 +86,7 @@ class RefinementExplorer(Explorer):
         models: Mapping[str, Denoiser | Callable[[], Denoiser]] | None = None,
         gallery: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
+        demo: str = DEMO,
     ) -> None:
         """Nothing is loaded or run yet; what is given is what the controls say at first.
 
@@ -83,7 +94,9 @@ class RefinementExplorer(Explorer):
             denoiser: or a function that loads it at the first run; the default model when None.
             pause: seconds a frame.
             models: several denoisers to choose from, by name, instead of one.
+            gallery: recorded runs; the first, of this prompt if there is one, is on show.
             limits: of a run, for pages that strangers visit.
+            demo: the address of the demo page, for links to it.
         """
         super().__init__(limits, pause)
         if models is None:
@@ -119,13 +132,17 @@ class RefinementExplorer(Explorer):
         self.upload.observe(self._load_file, "value")
         self.gallery.choice.observe(self._load_recorded, "value")
         self.turns.observe(lambda _change: self._remember([]), "value")
+        self.sharing = Sharing(self.prompt, self.settings, self.model, demo)
+        own = [name for name, run in self.gallery.traces.items() if run.prompt == prompt]
+        self.gallery.choice.value = next(iter([*own, *self.gallery.traces]), "")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
         files = [self.gallery.widget, self.upload, self.save_as, self.download]
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
-        question = [self.prompt, basics, self.settings.folded, model, self.talk]
+        self.examples = examples(self.prompt, PROMPTS)
+        question = [self.prompt, self.examples, basics, self.settings.folded, model, self.talk]
         answer = [self.bar, self.message, self.player.widget]
-        more = [compare, self.comparison.widget, files]
+        more = [compare, self.comparison.widget, files, self.sharing.widget]
         self.widget = widgets.VBox(question + answer + more)
 
     def _chat(self) -> Prompt:
