@@ -45,14 +45,17 @@ import torch
 import lad
 from lad.diffusion.adapter import shipped_adapter
 from lad.evaluation import probes
+from lad.evaluation.lens import lens
 from lad.evaluation.probes import KINDS_OF_ATTENTION, fill_mask
 from lad.training import self_distil
 from lad.viz import attention, training
 from lad.viz.ablation import ablation
-from lad.viz.gallery import read_numbers, save_numbers
+from lad.viz.gallery import read_numbers, save_numbers, show_recorded
+from lad.viz.lens import lens_heatmap
 from lad.viz.style import show
 from lad.widgets.accessibility import name_controls
 from lad.widgets.attention import AttentionExplorer
+from lad.widgets.lens import LensExplorer
 
 full = lad.profile() == "full"
 print("profile:", lad.profile())
@@ -237,6 +240,44 @@ show(
 # %% [markdown]
 # **Conclusion.** Attending to the right is not enough: the bare backbone has the same mask and
 # misses the clue. The denoiser uses it, and without the clue can only name some city.
+
+# %% [markdown]
+# ## What would each layer predict?
+#
+# Every layer adds to a state, and only after the last one the backbone's head reads a token off it.
+# The **logit lens** (nostalgebraist, 2020) applies the head after every layer: what would be the
+# likeliest token if the model ended there? Below, at one position of one answer, over layers and
+# iterations; framed is the token that the answer ends up with.
+
+# %%
+prompt = "What do you know about Amsterdam?" if full else "What is the capital of France?"
+run = lad.record(denoiser, prompt, lad.PRESETS["default"])
+[middle] = lens(denoiser, run, positions=[run.tokens // 2])
+show(lens_heatmap(middle), "A square for each layer and iteration, with its token.", name="lens")
+
+# %% [markdown]
+# Now choose any token of that answer; *Run* answers another prompt.
+
+# %%
+LensExplorer(denoiser, run)
+
+# %% [markdown]
+# And over many answers (`lad study`): in one iteration after the other, after which layer does the
+# final token lead, where it is already visible, where this iteration shows it, and where the
+# position stays masked? The bands are 95 % intervals over answers.
+
+# %%
+show_recorded(
+    "first_layer",
+    "Share of positions whose final token is the likeliest, against the layer, a line for visible "
+    "tokens, for those shown in the iteration and for those still masked.",
+)
+
+# %% [markdown]
+# **Takeaway.** A prediction is made late, in the last third of the layers, even of a token that
+# stands in the input: the state is read off at the position before it, which has to fetch the token
+# by attention. What an iteration shows leads later still. Behind most MASKs that stay, the final
+# token leads after no layer: those positions wait for their neighbours.
 
 # %% [markdown]
 # ## Can we watch one being trained?

@@ -49,10 +49,18 @@ from lad.diffusion.config import RefineConfig, preset
 from lad.diffusion.drafts import INFILL_PROMPT, gapped, visible_text
 from lad.diffusion.resume import branch, next_input
 from lad.diffusion.sampler import record
+from lad.evaluation.race import race
 from lad.evaluation.text_metrics import repeated_ngrams
 from lad.models.chat import encode_text
 from lad.utils import profile
-from lad.viz.gallery import FIGURES, gallery, save_trace, show_recorded
+from lad.viz.gallery import (
+    FIGURES,
+    gallery,
+    recorded_race,
+    save_race,
+    save_trace,
+    show_recorded,
+)
 from lad.viz.html import costs_table, draft_html, filmstrip_text, legend_html, page_html
 from lad.viz.refinement import (
     confidence_curve,
@@ -66,6 +74,7 @@ from lad.viz.tokens import half_settled, repeated_share
 from lad.widgets import (
     Gallery,
     InfillExplorer,
+    RaceExplorer,
     RefinementExplorer,
     RepairExplorer,
     TracePlayer,
@@ -257,11 +266,24 @@ costs_table({"short answer, noiseless": paris, **runs})
 # ends early.
 
 # %% [markdown]
-# In seconds, the cost of a pass decides. On a CPU a pass costs every position of the window, and a
-# left-to-right model, which computes one position a token, is faster. On a GPU positions are
-# nearly free until it is full. Recorded with `lad bench`: every pass of the refinement is one
-# compiled launch, `generate` of `transformers` is not compiled. Most of the ratio is that
-# difference (`docs/performance.md`), so it does not say that refinement as such is so much faster.
+# Play a race: the same backbone, its adapter off, writes an answer from left to right, and refines
+# one. Choose the clock; *Run* races anew, on this machine. The recorded seconds are those of the
+# machine that is named below the answers.
+
+# %%
+runners = recorded_race(denoiser.adapter_sha256)
+runners = runners or save_race(race(denoiser, QUESTION, preset("default")))
+RaceExplorer(denoiser, runners)
+
+# %% [markdown]
+# **Takeaway.** By passes refinement is ahead, because a pass shows several tokens. By seconds it
+# need not be: one of its passes computes the whole answer region, one from left to right a token.
+
+# %% [markdown]
+# On a CPU a pass costs every position of the window; on a GPU positions are nearly free until it is
+# full. Recorded with `lad bench`: every pass of the refinement is one compiled launch, `generate`
+# of `transformers` is not compiled. Most of the ratio is that difference (`docs/performance.md`),
+# so it does not say that refinement as such is so much faster.
 
 # %%
 show_recorded(

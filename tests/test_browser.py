@@ -279,6 +279,9 @@ InfillExplorer(denoiser, text="one ___ three", pause=0).widget
 ---
 from lad.widgets import AttentionExplorer, CorruptionExplorer, ScheduleExplorer
 display(AttentionExplorer().widget, CorruptionExplorer().widget, ScheduleExplorer().widget)
+---
+from lad.widgets import LensExplorer, RaceExplorer
+display(RaceExplorer(denoiser).widget, LensExplorer(denoiser).widget)
 """
 OPEN = """(() => { document.querySelector('.jp-Dialog .jp-mod-accept')?.click();
 const shell = window.jupyterapp?.shell;
@@ -314,10 +317,10 @@ def lab(chromium, adapter, tmp_path_factory):
     server = Server(command, "is running at", folder / "lab.log", **environment)
     try:
         page = chromium.open(f"{server.url}lab/tree/w.ipynb", height=2400)
-        page.wait("document.querySelectorAll('.jp-CodeCell').length === 4")
+        page.wait("document.querySelectorAll('.jp-CodeCell').length === 5")
         page.wait(OPEN)
         page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait(f"{BUTTONS}.length === 3")
+        page.wait(f"{BUTTONS}.length === 5")
         yield page
         # Of what is not saved the browser would ask, since a key was pressed.
         page.evaluate("window.jupyterapp.commands.execute('docmanager:save').then(() => 0)")
@@ -351,6 +354,22 @@ def test_the_explorers_work_in_jupyterlab(lab):
     lab.click("Run", infill)
     lab.wait(f"/forward pass/.test({infill}.textContent)")
     assert lab.evaluate(f"{infill}.querySelector('[role=alert]') === null")
+    assert lab.errors == []
+
+
+def test_a_race_plays_in_jupyterlab_and_the_lens_follows_its_token(lab):
+    cell = "document.querySelectorAll('.jp-CodeCell')[4]"
+    lab.click("Run", cell)
+    standing = f"{cell}.querySelector('[data-part=standing]')?.textContent"
+    lab.wait(f"/^Done: /.test({standing})")
+    lab.click("Back", cell)
+    lab.wait(f"/^Running: /.test({standing})")
+    lab.evaluate(f"{BUTTONS}[4].click()")
+    words = f"{cell}.querySelector('.lad-lens [data-part=words]')?.textContent"
+    lab.wait(f"{words}?.includes('at iteration 0')")
+    slider = f"{cell}.querySelector('.lad-lens [type=range]')"
+    lab.evaluate(f"{slider}.value = 0, void {slider}.dispatchEvent(new Event('input'))")
+    assert lab.evaluate(f"{cell}.querySelector('.lad-lens output').textContent").startswith("0: ")
     assert lab.errors == []
 
 

@@ -16,6 +16,7 @@ from lad.evaluation.generation import Answers
 from lad.training import Pair, held_out_prompts
 from lad.utils import InvalidInput
 from lad.viz import convergence as figures
+from lad.viz.lens import first_layer
 
 ITERATIONS = (1, 2, 4)
 
@@ -34,7 +35,7 @@ def test_every_number_is_there_with_its_interval_and_can_be_written(data):
         assert [point["iterations"] for point in points] == expected
         expected = {"relative_perplexity_with_end", "repeated_4grams", "whole_sentences", "ended"}
         assert all(expected < set(point) for point in points)
-    assert data["prompts"] == 3 and data["pairs"] == 5
+    assert data["prompts"] == 3 and data["pairs"] == 5 and data["layers"]["answers"] == 3
     assert {"adapter_sha256", "device", "torch", "seed"} <= set(data["provenance"])
     assert all(len(settled) == ITERATIONS[-1] for settled in data["settled"].values())
 
@@ -137,4 +138,4 @@ def test_every_figure_is_drawn_and_only_noiseless_answers_test_the_claim(data):
     assert panels == ["perplexity, EOS counted", "stutter", "loops", "ends", "cost", ""]
     for name in ("quality_curve", "convergence", "calibration_curve", "settled_shares"):
         assert getattr(figures, name)(data).get_suptitle()
-    assert figures.settling_order(data).get_suptitle()
+    assert figures.settling_order(data).get_suptitle() and first_layer(data).get_suptitle()

@@ -1,4 +1,4 @@
-"""`lad study`: what refinement does, over many answers; the numbers behind five figures."""
+"""`lad study`: what refinement does, over many answers; the numbers behind six figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer import Option
 
 from lad.cli import common
 
-ON_A_CPU = {"prompts": 6, "pairs": 24}  # about five minutes on two cores
+ON_A_CPU = {"prompts": 6, "pairs": 24}  # about seven minutes on two cores
 
 
 def study(

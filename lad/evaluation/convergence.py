@@ -1,8 +1,9 @@
-"""What refinement does over many answers: the numbers behind five figures.
+"""What refinement does over many answers: the numbers behind six figures.
 
 `quality` of answers against the iterations allowed; `runs`, tokens and iterations of each answer;
 `settled`, the share of final tokens, EOS included, by iteration; `order`, when a token is final
-against its place in the answer; `calibration`, accuracy of the likeliest token by its confidence.
+against its place in the answer; `calibration`, accuracy of the likeliest token by its confidence;
+`layers`, after which layer a final token leads, see `lad.evaluation.lens`.
 
 Shapes: n = answers, i = iterations, m = masked positions.
 """
@@ -21,6 +22,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.evaluation import generation
 from lad.evaluation.generation import Answers, Progress, provenance, silent
+from lad.evaluation.lens import first_layers
 from lad.evaluation.statistics import mean, pooled_share
 from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
@@ -68,6 +70,8 @@ def run_study(
 
     most = iterations[-1]
     traces = {name: refine(replace(way, iterations=most), name) for name, way in WAYS.items()}
+    confident = traces["sure tokens only"]
+    layers = first_layers(denoiser, confident, on_done=partial(on_progress, "layers"))
     outputs = {}
     for name, way in WAYS.items():
         outputs[name, most] = Answers.from_traces(traces[name])
@@ -97,6 +101,7 @@ def run_study(
         "quality": quality,
         **settling(traces, most),
         "calibration": confidence,
+        "layers": layers,
     }
 
 

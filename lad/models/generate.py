@@ -7,7 +7,7 @@ prompts change what is drawn, and the global generator is not used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -32,6 +32,7 @@ def generate(
     max_length: int | None = None,
     eos_token_id: int | None = None,
     static_cache: bool = False,
+    on_logits: Callable[[Tensor], object] | None = None,
 ) -> list[list[int]]:
     """Token ids of one answer to each prompt, in the order of the prompts.
 
@@ -45,6 +46,7 @@ def generate(
         max_length: tokens of a prompt and its answer together; at most what the model allows.
         static_cache: keys and values in tensors of fixed size, and batches made anew after every 64
             tokens from the answers that go on: pays on a GPU with thousands of prompts.
+        on_logits: called after every forward pass with the `(b, v)` logits of the next tokens.
     """
     max_length = max_length or causal_lm.config.max_position_embeddings
     eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
@@ -79,9 +81,10 @@ def generate(
                 begun = [*prompts[i], *answers[i]]
                 ids[row, width - len(begun) :] = torch.tensor(begun)
                 attention_mask[row, width - len(begun) :] = 1
+            processors = [] if on_logits is None else [partial(_watch, on_logits)]
             if temperature > 0:
                 drawn = uniforms[batch, done:].to(causal_lm.device)
-                options["logits_processor"] = [partial(sample, drawn, width, temperature, top_k)]
+                processors.append(partial(sample, drawn, width, temperature, top_k))
             new = causal_lm.generate(
                 input_ids=ids.to(causal_lm.device),
                 attention_mask=attention_mask.to(causal_lm.device),
@@ -89,6 +92,7 @@ def generate(
                 do_sample=False,
                 eos_token_id=eos,
                 pad_token_id=eos,
+                logits_processor=processors,
                 **options,
             )[:, width:].tolist()
             for i, tokens in dict(zip(batch, new, strict=True)).items():
@@ -97,6 +101,11 @@ def generate(
         done += stage
         going = [i for i in going if answers[i][-1] != eos and len(answers[i]) < room[i]]
     return answers
+
+
+def _watch(on_logits: Callable, input_ids: Tensor, scores: Tensor) -> Tensor:
+    on_logits(scores)
+    return scores
 
 
 def sample(

@@ -26,7 +26,7 @@ from lad.utils import (
     profile,
     write_json,
 )
-from lad.viz import attention, benchmarks, convergence, noise, refinement, throughput
+from lad.viz import attention, benchmarks, convergence, lens, noise, refinement, throughput
 from lad.viz.ablation import ablation
 from lad.viz.style import Picture, save, show
 
@@ -49,10 +49,10 @@ GALLERY = {
 }
 
 
-def save_trace(trace: Trace, name: str) -> Path:
-    """Record a run as `figures/data/NAME.jsonl`, without its wall times, which vary by run."""
+def save_trace(trace: Trace, name: str, timed: bool = False) -> Path:
+    """Record a run as `figures/data/NAME.jsonl`; its wall times vary by run: only if `timed`."""
     made_by = {"command": COMMAND, "profile": profile()}
-    steps = [replace(step, seconds=0.0) for step in trace.steps]
+    steps = trace.steps if timed else [replace(step, seconds=0.0) for step in trace.steps]
     recorded = replace(trace, steps=steps, provenance=trace.provenance | made_by)
     return recorded.save(figures_folder() / "data" / f"{name}.jsonl")
 
@@ -93,6 +93,22 @@ def gallery(runs: Mapping[str, Trace] | None = None) -> dict[str, Trace]:
     return {f"{' '.join(t.prompt.split())[:60]} ({GALLERY[n]})": t for n, t in runs.items()}
 
 
+def save_race(traces: dict[str, Trace]) -> dict[str, Trace]:
+    """Record a race, with its wall times, a file for each run; returns the race."""
+    for name, trace in traces.items():
+        save_trace(trace, f"race_{name.replace(' ', '_')}", timed=True)
+    return traces
+
+
+def recorded_race(adapter_sha256: str | None = None) -> dict[str, Trace]:
+    """The recorded race, left to right first; empty if there is none, or of another adapter."""
+    paths = [recorded_file(f"race_{name}.jsonl") for name in ("left_to_right", "refinement")]
+    traces = [Trace.load(path) for path in paths if path.is_file()]
+    digest = traces[-1].provenance["adapter_sha256"] if len(traces) == 2 else ""
+    fits = adapter_sha256 in (None, digest)
+    return {t.provenance["decoding"]: t for t in traces} if digest and fits else {}
+
+
 class Drawing(NamedTuple):
     """How a figure is drawn: a function of its file in `figures/data/`, if it needs one."""
 
@@ -124,6 +140,7 @@ DRAWN: dict[str, Drawing] = {
     "calibration": Drawing("study.json", convergence.calibration_curve, "lad study"),
     "settled_share": Drawing("study.json", convergence.settled_shares, "lad study"),
     "settling_order": Drawing("study.json", convergence.settling_order, "lad study"),
+    "first_layer": Drawing("study.json", lens.first_layer, "lad study"),
     "speed": Drawing("bench.json", throughput.speed, "lad bench"),
     "true_shape": Drawing("llama-3.1-8b.json", throughput.true_shape, _LARGE),
     "ablation": Drawing("ablation.json", ablation, "lad ablate"),
@@ -136,6 +153,7 @@ DRAWN: dict[str, Drawing] = {
     "kinds_of_noise": Drawing("kinds_of_noise.json", _kinds_of_noise),
     "attention_masks": Drawing("attention_masks.json", _attention_masks),
 }
+LACKING = {"first_layer": "layers"}  # what an earlier version's file does not have
 
 
 def draw(name: str) -> Figure:
@@ -154,7 +172,11 @@ def draw(name: str) -> Figure:
 def unrecorded() -> dict[str, str]:
     """Figures whose data is not in `figures/data/` yet -> the command that records it."""
     wanted = {name: one for name, one in DRAWN.items() if one.data}
-    return {name: one.by for name, one in wanted.items() if not recorded_file(one.data).is_file()}
+    missing = {n: one.by for n, one in wanted.items() if not recorded_file(one.data).is_file()}
+    for name, key in LACKING.items():
+        if name not in missing and key not in read_numbers(Path(DRAWN[name].data).stem):
+            missing[name] = DRAWN[name].by
+    return missing
 
 
 def show_recorded(name: str, alt: str) -> Picture | None:

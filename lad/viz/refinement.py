@@ -81,7 +81,7 @@ def filmstrip_figure(trace: Trace, iterations: Sequence[int] | None = None) -> F
 def _filmstrip_title(trace: Trace) -> str:
     cost = f"”: {count(trace.tokens, 'token')} in {ran(trace)}"
     prompt, most = " ".join(trace.prompt.split()), style.TITLE_LENGTH - len(cost) - 1
-    return f"“{_drawable(prompt if len(prompt) <= most else prompt[: most - 1] + '…')}{cost}"
+    return f"“{drawable(prompt if len(prompt) <= most else prompt[: most - 1] + '…')}{cost}"
 
 
 def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
@@ -95,16 +95,16 @@ def _spans(trace: Trace, step: int, phase: str) -> list[TokenSpan]:
 
 
 def wrap_spans(
-    spans: list[TokenSpan], columns: int, drawable: Callable[[str], str] | None = None
+    spans: list[TokenSpan], columns: int, replace: Callable[[str], str] | None = None
 ) -> list[list[tuple[str, TokenSpan]]]:
     """Break spans into lines of at most `columns` characters; a newline ends a line.
 
-    `drawable` replaces what cannot be drawn, by default what this module's font lacks. A single
+    `replace` replaces what cannot be drawn, by default what this module's font lacks. A single
     MASK is NUL characters.
     """
     lines = [[]]
     for span in spans:
-        for piece in _pieces(span, drawable or _drawable):
+        for piece in _pieces(span, replace or drawable):
             text = piece.rstrip("\n")
             while text:
                 space = columns - sum(text_width(before) for before, _ in lines[-1])
@@ -121,12 +121,12 @@ def wrap_spans(
     return lines if lines[-1] or len(lines) == 1 else lines[:-1]
 
 
-def _pieces(span: TokenSpan, drawable: Callable[[str], str]) -> list[str]:
+def _pieces(span: TokenSpan, replace: Callable[[str], str]) -> list[str]:
     if span.kind == "mask" and span.count == 1:
         return ["\0" * MASK_WIDTH]
     if span.kind in ("mask", "eos"):
         return [f" {span.text} × {span.count} " if span.count > 1 else f" {span.text} "]
-    return drawable(tokens.visible(span.text)).splitlines(keepends=True) or [""]
+    return replace(tokens.visible(span.text)).splitlines(keepends=True) or [""]
 
 
 def text_width(text: str) -> int:
@@ -139,7 +139,7 @@ def _font() -> FT2Font:
     return FT2Font(font_manager.findfont(style.MONOSPACE))
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """A box for every character the font lacks: matplotlib would warn and draw its own."""
     return "".join(c if c == "\n" or _font().get_char_index(ord(c)) else "□" for c in text)
 
@@ -248,7 +248,7 @@ def settled_curve(traces: Mapping[str, Trace]) -> Figure:
     """Share of each final answer's tokens, its EOS included, that are final, by iteration."""
     figure = _curves({n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
-    half = [f"{tokens.half_settled(trace)} ({_drawable(name)})" for name, trace in traces.items()]
+    half = [f"{tokens.half_settled(trace)} ({drawable(name)})" for name, trace in traces.items()]
     return titled(figure, f"Half of the answer is final after iteration {', '.join(half)}")
 
 
@@ -257,7 +257,7 @@ def confidence_curve(traces: Mapping[str, Trace]) -> Figure:
     """Mean confidence of each draft's tokens before EOS, against iteration."""
     means = {name: _mean_confidence(trace) for name, trace in traces.items()}
     figure = _curves(means, "mean confidence (probability)")
-    ends = [f"{m[0]:.2f} to {m[-1]:.2f} ({_drawable(name)})" for name, m in means.items()]
+    ends = [f"{m[0]:.2f} to {m[-1]:.2f} ({drawable(name)})" for name, m in means.items()]
     return titled(figure, f"Mean confidence goes from {', '.join(ends)}")
 
 
@@ -266,7 +266,7 @@ def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
         raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
     figure, axes = new_figure(height=3.6)
     for number, (name, values) in enumerate(lines.items()):
-        line = style.series(number) | {"label": _drawable(name).replace("$", r"\$")}
+        line = style.series(number) | {"label": drawable(name).replace("$", r"\$")}
         axes.plot(values, markevery=max(len(values) // 16, 1), **line)
     axes.set_ylim(-0.02, 1.04)
     style.whole_numbers(axes.xaxis)

@@ -11,6 +11,8 @@ branching      a run stopped, its draft edited, and the run gone on with
 sweep          one setting at several values
 noise          the schedule and the corruption under their controls
 attention      the masks and what they do to the states
+race           left to right beside refinement, under one clock
+lens           what every layer would predict in the place of a token
 benchmark      questions, their options, and the run behind each answer
 accessibility  names of controls for screen readers, keys, styles
 demo           the explorers as a web page; demo_server: Voila, its kernels and their places
@@ -22,9 +24,11 @@ from lad.widgets.benchmark import ItemBrowser as ItemBrowser
 from lad.widgets.controls import Limits as Limits
 from lad.widgets.editing import InfillExplorer as InfillExplorer
 from lad.widgets.editing import RepairExplorer as RepairExplorer
+from lad.widgets.lens import LensExplorer as LensExplorer
 from lad.widgets.noise import CorruptionExplorer as CorruptionExplorer
 from lad.widgets.noise import ScheduleExplorer as ScheduleExplorer
 from lad.widgets.player import Comparison as Comparison
 from lad.widgets.player import Gallery as Gallery
 from lad.widgets.player import TracePlayer as TracePlayer
+from lad.widgets.race import RaceExplorer as RaceExplorer
 from lad.widgets.refinement import RefinementExplorer as RefinementExplorer

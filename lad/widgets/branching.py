@@ -23,6 +23,7 @@ from lad.viz.attention import moves_html, moves_sentence
 from lad.viz.html import caption_html, draft_html, escape, legend_html, page_html
 from lad.viz.tokens import visible
 from lad.widgets.controls import COLUMNS, FIELD, SPACED, WIDE, error_html
+from lad.widgets.runner import TURN
 
 BUTTONS = {
     "Change": "write the text over the chosen token and, if it is longer, those after it",
@@ -145,7 +146,15 @@ class DraftEditor:
         tokens = torch.from_numpy(np.concatenate([trace.prompt_ids, shown[:end]]))
         kind, target = denoiser.config.attention, denoiser.config.target
         at = [prompt + hidden]
-        moves = effects(denoiser, tokens.to(denoiser.device), kind, prompt, target, at)[0, prompt:]
+        if not TURN.acquire(blocking=False):
+            raise InvalidInput(
+                "another explorer runs: expected none; press again when it has ended"
+            )
+        try:
+            moves = effects(denoiser, tokens.to(denoiser.device), kind, prompt, target, at)[0]
+        finally:
+            TURN.release()
+        moves = moves[prompt:]
         words = f"<p>{escape(moves_sentence(trace, moves, hidden))}</p>"
         self.moves.value = page_html(words, moves_html(trace, moves, hidden))
 

@@ -14,9 +14,11 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS
 from lad.models.registry import get_backbone
 from lad.utils import LADError
-from lad.viz.gallery import gallery, recorded_runs
+from lad.viz.gallery import gallery, recorded_race, recorded_runs
 from lad.widgets.controls import Limits, error_html
 from lad.widgets.editing import InfillExplorer, RepairExplorer
+from lad.widgets.lens import LensExplorer
+from lad.widgets.race import RaceExplorer
 from lad.widgets.refinement import RefinementExplorer
 from lad.widgets.runner import Loader
 from lad.widgets.sharing import from_query
@@ -34,7 +36,10 @@ def make_page(model: str, adapter: str | None, device: str) -> Widget:
 
     threading.Thread(target=load, daemon=True).start()
     name = get_backbone(model).name
-    runs = {key: run for key, run in recorded_runs().items() if run.provenance["model"] == name}
+    runs, race = (
+        {key: run for key, run in all_runs.items() if run.provenance.get("model") == name}
+        for all_runs in (recorded_runs(), recorded_race())
+    )
     start = {"models": {model: loader.get}, "config": PRESETS["default"], "pause": 0.1}
     start |= {"prompt": "What do you know about Amsterdam?", "gallery": gallery(runs)}
     texts = {"denoiser": loader.get, "limits": LIMITS}
@@ -42,6 +47,8 @@ def make_page(model: str, adapter: str | None, device: str) -> Widget:
         "Refine": RefinementExplorer(limits=LIMITS, demo="", **start),  # links are to this page
         "Repair a text": RepairExplorer(**texts, recorded=runs.get("paris_repair")),
         "Fill gaps": InfillExplorer(**texts, recorded=runs.get("capitals_infill")),
+        "Race": RaceExplorer(loader.get, race, limits=LIMITS),
+        "Layers": LensExplorer(loader.get, limits=LIMITS),
     }
     query = Text(layout={"display": "none"}).add_class("lad-query")  # the page's script fills it
     query.observe(lambda change: open_link(explorers["Refine"], change["new"]), "value")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 
 import ipywidgets as widgets
 import torch
@@ -55,6 +56,22 @@ class Loader:
             if self.denoiser is None:
                 self.denoiser = self._load()
             return self.denoiser
+
+
+TURN = threading.Lock()
+
+
+def _in_turn(work: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the runs of all explorers take turns, because a race switches the adapter off."""
+
+    @wraps(work)
+    def waiting(self: Explorer, *arguments: object) -> None:
+        if TURN.locked():
+            self.status.value = "Waiting for another run to end …"
+        with TURN:
+            work(self, *arguments)
+
+    return waiting
 
 
 class Explorer:
@@ -132,6 +149,7 @@ class Explorer:
         self._thread = threading.Thread(target=self._work, args=arguments, daemon=True)
         self._thread.start()
 
+    @_in_turn
     def _work(self, loader: Loader, make_jobs: Callable, done: Callable) -> None:
         traces: list[Trace] = []
         whole = False

@@ -1,0 +1,67 @@
+"""A race of `lad.evaluation.race` as HTML that plays by itself: two runs under one clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+
+from lad.diffusion.trace import Trace
+from lad.viz.html import ASSETS, ENVIRONMENT, draft_html, legend_html, page_html, prompt_html
+from lad.viz.tokens import count, visible
+
+RACE = ENVIRONMENT.get_template("race.html").module
+SCRIPT = (ASSETS / "race.js").read_text(encoding="utf-8")
+CLOCKS = ("forward passes", "seconds")
+PACES = {"slow": 0.25, "normal": 1, "fast": 4}  # times 10 passes a second, times the run's seconds
+
+
+def race_html(traces: Mapping[str, Trace]) -> str:
+    """Timed runs of one prompt by name: play, step and scrub by passes or seconds; no kernel."""
+    lanes = [
+        {"name": name, "frames": _frames(trace), "standing": _standing(trace)}
+        for name, trace in traces.items()
+    ]
+    *_, last = traces.values()  # which masks
+    notes = [race_sentence(traces), _conditions(last.provenance)]
+    given = prompt_html(last), lanes, CLOCKS, PACES, legend_html(last), notes
+    return page_html(RACE.race(SCRIPT, *given))
+
+
+def race_sentence(traces: Mapping[str, Trace]) -> str:
+    """Who needed what, in words."""
+    runs = "; ".join(f"{name}: {_standing(trace)}" for name, trace in traces.items())
+    fewest = min(traces, key=lambda name: traces[name].nfe)
+    soonest = min(traces, key=lambda name: traces[name].seconds)
+    time = "and less time" if fewest == soonest else f"and {soonest} less time"
+    return f"{runs[0].upper()}{runs[1:]}. Here {fewest} needs fewer passes {time}."
+
+
+def _standing(trace: Trace) -> str:
+    cut = ", cut off," * (trace.tokens == trace.drafts.shape[1])
+    cost = f"{count(trace.nfe, 'pass')}, {trace.seconds:.2f} s"
+    return f"{count(trace.tokens, 'token')}{cut} in {cost}"
+
+
+def _conditions(provenance: Mapping) -> str:
+    where = [provenance[key] for key in ("model", "processor", "dtype") if key in provenance]
+    return (
+        f"Measured in one run on one device, one after the other ({', '.join(map(str, where))}). "
+        "Seconds include reading the prompt: from left to right the first pass does it, a "
+        "refinement reads it before its first one. Both keep the prompt's keys and values; "
+        "neither is compiled. At normal pace a second of the clock takes a second."
+    )
+
+
+def _frames(trace: Trace) -> list[dict]:
+    """What stands after each pass, and the seconds until then."""
+    drawn, before = [], ""
+    for step, remask in enumerate(trace.remask):
+        if trace.provenance.get("decoding") == "left to right":
+            text = trace.text(step)
+            kept = len(before) if text.startswith(before) else 0  # or a character is not whole yet
+            drawn.append(RACE.written(visible(text[:kept]), visible(text[kept:])))
+            before = text
+        else:
+            drawn.append(draft_html(trace, step, "remasked" if remask.any() else "denoised"))
+    seconds = accumulate(step.seconds for step in trace.steps)
+    return [{"seconds": f"{at:.4f}", "html": one} for one, at in zip(drawn, seconds, strict=True)]

@@ -1,0 +1,99 @@
+"""The race: one backbone from left to right and by refinement, measured here and then played."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import ipywidgets as widgets
+
+from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.config import PRESETS
+from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.trace import Trace
+from lad.evaluation.race import race
+from lad.viz.race import race_html, race_sentence
+from lad.widgets.controls import PURPOSES, SHORT, WIDE, Limits, labelled
+from lad.widgets.runner import Explorer, Job, Loader
+
+
+class PromptExplorer(Explorer):
+    """A prompt, a preset, Run, and a page of HTML with a script, which a page without a kernel has.
+
+    A subclass has `_done`, which gets the traces of a run and calls `_show_page`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        prompt: str = "What do you know about Amsterdam?",
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(limits, pause=0)
+        self._loader = Loader(denoiser or load_denoiser)
+        self.prompt = widgets.Textarea(
+            value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
+        )
+        self.preset = labelled(widgets.Dropdown, "Preset", 29, options=PURPOSES)
+        self.screen = widgets.Output(layout=WIDE)  # other widgets run no script
+        parts = [self.prompt, self.preset, self.bar, self.message, self.screen]
+        self.widget = widgets.VBox(parts)
+
+    def _show_page(self, prompt: str, page: str, words: str) -> None:
+        self.prompt.value = prompt
+        data = {"text/html": page, "text/plain": words}
+        self.screen.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+
+    def _start_run(self) -> None:
+        job = Job(self._limits.check(self.prompt.value), PRESETS[self.preset.value])
+        self._start(self._loader, lambda _denoiser: [job], self._done)
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        """The widget, and what it shows for a page without a kernel."""
+        shown = self.screen.outputs[0]["data"] if self.screen.outputs else {}
+        return self.widget._repr_mimebundle_(**kwargs) | shown
+
+
+class RaceExplorer(PromptExplorer):
+    """A prompt and a preset to race with; it plays the last race, which is in `traces` by name.
+
+    It begins with `traces`, a race of `lad.evaluation.race`, if they are given.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        traces: Mapping[str, Trace] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(denoiser, limits=limits)
+        self.traces: dict[str, Trace] = {}
+        if traces:
+            self.load(traces)
+
+    def load(self, traces: Mapping[str, Trace]) -> None:
+        """Show a race."""
+        self.traces = dict(traces)
+        prompt = next(iter(traces.values())).prompt
+        self._show_page(prompt, race_html(traces), race_sentence(traces))
+
+    def _run_job(self, denoiser: Denoiser, job: Job, label: str, traces: list[Trace]) -> bool:
+        most, started = self._limits.seconds or float("inf"), time.monotonic()
+
+        def on_pass(name: str, done: int, passes: int) -> None:
+            self.progress.max, self.progress.value = passes, done
+            self.status.value = f"{name}: {done} of at most {passes} passes"
+            if self._cancel.is_set() or time.monotonic() - started > most:
+                raise InterruptedError
+
+        try:
+            self._found = race(denoiser, job.prompt, self._limits.apply(job.config), on_pass)
+        except InterruptedError:
+            why = "" if self._cancel.is_set() else f" after {most:g} s, the most a race may take"
+            self.status.value = f"stopped{why}; half a race is not shown"
+            return False
+        traces += self._found.values()
+        return True
+
+    def _done(self, _traces: Sequence[Trace], _whole: bool) -> None:
+        self.load(self._found)
