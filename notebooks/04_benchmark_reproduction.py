@@ -168,7 +168,7 @@ Markdown(f"**Takeaway.** {iterations_help(curve)}")
 
 # %% [markdown]
 # A letter is one token of the first draft. Later iterations fit the text to it, or it to the text.
-# Notebook 3 shows what iterations do to longer answers.
+# Notebook 5 shows what iterations do to longer answers.
 
 # %% [markdown]
 # ## What survives of the backbone's knowledge?

@@ -1,0 +1,154 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+
+# %% [markdown]
+# # 5. Over many answers: quality, speed, convergence
+#
+# Notebook 3 shows single runs. Here are prompts and answers kept out of training, with a 95 %
+# interval over answers on every mean. All numbers were **recorded** by the commands that stand at
+# each figure, mostly on a GPU; nothing on this page runs a model. It is one small model and these
+# prompts; the authors' claims are about a model sixty times larger.
+#
+# Three strategies of re-masking are compared: none (*noiseless*); LAD's, *guided* by confidence;
+# and *confident only*, which works in a window that moves from left to right and unmasks the next
+# token, those right of an unmasked one from a confidence of 0.3, and others from 0.9.
+
+# %%
+from lad.viz.gallery import show_recorded
+
+# %% [markdown]
+# ## Do more iterations give better answers?
+#
+# *Perplexity* of the answer under the backbone is divided by that of the backbone's answer to the
+# same prompt: 1 is as good. It has blind spots. Text that stutters, loops or copies the prompt is
+# easy to predict, and so is an answer that is broken off, unless its EOS is counted. So read it
+# beside the other panels. Recorded by `lad study`, as are the next four figures.
+
+# %%
+show_recorded(
+    "quality_against_iterations",
+    "Panels against the iterations allowed: relative perplexity, repeats, forward passes.",
+)
+
+# %% [markdown]
+# **Takeaway.** Iterations improve quality, up to a point. Without re-masking an answer comes to
+# rest after some eight passes and uses no more. With re-masking two iterations are worse than one;
+# beyond eight it falls below the noiseless one, at up to a pass a token. Unmasking only confident
+# tokens is better than both for the passes it spends: a token drawn beside a guess is a guess too.
+# Where intervals overlap, no difference is claimed.
+
+# %% [markdown]
+# ## Does an answer come to rest in fewer iterations than it has tokens?
+#
+# Below the dashed line it does. Only the noiseless panel tests that. With re-masking the schedule
+# decides, which masks until its end; *confident only* unmasks at least one token a pass, so it
+# cannot need more passes than tokens. A hollow mark used up its iterations and might have changed
+# again.
+
+# %%
+show_recorded(
+    "convergence",
+    "A panel for each strategy: a dot for each answer, its tokens against the iterations until it "
+    "stood, and the line y = x.",
+)
+
+# %% [markdown]
+# **Takeaway.** Noiseless refinement converges in a number of passes that hardly grows with the
+# length of the answer: parallel, as the authors say. What it converges to is another question.
+
+# %% [markdown]
+# ## Is a token of confidence 0.9 right nine times out of ten?
+#
+# Held-out answers were masked, and the likeliest token for each MASK compared with the original. A
+# calibrated denoiser lies on the dashed line; above it, it is underconfident.
+
+# %%
+show_recorded(
+    "calibration",
+    "Left, the share of right tokens against confidence, one line for each share masked. Right, "
+    "how often each confidence occurs.",
+)
+
+# %% [markdown]
+# **Takeaway.** Confidence is fairly well calibrated, so a threshold on it means something.
+
+# %% [markdown]
+# ## How fast does an answer settle, and from which end?
+#
+# First the share of tokens that are final after so many iterations, then the iterations it takes by
+# the place in the answer.
+
+# %%
+show_recorded(
+    "settled_share",
+    "The mean share of final tokens against iterations, a line with a band for each strategy.",
+)
+
+# %%
+show_recorded(
+    "settling_order",
+    "Iterations until a token is final against its place in the answer, in tenths, by strategy.",
+)
+
+# %% [markdown]
+# **Takeaway.** The beginning settles first under every strategy, also under those that could begin
+# anywhere: a token depends on those before it.
+
+# %% [markdown]
+# ## What does a token more a pass cost in quality?
+#
+# Recorded with `lad frontier`: each strategy over a sweep of its main setting. Left to right is the
+# star at one token a pass and a ratio of 1. *Entropy* shows tokens while their entropies fit under
+# a bound; *editing* lets a visible token give way to a confident one; prompt lookup is speculation,
+# exact but rarely fast. The area is one number a strategy: the quality that it keeps at each number
+# of tokens a pass, summed. Quality is 1 where the perplexity is the backbone's and 0 where it is
+# twice that. Left to right has 1.
+
+# %%
+show_recorded(
+    "frontier",
+    "Relative perplexity and repeats against tokens a forward pass, a line a strategy, short answers "
+    "and long ones apart; and the area under quality of each strategy, with intervals.",
+)
+
+# %% [markdown]
+# **Takeaway.** An area above 1 is more than left to right gives: tokens gained outweigh the quality
+# lost. The title names the best strategy. Read the lower panels too: stutter is easy to predict.
+
+# %% [markdown]
+# ## And in seconds?
+#
+# On a CPU a pass costs every position of the window, and a left-to-right model, which computes one
+# position a token, is faster. On a GPU positions are nearly free until it is full. Recorded with
+# `lad bench`; the title names the baseline. Against one that is not compiled, most of the ratio is
+# compiling (`docs/performance.md`). The second figure has fair baselines too: a static cache,
+# compiled as refinement is, and prompt lookup.
+
+# %%
+show_recorded(
+    "speed",
+    "Three panels: seconds an answer by window for plain loops, `generate` and refinement; "
+    "milliseconds an iteration with their roofline; milliseconds elapsed after each iteration.",
+)
+
+# %%
+show_recorded(
+    "seconds_per_token",
+    "Milliseconds a token with intervals, a panel a device: refinement and three baselines.",
+)
+
+# %% [markdown]
+# **Takeaway.** Fewer passes are fewer seconds only where a pass over many positions costs little
+# more than one over a single position.
