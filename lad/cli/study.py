@@ -1,4 +1,4 @@
-"""`lad study`: what refinement does, over many answers; the numbers behind five figures."""
+"""`lad study` and `lad frontier`: what refinement does, over many answers; numbers for figures."""
 
 from __future__ import annotations
 
@@ -42,6 +42,35 @@ def study(
     with common.progress() as on_progress:
         options = seed, batch_size, backbone, command, on_progress
         result = run_study(denoiser, prompts, pairs, steps, *options)
+    if path is not None:
+        common.save_json(path, result)
+    common.print_result(result, as_json, str(path))
+
+
+def frontier(
+    out: Annotated[Path | None, Option(help="By default figures/data/frontier.json.")] = None,
+    n_prompts: Annotated[int | None, Option(help="Prompts: 6 on a CPU, else 100.", min=1)] = None,
+    batch_size: common.BatchSize = None,
+    model: common.Model = "smollm2-135m",
+    adapter: common.Adapter = None,
+    device: common.Device = "auto",
+    as_json: common.AsJson = False,
+) -> None:
+    """Sweep each strategy's main setting: quality against tokens a forward pass."""
+    from lad.evaluation.frontier import run_frontier
+    from lad.training import held_out_prompts
+    from lad.utils import check_writable, figures_folder
+
+    path = out if out or as_json else figures_folder() / "data" / "frontier.json"
+    if path is not None:
+        check_writable(path)
+    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    few = ON_A_CPU["prompts"] if denoiser.device.type == "cpu" else None
+    prompts = common.evenly_spaced(held_out_prompts(), n_prompts or few)
+    command = f"lad frontier --n-prompts {len(prompts)}"
+    with common.progress() as on_progress:
+        options = {"backbone": backbone, "command": command, "on_progress": on_progress}
+        result = run_frontier(denoiser, prompts, batch_size=batch_size, **options)
     if path is not None:
         common.save_json(path, result)
     common.print_result(result, as_json, str(path))

@@ -32,6 +32,7 @@ def generate(
     max_length: int | None = None,
     eos_token_id: int | None = None,
     static_cache: bool = False,
+    **more,
 ) -> list[list[int]]:
     """Token ids of one answer to each prompt, in the order of the prompts.
 
@@ -45,6 +46,7 @@ def generate(
         max_length: tokens of a prompt and its answer together; at most what the model allows.
         static_cache: keys and values in tensors of fixed size, and batches made anew after every 64
             tokens from the answers that go on: pays on a GPU with thousands of prompts.
+        more: further arguments of `generate` of `transformers`.
     """
     max_length = max_length or causal_lm.config.max_position_embeddings
     eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
@@ -62,7 +64,7 @@ def generate(
     while going:
         going.sort(key=lambda i: -len(prompts[i]))
         for first in range(0, len(going), batch_size):
-            batch, options = going[first : first + batch_size], {}
+            batch, options = going[first : first + batch_size], dict(more)
             width = len(prompts[batch[0]]) + done
             new_tokens = min(stage, max(room[i] for i in batch) - done)
             if static_cache:

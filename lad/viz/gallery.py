@@ -28,6 +28,7 @@ from lad.utils import (
 )
 from lad.viz import attention, benchmarks, convergence, noise, refinement, throughput
 from lad.viz.ablation import ablation
+from lad.viz.frontier import frontier
 from lad.viz.style import Picture, save, show
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -119,6 +120,7 @@ DRAWN: dict[str, Drawing] = {
     "calibration": Drawing("study.json", convergence.calibration_curve, "lad study"),
     "settled_share": Drawing("study.json", convergence.settled_shares, "lad study"),
     "settling_order": Drawing("study.json", convergence.settling_order, "lad study"),
+    "frontier": Drawing("frontier.json", frontier, "lad frontier"),
     "speed": Drawing("bench.json", throughput.speed, "lad bench"),
     "true_shape": Drawing("llama-3.1-8b.json", throughput.true_shape, _LARGE),
     "ablation": Drawing("ablation.json", ablation, "lad ablate"),
