@@ -122,6 +122,9 @@ DRAWN: dict[str, Drawing] = {
     "settling_order": Drawing("study.json", convergence.settling_order, "lad study"),
     "frontier": Drawing("frontier.json", frontier, "lad frontier"),
     "speed": Drawing("bench.json", throughput.speed, "lad bench"),
+    "seconds_per_token": Drawing(
+        "seconds_per_token.json", throughput.seconds_per_token, "lad bench --record"
+    ),
     "true_shape": Drawing("llama-3.1-8b.json", throughput.true_shape, _LARGE),
     "ablation": Drawing("ablation.json", ablation, "lad ablate"),
     "benchmarks": Drawing("benchmarks.json", benchmarks.accuracies, "lad benchmark collect"),
