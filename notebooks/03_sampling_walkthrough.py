@@ -256,9 +256,9 @@ costs_table({"short answer, noiseless": paris, **runs})
 # %% [markdown]
 # In seconds, the cost of a pass decides. On a CPU a pass costs every position of the window, and a
 # left-to-right model, which computes one position a token, is faster. On a GPU positions are
-# nearly free until it is full. Recorded with `lad bench`: every pass of the refinement is one
-# compiled launch, `generate` of `transformers` is not compiled. Most of the ratio is that
-# difference (`docs/performance.md`), so it does not say that refinement as such is so much faster.
+# nearly free until it is full. Recorded with `lad bench`; the title names the baseline. Against one
+# that is not compiled, most of the ratio is compiling (`docs/performance.md`); the second figure has
+# the fair ones: a static cache, compiled as refinement is, and prompt lookup, which guesses n-grams.
 
 # %%
 show_recorded(
@@ -266,6 +266,32 @@ show_recorded(
     "Three panels: seconds an answer by window for plain loops, `generate` and refinement; "
     "milliseconds an iteration with their roofline; milliseconds elapsed after each iteration.",
 )
+
+# %%
+show_recorded(
+    "seconds_per_token",
+    "Milliseconds a token with intervals, a panel a device: refinement and three baselines.",
+)
+
+# %% [markdown]
+# ## What does a token more a pass cost in quality?
+#
+# Recorded with `lad frontier`: each strategy over a sweep of its main setting. Left to right is the
+# star at one token a pass and a ratio of 1. *Entropy* shows tokens while their entropies fit under
+# a bound; *editing* lets a visible token give way to a confident one; prompt lookup is speculation,
+# exact but rarely fast. The area is one number a strategy: the quality, 1 by the ratio and at most
+# 1, that it keeps at each number of tokens a pass, summed. Left to right has 1.
+
+# %%
+show_recorded(
+    "frontier",
+    "Relative perplexity and loops against tokens a forward pass, a line a strategy, short answers "
+    "and long ones apart; and the area under quality of each strategy, with intervals.",
+)
+
+# %% [markdown]
+# **Takeaway.** An area above 1 is more than left to right gives: tokens gained outweigh the quality
+# lost. The title names the best strategy. Read the lower panels too: loops are easy to predict.
 
 # %% [markdown]
 # ## What holds over many answers?
