@@ -256,9 +256,9 @@ costs_table({"short answer, noiseless": paris, **runs})
 # %% [markdown]
 # In seconds, the cost of a pass decides. On a CPU a pass costs every position of the window, and a
 # left-to-right model, which computes one position a token, is faster. On a GPU positions are
-# nearly free until it is full. Recorded with `lad bench`; the title names the baseline. Against one
-# that is not compiled, most of the ratio is compiling (`docs/performance.md`); the second figure has
-# the fair ones: a static cache, compiled as refinement is, and prompt lookup, which guesses n-grams.
+# nearly free until it is full. Recorded with `lad bench`; the title names the baseline. Against
+# one that is not compiled, most of the ratio is compiling (`docs/performance.md`). The second
+# figure has fair ones too: a static cache, compiled as refinement is, and prompt lookup.
 
 # %%
 show_recorded(

@@ -82,7 +82,7 @@ def test_every_strategy_but_random_is_swept_and_drawn():
 
 def test_the_command_writes_the_figures_data(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LAD_FIGURES", str(tmp_path / "figures"))
-    monkeypatch.setattr(frontier.run_frontier, "__defaults__", (FEW, None, None, "", print))
+    monkeypatch.setattr(frontier, "SWEEPS", FEW)
     tiny_denoiser().save(tmp_path / "adapter")
     few = ["--n-prompts=2", "--device=cpu", "--model=tiny", f"--adapter={tmp_path / 'adapter'}"]
     status, out, _ = run(capsys, "frontier", *few)

@@ -61,7 +61,7 @@ if "verified" in PRESETS:
 def run_frontier(
     denoiser: Denoiser,
     prompts: Sequence[str],
-    sweeps: Mapping[str, Sweep] = SWEEPS,
+    sweeps: Mapping[str, Sweep],
     batch_size: int | None = None,
     backbone: LoadedBackbone | None = None,
     command: str = "lad frontier",
