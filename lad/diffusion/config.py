@@ -92,7 +92,7 @@ class RefineConfig:
     )
     permanent: bool = noise(
         False, "a position once shown is never MASK again; its token may still change",
-        label="permanent unmasking", used_by=REMASKING[1:4],
+        label="permanent unmasking", used_by=REMASKING[1:],
     )  # fmt: skip
     temperature: float = sampling(
         0.0, "0 is greedy; 1 samples from the model's own probabilities", 0, 5,
