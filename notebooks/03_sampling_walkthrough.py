@@ -279,8 +279,9 @@ show_recorded(
 # Recorded with `lad frontier`: each strategy over a sweep of its main setting. Left to right is the
 # star at one token a pass and a ratio of 1. *Entropy* shows tokens while their entropies fit under
 # a bound; *editing* lets a visible token give way to a confident one; prompt lookup is speculation,
-# exact but rarely fast. The area is one number a strategy: the quality, 1 by the ratio and at most
-# 1, that it keeps at each number of tokens a pass, summed. Left to right has 1.
+# exact but rarely fast. The area is one number a strategy: the quality that it keeps at each number
+# of tokens a pass, summed. Quality is 1 where the perplexity is the backbone's and 0 where it is
+# twice that. Left to right has 1.
 
 # %%
 show_recorded(

@@ -32,8 +32,9 @@ def test_the_area_is_that_of_the_best_quality_at_each_speed():
     usual = answers(1, 1.0)
     for runs, expected in (
         ([usual], 1),
-        ([answers(3, 2.0)], 1.5),
-        ([answers(3, 2.0), usual], 1 + 2 / 2),
+        ([answers(3, 2**0.5)], 1.5),  # half a bit a token
+        ([answers(3, 2**0.5), usual], 1 + 2 / 2),
+        ([answers(4, 2.5)], 0),
         ([usual, answers(2, 0.5)], 2),  # a loop is no better than the backbone
         ([answers(2, 1.0), answers(1, 4.0)], 2),
         ([answers(1, np.inf)], 0),

@@ -1,8 +1,10 @@
 """The frontier of quality and speed: what tokens a forward pass cost under each strategy.
 
-Each strategy answers the same prompts over a sweep of its main setting. Quality is 1 / relative
-perplexity, EOS counted, at most 1: text that is more predictable than the backbone's own, such as
-a loop, is not better. Left to right has quality 1 at one token a pass. EOS counts as a token here.
+Each strategy answers the same prompts over a sweep of its main setting. Quality is 1 minus the bits
+that a token costs more under the backbone than one of its own answer, between 0 and 1: so it is 1 -
+log2 of the relative perplexity, EOS counted. Text that is more predictable than the backbone's own,
+such as a loop, is not better; a fast draft of twice the perplexity is worth nothing. Left to right
+has quality 1 at one token a pass. EOS counts as a token here.
 
 Sources: the area is the hypervolume of Zitzler and Thiele (1998); prompt lookup is speculation with
 n-grams of the text so far (Saxena, 2023), in `transformers`.
@@ -40,18 +42,18 @@ class Sweep(NamedTuple):
     values: Sequence[float]
 
 
-CONFIDENCES = "confidence_threshold", (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
+CONFIDENCES = "confidence_threshold", (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.95)
 SWEEPS = {
     "threshold": Sweep(PRESETS["default"], *CONFIDENCES),
-    "guided": Sweep(PRESETS["guided"], "iterations", (4, 8, 16, 32, 64)),
+    "guided": Sweep(PRESETS["guided"], "iterations", (8, 16, 24, 32, 48, 64)),
     "entropy": Sweep(
         RefineConfig(**SHOWN | {"remasking": "entropy"}),
         "entropy_bound",
-        (0.02, 0.1, 0.3, 1.0, 3.0, 8.0),
+        (0.1, 0.3, 1.0, 2.0, 3.0, 5.0),
     ),
     "editing": Sweep(replace(PRESETS["default"], remasking="editing"), *CONFIDENCES),
     "noiseless": Sweep(
-        replace(PRESETS["noiseless"], iterations=64), "added_tokens", (1, 2, 4, 8, 16)
+        replace(PRESETS["noiseless"], iterations=64), "added_tokens", (1, 2, 3, 4, 6, 8)
     ),
 }
 if "verified" in PRESETS:
@@ -144,7 +146,7 @@ def area(runs: Sequence[Answers], baseline: Answers) -> statistics.Estimate:
 
     def covered(index: np.ndarray) -> np.ndarray:
         rate = tokens[:, index].sum(axis=-1) / forwards[:, index].sum(axis=-1)  # (k, ...)
-        quality = np.minimum(1 / np.median(ratios[:, index], axis=-1), 1)
+        quality = np.clip(1 - np.log2(np.median(ratios[:, index], axis=-1)), 0, 1)
         fastest_first = np.argsort(-rate, axis=0)
         rate, quality = (np.take_along_axis(x, fastest_first, axis=0) for x in (rate, quality))
         widths = rate - np.concatenate([rate[1:], np.zeros_like(rate[:1])])

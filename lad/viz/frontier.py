@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from lad.utils import DamagedFile
 from lad.viz.style import COLORS, errorbars, intervals, label, new_figure, series, styled, titled
@@ -27,6 +28,8 @@ def frontier(data: Mapping) -> Figure:
     if not strategies:
         raise DamagedFile("no strategies among these: expected some; run `lad frontier` again")
     figure, panels = new_figure(2, 3, height=6.2)
+    for left, right in (panels[:2], panels[3:5]):
+        right.sharey(left)
     said = {"short": f"under {short} tokens", "long": f"{short} tokens and more"}
     for column, group in enumerate(GROUPS):
         number = data["answers"][group]
@@ -53,14 +56,16 @@ def frontier(data: Mapping) -> Figure:
     areas.set_ylim(len(strategies) - 0.5, -0.5)
     areas.set_xlim(left=0)
     label(areas, "area (left to right: 1)", "", "area under quality")
-    areas.legend(loc="best")
     legend.set_axis_off()
-    handles, names = panels[1 if data["answers"]["long"] else 0].get_legend_handles_labels()
-    legend.legend(handles, names, loc="center left")
+    lines, marks = (
+        panel.get_legend_handles_labels()
+        for panel in (panels[0 if not data["answers"]["long"] else 1], areas)
+    )
+    legend.legend(*(a + b for a, b in zip(lines, marks, strict=True)), loc="center left")
     parts = [f"{name} {value:.2f} on {group} answers" for name, value, group in best]
     finding = f"Largest area (left to right 1): {', '.join(parts).removesuffix(' answers')}"
-    note = "area: of 1 / perplexity ratio, at most 1, the best at so many tokens a pass or more; "
-    return titled(figure, finding, f"{note}EOS counts as a token; bars: 95 % intervals")
+    note = "quality: 1 at the backbone's perplexity, 0 at twice that; EOS counts as a token; "
+    return titled(figure, finding, f"{note}bars: 95 % intervals over answers")
 
 
 def _curves(axes: Axes, data: Mapping, group: str, key: str, factor: float) -> None:
@@ -84,6 +89,7 @@ def _curves(axes: Axes, data: Mapping, group: str, key: str, factor: float) -> N
     if factor == 1:
         axes.set_yscale("log")
         axes.axhline(1, color=COLORS["text"], linestyle=":", linewidth=1.2)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda _value, _: "")
     else:
