@@ -286,13 +286,13 @@ show_recorded(
 # %%
 show_recorded(
     "frontier",
-    "Relative perplexity and loops against tokens a forward pass, a line a strategy, short answers "
+    "Relative perplexity and repeats against tokens a forward pass, a line a strategy, short answers "
     "and long ones apart; and the area under quality of each strategy, with intervals.",
 )
 
 # %% [markdown]
 # **Takeaway.** An area above 1 is more than left to right gives: tokens gained outweigh the quality
-# lost. The title names the best strategy. Read the lower panels too: loops are easy to predict.
+# lost. The title names the best strategy. Read the lower panels too: stutter is easy to predict.
 
 # %% [markdown]
 # ## What holds over many answers?

@@ -16,14 +16,14 @@ GROUPS = ("short", "long")
 RATIO = "perplexity by that of the\nbackbone's answer"
 SCORES = {  # key -> axis, factor
     "relative_perplexity_with_end": (RATIO, 1),
-    "repeated_4grams": ("4-grams that the answer\nhas before (%)", 100),
+    "repeats": ("tokens that repeat the\none before (%)", 100),
 }
 FASTER = "tokens a forward pass"
 
 
 @styled
 def frontier(data: Mapping) -> Figure:
-    """Perplexity and loops against tokens a pass, and the area that each strategy covers."""
+    """Perplexity and repeats against tokens a pass, and the area that each strategy covers."""
     strategies, short = data["strategies"], data["short"]
     if not strategies:
         raise DamagedFile("no strategies among these: expected some; run `lad frontier` again")
@@ -57,10 +57,8 @@ def frontier(data: Mapping) -> Figure:
     areas.set_xlim(left=0)
     label(areas, "area (left to right: 1)", "", "area under quality")
     legend.set_axis_off()
-    lines, marks = (
-        panel.get_legend_handles_labels()
-        for panel in (panels[0 if not data["answers"]["long"] else 1], areas)
-    )
+    drawn = panels[1 if data["answers"]["long"] else 0], areas
+    lines, marks = (panel.get_legend_handles_labels() for panel in drawn)
     legend.legend(*(a + b for a, b in zip(lines, marks, strict=True)), loc="center left")
     parts = [f"{name} {value:.2f} on {group} answers" for name, value, group in best]
     finding = f"Largest area (left to right 1): {', '.join(parts).removesuffix(' answers')}"
