@@ -286,8 +286,8 @@ show_recorded(
 # %%
 show_recorded(
     "frontier",
-    "Relative perplexity and repeats against tokens a forward pass, a line a strategy, short answers "
-    "and long ones apart; and the area under quality of each strategy, with intervals.",
+    "Relative perplexity and repeats against tokens a forward pass, a line a strategy, short "
+    "answers and long ones apart; and the area under quality of each strategy, with intervals.",
 )
 
 # %% [markdown]

@@ -81,7 +81,7 @@ class RefineConfig:
         0, 20, label="Entropy bound", step=0.05, used_by=("entropy",),
     )  # fmt: skip
     editing_threshold: float = noise(
-        0.9, "confidence from which a visible token is edited: another takes its place", 0, 1,
+        0.5, "confidence from which a visible token is edited: another takes its place", 0, 1,
         label="Editing threshold", step=0.01, used_by=("editing",),
     )  # fmt: skip
     repeats: Literal[REPEATS] = noise(
