@@ -25,6 +25,9 @@
 # and *confident only*, which works in a window that moves from left to right and unmasks the next
 # token, those right of an unmasked one from a confidence of 0.3, and others from 0.9.
 
+# %% [markdown]
+# *In JupyterLab: Run > Run All Cells, on opening. It takes less than a minute.*
+
 # %%
 from lad.viz.gallery import show_recorded
 
@@ -119,8 +122,8 @@ show_recorded(
 # %%
 show_recorded(
     "frontier",
-    "Relative perplexity and repeats against tokens a forward pass, a line a strategy, short answers "
-    "and long ones apart; and the area under quality of each strategy, with intervals.",
+    "Relative perplexity and repeats against tokens a forward pass, a line a strategy, short "
+    "answers and long ones apart; and the area under quality of each strategy, with intervals.",
 )
 
 # %% [markdown]

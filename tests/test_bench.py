@@ -44,6 +44,11 @@ def test_the_json_holds_what_is_promised(result):
     assert result["speedup_vs_reference"] == result["cells"][0]["speedup_vs_reference"]["value"] > 0
     assert result["speedup_vs_generate"] == result["cells"][0]["speedup_vs_generate"]["value"] > 0
     assert result["config"] == FEW.to_dict() and result["device"] == "cpu"
+    alone, both = result["cells"][:2]
+    assert alone["speedup_vs_lookup"]["value"] == result["speedup_vs_lookup"] > 0
+    assert both["lookup"] is None and alone["static"] is None, "one at a time; on a GPU"
+    tokens = alone["generate"]["seconds_per_token"], alone["sampler"]["seconds_per_token"]
+    assert all(one["low"] <= one["value"] <= one["high"] for one in tokens)
 
 
 def test_numbers_of_sampler_and_reference_are_those_of_a_run(result):
@@ -81,7 +86,9 @@ def test_ratios_are_of_what_was_timed(backbone, monkeypatch):
     monkeypatch.setattr(throughput.reference, "answer_logits", forward)
     monkeypatch.setattr(throughput, "refine_batch", fast)
     monkeypatch.setattr(
-        throughput, "greedy_answers", lambda *given: replace(answers(*given), seconds=8.0)
+        throughput,
+        "greedy_answers",
+        lambda *given, **more: replace(answers(*given, **more), seconds=8.0),
     )
     config = replace(FEW, patience=0)  # four iterations, two seconds an answer
     result = bench(
@@ -149,7 +156,7 @@ def test_the_command_times_windows_and_batches(capsys, adapter, tmp_path):
     assert [cell["batch"] for cell in result["cells"]] == [1, 2]
     assert result["prompts"]["file"] == "held-out.txt" and len(result["prompts"]["sha256"]) == 64
     _, shown, _ = command(capsys, adapter, *arguments, "--n-prompts=1", "--reference-prompts=0")
-    assert "× generate" in shown and "1 of 100 prompts" in shown
+    assert "× generate" in shown and "× lookup" in shown and "1 of 100 prompts" in shown
 
 
 def test_random_weights_of_a_shape_are_timed_and_recorded(capsys, tmp_path):

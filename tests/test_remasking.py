@@ -19,6 +19,7 @@ def view(
     maskable=None,
     tokens=None,
     again=None,
+    entropy=None,
     iteration=0,
     sharpness=1.0,
 ) -> StepView:
@@ -29,6 +30,7 @@ def view(
     return StepView(
         tokens=tokens,
         confidence=torch.tensor([confidence]),
+        entropy=torch.tensor([entropy or [1.0 - c for c in confidence]]),
         is_masked=every if is_masked is None else torch.tensor([is_masked], dtype=torch.bool),
         maskable=every if maskable is None else torch.tensor([maskable], dtype=torch.bool),
         repeated=~every if again is None else torch.tensor([again], dtype=torch.bool),
@@ -102,6 +104,30 @@ def test_threshold_never_masks_a_repeat_for_ever():
     assert threshold(view([0.95, 0.99], again=[1, 0])) == [1, 0]
     assert threshold(view([0.95, 0.99], again=[1, 1])) == [1, 0]
     assert threshold(view([0.5, 0.99], again=[0, 1])) == [0, 1]
+
+
+def bounded(entropies, bound, **seen) -> list[int]:
+    settings = {"remasking": "entropy", "entropy_bound": bound}
+    return choose(view([0.5] * len(entropies), entropy=entropies, **seen), **settings)
+
+
+def test_what_is_shown_together_has_entropies_that_fit_under_the_bound():
+    """All but the largest of them sum to at most the bound."""
+    assert bounded([2.0, 0.25, 1.0, 0.5], 0.0) == [1, 0, 1, 1]
+    assert bounded([2.0, 0.25, 1.0, 0.5], 0.25) == [1, 0, 1, 0]
+    assert bounded([2.0, 0.25, 1.0, 0.5], 0.75) == [1, 0, 0, 0]
+    assert bounded([2.0, 0.25, 1.0, 0.5], 1.75) == [0, 0, 0, 0]
+    # What is visible is not counted and stays; behind the draft's end nothing is shown yet.
+    assert bounded([0.0, 0.25, 1.0, 0.5], 0.0, is_masked=[0, 1, 1, 1]) == [0, 0, 1, 1]
+    assert bounded([2.0, 1.0, 0.0, 0.0], 0.0, tokens=[1, EOS, EOS, EOS]) == [1, 0, 1, 1]
+    # One that repeats its neighbour waits while there is another to show.
+    assert bounded([0.25, 0.5, 2.0], 9.0, again=[1, 0, 0]) == [1, 0, 0]
+    assert bounded([0.25, 0.5], 9.0, again=[1, 1]) == [0, 1]
+
+
+def test_editing_masks_nothing_that_is_visible():
+    seen = view([0.95, 0.3, 0.95, 0.2], is_masked=[0, 0, 1, 1], again=[0, 1, 0, 0])
+    assert choose(seen, remasking="editing") == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("remasking", ["random", "guided"])
@@ -214,7 +240,9 @@ def test_no_strategy_masks_a_visible_position_that_is_closed(
     )
     for position, hidden in enumerate(chosen):
         assert not hidden or masked[position] or open_[position]
-    if name == "threshold" and any(m and o for m, o in zip(masked, open_, strict=True)):
+    if STRATEGIES[name].stops_when_complete and any(
+        m and o for m, o in zip(masked, open_, strict=True)
+    ):
         first = masked.index(True)
         reach = range(first, len(masked) if window is None else first + window)
         able = [n for n in reach if n < len(masked) and masked[n] and open_[n]]

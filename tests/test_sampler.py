@@ -36,6 +36,8 @@ configs = st.builds(
     confidence_threshold=st.sampled_from([0.0, 0.01, 0.05, 0.9]),  # the tiny model is never sure
     isolated_threshold=st.sampled_from([0.0, 0.0, 0.01, 0.05]),
     window=st.sampled_from([None, 1, 4]),
+    entropy_bound=st.sampled_from([0.0, 6.0, 20.0]),  # an entropy of it is about 5 nats
+    editing_threshold=st.sampled_from([0.0, 0.01, 0.02, 1.0]),
     permanent=st.booleans(),
     added_tokens=st.sampled_from([None, None, 1, 5]),
     repeats=st.sampled_from(REPEATS),
@@ -240,10 +242,24 @@ def test_fixed_positions_never_change_and_the_answer_reaches_them(denoiser, conf
 
 
 @settings(max_examples=40, deadline=None)
-@given(denoisers, configs, st.sampled_from([None, 1, 4]))
-def test_the_threshold_strategy_ends_with_a_whole_answer(denoiser, config, window):
-    config = changed(config, remasking="threshold", permanent=True, iterations=40, window=window)
+@given(
+    denoisers,
+    configs,
+    st.sampled_from([None, 1, 4]),
+    st.sampled_from([n for n, strategy in STRATEGIES.items() if strategy.stops_when_complete]),
+)
+def test_a_run_that_masks_only_what_was_never_shown_ends_with_a_whole_answer(
+    denoiser, config, window, remasking
+):
+    config = changed(config, remasking=remasking, permanent=True, iterations=40, window=window)
     trace = record(denoiser, "hello", config)
+    if remasking == "editing":  # which may go on without MASK
+        is_visible = ~trace.is_masked[1:] & (trace.inputs[1:] != trace.drafts[1:])
+        edits = is_visible & (np.arange(config.answer_length) < trace.tokens)
+        confident = trace.confidence[1:] >= config.editing_threshold
+        assert (confident | (config.repeats == "replace"))[edits].all()
+        assert not trace.is_masked[-1, : trace.tokens].any() or config.patience
+        return
     # One token an iteration at least, and growth may keep it waiting.
     waiting = 0 if config.added_tokens is None else -(-config.answer_length // config.added_tokens)
     assert len(trace.steps) <= config.answer_length + waiting
@@ -300,6 +316,8 @@ def test_of_two_equal_neighbours_the_less_confident_becomes_another_token():
         {"remasking": "random", "clustering": 0.5},
         {"remasking": "guided", "repeats": "remask", "added_tokens": 3},
         {"remasking": "threshold", "window": 4, "permanent": True, "eos_bias": 1.0},
+        {"remasking": "entropy", "window": 4, "repeats": "remask"},
+        {"remasking": "editing", "editing_threshold": 0.3},
     ],
 )
 def test_a_step_can_be_compiled_as_one_graph(settings):
@@ -336,7 +354,7 @@ def test_repeats_are_masked_again_where_they_may_be(denoiser, config):
 def test_a_run_that_stops_early_is_a_prefix_of_the_longer_one(denoiser, config):
     patient = changed(config, patience=0)
     short, long = record(denoiser, "hello", config), record(denoiser, "hello", patient)
-    finishes = config.remasking == "threshold"
+    finishes = STRATEGIES[config.remasking].stops_when_complete
     assert finishes or (len(long.steps) == config.iterations and not long.stopped_early)
     n = len(short.steps)
     assert np.array_equal(short.drafts, long.drafts[:n])
@@ -494,6 +512,8 @@ BAD = {
     "confidence_threshold": [-0.1, 1.1, None],
     "isolated_threshold": [-0.1, 1.1, None],
     "window": [0, 2049, 1.5],
+    "entropy_bound": [-0.1, 21, math.nan],
+    "editing_threshold": [-0.1, 1.1],
     "permanent": [1, "yes", None],
     "added_tokens": [0, 257, 2.5],
     "repeats": ["never", True],

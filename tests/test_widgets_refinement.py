@@ -121,16 +121,17 @@ def test_controls_without_effect_are_switched_off(explorer):
 
     explorer.controls["temperature"].value = 1.0
     thresholds = {"confidence_threshold", "isolated_threshold", "window"}
-    assert off() == thresholds
+    others = {"entropy_bound", "editing_threshold"}
+    assert off() == thresholds | others
     explorer.controls["remasking"].value = "random"
-    assert off() == thresholds | {"noise_clipping"}
+    assert off() == thresholds | others | {"noise_clipping"}
     explorer.controls["remasking"].value = "threshold"
     scheduled = {"noise_start", "sharpness", "noise_clipping", "clustering"}
-    assert off() == scheduled
+    assert off() == scheduled | others
     explorer.controls["temperature"].value = 0.0  # greedy
-    assert off() == scheduled | {"top_k", "top_p"}
+    assert off() == scheduled | others | {"top_k", "top_p"}
     explorer.noiseless.value = True
-    assert off() == scheduled | thresholds | {"permanent", "top_k", "top_p"}
+    assert off() == scheduled | thresholds | others | {"permanent", "top_k", "top_p"}
     assert explorer.settings.config.remasking == "none"
     explorer.noiseless.value = False
     assert explorer.settings.config.remasking == "threshold"  # the strategy from before

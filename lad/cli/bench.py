@@ -12,7 +12,7 @@ from lad.cli import common
 from lad.utils import check_writable
 
 DEFAULTS = {  # windows, batches, prompts, how many of these by the reference, its iterations
-    "cpu": ("64,128", "1,4", 4, 2, 1),  # five minutes on two cores
+    "cpu": ("64,128", "1,4", 4, 2, 1),  # six minutes on two cores
     "gpu": ("64,128,256,512", "1,32", 32, 3, 2),
     "random": ("256", "1,8,32", 4, 1, 1),
 }
@@ -115,26 +115,38 @@ def new_denoiser(model: str, where: str, config: Path | None):
 
 def as_text(result: dict) -> str:
     from lad.evaluation.statistics import Estimate
+    from lad.evaluation.throughput import WAYS
+
+    def number(estimate: dict | None, factor: float = 1) -> str:
+        return Estimate.from_dict(estimate).text(factor) if estimate else "–"
 
     headings = ("window", "batch", "s an answer", "NFE", "TPF", "tokens/s", "iteration, ms")
-    headings += ("by roofline", "× reference", "× its forwards", "× generate")
-    ratios = ("speedup_vs_reference", "speedup_vs_reference_forwards", "speedup_vs_generate")
-    rows = []
+    headings += ("by roofline", "× reference", "× its forwards")
+    baselines = ("window", "batch", "ms a token")
+    baselines += tuple(words for way in WAYS for words in (f"{way}, ms a token", f"× {way}"))
+    rows, others = [], []
     for cell in result["cells"]:
         sampler = cell["sampler"]
         row = [str(cell["window"]), str(cell["batch"]), f"{sampler['seconds_per_answer']:.3f}"]
         row += [f"{sampler['nfe']:.1f}", f"{sampler['tpf']:.2f}"]
         row += [f"{sampler['tokens_per_second']:.1f}", f"{1000 * sampler['iteration_seconds']:.1f}"]
         row.append(f"{sampler['iteration_by_floor']:.1f}")
-        row += [Estimate.from_dict(cell[key]).text() if cell[key] else "–" for key in ratios]
-        rows.append(row)
+        keys = ("speedup_vs_reference", "speedup_vs_reference_forwards")
+        rows.append(row + [number(cell[key]) for key in keys])
+        others.append([*row[:2], number(sampler["seconds_per_token"], 1000)])
+        for way in WAYS:
+            others[-1].append(number((cell[way] or {}).get("seconds_per_token"), 1000))
+            others[-1].append(number(cell[f"speedup_vs_{way}"]))
     prompts, limit = result["prompts"], result["reference_iterations"]
     text = f"{prompts['used']} of {prompts['of']} prompts from {prompts['file']}; the reference "
     text += f"answered {prompts['by_reference']} of them"
     lines = (
         f"{common.origin_line(result['provenance'])}, {result['setting']}",
-        "Medians over rounds; a speed-up with its 95 % interval; generate is uncompiled.",
+        "Medians over rounds; a speed-up, for an answer, with its 95 % interval.",
         common.table(headings, rows),
+        common.table(baselines, others, "beside the backbone from left to right"),
+        "generate is not compiled; static, on a GPU, is, with a cache of fixed size; lookup "
+        "speculates with n-grams of the text so far, one prompt at a time.",
         text + (f", {limit} iterations of each." if limit else "."),
     )
     return "\n".join(lines)

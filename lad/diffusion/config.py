@@ -4,7 +4,7 @@ This table is the only description of a setting: checks, the command line, the n
 and the documentation are made from it (`lad.utils.describe`).
 
 Sources: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo) for the settings, their ranges and the preset
-"demo"; LLaDA (Nie et al., 2025) and Fast-dLLM (Wu et al., 2025) for the confidence threshold.
+"demo"; for the other strategies see `lad.diffusion.remasking`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Literal
 
 from lad.utils import InvalidInput, describe, setting, settings
 
-REMASKING = ("none", "random", "guided", "threshold")  # the names in `remasking.STRATEGIES`
+# the names in `remasking.STRATEGIES`
+REMASKING = ("none", "random", "guided", "threshold", "entropy", "editing")
 KINDS = ("swap", "duplicate", "replace", "shift")  # of structural noise
 REPEATS = ("allow", "remask", "replace")
 ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
 TARGETS = ("same", "next")
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SCHEDULED = ("random", "guided")  # strategies that mask as many positions as the schedule says
+THRESHOLDS = ("threshold", "editing")
 
 basic = partial(setting, group="Basics")
 noise = partial(setting, group="Noise")
@@ -43,7 +45,8 @@ class RefineConfig:
     remasking: Literal[REMASKING] = noise(
         "guided",
         "which positions are masked again: none (noiseless), random, guided (low confidence is "
-        "likelier) or threshold (all below a confidence)",
+        "likelier), threshold (all below a confidence), entropy (all but the surest together) or "
+        "editing (as threshold, but visible tokens are edited, not masked)",
         label="Re-masking",
     )
     noise_start: float = noise(
@@ -64,15 +67,23 @@ class RefineConfig:
     )  # fmt: skip
     confidence_threshold: float = noise(
         0.9, "confidence from which a token is shown", 0, 1,
-        label="Confidence threshold", step=0.01, used_by=("threshold",),
+        label="Confidence threshold", step=0.01, used_by=THRESHOLDS,
     )  # fmt: skip
     isolated_threshold: float = noise(
         0.0, "confidence required right of a position still masked", 0, 1,
-        label="Threshold next to a gap", step=0.01, used_by=("threshold",),
+        label="Threshold next to a gap", step=0.01, used_by=THRESHOLDS,
     )  # fmt: skip
     window: int | None = noise(
         None, "positions from the leftmost MASK on where tokens may be shown; none is all",
-        1, 2048, label="Window from the leftmost MASK", used_by=("threshold",),
+        1, 2048, label="Window from the leftmost MASK", used_by=(*THRESHOLDS, "entropy"),
+    )  # fmt: skip
+    entropy_bound: float = noise(
+        0.1, "most nats that the entropies of tokens shown together sum to, without the largest",
+        0, 20, label="Entropy bound", step=0.05, used_by=("entropy",),
+    )  # fmt: skip
+    editing_threshold: float = noise(
+        0.5, "confidence from which a visible token is edited: another takes its place", 0, 1,
+        label="Editing threshold", step=0.01, used_by=("editing",),
     )  # fmt: skip
     repeats: Literal[REPEATS] = noise(
         "allow",

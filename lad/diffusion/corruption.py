@@ -36,24 +36,16 @@ FARTHEST_SHIFT = 4
 class Plan:
     """Every random decision of one corruption, in the order in which they are applied.
 
-    Attributes:
-        severity: `(b,)` float32, the p of each row.
-        mask: `(b, t)` bool, positions that become MASK.
-        swap: `(b, t)` bool, exchange positions i and i + 1, taken left to right.
-        copy_left: `(b, t)` bool, take the left neighbour's token.
-        copy_right: `(b, t)` bool, take the right neighbour's token, after the left copies.
-        replace: `(b, t)` bool, take `replacement` instead.
-        replacement: `(b, t)` int64, random tokens, never MASK.
-        shift_from, shift_to, shift_length: `(b,)` int64, the span copied; length 0 for none.
+    The masks are `(b, t)` bool; the span that `shift` copies is `(b,)` int64, of length 0 for none.
     """
 
-    severity: Tensor
-    mask: Tensor
-    swap: Tensor
-    copy_left: Tensor
-    copy_right: Tensor
-    replace: Tensor
-    replacement: Tensor
+    severity: Tensor  # (b,) float32, the p of each row
+    mask: Tensor  # positions that become MASK
+    swap: Tensor  # exchange positions i and i + 1, taken left to right
+    copy_left: Tensor  # take the left neighbour's token
+    copy_right: Tensor  # take the right neighbour's token, after the left copies
+    replace: Tensor  # take `replacement` instead
+    replacement: Tensor  # (b, t) int64, random tokens, never MASK
     shift_from: Tensor
     shift_to: Tensor
     shift_length: Tensor
@@ -74,10 +66,8 @@ def draw_plan(
 
     Args:
         answer: `(b, t)` bool, True on the answer region, contiguous in each row.
-        vocabulary_size: number of token ids to replace from.
-        mask_token_id: the MASK token, which no replacement ever is.
+        vocabulary_size, mask_token_id: what is replaced becomes any of these ids but MASK.
         generator: on the device of `answer`; the global generator is not touched.
-        config: amounts of noise; see `CorruptionConfig` for the defaults.
         severity: fixes p, one number or `(b,)`; by default each row draws it from U(0, 1).
     """
     config = config or CorruptionConfig()
@@ -185,14 +175,12 @@ def apply_plan(tokens: Tensor, plan: Plan, mask_token_id: int) -> Tensor:
 
     No loop over positions and no transfer to the host, so a training step can call it on the GPU.
     """
-    _, t = tokens.shape
-    position = torch.arange(t, device=tokens.device)  # (t,)
+    position = torch.arange(tokens.shape[1], device=tokens.device)  # (t,)
     noisy = tokens.masked_fill(plan.mask, mask_token_id)
 
     # Swaps from left to right: a run of swaps carries the run's first token to its end. The token
     # being carried past position i is the one where the current run of swaps began.
-    arriving = torch.zeros_like(plan.swap)
-    arriving[:, 1:] = plan.swap[:, :-1]
+    arriving = F.pad(plan.swap[:, :-1], (1, 0))
     carried = torch.where(arriving, 0, position).cummax(dim=1).values
     source = torch.where(plan.swap, position + 1, carried)
     noisy = noisy.gather(1, source)

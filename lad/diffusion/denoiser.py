@@ -94,10 +94,8 @@ def pad_prompts(prompts: Sequence[Tensor], filler: int = 0) -> tuple[Tensor, Ten
     padding = [longest - len(ids) for ids in prompts]
     if not any(padding):
         return torch.stack(list(prompts)), None
-    padded = [
-        torch.cat([ids.new_full((n,), filler), ids])
-        for ids, n in zip(prompts, padding, strict=True)
-    ]
+    both = zip(prompts, padding, strict=True)
+    padded = [torch.cat([ids.new_full((n,), filler), ids]) for ids, n in both]
     return torch.stack(padded), torch.tensor(padding, device=prompts[0].device)
 
 
@@ -152,9 +150,8 @@ class Denoiser:
     ) -> Denoiser:
         """A new adapter on a backbone; LoRA's B is 0, so at first it changes nothing."""
         config = config or DenoiserConfig()
-        lora = LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, target_modules=list(config.layers)
-        )
+        layers = list(config.layers)
+        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=layers)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft asks transformers for something by its old name; nothing a reader could act on.
             warnings.simplefilter("ignore", FutureWarning)

@@ -20,6 +20,8 @@ from lad.diffusion.config import RefineConfig
 from lad.diffusion.corruption import Plan
 from lad.diffusion.trace import Step
 
+FROM_LEFT_TO_RIGHT = ("threshold", "entropy", "editing")  # which end with a whole answer
+
 
 def apply_plan(tokens: list[int], plan: Plan, row: int, mask_token_id: int) -> list[int]:
     """One row of `lad.diffusion.corruption.apply_plan`, position by position."""
@@ -185,21 +187,30 @@ def refine(
             alternatives.append(order[:5])
             likely.append([probabilities[t] for t in alternatives[-1]])
             entropy.append(-sum(p * math.log(p) for p in probabilities if p > 0))
+        held = list(fixed)
+        if config.remasking == "editing":
+            for n, token in enumerate(inputs):
+                may_stay = token != mask_id and not (token == eos_id and n < first_end)
+                if may_stay and confidence[n] < config.editing_threshold:
+                    held[n], tokens[n] = True, token
+                    confidence[n] = softmax(logits[n].tolist())[token]
         if config.repeats == "replace":
-            tokens, confidence = replace_repeated(tokens, confidence, logits, fixed, eos_id)
+            tokens, confidence = replace_repeated(tokens, confidence, logits, held, eos_id)
 
         remask = [False] * a
         if i < config.iterations - 1:
             remask = positions_to_mask(
-                config, i, inputs, tokens, confidence, fixed, ever_unmasked, eos_id, mask_id,
-                generator,
+                config, i, inputs, tokens, confidence, entropy, fixed, ever_unmasked, eos_id,
+                mask_id, generator,
             )  # fmt: skip
 
         finished = False
-        if config.remasking == "threshold":
+        if config.remasking in FROM_LEFT_TO_RIGHT:
             ends = [n for n in range(a) if tokens[n] == eos_id and not remask[n]]
             end = ends[0] if ends else a
             finished = not any(remask[:end])
+            if config.remasking == "editing":
+                finished = finished and tokens[:end] == inputs[:end]
             if finished:
                 remask = [False] * a
                 for n in range(end, a):
@@ -207,7 +218,7 @@ def refine(
                         tokens[n], confidence[n] = eos_id, eos_probability[n]
 
         same = tokens == previous
-        if config.remasking == "threshold" or config.added_tokens is not None:
+        if config.remasking in FROM_LEFT_TO_RIGHT or config.added_tokens is not None:
             same = same and all(r or e for r, e in zip(remask, ever_unmasked, strict=True))
         unchanged = unchanged + 1 if same else 1
         fixed_point = config.greedy and tokens == inputs and not any(remask)
@@ -249,6 +260,7 @@ def positions_to_mask(
     inputs: list[int],
     tokens: list[int],
     confidence: list[float],
+    entropy: list[float],
     fixed: list[bool],
     ever_unmasked: list[bool],
     eos_id: int,
@@ -269,8 +281,14 @@ def positions_to_mask(
 
     if config.remasking == "none":
         chosen = [False] * a
-    elif config.remasking == "threshold":
-        chosen = below_threshold(config, tokens, confidence, is_masked, maskable, again, eos_id)
+    elif config.remasking in FROM_LEFT_TO_RIGHT:
+        seen = tokens, is_masked, maskable, again, eos_id
+        if config.remasking == "entropy":
+            chosen = above_entropy_bound(config, entropy, *seen)
+        else:
+            chosen = below_threshold(config, confidence, *seen)
+        if config.remasking == "editing":
+            chosen = [c and m for c, m in zip(chosen, is_masked, strict=True)]
     else:
         # The schedule's fraction is taken of all positions that growth has reached.
         region = sum(not fixed[n] for n in range(reached))
@@ -295,10 +313,25 @@ def positions_to_mask(
     return [c or n for c, n in zip(chosen, not_reached, strict=True)]
 
 
-def below_threshold(
+def candidates(
     config: RefineConfig,
     tokens: list[int],
+    is_masked: list[bool],
+    maskable: list[bool],
+    eos_id: int,
+) -> tuple[list[int], list[int]]:
+    """Positions that are MASK inside the window; those of them that are useful to show."""
+    start = is_masked.index(True) if any(is_masked) else 0
+    stop = len(tokens) if config.window is None else min(len(tokens), start + config.window)
+    inside = [n for n in range(stop) if is_masked[n] and maskable[n]]
+    first_end = tokens.index(eos_id) if eos_id in tokens else len(tokens)
+    return inside, [n for n in inside if n <= first_end] or inside
+
+
+def below_threshold(
+    config: RefineConfig,
     confidence: list[float],
+    tokens: list[int],
     is_masked: list[bool],
     maskable: list[bool],
     again: list[bool],
@@ -306,17 +339,36 @@ def below_threshold(
 ) -> list[bool]:
     """What the threshold strategy masks: low confidence, and everything outside its window."""
     a = len(tokens)
-    start = is_masked.index(True) if any(is_masked) else 0
-    stop = a if config.window is None else start + config.window
-    candidates = [n for n in range(min(a, stop)) if is_masked[n] and maskable[n]]
+    inside, useful = candidates(config, tokens, is_masked, maskable, eos_id)
     confident = [confidence[n] >= config.confidence_threshold and not again[n] for n in range(a)]
     certain = [confidence[n] >= config.isolated_threshold and not again[n] for n in range(a)]
     visible = [not is_masked[n] or certain[n] for n in range(a)]
-    show = [n for n in candidates if confident[n] and (n == 0 or visible[n - 1] or certain[n])]
-    if start in candidates and not again[start]:
+    show = [n for n in inside if confident[n] and (n == 0 or visible[n - 1] or certain[n])]
+    start = is_masked.index(True) if any(is_masked) else 0
+    if start in inside and not again[start]:
         show.append(start)
-    first_end = tokens.index(eos_id) if eos_id in tokens else a
-    useful = [n for n in candidates if n <= first_end] or candidates
     if useful and not any(n in show for n in useful):
         show.append(max(useful, key=lambda n: (not again[n], confidence[n])))
     return [n not in show if is_masked[n] else maskable[n] and not confident[n] for n in range(a)]
+
+
+def above_entropy_bound(
+    config: RefineConfig,
+    entropy: list[float],
+    tokens: list[int],
+    is_masked: list[bool],
+    maskable: list[bool],
+    again: list[bool],
+    eos_id: int,
+) -> list[bool]:
+    """What the entropy strategy masks: all but the least entropies whose sum, without the largest,
+    is within the bound."""
+    _, useful = candidates(config, tokens, is_masked, maskable, eos_id)
+    order = sorted(useful, key=lambda n: (again[n], entropy[n]))
+    show = order[:1]
+    for n in order[1:]:
+        before = sum(entropy[m] for m in show)
+        if again[n] or again[order[0]] or before > config.entropy_bound:
+            break
+        show.append(n)
+    return [is_masked[n] and n not in show for n in range(len(tokens))]

@@ -4,13 +4,16 @@
     random      as many positions as the schedule says, all equally likely ("intermediate noising")
     guided      as many as the schedule says, likelier where confidence is low
     threshold   every position below a confidence, inside a window that moves from left to right
+    entropy     all but those of least entropy, in the same window: as many as fit under a bound
+    editing     as threshold, but what is visible stays, unless another token is confident
 
 A strategy is a function of what a step knows (`StepView`) and the settings; it returns the mask. To
 add one, write the function, enter it in `STRATEGIES`, and add its name to `config.REMASKING`. What
-holds for every strategy (fixed positions, permanent unmasking, growth) reaches it as `maskable`.
+holds for all of them (fixed positions, permanent unmasking, growth) reaches it as `maskable`.
 
 Sources: LAD: LoRA-Adapted Diffusion (EMNLP 2025 demo); LLaDA (Nie et al., 2025) and Fast-dLLM (Wu
-et al., 2025) for the confidence threshold.
+et al., 2025) for threshold; EB-sampler (Ben-Hamu et al., 2025) for entropy, as in RND1 and
+DiffusionGemma; LLaDA 2.1 (2026) for editing.
 
 Shapes: b = batch, a = positions of the answer region.
 """
@@ -21,50 +24,37 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lad.diffusion.config import RefineConfig
 
 
 class StepView(NamedTuple):
-    """What a strategy sees after a draft; every tensor is `(b, a)` unless stated otherwise.
+    """What a strategy sees after a draft; every tensor is `(b, a)` unless stated otherwise."""
 
-    Attributes:
-        tokens: int64, the draft.
-        confidence: float32, the denoiser's probability of each token.
-        is_masked: bool, positions that were MASK in the input of this iteration.
-        maskable: bool, positions that may be MASK in the next input.
-        repeated: bool, positions to mask because they repeat a neighbour.
-        is_eos: bool, positions whose token is EOS.
-        region: `(b,)` int64, number of positions that the schedule's fraction is taken of.
-        noise_level: `(1,)` float64, see `schedule.noise_level`.
-        uniforms: `(b, n, a)` float32 in [0, 1), n being the strategy's `num_uniforms`.
-    """
-
-    tokens: Tensor
-    confidence: Tensor
-    is_masked: Tensor
-    maskable: Tensor
-    repeated: Tensor
-    is_eos: Tensor
-    region: Tensor
-    noise_level: Tensor
-    uniforms: Tensor | None
+    tokens: Tensor  # int64, the draft
+    confidence: Tensor  # float32, the denoiser's probability of each token
+    entropy: Tensor  # float32, of the denoiser's distribution at each position, in nats
+    is_masked: Tensor  # bool, positions that were MASK in the input of this iteration
+    maskable: Tensor  # bool, positions that may be MASK in the next input
+    repeated: Tensor  # bool, positions to mask because they repeat a neighbour
+    is_eos: Tensor  # bool, positions whose token is EOS
+    region: Tensor  # (b,) int64, number of positions that the schedule's fraction is taken of
+    noise_level: Tensor  # (1,) float64, see `schedule.noise_level`
+    uniforms: Tensor | None  # (b, n, a) float32 in [0, 1), n being the strategy's `num_uniforms`
 
 
 class Strategy(NamedTuple):
-    """A re-masking function and what the sampler must know of it.
+    """A re-masking function and what the sampler must know of it."""
 
-    Attributes:
-        remask: returns `(b, a)` bool, positions to mask, none outside `maskable` but those that
-            were MASK and stay so.
-        num_uniforms: random numbers it needs for every position and iteration.
-        stops_when_complete: True when a run ends as soon as every token up to EOS is shown.
-    """
-
+    # Positions to mask, `(b, a)` bool: those that are `maskable`, or were MASK and stay so.
     remask: Callable[[StepView, RefineConfig], Tensor]
-    num_uniforms: int = 0
-    stops_when_complete: bool = False
+    num_uniforms: int = 0  # random numbers it needs for every position and iteration
+    stops_when_complete: bool = False  # a run ends as soon as every token up to EOS is shown
+    # A visible token changes only to one of confidence `editing_threshold`, and a run goes on while
+    # any token up to EOS changes.
+    edits: bool = False
 
 
 def none(view: StepView, config: RefineConfig) -> Tensor:
@@ -100,32 +90,44 @@ def guided(view: StepView, config: RefineConfig) -> Tensor:
 def threshold(view: StepView, config: RefineConfig) -> Tensor:
     """Every position below `confidence_threshold`, or outside the window.
 
-    The window starts at the leftmost MASK of the input; to its right what is MASK stays so. A
-    token is often inconsistent with what is later sampled to its left, so a position whose left
+    A token is often inconsistent with what is later sampled to its left, so a position whose left
     neighbour is still masked needs `isolated_threshold`. The leftmost MASK is always shown: all
     before it is visible, so its token is what a left-to-right model would say. When that position
     repeats its neighbour, the most confident other one is shown, so that every run ends.
     """
     position = torch.arange(view.tokens.shape[1], device=view.tokens.device)
-    candidates = view.is_masked & view.maskable
-    first = view.is_masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
-    if config.window is not None:
-        candidates &= position < first + config.window
+    first, candidates, useful = _candidates(view, config, position)
     confident = (view.confidence >= config.confidence_threshold) & ~view.repeated
     certain = (view.confidence >= config.isolated_threshold) & ~view.repeated
     left_is_visible = torch.ones_like(certain)  # the prompt always is
     left_is_visible[:, 1:] = (~view.is_masked | certain)[:, :-1]
     shown = candidates & confident & (left_is_visible | certain)
     shown |= candidates & (position == first) & ~view.repeated
-
-    # Positions behind the draft's first EOS add nothing to the answer while others are masked.
-    in_answer = view.is_eos.cumsum(dim=-1) - view.is_eos.long() == 0
-    useful = candidates & in_answer
-    useful = useful.where(useful.any(dim=-1, keepdim=True), candidates)
     rank = (view.confidence - 2.0 * view.repeated).masked_fill(~useful, -torch.inf)
     best = position == rank.argmax(dim=-1, keepdim=True)
     shown |= best & useful & ~(shown & useful).any(dim=-1, keepdim=True)
     return torch.where(view.is_masked, ~shown, view.maskable & ~confident)
+
+
+def entropy(view: StepView, config: RefineConfig) -> Tensor:
+    """All that is MASK but the positions of least entropy.
+
+    By rising entropy, a token is shown while the entropies before it sum to at most
+    `entropy_bound`: that sum bounds what tokens drawn together leave out of their joint
+    distribution. The first is always shown; one that repeats its neighbour only as the first.
+    """
+    position = torch.arange(view.tokens.shape[1], device=view.tokens.device)
+    _, _, useful = _candidates(view, config, position)
+    cost = (view.entropy.double() + REPEATED * view.repeated).masked_fill(~useful, torch.inf)
+    cost, order = cost.sort(dim=-1, stable=True)
+    before = F.pad(cost.cumsum(dim=-1)[:, :-1], (1, 0))
+    fits = (before <= config.entropy_bound) & ((cost < REPEATED) | (position == 0))
+    return view.is_masked & ~(useful & torch.zeros_like(useful).scatter(-1, order, fits))
+
+
+def editing(view: StepView, config: RefineConfig) -> Tensor:
+    """What `threshold` leaves masked; nothing that is visible, which `step` edits in place."""
+    return threshold(view, config) & view.is_masked
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -133,7 +135,22 @@ STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(random, num_uniforms=1),
     "guided": Strategy(guided, num_uniforms=2),
     "threshold": Strategy(threshold, stops_when_complete=True),
+    "entropy": Strategy(entropy, stops_when_complete=True),
+    "editing": Strategy(editing, stops_when_complete=True, edits=True),
 }
+REPEATED = 1e6  # nats, more than any entropy: repeats come last
+
+
+def _candidates(view: StepView, config: RefineConfig, position: Tensor) -> tuple[Tensor, ...]:
+    """The leftmost MASK `(b, 1)`, where the window starts; what is MASK inside, `(b, a)` bool; and
+    what of it to show first: up to the draft's first EOS, because more adds nothing to the answer.
+    """
+    candidates = view.is_masked & view.maskable
+    first = view.is_masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
+    if config.window is not None:
+        candidates &= position < first + config.window
+    useful = candidates & (view.is_eos.cumsum(dim=-1) - view.is_eos.long() == 0)
+    return first, candidates, useful.where(useful.any(dim=-1, keepdim=True), candidates)
 
 
 def _scheduled(view: StepView, config: RefineConfig) -> Tensor:
@@ -173,8 +190,8 @@ def choose_positions(
     positions nearest to those, so that masks come in runs.
 
     Args:
-        weights: `(..., a)` non-negative; a weight of 0 excludes the position.
-        count: one number or `(...)`; at most all positive weights are chosen.
+        weights: `(..., a)` non-negative; 0 excludes a position.
+        count: one number or `(...)`.
         uniforms: `(..., a)` in [0, 1), one random number a position.
         clustering: c in [0, 1].
     """

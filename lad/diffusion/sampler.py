@@ -175,15 +175,19 @@ def step(
     if not config.greedy:
         for_sampling, for_remasking = uniforms[:, 0], uniforms[:, 1:]
 
-    # Draft: every position is sampled anew; fixed ones keep their token.
+    # Draft: every position is sampled anew; held ones keep their token.
     drawn = sample_tokens(logits, config, for_sampling)
     tokens, confidence, log_sum, alternatives, top, entropy = drawn
     probabilities = (top - log_sum[..., None]).exp()
-    tokens = torch.where(state.fixed, state.tokens, tokens)
-    replaced = state.fixed
+    held = state.fixed
+    if strategy.edits:  # MASK, and EOS where the answer cannot end, are minus infinity
+        possible = logits.gather(-1, state.tokens[..., None])[..., 0] > -math.inf
+        held = held | (possible & (confidence < config.editing_threshold))
+    tokens = torch.where(held, state.tokens, tokens)
+    replaced = held
     if config.repeats == "replace":
         confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
-        again = repeated(tokens, confidence, tokens == eos, ~state.fixed)
+        again = repeated(tokens, confidence, tokens == eos, ~held)
         tokens = torch.where(again, _unlike_neighbours(alternatives, tokens, eos), tokens)
         replaced = replaced | again
     confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
@@ -202,6 +206,7 @@ def step(
     view = StepView(
         tokens=tokens,
         confidence=confidence,
+        entropy=entropy,
         is_masked=state.tokens == mask,
         maskable=maskable & reached,
         repeated=again,
@@ -217,7 +222,8 @@ def step(
     finished = torch.zeros_like(state.unchanged, dtype=torch.bool)
     if strategy.stops_when_complete:
         eos_seen = (is_eos & ~remask).cumsum(dim=-1) > 0
-        finished = ~(remask & ~eos_seen).any(dim=-1)
+        unsettled = remask | (tokens != state.tokens) if strategy.edits else remask
+        finished = ~(unsettled & ~eos_seen).any(dim=-1)
         tail = finished[:, None] & eos_seen & free
         tokens = tokens.masked_fill(tail, eos)
         confidence = torch.where(tail, _probability(logits, tokens, log_sum), confidence)

@@ -21,8 +21,7 @@ def noise_level(iteration: int, iterations: int, sharpness: float) -> float:
     """Fraction of the starting noise left after an iteration: 1 at the first, near 0 at the last.
 
     Args:
-        iteration: index from 0, below `iterations`.
-        iterations: total number of iterations, at least 1.
+        iteration: index from 0, below `iterations`, which is at least 1.
         sharpness: s > 0; near 0 the fall is linear, at 20 it is over almost at once.
     """
     if iterations < 1 or not 0 <= iteration < iterations:
@@ -37,12 +36,7 @@ def noise_level(iteration: int, iterations: int, sharpness: float) -> float:
 def mask_count(
     iteration: int, iterations: int, answer_length: int, sharpness: float, noise_start: float
 ) -> int:
-    """Number of positions to mask again after an iteration; 0 after the last.
-
-    Args:
-        answer_length: number of positions in the answer region.
-        noise_start: fraction masked after the first iteration, in [0, 1].
-    """
+    """n_i, the positions to mask again; 0 after the last iteration. `noise_start` is in [0, 1]."""
     if not 0 <= noise_start <= 1:
         raise InvalidInput(f"noise_start = {noise_start}: expected a fraction between 0 and 1")
     if iteration == iterations - 1:

@@ -55,6 +55,11 @@ class Answers:
         end = [self.eos_token_id]
         return [ids + end * ended for ids, ended in zip(self.tokens, self.ended, strict=True)]
 
+    def select(self, index: Sequence[int]) -> Answers:
+        """The answers of these indices, with their losses."""
+        names = ("tokens", "ended", "forwards", "losses")
+        return replace(self, **{name: [getattr(self, name)[i] for i in index] for name in names})
+
     def truncate(self, length: int) -> Answers:
         """The same answers cut off after `length` tokens, EOS included."""
         fits = [len(ids) < length for ids in self.tokens]
@@ -109,14 +114,15 @@ def greedy_answers(
     max_new_tokens: int,
     eos_token_id: int,
     batch_size: int = 8,
+    **options,
 ) -> Answers:
     """The backbone's answers from left to right, always the likeliest token.
 
     The backbone is bare, or inside `Denoiser.adapter_off`; prompts are token ids with their chat
-    template; `max_new_tokens` counts EOS.
+    template; `max_new_tokens` counts EOS; options are of `transformers`, as in `generate`.
     """
     started = time.perf_counter()
-    options = {"batch_size": batch_size, "eos_token_id": eos_token_id}
+    options |= {"batch_size": batch_size, "eos_token_id": eos_token_id}
     outputs = generate(backbone, None, prompts, max_new_tokens, **options)
     seconds = time.perf_counter() - started
     ended = [eos_token_id in ids for ids in outputs]

@@ -79,7 +79,7 @@ def pooled_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
         with np.errstate(divide="ignore"):
             return np.divide(above[index].sum(axis=-1), below[index].sum(axis=-1))
 
-    return _bootstrap(len(above), ratio)
+    return bootstrap(len(above), ratio)
 
 
 def pooled_share(hits: Sequence[float], counts: Sequence[float]) -> Estimate:
@@ -97,17 +97,20 @@ def pooled_share(hits: Sequence[float], counts: Sequence[float]) -> Estimate:
 def mean(values: Sequence[float]) -> Estimate:
     """Mean over answers, with an interval over answers."""
     array = np.asarray(values, dtype=float)
-    return _bootstrap(len(array), lambda index: array[index].mean(axis=-1))
+    return bootstrap(len(array), lambda index: array[index].mean(axis=-1))
 
 
 def median(values: Sequence[float]) -> Estimate:
     """Median over answers, with an interval over answers; values may be infinite."""
     array = np.asarray(values, dtype=float)
-    return _bootstrap(len(array), lambda index: np.median(array[index], axis=-1))
+    return bootstrap(len(array), lambda index: np.median(array[index], axis=-1))
 
 
-def _bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-    """A statistic of n answers, given their indices `(..., n)`, and its percentile interval."""
+def bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    """A statistic of n answers, given their indices `(..., n)`, and its percentile interval.
+
+    The statistic takes the last axis away: `(n,)` gives one number, `(2000, n)` gives 2,000.
+    """
     if n == 0:
         return NOTHING
     value = float(statistic(np.arange(n)))

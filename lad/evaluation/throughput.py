@@ -1,9 +1,15 @@
 """How fast answers and training steps are on this machine.
 
-`bench` answers the same prompts in three ways: by `lad.diffusion.reference` (plain loops), by
-`lad.diffusion.sampler`, and by the backbone from left to right. A speed-up is the median of ratios
-of times that were taken one after the other. An iteration is compared with its roofline (Williams
-et al., 2009), which recorded files call "floor". Random weights are as slow as trained ones.
+`bench` answers the same prompts by `lad.diffusion.sampler`, by `lad.diffusion.reference` (plain
+loops), and by the backbone from left to right, in the three ways of `transformers`: `generate` as
+it is; `static`, on a GPU, with a cache of fixed size, for which a pass is compiled and captured as
+ours are; `lookup`, one prompt at a time, which speculates with n-grams of the text so far.
+
+A speed-up is the median of ratios of times that were taken one after the other. An iteration is
+compared with its roofline (Williams et al., 2009), which recorded files call "floor". Random
+weights are as slow as trained ones.
+
+Reference: https://huggingface.co/docs/transformers/kv_cache and .../assisted_decoding
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, StaticCache
 
 from lad.diffusion import reference
 from lad.diffusion.config import RANGES, RefineConfig
@@ -31,7 +37,8 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import statistics
-from lad.evaluation.generation import Progress, greedy_answers, provenance, silent
+from lad.evaluation.frontier import LOOKUP
+from lad.evaluation.generation import Answers, Progress, greedy_answers, provenance, silent
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import loss_weights, noisy_inputs, take
@@ -39,6 +46,7 @@ from lad.training.trainer import Trainer
 from lad.utils import check_least, checked, damaged_file, disk_errors, write_json
 
 AIM = 200_000_000  # tokens, which is how many the paper's adapter saw
+WAYS = ("generate", "static", "lookup")  # from left to right
 UNTIMED = 5  # training steps in which kernels are compiled and chosen
 
 
@@ -105,7 +113,7 @@ def bench(
     on_progress: Progress = silent,
     on_result: Callable[[dict], object] = silent,
 ) -> dict:
-    """Times of the three ways, for every window and batch size, as plain values for JSON.
+    """Times of all ways, for every window and batch size, as plain values for JSON.
 
     Args:
         backbone: without an adapter; on the denoiser's device and in its dtype.
@@ -121,6 +129,9 @@ def bench(
     rates = machine_rates(denoiser.device, denoiser.causal_lm.dtype)
     origin = provenance(denoiser.backbone, denoiser.adapter_sha256)
     longest, cells = max(map(len, ids)), []
+    # One size for all windows, so that a pass is compiled once for a batch size.
+    static = partial(StaticCache, backbone.config, longest + max(windows))
+    caches = {batch: static() for batch in batches} if denoiser.device.type == "cuda" else {}
     result = {
         "device": denoiser.device.type,
         "provenance": origin | {"threads": torch.get_num_threads()},
@@ -139,7 +150,10 @@ def bench(
         for batch in sorted(batches):
             on_round = partial(on_progress, f"window {window}, batch {batch}")
             limits = n_reference if batch == 1 else 0, reference_iterations
-            times = _measure(denoiser, backbone, ids, settings, batch, *limits, on_round)
+            ways = {"generate": {}, "lookup": LOOKUP} if batch == 1 else {"generate": {}}
+            if batch in caches:
+                ways["static"] = {"past_key_values": caches[batch]}
+            times = _measure(denoiser, backbone, ids, settings, batch, ways, *limits, on_round)
             times["floor"] = roofline(denoiser, rates, batch, longest, window)
             sampler = times["sampler"]
             sampler["iteration_by_floor"] = sampler["iteration_seconds"] / times["floor"]["seconds"]
@@ -149,8 +163,8 @@ def bench(
                 ratios = [alone / seconds for seconds in sampler["seconds_by_round"]]
                 times["speedup_vs_reference"] = statistics.median(ratios).to_dict()
             cells.append(times)
-            result["speedup_vs_reference"] = (cells[0]["speedup_vs_reference"] or {}).get("value")
-            result["speedup_vs_generate"] = cells[0]["speedup_vs_generate"]["value"]
+            for key in (f"speedup_vs_{way}" for way in ("reference", *WAYS)):
+                result[key] = (cells[0][key] or {}).get("value")
             result |= {key: cells[0]["sampler"][key] for key in ("nfe", "tpf")}
             result["provenance"]["seconds"] = time.perf_counter() - started
             on_result(result)
@@ -158,28 +172,35 @@ def bench(
 
 
 def _measure(
-    denoiser, backbone, ids, config, batch, n_reference, reference_iterations, on_round
+    denoiser, backbone, ids, config, batch, ways, n_reference, reference_iterations, on_round
 ) -> dict:
-    """The times of one window and batch size; the arguments are as in `bench`."""
+    """The times of one window and batch size; the arguments are as in `bench`.
+
+    `ways` are options of `transformers` for each way to answer from left to right.
+    """
     n_rounds, repeated = math.ceil(len(ids) / batch), cycle(ids)
     rounds = [list(islice(repeated, batch)) for _ in range(n_rounds)]
 
     def refine(chunk: list[Tensor], config: RefineConfig) -> tuple[float, int | None, list[Trace]]:
         return _timed(denoiser.device, refine_batch, denoiser, chunk, config, batch_size=batch)
 
-    def generate(chunk: list[Tensor], length: int) -> float:
-        prompts = [prompt.tolist() for prompt in chunk]
-        return greedy_answers(backbone, prompts, length, denoiser.eos_token_id, batch).seconds
+    def generate(way: str, chunk: list[Tensor], length: int) -> Answers:
+        if "past_key_values" in ways[way]:
+            ways[way]["past_key_values"].reset()
+        prompts, eos = [prompt.tolist() for prompt in chunk], denoiser.eos_token_id
+        return greedy_answers(backbone, prompts, length, eos, batch, **ways[way])
 
     # Warm up: on a GPU to the end, because finished answers change shapes, and kernels with them.
     short = replace(config, iterations=min(2, config.iterations))
     refine(rounds[0], short if denoiser.device.type == "cpu" else config)
-    generate(rounds[0], 2)
-    refined, base_seconds, compared = [], [], []
+    refined, compared, others = [], [], {way: [] for way in ways}
+    for way in ways:
+        generate(way, rounds[0], min(8, config.answer_length))
     for n, chunk in enumerate(rounds):
         on_round(n, n_rounds)
         refined.append(refine(chunk, config))
-        base_seconds.append(generate(chunk, config.answer_length))
+        for way, answers in others.items():
+            answers.append(generate(way, chunk, config.answer_length))
         if n < n_reference:
             seconds, _, [trace] = refined[-1]
             compared.append(_compare(denoiser, chunk[0], config, reference_iterations))
@@ -191,27 +212,42 @@ def _measure(
     # Full batches only, and the first step, which may still be warming up, if it is the only one.
     full = [min(group, key=lambda trace: trace.nfe).steps for group in groups]
     iterations = [step.seconds for steps in full for step in steps[1:] or steps]
-    return {
-        "window": config.answer_length,
-        "batch": batch,
-        "rounds": n_rounds,
-        "speedup_vs_generate": statistics.median(np.divide(base_seconds, seconds)).to_dict(),
-        "sampler": {
-            "seconds_per_answer": median(seconds) / batch,
-            "seconds_by_round": [x / batch for x in seconds],  # of one answer
-            "iteration_seconds": median(iterations),
-            "step_seconds": [
-                median(trace.steps[n].seconds for trace in traces if trace.nfe > n)
-                for n in range(max(trace.nfe for trace in traces))
-            ],
-            "nfe": nfe / len(traces),
-            "tpf": tokens / nfe,
-            "tokens": tokens / len(traces),
-            "tokens_per_second": tokens / sum(seconds),
-            "peak_memory": memory[0] and max(memory),
-        },
-        "generate": {"seconds_per_answer": median(base_seconds) / batch},
-    } | _reference_times(pd.DataFrame(compared))
+
+    def per_token(seconds: Sequence[float], tokens: Sequence[int]) -> dict:
+        return statistics.pooled_ratio(seconds, tokens).to_dict()
+
+    left_to_right = dict.fromkeys(f"speedup_vs_{way}" for way in WAYS) | dict.fromkeys(WAYS)
+    for way, answers in others.items():
+        taken = [one.seconds for one in answers]
+        left_to_right[f"speedup_vs_{way}"] = statistics.median(np.divide(taken, seconds)).to_dict()
+        left_to_right[way] = {
+            "seconds_per_answer": median(taken) / batch,
+            "seconds_per_token": per_token(taken, [sum(map(len, a.tokens)) for a in answers]),
+        }
+    return (
+        {
+            "window": config.answer_length,
+            "batch": batch,
+            "rounds": n_rounds,
+            "sampler": {
+                "seconds_per_answer": median(seconds) / batch,
+                "seconds_per_token": per_token(seconds, [sum(t.tokens for t in g) for g in groups]),
+                "seconds_by_round": [x / batch for x in seconds],  # of one answer
+                "iteration_seconds": median(iterations),
+                "step_seconds": [
+                    median(trace.steps[n].seconds for trace in traces if trace.nfe > n)
+                    for n in range(max(trace.nfe for trace in traces))
+                ],
+                "nfe": nfe / len(traces),
+                "tpf": tokens / nfe,
+                "tokens": tokens / len(traces),
+                "tokens_per_second": tokens / sum(seconds),
+                "peak_memory": memory[0] and max(memory),
+            },
+        }
+        | left_to_right
+        | _reference_times(pd.DataFrame(compared))
+    )
 
 
 def _compare(denoiser: Denoiser, ids: Tensor, config: RefineConfig, iterations: int | None) -> dict:

@@ -33,6 +33,7 @@ def generate(
     eos_token_id: int | None = None,
     static_cache: bool = False,
     on_logits: Callable[[Tensor], object] | None = None,
+    **more,
 ) -> list[list[int]]:
     """Token ids of one answer to each prompt, in the order of the prompts.
 
@@ -47,6 +48,7 @@ def generate(
         static_cache: keys and values in tensors of fixed size, and batches made anew after every 64
             tokens from the answers that go on: pays on a GPU with thousands of prompts.
         on_logits: called after every forward pass with the `(b, v)` logits of the next tokens.
+        more: further arguments of `generate` of `transformers`.
     """
     max_length = max_length or causal_lm.config.max_position_embeddings
     eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
@@ -64,7 +66,7 @@ def generate(
     while going:
         going.sort(key=lambda i: -len(prompts[i]))
         for first in range(0, len(going), batch_size):
-            batch, options = going[first : first + batch_size], {}
+            batch, options = going[first : first + batch_size], dict(more)
             width = len(prompts[batch[0]]) + done
             new_tokens = min(stage, max(room[i] for i in batch) - done)
             if static_cache:

@@ -28,6 +28,7 @@ from lad.utils import (
 )
 from lad.viz import attention, benchmarks, convergence, lens, noise, refinement, throughput
 from lad.viz.ablation import ablation
+from lad.viz.frontier import frontier
 from lad.viz.style import Picture, save, show
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -141,7 +142,11 @@ DRAWN: dict[str, Drawing] = {
     "settled_share": Drawing("study.json", convergence.settled_shares, "lad study"),
     "settling_order": Drawing("study.json", convergence.settling_order, "lad study"),
     "first_layer": Drawing("study.json", lens.first_layer, "lad study"),
+    "frontier": Drawing("frontier.json", frontier, "lad frontier"),
     "speed": Drawing("bench.json", throughput.speed, "lad bench"),
+    "seconds_per_token": Drawing(
+        "seconds_per_token.json", throughput.seconds_per_token, "lad bench --record"
+    ),
     "true_shape": Drawing("llama-3.1-8b.json", throughput.true_shape, _LARGE),
     "ablation": Drawing("ablation.json", ablation, "lad ablate"),
     "benchmarks": Drawing("benchmarks.json", benchmarks.accuracies, "lad benchmark collect"),

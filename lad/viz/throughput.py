@@ -15,6 +15,12 @@ from lad.utils import DamagedFile
 from lad.viz.style import COLORS, label, log2_axis, new_figure, series, span, styled, titled
 from lad.viz.tokens import count
 
+# ways of `lad bench` -> words
+LEFT_TO_RIGHT = {
+    "generate": "dynamic cache",
+    "static": "static cache, compiled",
+    "lookup": "prompt lookup",
+}
 DOTTED = {"color": COLORS["muted"], "linestyle": ":", "linewidth": 1.2}
 
 
@@ -29,12 +35,15 @@ def speed(data: Mapping) -> Figure:
     smallest = min(batches)
     # `generate` of transformers has neither graphs nor compiled layers.
     plain = "uncompiled generate" if data.get("graphs") else "generate"
+    fair = all(cell.get("static") for cell in data["cells"])  # which is compiled, as refinement is
+    baseline, named = ("static", "left to right, compiled") if fair else ("generate", plain)
     figure, (answers, iterations, progress) = new_figure(1, 3, height=3.6)
     at_once = {batch: f"{count(batch, 'prompt')} at once" for batch in batches}
 
     engines = {"reference": "plain loops", "generate": plain, "sampler": "refinement"}
+    engines["static"] = "compiled, static cache"
     for number, (engine, words) in enumerate(engines.items()):
-        timed = [cell for cell in batches[smallest] if cell[engine] is not None]
+        timed = [cell for cell in batches[smallest] if cell.get(engine) is not None]
         if timed:
             points = [(cell["window"], cell[engine]["seconds_per_answer"]) for cell in timed]
             answers.plot(*zip(*points, strict=True), **series(number), label=words)
@@ -59,14 +68,14 @@ def speed(data: Mapping) -> Figure:
 
     parts = []
     for batch in dict.fromkeys((smallest, max(batches))):
-        ratios = [cell["speedup_vs_generate"]["value"] for cell in batches[batch]]
+        ratios = [cell[f"speedup_vs_{baseline}"]["value"] for cell in batches[batch]]
         parts.append(f"{span(ratios)} at batch {batch}")
     nearest = min(cell["sampler"]["iteration_by_floor"] for cell in data["cells"])
     machine = f"{data['provenance']['model']} on {data['provenance']['processor']}"
     details = f"{machine}; an iteration takes {nearest:.1f} times its roofline at best"
-    if data.get("graphs"):
+    if data.get("graphs") and not fair:
         details += "; refinement has CUDA graphs and compiled layers, generate neither"
-    return titled(figure, f"Times as fast as {plain}: {', '.join(parts)}", details)
+    return titled(figure, f"Times as fast as {named}: {', '.join(parts)}", details)
 
 
 def _log_panel(axes: Axes, ticks: list[int]) -> None:
@@ -76,6 +85,50 @@ def _log_panel(axes: Axes, ticks: list[int]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.5)
     axes.legend(loc="upper left")
+
+
+@styled
+def seconds_per_token(data: Mapping) -> Figure:
+    """Milliseconds a token, one prompt at a time: refinement beside left to right, by device.
+
+    `data` is what `lad bench` with `--record FILE` added to one file on each; of two runs with the
+    same settings the later counts.
+    """
+    devices: dict[str, dict[str, Mapping]] = {}
+    for run in data["runs"]:
+        devices.setdefault(run["device"], {})[run["setting"]] = run
+    if not devices:
+        raise DamagedFile("no runs among these: expected some; run `lad bench --record` again")
+    figure, _ = new_figure(1, len(devices), height=2.9)
+    found = []
+    for axes, (device, runs) in zip(figure.axes, devices.items(), strict=True):
+        cells = {name: min(run["cells"], key=_size) for name, run in runs.items()}
+        ours = {
+            f"refinement, {n}": cell["sampler"]["seconds_per_token"] for n, cell in cells.items()
+        }
+        timed = next(iter(cells.values()))
+        others = {
+            f"left to right, {words}": timed[way]["seconds_per_token"]
+            for way, words in LEFT_TO_RIGHT.items()
+            if timed[way] is not None
+        }
+        for place, (name, one) in enumerate((others | ours).items()):
+            value, low, high = 1000 * np.array([one[k] for k in ("value", "low", "high")])
+            look = series(name in ours) | {"linestyle": "", "capsize": 2.5}
+            axes.errorbar([value], [place], xerr=[[value - low], [high - value]], **look)
+        axes.set_yticks(range(place + 1), [*others, *ours])
+        axes.set_ylim(-0.5, place + 0.5)
+        axes.set_xlim(left=0)
+        processor = next(iter(runs.values()))["provenance"]["processor"]
+        label(axes, "milliseconds a token", "", processor)
+        best, fastest = (min(one["value"] for one in d.values()) for d in (others, ours))
+        found.append(f"{best / fastest:.2f} on a {'CPU' if device == 'cpu' else 'GPU'}")
+    note = f"window {timed['window']}, one prompt at a time; bars: 95 % intervals over answers"
+    return titled(figure, f"Speed by the fastest left to right: {', '.join(found)}", note)
+
+
+def _size(cell: Mapping) -> tuple[int, int]:
+    return cell["batch"], cell["window"]
 
 
 @styled

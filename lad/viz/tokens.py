@@ -21,6 +21,12 @@ from lad.models.chat import decode_pieces
 from lad.utils import InvalidInput
 
 PHASES = ("input", "denoised", "remasked")
+# strategies that mask only what was never shown -> what they show it by
+SHOWN_BY = {
+    "threshold": "with a confidence threshold",
+    "entropy": "with an entropy bound",
+    "editing": "with token editing",
+}
 SOLID = ("text", "special")  # kinds of span that can stand in an answer
 
 # Dark red, olive, pale green, as in the authors' figure, except that the lightness rises evenly
@@ -226,7 +232,7 @@ def summary(trace: Trace) -> str:
     """How a run ended and what it cost, in words."""
     ran, planned = len(trace.steps), trace.config.get("iterations", len(trace.steps))
     if trace.stopped_early:
-        whole = trace.config.get("remasking") == "threshold"
+        whole = trace.config.get("remasking") in SHOWN_BY
         why = "no MASK was left in the answer" if whole else "the draft stood still"
         end = f"Stopped early after {ran} of {planned} iterations: {why}."
     elif ran < planned:
@@ -250,8 +256,7 @@ def count(number: int, thing: str) -> str:
 def ran(trace: Trace) -> str:
     """The length and the kind of a run: "4 iterations with re-masking"."""
     words = f"with{'' if trace.remask.any() else 'out'} re-masking"
-    if trace.config.get("remasking") == "threshold":  # which masks what was never shown
-        words = "with a confidence threshold"
+    words = SHOWN_BY.get(trace.config.get("remasking"), words)
     return f"{count(trace.nfe, 'iteration')} {words}"
 
 
