@@ -232,7 +232,8 @@ def checked(value: object, kind: object) -> Any:
         what = ".".join(map(str, problem["loc"]))
         if what and problem["type"] != "missing":
             what += f" = {SHORT.repr(problem['input'])[:80]}"
-        raise ValueError(f"{what}: {problem['msg']}".removeprefix(": ")) from None
+        message = problem["msg"].removeprefix("Value error, ")  # of a validator of ours
+        raise ValueError(f"{what}: {message}".removeprefix(": ")) from None
 
 
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)

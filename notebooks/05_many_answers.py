@@ -12,7 +12,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # 5. Over many answers: quality, speed, convergence
 #

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import LlamaForCausalLM
 
-from lad.diffusion.config import PRESETS, SHOWN, RefineConfig
+from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation import generation, statistics, text_metrics
 from lad.evaluation.generation import Answers, Progress, greedy_answers, provenance, silent
@@ -47,7 +47,7 @@ SWEEPS = {
     "threshold": Sweep(PRESETS["default"], *CONFIDENCES),
     "guided": Sweep(PRESETS["guided"], "iterations", (8, 16, 24, 32, 48, 64)),
     "entropy": Sweep(
-        RefineConfig(**SHOWN | {"remasking": "entropy"}),
+        replace(PRESETS["default"], remasking="entropy"),
         "entropy_bound",
         (0.1, 0.3, 1.0, 2.0, 3.0, 5.0),
     ),

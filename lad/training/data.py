@@ -19,7 +19,6 @@ from typing import Annotated
 
 import torch
 from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from lad.diffusion.drafts import REPAIR_PROMPT
@@ -34,7 +33,7 @@ USUAL, CORRECTION, CHOICE = range(3)  # kinds of pairs: places in `TrainConfig.c
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise PydanticCustomError("blank", "expected at least one word")
+        raise ValueError("expected at least one word")
     return text
 
 
