@@ -8,5 +8,6 @@
     trace        what happened in a run
 
 Beside it: config (every setting), adapter (folders on disk), drafts (repair, infill, checks of
-inputs), trace_file (traces on disk), reference (the method in plain loops, for the tests).
+inputs), verified (the backbone decides), likeliest and transfer (numbers of logits, copies to the
+host), trace_file (traces on disk), reference (the method in plain loops, for the tests).
 """

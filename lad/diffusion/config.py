@@ -15,7 +15,8 @@ from typing import Literal
 
 from lad.utils import InvalidInput, describe, setting, settings
 
-REMASKING = ("none", "random", "guided", "threshold")  # the names in `remasking.STRATEGIES`
+# The names in `remasking.STRATEGIES`, and `lad.diffusion.verified`, where two models take turns.
+REMASKING = ("none", "random", "guided", "threshold", "verified")
 KINDS = ("swap", "duplicate", "replace", "shift")  # of structural noise
 REPEATS = ("allow", "remask", "replace")
 ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
@@ -42,7 +43,8 @@ class RefineConfig:
     remasking: Literal[REMASKING] = noise(
         "guided",
         "which positions are masked again: none (noiseless), random, guided (low confidence is "
-        "likelier) or threshold (all below a confidence)",
+        "likelier), threshold (all below a confidence) or verified (all from where the backbone "
+        "would go on otherwise)",
         label="Positions to mask",
     )
     noise_start: float = noise(
@@ -71,7 +73,7 @@ class RefineConfig:
     )  # fmt: skip
     window: int | None = noise(
         None, "positions, from the leftmost MASK on, where tokens may be shown; none is all",
-        1, 2048, label="Window", used_by=("threshold",),
+        1, 2048, label="Window", used_by=("threshold", "verified"),
     )  # fmt: skip
     repeats: Literal[REPEATS] = noise(
         "allow",
@@ -81,7 +83,7 @@ class RefineConfig:
     )
     permanent: bool = noise(
         False, "a position once shown is never MASK again; its token may still change",
-        label="permanent unmasking", used_by=REMASKING[1:],
+        label="permanent unmasking", used_by=REMASKING[1:4],
     )  # fmt: skip
     temperature: float = sampling(
         0.0, "0 is greedy; 1 samples from the model's own probabilities", 0, 5,
@@ -219,6 +221,8 @@ PRESETS = {
     ),
     # Fewer tokens at a time, isolated ones only at high confidence.
     "quality": RefineConfig(**SHOWN, confidence_threshold=0.5, isolated_threshold=0.95),
+    # The backbone's own greedy text; the denoiser drafts it. Every second pass is the backbone's.
+    "verified": RefineConfig(iterations=128, remasking="verified", window=16),
     # LAD's own claim: nothing is masked after the first draft. The answer grows four positions an
     # iteration, because far positions drafted at once may settle on a repeated token. Short answers
     # settle sooner without growth (`added_tokens` None).

@@ -36,6 +36,7 @@ from lad.diffusion.likeliest import likeliest, log_sum_and_entropy
 from lad.diffusion.remasking import STRATEGIES, StepView, repeated
 from lad.diffusion.schedule import noise_level
 from lad.diffusion.trace import ALTERNATIVES, Step, Trace, make_trace
+from lad.diffusion.transfer import draw_uniforms, to_host
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, NumericalError
 
@@ -182,11 +183,11 @@ def step(
     tokens = torch.where(state.fixed, state.tokens, tokens)
     replaced = state.fixed
     if config.repeats == "replace":
-        confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
+        confidence = torch.where(replaced, probability(logits, tokens, log_sum), confidence)
         again = repeated(tokens, confidence, tokens == eos, ~state.fixed)
         tokens = torch.where(again, _unlike_neighbours(alternatives, tokens, eos), tokens)
         replaced = replaced | again
-    confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
+    confidence = torch.where(replaced, probability(logits, tokens, log_sum), confidence)
 
     # Re-masking, unless this was the last iteration.
     free = ~state.fixed
@@ -220,7 +221,7 @@ def step(
         finished = ~(remask & ~eos_seen).any(dim=-1)
         tail = finished[:, None] & eos_seen & free
         tokens = tokens.masked_fill(tail, eos)
-        confidence = torch.where(tail, _probability(logits, tokens, log_sum), confidence)
+        confidence = torch.where(tail, probability(logits, tokens, log_sum), confidence)
         remask = remask & ~finished[:, None]
 
     # Early stop: identical drafts in a row, or a greedy draft that reproduces its own input.
@@ -245,7 +246,7 @@ def step(
     return StepOutput(tokens, confidence, remask, finished, is_finite, *likely, following)
 
 
-def _probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
+def probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
     """`(b, a)` float32: the denoiser's probability of these tokens."""
     return (logits.gather(-1, tokens[..., None])[..., 0].float() - log_sum).exp()
 
@@ -288,8 +289,13 @@ def refine(
 
 
 @torch.inference_mode()
-def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
+def _refine(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
     """The steps of the unfinished sequences after every iteration, by the index of their prompt."""
+    if config.remasking == "verified":
+        from lad.diffusion.verified import verified
+
+        yield from verified(denoiser, batch, config)
+        return
     state, indices, generators = batch.state, batch.indices, batch.generators
     several = len(indices) > 1
     forward = denoiser.prepare(batch.prompts, batch.padding)
@@ -298,10 +304,10 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
     inputs = state.tokens.cpu().numpy()
     for i in range(config.iterations):
         start = time.perf_counter()
-        uniforms = _uniforms(generators, num_uniforms, state.tokens)  # copied while a GPU is idle
+        uniforms = draw_uniforms(generators, num_uniforms, state.tokens)  # while a GPU is idle
         logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
         output = take_step(logits, state, config, i, uniforms)
-        tokens, confidence, remask, finished, is_finite, *likely = _to_host(output[:-1])
+        tokens, confidence, remask, finished, is_finite, *likely = to_host(output[:-1])
         if not is_finite.all():
             where = f", prompt {indices[int(is_finite.argmin())]}" if several else ""
             raise NumericalError(
@@ -321,25 +327,6 @@ def _refine(denoiser: Denoiser, batch: _Batch, config: RefineConfig) -> Iterator
             forward.select(keep)
             indices = [indices[n] for n in left]
             generators = [generators[n] for n in left]
-
-
-def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Arrays of tensors, which are copied together and waited for once."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if tensors[0].is_cuda:
-        torch.cuda.current_stream().synchronize()
-    return [copy.numpy() for copy in copies]
-
-
-def _uniforms(generators: list[torch.Generator], count: int, like: Tensor) -> Tensor | None:
-    """`(b, count, a)` float32 in [0, 1) from each sequence's generator, None for a count of 0.
-
-    They are drawn on the CPU, so that a seed gives the same numbers on every device.
-    """
-    if count == 0:
-        return None
-    drawn = [torch.rand(count, like.shape[1], generator=generator) for generator in generators]
-    return torch.stack(drawn).to(like.device)
 
 
 def refine_batch(
@@ -417,7 +404,7 @@ def record(
 # -- inputs ----------------------------------------------------------------------------------------
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Checked inputs: `prompts` `(b, p)` int64, left-padded by `padding` `(b,)`, and the state."""
 
     indices: list[int]
@@ -436,7 +423,7 @@ def _prepare(
     drafts: Sequence[Tensor | None],
     fixed: Sequence[Tensor | None],
     first: int = 0,
-) -> _Batch:
+) -> Batch:
     """Check every input and make one batch; `first` is the index of the first prompt."""
     prompt_ids = [
         prompt.to(denoiser.device) if isinstance(prompt, Tensor) else denoiser.encode(prompt)
@@ -470,4 +457,4 @@ def _prepare(
     )
     generators = [torch.Generator().manual_seed(config.seed) for _ in prompts]
     padded, padding = pad_prompts(prompt_ids)
-    return _Batch([*range(first, first + b)], prompt_ids, padded, padding, state, generators)
+    return Batch([*range(first, first + b)], prompt_ids, padded, padding, state, generators)

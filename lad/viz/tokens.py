@@ -215,7 +215,7 @@ def summary(trace: Trace) -> str:
     """How a run ended and what it cost, in words."""
     ran, planned = len(trace.steps), trace.config.get("iterations", len(trace.steps))
     if trace.stopped_early:
-        whole = trace.config.get("remasking") == "threshold"
+        whole = trace.config.get("remasking") in ("threshold", "verified")
         why = "no MASK was left in the answer" if whole else "the draft stood still"
         end = f"Stopped early after {ran} of {planned} iterations: {why}."
     elif ran < planned:
@@ -223,6 +223,8 @@ def summary(trace: Trace) -> str:
     else:
         end = f"Ran all {ran} iterations." if ran > 1 else "Ran its one iteration."
     cost = f"{count(trace.tokens, 'token')} from {count(trace.nfe, 'forward pass')}"
+    if trace.backbone_passes:
+        cost += f", {trace.backbone_passes} of them by the backbone"
     took = ""
     if trace.seconds:  # recorded runs and those of a batch have none
         rate = trace.nfe / trace.seconds
@@ -241,6 +243,8 @@ def ran(trace: Trace) -> str:
     words = f"with{'' if trace.remask.any() else 'out'} re-masking"
     if trace.config.get("remasking") == "threshold":  # which masks what was never shown
         words = "with a confidence threshold"
+    if trace.backbone_passes:
+        words = "of drafts that the backbone verifies"
     return f"{count(trace.nfe, 'iteration')} {words}"
 
 

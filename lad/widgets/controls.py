@@ -38,6 +38,7 @@ PURPOSES = {  # of the presets, as lists of them say it
     "guided: to watch LAD's own re-masking": "guided",
     "demo: what the authors' demo starts with": "demo",
     "quality: fewer tokens a pass, slower": "quality",
+    "verified: the backbone's own text, drafted by the denoiser": "verified",
     "noiseless: to see it without re-masking": "noiseless",
 }
 SETTINGS = describe(RefineConfig)

@@ -1,0 +1,127 @@
+"""Verified refinement: the denoiser drafts, the frozen backbone reads the draft and decides.
+
+    even iterations   the denoiser draws a window of MASK behind what is known
+    odd iterations    the backbone, without the adapter and with a cache of its own, reads the
+                      window once and keeps the longest prefix that it would have said itself, and
+                      its own next token; the rest is masked again
+
+The answer is what the backbone says from left to right, token for token; the draft only decides in
+how few passes. A window costs two passes and gives at least one token. Sampling is covered too: a
+position has one random number, and both models draw by it. Fixed tokens are kept as they are read.
+
+It is exact in float32, up to ties: logits of several positions read at once differ by rounding
+from those of one. In bfloat16 rounding is coarser, so two near equal tokens may change places; the
+answer is then greedy text under that rounding.
+
+Sources: speculative decoding (Leviathan et al., 2023; Chen et al., 2023), with a draft made in one
+pass as in blockwise parallel decoding (Stern et al., 2018).
+
+Shapes: p = prompt, a = positions of the answer region; a batch is answered one by one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.sampler import (
+    Batch,
+    SamplerState,
+    probability,
+    process_logits,
+    sample_tokens,
+)
+from lad.diffusion.trace import Step
+from lad.diffusion.transfer import draw_uniforms, to_host
+from lad.models.registry import load_backbone
+from lad.utils import NumericalError
+
+_backbones: WeakKeyDictionary[Denoiser, PreTrainedModel] = WeakKeyDictionary()
+
+
+def bare_backbone(denoiser: Denoiser) -> PreTrainedModel:
+    """The backbone without an adapter, read from its files at the first call.
+
+    A second set of weights (0.5 GB for the default model in float32): an adapter that is merged
+    for speed cannot be taken out exactly, nor in less time than a pass.
+    """
+    if denoiser not in _backbones:
+        spec, dtype = denoiser.backbone.spec, denoiser.causal_lm.dtype
+        _backbones[denoiser] = load_backbone(spec, denoiser.device, dtype).model
+    return _backbones[denoiser]
+
+
+def verified(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
+    """The steps of every sequence of a batch, one sequence after the other, by its index."""
+    for n, index in enumerate(batch.indices):
+        state = batch.state.select(torch.tensor([n], device=denoiser.device))
+        uniforms = draw_uniforms([batch.generators[n]], int(not config.greedy), state.tokens)
+        for step in _verified(denoiser, batch.prompt_ids[n][None], state, config, uniforms):
+            yield {index: step}
+
+
+def _verified(
+    denoiser: Denoiser,
+    prompt: Tensor,
+    state: SamplerState,
+    config: RefineConfig,
+    uniforms: Tensor | None,
+) -> Iterator[Step]:
+    """The steps of one sequence: `(1, p)` prompt, a state of one, `(1, 1, a)` uniforms."""
+    backbone, forward = bare_backbone(denoiser), denoiser.prepare(prompt)
+    cache = DynamicCache(config=backbone.config)
+    inputs, fixed, eos = state.tokens, state.fixed, state.eos_token_id
+    a = inputs.shape[1]
+    position = torch.arange(a, device=inputs.device)
+    window, known, drawn = config.window or a, 0, None
+    for i in range(config.iterations):
+        start, reads = time.perf_counter(), i % 2 == 1
+        if reads:  # and says a token more than it reads
+            high = min(known + window + 1, a)
+            tokens = torch.cat([prompt, inputs[:, : high - 1]], dim=1)[:, cache.get_seq_length() :]
+            logits = backbone(tokens, past_key_values=cache, logits_to_keep=high - known).logits
+        else:
+            high = a
+            logits = forward(inputs)[:, known:]
+        new = slice(known, high)
+        logits = process_logits(logits, state._replace(no_eos=state.no_eos[:, new]), config)
+        uniform = None if uniforms is None else uniforms[:, 0, new]
+        tokens, confidence, log_sum, ids, top, entropy = sample_tokens(logits, config, uniform)
+        if not log_sum.isfinite().all():
+            raise NumericalError(
+                f"iteration {i}: the logits of the {'backbone' if reads else 'denoiser'} hold NaN "
+                "or infinity, expected finite numbers; use float32"
+            )
+        tokens = torch.where(fixed[:, new], state.tokens[:, new], tokens)
+        confidence = torch.where(fixed[:, new], probability(logits, tokens, log_sum), confidence)
+        probabilities = (top - log_sum[..., None]).exp().half()
+        latest = tokens, confidence, ids.int(), probabilities, entropy.half()
+        if drawn is not None:  # what this pass did not compute is as it was
+            parts = zip(drawn, latest, strict=True)
+            latest = [torch.cat([x[:, :known], y, x[:, high:]], dim=1) for x, y in parts]
+        draft, confidence, *likely = drawn = latest
+
+        shown, finished = known + window, i == config.iterations - 1
+        if reads:
+            agreed = int((draft == inputs)[0, new].long().cumprod(dim=0).sum())
+            shown = known = min(known + agreed + 1, high)
+            cache.crop(known - high)  # the last token is not read yet
+            finished |= known == a or bool((draft[:, :known] == eos).any())
+        if finished:
+            end = ((draft == eos) | (position >= known)).cumsum(dim=-1) > 0
+            behind = end & (draft != eos) & ~fixed
+            draft, confidence = draft.masked_fill(behind, eos), confidence.masked_fill(behind, 1.0)
+            shown = a
+        remask = (position >= shown) & ~fixed
+        arrays = to_host([inputs, draft, confidence, remask, *likely])
+        yield Step(i, *(x[0] for x in arrays), time.perf_counter() - start)
+        if finished:
+            return
+        inputs = draft.masked_fill(remask, state.mask_token_id)
