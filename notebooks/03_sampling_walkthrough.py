@@ -72,7 +72,7 @@ from lad.widgets.accessibility import name_controls
 FAST = profile() == "fast"
 denoiser = load_denoiser()
 print(f"{denoiser.backbone.spec.name}, adapter {denoiser.adapter_sha256[:12]}, profile {profile()}")
-name_controls()  # so that a screen reader can tell the sliders below apart
+name_controls()  # for a screen reader, and for a click on a token
 
 # %% [markdown]
 # ## What does the denoiser do with a short question?
@@ -376,7 +376,8 @@ InfillExplorer(denoiser).widget
 #
 # The player shows the run with re-masking, two phases an iteration; it needs no model, and on a
 # page made from this notebook no kernel. Drag the slider, or use the arrow keys once it has the
-# focus. The same in plain text: brackets around what changed, `░` for MASK.
+# focus. A click on a token shows the five likeliest there and its history; so do the arrow keys in
+# the box below the draft. The run in plain text: brackets around what changed, `░` for MASK.
 
 # %%
 print(filmstrip_text(remasked, [0, 2, 8, 32]))

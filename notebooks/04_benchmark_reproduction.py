@@ -46,8 +46,10 @@ from lad.viz.benchmarks import (
 )
 from lad.viz.gallery import read_numbers, show_recorded
 from lad.widgets import Answered, ItemBrowser
+from lad.widgets.accessibility import name_controls
 
 denoiser = load_denoiser()
+name_controls()  # for a screen reader, and for a click on a token
 
 # %%
 items, where_from = live_items("arc-easy", 4 if profile() == "fast" else 12)

@@ -8,12 +8,15 @@ import nbformat
 import pandas as pd
 import pytest
 from browser import SCROLLED, Server, contrast, end
+from conftest import tiny_denoiser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traces import make_trace, words
 
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import record
 from lad.report import _write_pages
 from lad.report import page as make_page
-from lad.viz.html import costs_html, page_html, replays_html
+from lad.viz.html import costs_html, page_html, replay_html, replays_html
 from lad.viz.noise import Corrupted
 from lad.viz.style import new_figure, to_png
 from lad.widgets import noise
@@ -81,6 +84,52 @@ def test_a_box_colours_by_confidence_and_every_control_has_a_name(replay):
     assert replay.evaluate(key) == "none"
     names = {name for _, name in replay.names()}
     assert {"Play", "Back", "Next", "Step", "Pace", "colour by confidence"} <= names - {""} == names
+
+
+def test_a_token_shows_what_else_was_likely_and_its_history(chromium, tmp_path):
+    config = RefineConfig(iterations=4, answer_length=6, remasking="random", patience=0)
+    run, file = record(tiny_denoiser(), HOSTILE, config), tmp_path / "run.html"
+    plain = make_trace(words("city", 2), words("vibrant", 2), confidence=[[0.21] * 2, [0.34] * 2])
+    file.write_text("<meta charset=utf-8>" + replay_html(run) + replay_html(plain), "utf-8")
+    page = chromium.open(file.as_uri())
+    first, second = (f"document.querySelectorAll('.lad-replay')[{n}]" for n in (0, 1))
+    page.wait(f"{second} && document.readyState === 'complete'")
+    box = f"{first}.querySelector('[data-inside]')"
+    token = 'querySelector(`[data-frame]:not([hidden]) [data-at="${at}"]`)'
+    took = f"""(async (times) => {{ for (const at of [0, 1, 2]) {{
+        const start = performance.now();
+        {first}.{token}.click();
+        while (!{box}.textContent.startsWith(`Position ${{at}}`))
+            await new Promise((done) => setTimeout(done));
+        times.push(performance.now() - start); }} return times; }})([])"""
+    assert min(page.evaluate(took)) < 100  # milliseconds
+    rows = f"[...{first}.querySelectorAll('.lad-likely li')].map((row) => row.textContent)"
+    shown = page.evaluate(rows)
+    numbers = [float(row.split("0.")[1].split(" ")[0]) for row in shown]
+    expected = run.probabilities[-1, 2]
+    assert [n / 100 for n in numbers] == pytest.approx(expected.tolist(), abs=0.006)
+    assert [row.endswith("drawn") for row in shown] == [True, *[False] * 4]
+    assert "Position 2, iteration 3" in page.evaluate(f"{box}.textContent")
+    assert f"Entropy {run.entropy[-1, 2]:.2f} nats" in page.evaluate(f"{box}.textContent")
+    assert page.evaluate(f"{first}.querySelectorAll('.lad-chosen').length") == 1
+
+    page.evaluate(f"{box}.focus()")  # from here on the keyboard alone, and another iteration
+    page.press("ArrowRight", 39)
+    page.wait(f"{box}.textContent.includes('Position 3, iteration 3')")
+    page.click("Back", first)
+    page.click("Back", first)
+    page.wait(f"{box}.textContent.includes('Position 3, iteration 2')")
+    page.evaluate(f"{box}.focus()")
+    page.press("Escape", 27)
+    page.wait(f"{box}.textContent.startsWith('Click a token')")
+    assert page.evaluate(f"{first}.querySelectorAll('.lad-chosen').length") == 0
+
+    page.evaluate(f"{second}.querySelector('[data-inside]').focus()")
+    page.press("Home", 36)
+    page.wait(f"{second}.textContent.includes('History: city 0.21 (0), vibrant 0.34 (1).')")
+    assert "recorded without alternatives" in page.evaluate(f"{second}.textContent")
+    assert page.errors == []
+    page.close()
 
 
 def test_what_a_prompt_holds_is_never_run(replay):
@@ -217,6 +266,8 @@ def test_outputs_wrap_between_words_or_scroll_and_are_whole_on_paper(chromium, t
 CELLS = """
 from lad.diffusion.adapter import (load_denoiser)
 from lad.widgets import InfillExplorer, RefinementExplorer, RepairExplorer
+from lad.widgets.accessibility import name_controls
+display(name_controls())
 denoiser = load_denoiser("tiny", {adapter!r})
 RefinementExplorer(denoiser, prompt="hello", pause=0.1).widget
 ---
@@ -276,6 +327,15 @@ def test_the_explorers_work_in_jupyterlab(lab):
     refinement, repair, infill = (f"{cell}[{n}]" for n in range(3))
     lab.click("Compare", refinement)  # what else it does, test_demo.py tries
     lab.wait(f"(e => e && e.offsetParent)({refinement}.querySelector('.lad-costs'))")
+    box = f"{refinement}.querySelector('[data-inside]')"
+    lab.evaluate(f"{box}.focus()")
+    # Not a key of the browser's: after one the page would ask before it is closed.
+    key = "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true})"
+    lab.evaluate(f"{box}.dispatchEvent({key})")
+    lab.wait(f"{box}.textContent.startsWith('Position 0') && {box}.querySelector('.lad-likely')")
+    assert lab.evaluate(f"document.activeElement === {box}")
+    lab.evaluate(f"{refinement}.querySelectorAll('.lad-draft')[1].firstChild.click()")
+    lab.wait(f"{refinement}.querySelectorAll('.lad-likely').length === 2")
 
     text = f"{repair}.querySelector('textarea').value"
     lab.click("swap", repair)

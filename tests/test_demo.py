@@ -165,6 +165,9 @@ def test_a_session_runs_stops_scrubs_and_compares(page):
     page.click("Run")
     page.wait(f"/Ran all 32 iterations/.test({TEXT})")
     last = page.evaluate(SENTENCE)
+    page.wait("document.querySelector('[data-inside]')")
+    page.evaluate("document.querySelector('.lad-draft [data-at]').click()")
+    page.wait("document.querySelectorAll('.lad-likely li').length >= 5")
     page.evaluate(
         "[...document.querySelectorAll('.noUi-handle')].find(e => e.getAttribute('aria-label') "
         "=== 'Step' && e.offsetParent).focus()"

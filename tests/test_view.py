@@ -1,17 +1,23 @@
 """Views of a trace: token spans, HTML, plain text, sentences, the player of a page."""
 
+import base64
+import json
 import math
 import re
+import zlib
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from browser import contrast
+from conftest import tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import EOS, TURN, make_trace, words
 
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.sampler import record
 from lad.utils import InvalidInput
 from lad.viz import html, tokens
 from lad.viz.html import draft_html, draft_text
@@ -114,18 +120,19 @@ def test_every_position_is_in_exactly_one_span_and_no_text_is_lost(data):
 
 
 def test_html_of_a_draft_exactly():
-    span = '<span class="lad-token" title="position {}, confidence {}">{}</span>'
+    span = '<span class="lad-token" title="confidence {1}" data-at="{0}">{2}</span>'
     assert draft_html(SMALL, 1) == (
-        '<div class="lad-draft" dir="auto" role="group" aria-label="Draft after iteration 1">'
+        '<div class="lad-draft" dir="auto" role="group" aria-label="Draft after iteration 1" '
+        'data-step="1">'
         + span.format(0, "0.90", "Paris")
         + span.format(1, "0.60", " is")
-        + '<ins class="lad-token" title="position 2, changed, confidence 0.50"> nice</ins>'
-        '<span class="lad-token lad-eos" title="2 positions, 3 to 4, confidence 0.90">'
+        + '<ins class="lad-token" title="changed, confidence 0.50" data-at="2"> nice</ins>'
+        '<span class="lad-token lad-eos" title="2 positions, confidence 0.90" data-at="3-4">'
         "<bdi>EOS × 2</bdi></span></div>"
     )
-    remasked = 'title="position 1, masked, confidence 0.50"> is</del>'
+    remasked = 'title="masked, confidence 0.50" data-at="1"> is</del>'
     assert f'<del class="lad-token" {remasked}' in draft_html(SMALL, 0, "remasked")
-    mask = '<del class="lad-token lad-mask" title="position 1, masked"><bdi>MASK</bdi></del>'
+    mask = '<del class="lad-token lad-mask" title="masked" data-at="1"><bdi>MASK</bdi></del>'
     for coloring in ("state", "confidence"):  # what is masked stays red
         assert mask in draft_html(SMALL, 1, "input", coloring)
     color = confidence_color(0.5)
@@ -155,6 +162,29 @@ def test_markup_is_shown_and_never_run(hostile):
     page = html.replays_html({hostile: trace}) + html.costs_html({hostile: trace})
     assert page.count("<script") == page.count("</script>") == 1
     assert "<img" not in page and "<s>" not in page and "\ufffd" not in page
+
+
+def test_the_box_below_a_draft_has_the_numbers_of_every_token():
+    def read(trace):
+        box = parse(html.inside_html(trace)).find("*")
+        data = json.loads(box.get("data-inside"))
+        numbers = np.frombuffer(zlib.decompress(base64.b64decode(data["numbers"])), "<u4")
+        return data, numbers.reshape(-1, data["steps"], data["length"])
+
+    data, (drawn, confidence) = read(make_trace([b"\xf0\x9f", b" a\n", EOS], confidence=0.25))
+    assert [data["tokens"][n] for n in drawn[0]] == [r"\xf0\x9f", " a↵", "EOS"]
+    assert confidence.tolist() == [[250] * 3] and data["alternatives"] == 0
+    assert data["settled"] == [0, 0, 0]
+    assert read(make_trace([EOS], iterations=2))[0]["settled"] is None  # it was cut off
+
+    trace = record(tiny_denoiser(), "hello", RefineConfig(iterations=3, answer_length=4))
+    data, numbers = read(trace)
+    for column in range(5):
+        found = numbers[1 + column]
+        ids = trace.alternatives[..., column]
+        assert len({*zip(found.flat, ids.flat, strict=True)}) == len({*ids.flat})
+        assert np.allclose(numbers[7 + column] / 1000, trace.probabilities[..., column], atol=6e-4)
+    assert np.allclose(numbers[12] / 1000, trace.entropy, atol=1e-3)
 
 
 def test_newlines_tabs_and_control_characters_are_signs():

@@ -7,22 +7,28 @@ changed is `<ins>` (green, underlined), what was masked is `<del>` (vermillion, 
 
 from __future__ import annotations
 
+import base64
 import html
+import json
 import math
 import textwrap
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lad.diffusion.trace import Trace
+from lad.models.chat import decode_pieces
 from lad.utils import InvalidInput
 from lad.viz import tokens
 from lad.viz.tokens import PHASES, TokenSpan, count, sentence, summary, token_spans, visible
 
 ASSETS = Path(__file__).parents[1] / "assets"
-STYLE, SCRIPT = ((ASSETS / name).read_text(encoding="utf-8") for name in ("view.css", "replay.js"))
+_FILES = ("view.css", "inside.js", "replay.js")
+STYLE, INSIDE, REPLAY = ((ASSETS / name).read_text(encoding="utf-8") for name in _FILES)
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined
 )
@@ -53,7 +59,8 @@ def draft_html(trace: Trace, step: int, phase: str = "denoised", coloring: str =
         raise InvalidInput(f"coloring = {coloring!r}: expected one of {', '.join(COLORINGS)}")
     spans = [_span(span, coloring) for span in token_spans(trace, step, phase)]
     name = {"input": "Input of", "denoised": "Draft after", "remasked": "Draft re-masked after"}
-    return str(VIEWS.draft(spans, f"{name[phase]} iteration {trace.steps[step].iteration}"))
+    label = f"{name[phase]} iteration {trace.steps[step].iteration}"
+    return str(VIEWS.draft(spans, label, step % len(trace.steps)))
 
 
 def _span(span: TokenSpan, coloring: str) -> dict:
@@ -68,13 +75,18 @@ def _span(span: TokenSpan, coloring: str) -> dict:
     text = f"{span.text} × {span.count}" if several else span.text
     tag = {"plain": "span", "changed": "ins", "masked": "del"}[span.state]
     shown = {"tag": tag, "classes": " ".join(classes), "style": style, "title": _describe(span)}
+    shown["at"] = _ranges(span.positions)
     return shown | {"lines": visible(text).split("\n"), "is_name": span.kind != "text"}
 
 
+def _ranges(positions: Sequence[int]) -> str:
+    """Ascending numbers as "3", "3-5" or "3-5,8"."""
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def _describe(span: TokenSpan) -> str:
-    first, last = span.positions[0], span.positions[-1]
-    several = f"{span.count} positions, {first} to {last}"
-    words = [f"position {first}" if span.count == 1 else several]
+    words = [f"{span.count} positions"] * (span.count > 1)
     words += [span.state] * (span.state != "plain")
     words += [f"confidence {span.confidence:.2f}"] * (not math.isnan(span.confidence))
     words += ["after the end of the answer"] * span.after_eos
@@ -104,6 +116,41 @@ def prompt_html(trace: Trace) -> str:
     return str(VIEWS.prompt(visible(trace.prompt)))
 
 
+def inside_html(trace: Trace) -> str:
+    """The box in which a player shows what stands inside a token that the reader chooses.
+
+    It holds the numbers of all positions and iterations, compressed, and each token's text once;
+    `lad/assets/inside.js` reads them. A trace without alternatives has the history alone.
+    """
+    places, numbers = [trace.drafts[..., None]], [trace.confidence[..., None]]
+    if trace.alternatives is not None:
+        places += [trace.alternatives]
+        numbers += [trace.probabilities, trace.entropy[..., None]]
+    ids, index = np.unique(np.concatenate(places, axis=-1), return_inverse=True)
+    index = index.reshape(*trace.drafts.shape, -1)
+    mille = np.rint(1000 * np.concatenate(numbers, axis=-1, dtype=np.float32))
+    table = np.moveaxis(np.concatenate([index, mille], axis=-1), -1, 0).astype("<u4")  # (n, i, a)
+    values = {
+        "tokens": [_name(trace, token) for token in ids.tolist()],
+        "alternatives": index.shape[-1] - 1,
+        "steps": len(trace.steps),
+        "length": trace.drafts.shape[1],
+        "first": trace.steps[0].iteration,
+        "settled": trace.settled_at.tolist() if tokens.is_whole(trace) else None,
+        "numbers": base64.b64encode(zlib.compress(table.tobytes(), 9)).decode(),
+    }
+    return str(VIEWS.inside(json.dumps(values, ensure_ascii=False, separators=(",", ":"))))
+
+
+def _name(trace: Trace, token: int) -> str:
+    """A token alone as text: its space in front stays, and halves of characters are bytes."""
+    if token in (trace.mask_token_id, trace.eos_token_id):
+        return "MASK" if token == trace.mask_token_id else "EOS"
+    scheme = trace.prepend_scheme and "never"
+    (piece,) = decode_pieces([trace.vocabulary[token]], scheme)
+    return visible(piece.decode(errors="backslashreplace"), newline="↵")
+
+
 def answer_html(trace: Trace) -> str:
     """The final answer and how the run ended."""
     return str(VIEWS.answer(visible(trace.answer, newline="\n"), summary(trace)))
@@ -116,8 +163,8 @@ def replay_html(trace: Trace) -> str:
         for frame in tokens.frames(trace)
     ]
     legends = [legend_html(trace, coloring) for coloring in ("state", "confidence")]
-    given = prompt_html(trace), drawn, legends, answer_html(trace)
-    return page_html(VIEWS.replay(*given, PACES, SCRIPT))
+    given = prompt_html(trace), drawn, legends, inside_html(trace), answer_html(trace)
+    return page_html(VIEWS.replay(*given, PACES, INSIDE + REPLAY))
 
 
 def replays_html(traces: Mapping[str, Trace]) -> str:

@@ -1,15 +1,18 @@
-"""Names for controls that ipywidgets leaves nameless, for screen readers.
+"""What the explorers need of the page they are shown on: two scripts.
 
-A slider's handle, the buttons of Play and a progress bar have no trait for a name: a script in the
-page copies the description that stands beside them (`lad/assets/accessibility.js`).
+A slider's handle, the buttons of Play and a progress bar have no trait for a name, for screen
+readers: a script copies the description that stands beside them (`lad/assets/accessibility.js`).
+Another shows what stands inside a token that is chosen in a player (`lad/assets/inside.js`).
 """
 
 from importlib.resources import files
 
 from IPython.display import HTML
 
+from lad.viz.html import INSIDE
+
 
 def name_controls() -> HTML:
-    """An output that names the controls of the page it is shown on, present and later ones."""
+    """An output with the scripts of the page it is shown on; they serve later controls too."""
     script = files("lad").joinpath("assets", "accessibility.js").read_text(encoding="utf-8")
-    return HTML(f"<script>{script}</script>")
+    return HTML(f"<script>{script}{INSIDE}</script>")

@@ -83,8 +83,9 @@ class TracePlayer(_Player):
         self.trace: Trace | None = None
         self.head, self.caption = widgets.HTML(), widgets.HTML()
         self.screen, self.answer = widgets.HTML(layout=SCREEN), widgets.HTML(layout=WIDE)
-        self._shown = [self.head, self.caption, self.screen, self.answer]
-        self.widget = widgets.VBox([self.head, self.bar, *self._shown[1:]])
+        self.inside = widgets.HTML(layout=WIDE)
+        self._shown = [self.head, self.caption, self.screen, self.inside, self.answer]
+        self.widget = widgets.VBox([self.head, self.bar, *self._shown[1:]]).add_class("lad-player")
         self.load(trace)
 
     def load(self, trace: Trace | None) -> None:
@@ -96,6 +97,7 @@ class TracePlayer(_Player):
                 part.value = ""
             return
         self._move_to_last(len(frames(trace)) - 1)
+        self.inside.value = html.page_html(html.inside_html(trace))
         self.answer.value = html.page_html(html.answer_html(trace))
         self._draw()
 
@@ -103,7 +105,7 @@ class TracePlayer(_Player):
         """Show the last draft of an unfinished trace, with the player switched off."""
         self.trace = None
         self._enable(False)
-        self.answer.value = ""
+        self.answer.value = self.inside.value = ""
         self._show(trace, len(trace.steps) - 1, phase, live=True)
 
     def _draw(self, _change: object = None) -> None:
@@ -167,9 +169,12 @@ class Comparison(_Player):
         self.traces: dict[str, Trace] = {}
         self.heads = [widgets.HTML(), widgets.HTML()]
         self.screens = [widgets.HTML(layout=SCREEN), widgets.HTML(layout=SCREEN)]
+        self.insides = [widgets.HTML(), widgets.HTML()]
         self.costs = widgets.HTML(layout=WIDE)
-        pairs = zip(self.heads, self.screens, strict=True)
-        sides = [widgets.VBox(pair, layout={"min_width": "0"}) for pair in pairs]
+        sides = [
+            widgets.VBox(parts, layout={"min_width": "0"}).add_class("lad-player")
+            for parts in zip(self.heads, self.screens, self.insides, strict=True)
+        ]
         self.widget = widgets.VBox([self.bar, widgets.GridBox(sides, layout=COLUMNS), self.costs])
         self.load(traces or {})
 
@@ -182,6 +187,8 @@ class Comparison(_Player):
         if traces:
             self._move_to_last(max(len(trace.steps) for trace in traces.values()) - 1)
             self.costs.value = html.page_html(html.costs_html(traces))
+            for inside, trace in zip(self.insides, traces.values(), strict=True):
+                inside.value = html.page_html(html.inside_html(trace))
             self._draw()
 
     def _draw(self, _change: object = None) -> None:
