@@ -36,6 +36,7 @@ configs = st.builds(
     confidence_threshold=st.sampled_from([0.0, 0.01, 0.05, 0.9]),  # the tiny model is never sure
     isolated_threshold=st.sampled_from([0.0, 0.0, 0.01, 0.05]),
     window=st.sampled_from([None, 1, 4]),
+    lookahead=st.sampled_from([None, None, 2, 6]),
     permanent=st.booleans(),
     added_tokens=st.sampled_from([None, None, 1, 5]),
     repeats=st.sampled_from(REPEATS),
@@ -128,9 +129,9 @@ def test_finished_rows_leave_the_batch_and_the_others_go_on(denoiser, monkeypatc
     sizes = []
     logits = type(denoiser).logits
 
-    def watch(self, prompt, answer, cache=None, padding=None):
+    def watch(self, prompt, *arguments):
         sizes.append(len(prompt))
-        return logits(self, prompt, answer, cache, padding)
+        return logits(self, prompt, *arguments)
 
     monkeypatch.setattr(type(denoiser), "logits", watch)
     a, seen = 6, []
@@ -354,7 +355,7 @@ def test_a_run_that_stops_early_is_a_prefix_of_the_longer_one(denoiser, config):
 def test_a_draft_that_reproduces_itself_ends_a_greedy_run(denoiser, monkeypatch):
     """The model answers the same whatever it reads: the second forward shows that, no third."""
 
-    def staged(self, prompt, answer, cache=None, padding=None):
+    def staged(self, prompt, answer, *_):
         logits = torch.zeros(len(answer), answer.shape[1], self.vocabulary_size)
         logits[..., 7] = 5
         return logits
@@ -399,7 +400,7 @@ def test_renoising_counts_follow_the_schedule(denoiser):
 def test_eos_bias_is_added_to_the_logit_of_eos(denoiser, monkeypatch):
     """Position n likes a word better than EOS by 3 - n: a bias of b puts EOS from 3 - b on."""
 
-    def staged(self, prompt, answer, cache=None, padding=None):
+    def staged(self, prompt, answer, *_):
         logits = torch.zeros(1, answer.shape[1], self.vocabulary_size)
         logits[..., 7] = 13 - torch.arange(answer.shape[1]) - 0.5
         logits[..., self.eos_token_id] = 10
@@ -482,6 +483,24 @@ def test_temperature_sharpens_but_confidence_is_the_denoisers_own():
     assert torch.allclose(confidence, probabilities[tokens])
 
 
+def test_with_lookahead_the_answer_region_ends_behind_the_window(denoiser, monkeypatch):
+    widths, logits = [], type(denoiser).logits
+
+    def watch(self, prompt, answer, *arguments):
+        widths.append(answer.shape[1])
+        return logits(self, prompt, answer, *arguments)
+
+    monkeypatch.setattr(type(denoiser), "logits", watch)
+    config = RefineConfig(remasking="threshold", permanent=True, answer_length=12, lookahead=4)
+    trace = record(denoiser, "hello", config)
+    masked_from = [int(row.argmax()) if row.any() else 12 for row in trace.is_masked]
+    assert widths == [min(12, first + 4) for first in masked_from]
+    assert 4 == widths[0] < widths[-1]
+    short = record(denoiser, "hello", changed(config, answer_length=4, lookahead=None))
+    assert trace.drafts[0].tolist() == short.drafts[0].tolist() + [denoiser.eos_token_id] * 8
+    assert not trace.confidence[0, 4:].any() and trace.remask[0, 4:].all()
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 BAD = {
@@ -494,6 +513,7 @@ BAD = {
     "confidence_threshold": [-0.1, 1.1, None],
     "isolated_threshold": [-0.1, 1.1, None],
     "window": [0, 2049, 1.5],
+    "lookahead": [0, 2049, 1.5],
     "permanent": [1, "yes", None],
     "added_tokens": [0, 257, 2.5],
     "repeats": ["never", True],

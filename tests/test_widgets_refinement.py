@@ -119,7 +119,7 @@ def test_controls_without_effect_are_switched_off(explorer):
         return {name for name, control in explorer.controls.items() if control.disabled}
 
     explorer.controls["temperature"].value = 1.0
-    thresholds = {"confidence_threshold", "isolated_threshold", "window"}
+    thresholds = {"confidence_threshold", "isolated_threshold", "window", "lookahead"}
     assert off() == thresholds
     explorer.controls["remasking"].value = "random"
     assert off() == thresholds | {"noise_clipping"}

@@ -75,6 +75,11 @@ class RefineConfig:
         None, "positions, from the leftmost MASK on, where tokens may be shown; none is all",
         1, 2048, label="Window", used_by=("threshold", "verified"),
     )  # fmt: skip
+    lookahead: int | None = noise(
+        None, "positions, from the leftmost MASK on, that a pass computes, as if the answer region "
+        "ended behind them; none is all",
+        1, 2048, label="Lookahead", used_by=("threshold", "verified"),
+    )  # fmt: skip
     repeats: Literal[REPEATS] = noise(
         "allow",
         "of two equal neighbours the less confident is left (allow), masked again (remask; not "

@@ -166,7 +166,7 @@ def refine(
     previous, unchanged = None, 0
     steps: list[Step] = []
     for i in range(config.iterations):
-        logits = answer_logits(denoiser, prompt, inputs)
+        logits = answer_logits(denoiser, prompt, inputs[: computed_length(config, inputs, mask_id)])
         logits[:, eos_id] += config.eos_bias
         logits[:, mask_id] = -math.inf
         for n in range(first_end):
@@ -185,6 +185,12 @@ def refine(
             alternatives.append(order[:5])
             likely.append([probabilities[t] for t in alternatives[-1]])
             entropy.append(-sum(p * math.log(p) for p in probabilities if p > 0))
+        for _ in range(len(tokens), a):  # not computed
+            tokens.append(eos_id)
+            alternatives.append([eos_id] * 5)
+            likely.append([0.0] * 5)
+            for values in (confidence, eos_probability, entropy):
+                values.append(0.0)
         if config.repeats == "replace":
             tokens, confidence = replace_repeated(tokens, confidence, logits, fixed, eos_id)
 
@@ -224,6 +230,15 @@ def refine(
         inputs = [mask_id if r else t for t, r in zip(tokens, remask, strict=True)]
         ever_unmasked = [e or not r for e, r in zip(ever_unmasked, remask, strict=True)]
     return steps
+
+
+def computed_length(config: RefineConfig, inputs: list[int], mask_id: int) -> int:
+    """Positions of the answer region that a pass computes."""
+    masked = [n for n, token in enumerate(inputs) if token == mask_id]
+    if config.lookahead is None or config.remasking != "threshold" or not masked:
+        return len(inputs)
+    visible = [n + 1 for n, token in enumerate(inputs) if token != mask_id]
+    return min(len(inputs), max([*visible, masked[0] + config.lookahead]))
 
 
 def answer_logits(denoiser, prompt: torch.Tensor, answer: list[int]) -> torch.Tensor:
@@ -307,7 +322,7 @@ def below_threshold(
     """What the threshold strategy masks: low confidence, and everything outside its window."""
     a = len(tokens)
     start = is_masked.index(True) if any(is_masked) else 0
-    stop = a if config.window is None else start + config.window
+    stop = start + min(config.window or a, config.lookahead or a)
     candidates = [n for n in range(min(a, stop)) if is_masked[n] and maskable[n]]
     confident = [confidence[n] >= config.confidence_threshold and not again[n] for n in range(a)]
     certain = [confidence[n] >= config.isolated_threshold and not again[n] for n in range(a)]

@@ -111,6 +111,8 @@ def threshold(view: StepView, config: RefineConfig) -> Tensor:
     first = view.is_masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
     if config.window is not None:
         candidates &= position < first + config.window
+    if config.lookahead is not None:
+        candidates &= position < first + config.lookahead
     confident = (view.confidence >= config.confidence_threshold) & ~view.repeated
     certain = (view.confidence >= config.isolated_threshold) & ~view.repeated
     left_is_visible = torch.ones_like(certain)  # the prompt always is

@@ -33,6 +33,7 @@ from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser, pad_prompts
 from lad.diffusion.drafts import check_draft, check_prompt_fits
 from lad.diffusion.likeliest import likeliest, log_sum_and_entropy
+from lad.diffusion.lookahead import computed_lengths, whole_region
 from lad.diffusion.remasking import STRATEGIES, StepView, repeated
 from lad.diffusion.schedule import noise_level
 from lad.diffusion.trace import ALTERNATIVES, Step, Trace, make_trace
@@ -107,7 +108,8 @@ def process_logits(logits: Tensor, state: SamplerState, config: RefineConfig) ->
     Apart from `step`, because a compiler would then compare every logit instead of two columns.
     """
     logits[..., state.eos_token_id] += config.eos_bias
-    logits[..., state.eos_token_id].masked_fill_(state.no_eos, -math.inf)
+    no_eos = state.no_eos[:, : logits.shape[1]]  # not all positions may be computed
+    logits[..., state.eos_token_id].masked_fill_(no_eos, -math.inf)
     logits[..., state.mask_token_id] = -math.inf  # MASK is an input, never an answer
     return logits
 
@@ -174,10 +176,13 @@ def step(
     i = torch.as_tensor(i, device=logits.device)
     for_sampling, for_remasking = None, uniforms
     if not config.greedy:
-        for_sampling, for_remasking = uniforms[:, 0], uniforms[:, 1:]
+        for_sampling, for_remasking = uniforms[:, 0, : logits.shape[1]], uniforms[:, 1:]
 
     # Draft: every position is sampled anew; fixed ones keep their token.
     drawn = sample_tokens(logits, config, for_sampling)
+    is_finite = drawn[2].isfinite().all(dim=-1)
+    lengths = computed_lengths(state.tokens, config, mask)
+    drawn = whole_region(drawn, state.tokens.shape[1], lengths, eos)
     tokens, confidence, log_sum, alternatives, top, entropy = drawn
     probabilities = (top - log_sum[..., None]).exp()
     tokens = torch.where(state.fixed, state.tokens, tokens)
@@ -241,14 +246,15 @@ def step(
         state.ever_unmasked | ~remask,
         *state[4:],
     )
-    is_finite = log_sum.isfinite().all(dim=-1)
     likely = alternatives.int(), probabilities.half(), entropy.half()
     return StepOutput(tokens, confidence, remask, finished, is_finite, *likely, following)
 
 
 def probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
-    """`(b, a)` float32: the denoiser's probability of these tokens."""
-    return (logits.gather(-1, tokens[..., None])[..., 0].float() - log_sum).exp()
+    """`(b, a)` float32: the denoiser's probability of these tokens; 0 if not computed."""
+    n = logits.shape[1]
+    log = logits.gather(-1, tokens[:, :n, None])[..., 0].float() - log_sum[:, :n]
+    return F.pad(log.exp(), (0, tokens.shape[1] - n))
 
 
 def _unlike_neighbours(ids: Tensor, tokens: Tensor, eos: int) -> Tensor:
@@ -305,7 +311,8 @@ def _refine(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterator[
     for i in range(config.iterations):
         start = time.perf_counter()
         uniforms = draw_uniforms(generators, num_uniforms, state.tokens)  # while a GPU is idle
-        logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
+        lengths = computed_lengths(state.tokens, config, state.mask_token_id)
+        logits = process_logits(forward(state.tokens, lengths), state, config)  # (b, a, v)
         output = take_step(logits, state, config, i, uniforms)
         tokens, confidence, remask, finished, is_finite, *likely = to_host(output[:-1])
         if not is_finite.all():

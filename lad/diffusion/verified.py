@@ -31,6 +31,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.lookahead import computed_lengths
 from lad.diffusion.sampler import (
     Batch,
     SamplerState,
@@ -38,7 +39,7 @@ from lad.diffusion.sampler import (
     process_logits,
     sample_tokens,
 )
-from lad.diffusion.trace import Step
+from lad.diffusion.trace import ALTERNATIVES, Step
 from lad.diffusion.transfer import draw_uniforms, to_host
 from lad.models.registry import load_backbone
 from lad.utils import NumericalError
@@ -80,7 +81,10 @@ def _verified(
     inputs, fixed, eos = state.tokens, state.fixed, state.eos_token_id
     a = inputs.shape[1]
     position = torch.arange(a, device=inputs.device)
-    window, known, drawn = config.window or a, 0, None
+    window, known = min(config.window or a, config.lookahead or a), 0
+    none = torch.zeros(1, a, ALTERNATIVES, device=inputs.device)
+    tokens = torch.full_like(none, eos, dtype=torch.int64)
+    drawn = tokens[..., 0], none[..., 0], tokens.int(), none.half(), none[..., 0].half()
     for i in range(config.iterations):
         start, reads = time.perf_counter(), i % 2 == 1
         if reads:  # and says a token more than it reads
@@ -88,8 +92,9 @@ def _verified(
             tokens = torch.cat([prompt, inputs[:, : high - 1]], dim=1)[:, cache.get_seq_length() :]
             logits = backbone(tokens, past_key_values=cache, logits_to_keep=high - known).logits
         else:
-            high = a
-            logits = forward(inputs)[:, known:]
+            lengths = computed_lengths(inputs, config, state.mask_token_id)
+            high = a if lengths is None else int(lengths)
+            logits = forward(inputs, lengths)[:, known:high]
         new = slice(known, high)
         logits = process_logits(logits, state._replace(no_eos=state.no_eos[:, new]), config)
         uniform = None if uniforms is None else uniforms[:, 0, new]
@@ -103,10 +108,11 @@ def _verified(
         confidence = torch.where(fixed[:, new], probability(logits, tokens, log_sum), confidence)
         probabilities = (top - log_sum[..., None]).exp().half()
         latest = tokens, confidence, ids.int(), probabilities, entropy.half()
-        if drawn is not None:  # what this pass did not compute is as it was
-            parts = zip(drawn, latest, strict=True)
-            latest = [torch.cat([x[:, :known], y, x[:, high:]], dim=1) for x, y in parts]
-        draft, confidence, *likely = drawn = latest
+        drawn = [  # what this pass did not compute is as it was
+            torch.cat([old[:, :known], x, old[:, high:]], dim=1)
+            for old, x in zip(drawn, latest, strict=True)
+        ]
+        draft, confidence, *likely = drawn
 
         shown, finished = known + window, i == config.iterations - 1
         if reads:
