@@ -57,6 +57,10 @@ class TrainConfig:
     choice_corruption: CorruptionConfig = setting(
         CHOICE_CORRUPTION, "the same where the answer is a line of the prompt"
     )
+    cut_share: float = setting(
+        0.0, "fraction of pairs whose answer region ends 8 to 64 positions behind the leftmost "
+        "MASK, for refinement with lookahead", 0, 1,
+    )  # fmt: skip
     clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
     # Far from any token nothing can be predicted, and that loss drowns the rest.
     distance_decay: float = setting(
