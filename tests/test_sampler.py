@@ -514,6 +514,7 @@ BAD = {
     "isolated_threshold": [-0.1, 1.1, None],
     "window": [0, 2049, 1.5],
     "lookahead": [0, 2049, 1.5],
+    "variants": [0, 17, 1.5],
     "permanent": [1, "yes", None],
     "added_tokens": [0, 257, 2.5],
     "repeats": ["never", True],

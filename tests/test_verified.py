@@ -24,6 +24,7 @@ configs = st.builds(
     remasking=st.just("verified"),
     window=st.sampled_from([None, 1, 2, 5]),
     lookahead=st.sampled_from([None, 3]),
+    variants=st.sampled_from([1, 4]),
     temperature=st.sampled_from([0.0, 0.0, 1.5]),
     top_k=st.sampled_from([4, 1000]),
     eos_bias=st.sampled_from([0.0, 3.0]),

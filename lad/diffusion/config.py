@@ -80,6 +80,10 @@ class RefineConfig:
         "ended behind them; none is all",
         1, 2048, label="Lookahead", used_by=("threshold", "verified"),
     )  # fmt: skip
+    variants: int = noise(
+        1, "drafts that the backbone reads in one pass: the draft, and with one token replaced",
+        1, 16, label="Variants of a draft", used_by=("verified",),
+    )  # fmt: skip
     repeats: Literal[REPEATS] = noise(
         "allow",
         "of two equal neighbours the less confident is left (allow), masked again (remask; not "
@@ -227,7 +231,9 @@ PRESETS = {
     # Fewer tokens at a time, isolated ones only at high confidence.
     "quality": RefineConfig(**SHOWN, confidence_threshold=0.5, isolated_threshold=0.95),
     # The backbone's own greedy text; the denoiser drafts it. Every second pass is the backbone's.
-    "verified": RefineConfig(iterations=128, remasking="verified", window=16),
+    "verified": RefineConfig(
+        iterations=128, remasking="verified", window=8, lookahead=32, variants=4
+    ),
     # LAD's own claim: nothing is masked after the first draft. The answer grows four positions an
     # iteration, because far positions drafted at once may settle on a repeated token. Short answers
     # settle sooner without growth (`added_tokens` None).

@@ -6,8 +6,10 @@
                       its own next token; the rest is masked again
 
 The answer is what the backbone says from left to right, token for token; the draft only decides in
-how few passes. A window costs two passes and gives at least one token. Sampling is covered too: a
-position has one random number, and both models draw by it. Fixed tokens are kept as they are read.
+how few passes. A window costs two passes and gives at least one token. In the same pass the
+backbone may read `variants` of the draft, as a batch, and goes on with the one of which it keeps
+most. Sampling is covered too: a position has one random number, and both models draw by it. Fixed
+tokens are kept as they are read.
 
 It is exact in float32, up to ties: logits of several positions read at once differ by rounding
 from those of one. In bfloat16 rounding is coarser, so two near equal tokens may change places; the
@@ -22,10 +24,11 @@ Shapes: p = prompt, a = positions of the answer region; a batch is answered one 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -68,6 +71,26 @@ def verified(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterator
             yield {index: step}
 
 
+def variants(
+    draft: Tensor, drawn: Sequence[Tensor], fixed: Tensor, chosen: slice, count: int
+) -> Tensor:
+    """`(c, a)`, c at most `count`: the `(1, a)` draft, and with one token replaced by another.
+
+    Those come first that are likeliest to be what the backbone says where it first disagrees: the
+    probability of another token times that of all drafted tokens before it, by the denoiser.
+    `drawn` is what it drew, and `chosen` the positions that are read.
+    """
+    _, confidence, ids, probabilities, _ = (x[:, chosen] for x in drawn)
+    before = F.pad(confidence[0], (1, 0), value=1.0)[:-1].cumprod(dim=0)  # (n,)
+    free = (ids != draft[:, chosen, None]) & ~fixed[:, chosen, None]
+    score = (before[:, None] * probabilities[0].float() * free[0]).flatten()
+    top = score.topk(min(count - 1, len(score))).indices
+    result = draft.repeat(1 + len(top), 1)
+    place = torch.arange(len(top), device=draft.device) + 1
+    result[place, chosen.start + top // ids.shape[-1]] = ids.flatten()[top].long()
+    return result
+
+
 def _verified(
     denoiser: Denoiser,
     prompt: Tensor,
@@ -88,17 +111,29 @@ def _verified(
     for i in range(config.iterations):
         start, reads = time.perf_counter(), i % 2 == 1
         if reads:  # and says a token more than it reads
-            high = min(known + window + 1, a)
-            tokens = torch.cat([prompt, inputs[:, : high - 1]], dim=1)[:, cache.get_seq_length() :]
-            logits = backbone(tokens, past_key_values=cache, logits_to_keep=high - known).logits
+            high, seen = min(known + window + 1, a), cache.get_seq_length()
+            if seen:  # or the prompt would be read as often
+                chosen = slice(known, high - 1)
+                inputs = variants(inputs, drawn, fixed, chosen, config.variants)  # (c, a)
+                cache.batch_select_indices(inputs.new_zeros(len(inputs)))
+            tokens = torch.cat([prompt.expand(len(inputs), -1), inputs[:, : high - 1]], dim=1)
+            options = {"past_key_values": cache, "logits_to_keep": high - known}
+            logits = backbone(tokens[:, seen:], **options).logits
         else:
             lengths = computed_lengths(inputs, config, state.mask_token_id)
             high = a if lengths is None else int(lengths)
             logits = forward(inputs, lengths)[:, known:high]
         new = slice(known, high)
         logits = process_logits(logits, state._replace(no_eos=state.no_eos[:, new]), config)
-        uniform = None if uniforms is None else uniforms[:, 0, new]
-        tokens, confidence, log_sum, ids, top, entropy = sample_tokens(logits, config, uniform)
+        uniform = None if uniforms is None else uniforms[:, 0, new].expand(len(logits), -1)
+        drew = sample_tokens(logits, config, uniform)
+        if reads:  # of several drafts, go on with the one of which most is kept
+            said = torch.where(fixed[:, new], state.tokens[:, new], drew[0])
+            agreed = (said == inputs[:, new]).long().cumprod(dim=-1).sum(dim=-1)  # (c,)
+            best = agreed.argmax(dim=0, keepdim=True)
+            inputs, logits, *drew = (x[best] for x in (inputs, logits, *drew))
+            cache.batch_select_indices(best)
+        tokens, confidence, log_sum, ids, top, entropy = drew
         if not log_sum.isfinite().all():
             raise NumericalError(
                 f"iteration {i}: the logits of the {'backbone' if reads else 'denoiser'} hold NaN "
@@ -116,8 +151,7 @@ def _verified(
 
         shown, finished = known + window, i == config.iterations - 1
         if reads:
-            agreed = int((draft == inputs)[0, new].long().cumprod(dim=0).sum())
-            shown = known = min(known + agreed + 1, high)
+            shown = known = min(known + int(agreed.max()) + 1, high)
             cache.crop(known - high)  # the last token is not read yet
             finished |= known == a or bool((draft[:, :known] == eos).any())
         if finished:
