@@ -17,6 +17,7 @@ from lad.diffusion.sampler import record, refine_batch
 from lad.models.generate import generate
 from lad.models.registry import load_backbone
 from lad.utils import NumericalError
+from lad.viz.html import caption_html, summary
 
 configs = st.builds(
     RefineConfig,
@@ -77,6 +78,13 @@ def test_the_answer_is_the_backbones_token_for_token(denoiser, prompt, config, s
         denoiser, [prompt, "b"], config, drafts=[draft, None], fixed=[fixed, None]
     )
     assert again == trace == batched
+
+
+def test_a_view_says_whose_pass_it_shows(denoiser):
+    trace = record(denoiser, "hello", RefineConfig(remasking="verified", answer_length=4))
+    heads = [caption_html(trace, step, "denoised") for step in (0, 1)]
+    assert "After denoising" in heads[0] and "After the backbone" in heads[1]
+    assert f"{trace.nfe // 2} of them by the backbone" in summary(trace)
 
 
 def test_captured_passes_draft_the_same(adapter):
