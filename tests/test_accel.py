@@ -19,8 +19,9 @@ from lad.accel import capture, cuda_graphs
 from lad.accel.cuda_graphs import CapturedPass, CapturedStep, padded_shape
 from lad.accel.llama_layers import compiled
 from lad.accel.merged_lora import merged_lora
-from lad.diffusion.config import REMASKING, RefineConfig
+from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser, PromptForward, pad_prompts
+from lad.diffusion.remasking import STRATEGIES
 from lad.diffusion.sampler import record, refine, refine_batch
 
 
@@ -155,7 +156,7 @@ def test_a_bare_backbone_does_not_use_what_was_captured(denoiser):
         assert np.array_equal(record(denoiser, "hello", config).drafts, adapted)
 
 
-@pytest.mark.parametrize("remasking", REMASKING)
+@pytest.mark.parametrize("remasking", STRATEGIES)
 def test_a_pass_and_its_step_read_nothing_back_to_the_host(any_denoiser, remasking):
     """Reading a number back, or a shape that depends on one, cannot be captured."""
     config = RefineConfig(remasking=remasking, added_tokens=2, repeats="remask", window=3)

@@ -56,7 +56,8 @@ def test_refine_prints_the_answer_or_one_json_object(capsys, adapter, tmp_path):
     status, out, err = run(capsys, *arguments)
     assert (status, err) == (0, "")
     values = json.loads(out)
-    keys = "answer tokens iterations stopped_early nfe seconds model adapter_sha256 seed preset"
+    keys = "answer tokens iterations stopped_early nfe backbone_passes seconds model"
+    keys += " adapter_sha256 seed preset"
     assert list(values) == [*keys.split(), "config"]
     assert values["model"] == "tiny" and values["seed"] == 7
     assert values["nfe"] == values["iterations"] <= 4

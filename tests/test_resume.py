@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_sampler import changed, configs, denoisers, prompts, starts
 
-from lad.diffusion.config import REMASKING, RefineConfig
+from lad.diffusion.config import RefineConfig
+from lad.diffusion.remasking import STRATEGIES
 from lad.diffusion.resume import branch, next_input
 from lad.diffusion.sampler import record
 from lad.diffusion.trace import Trace
@@ -22,7 +23,7 @@ def cut(trace: Trace, steps: int) -> Trace:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("remasking", REMASKING)
+@pytest.mark.parametrize("remasking", STRATEGIES)
 @settings(max_examples=15, deadline=None)
 @given(denoisers, prompts, configs, st.integers(0, 2**31), st.sampled_from([0.01, 1.0]))
 @example(tiny_denoiser(), "a", RefineConfig(answer_length=1, patience=4), 0, 0.01)

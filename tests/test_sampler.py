@@ -28,7 +28,7 @@ from lad.utils import InvalidInput, NumericalError
 configs = st.builds(
     RefineConfig,
     iterations=st.integers(1, 8),
-    remasking=st.sampled_from(REMASKING),
+    remasking=st.sampled_from(sorted(STRATEGIES)),  # the others: test_verified.py
     noise_start=st.sampled_from([0.0, 0.5, 1.0]),
     sharpness=st.sampled_from([0.5, 5.0]),
     noise_clipping=st.sampled_from([0.01, 1.0]),
@@ -38,6 +38,7 @@ configs = st.builds(
     window=st.sampled_from([None, 1, 4]),
     entropy_bound=st.sampled_from([0.0, 6.0, 20.0]),  # an entropy of it is about 5 nats
     editing_threshold=st.sampled_from([0.0, 0.01, 0.02, 1.0]),
+    lookahead=st.sampled_from([None, None, 2, 6]),
     permanent=st.booleans(),
     added_tokens=st.sampled_from([None, None, 1, 5]),
     repeats=st.sampled_from(REPEATS),
@@ -130,9 +131,9 @@ def test_finished_rows_leave_the_batch_and_the_others_go_on(denoiser, monkeypatc
     sizes = []
     logits = type(denoiser).logits
 
-    def watch(self, prompt, answer, cache=None, padding=None):
+    def watch(self, prompt, *arguments):
         sizes.append(len(prompt))
-        return logits(self, prompt, answer, cache, padding)
+        return logits(self, prompt, *arguments)
 
     monkeypatch.setattr(type(denoiser), "logits", watch)
     a, seen = 6, []
@@ -372,7 +373,7 @@ def test_a_run_that_stops_early_is_a_prefix_of_the_longer_one(denoiser, config):
 def test_a_draft_that_reproduces_itself_ends_a_greedy_run(denoiser, monkeypatch):
     """The model answers the same whatever it reads: the second forward shows that, no third."""
 
-    def staged(self, prompt, answer, cache=None, padding=None):
+    def staged(self, prompt, answer, *_):
         logits = torch.zeros(len(answer), answer.shape[1], self.vocabulary_size)
         logits[..., 7] = 5
         return logits
@@ -417,7 +418,7 @@ def test_renoising_counts_follow_the_schedule(denoiser):
 def test_eos_bias_is_added_to_the_logit_of_eos(denoiser, monkeypatch):
     """Position n likes a word better than EOS by 3 - n: a bias of b puts EOS from 3 - b on."""
 
-    def staged(self, prompt, answer, cache=None, padding=None):
+    def staged(self, prompt, answer, *_):
         logits = torch.zeros(1, answer.shape[1], self.vocabulary_size)
         logits[..., 7] = 13 - torch.arange(answer.shape[1]) - 0.5
         logits[..., self.eos_token_id] = 10
@@ -487,7 +488,7 @@ def test_the_likeliest_tokens_and_the_entropy_are_those_of_all_logits(seed, voca
 
 
 def test_the_table_of_settings_names_every_strategy():
-    assert tuple(STRATEGIES) == REMASKING
+    assert (*STRATEGIES, "verified") == REMASKING
 
 
 def test_temperature_sharpens_but_confidence_is_the_denoisers_own():
@@ -498,6 +499,24 @@ def test_temperature_sharpens_but_confidence_is_the_denoisers_own():
     tokens, confidence, *_ = sample_tokens(logits, config, uniforms)
     assert (tokens == 0).float().mean() > 0.95
     assert torch.allclose(confidence, probabilities[tokens])
+
+
+def test_with_lookahead_the_answer_region_ends_behind_the_window(denoiser, monkeypatch):
+    widths, logits = [], type(denoiser).logits
+
+    def watch(self, prompt, answer, *arguments):
+        widths.append(answer.shape[1])
+        return logits(self, prompt, answer, *arguments)
+
+    monkeypatch.setattr(type(denoiser), "logits", watch)
+    config = RefineConfig(remasking="threshold", permanent=True, answer_length=12, lookahead=4)
+    trace = record(denoiser, "hello", config)
+    masked_from = [int(row.argmax()) if row.any() else 12 for row in trace.is_masked]
+    assert widths == [min(12, first + 4) for first in masked_from]
+    assert 4 == widths[0] < widths[-1]
+    short = record(denoiser, "hello", changed(config, answer_length=4, lookahead=None))
+    assert trace.drafts[0].tolist() == short.drafts[0].tolist() + [denoiser.eos_token_id] * 8
+    assert not trace.confidence[0, 4:].any() and trace.remask[0, 4:].all()
 
 
 # -- bad input -------------------------------------------------------------------------------------
@@ -514,6 +533,8 @@ BAD = {
     "window": [0, 2049, 1.5],
     "entropy_bound": [-0.1, 21, math.nan],
     "editing_threshold": [-0.1, 1.1],
+    "lookahead": [0, 2049, 1.5],
+    "variants": [0, 17, 1.5],
     "permanent": [1, "yes", None],
     "added_tokens": [0, 257, 2.5],
     "repeats": ["never", True],
@@ -636,7 +657,7 @@ def test_the_capital_of_france_noiseless(real):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("remasking", REMASKING)
+@pytest.mark.parametrize("remasking", STRATEGIES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_real_model_refines_as_the_reference_does(real, remasking, temperature):
     config = RefineConfig(

@@ -28,7 +28,15 @@ from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, read_config, train, trainer, validate
 from lad.training.data import CHOICE, USUAL, batches, encode_pairs, hold_out, pack, read_pairs
-from lad.training.loss import add_causal_lm, answer_logits, loss_weights, noisy_inputs, take
+from lad.training.loss import (
+    add_causal_lm,
+    answer_logits,
+    cut_regions,
+    denoising_loss,
+    loss_weights,
+    noisy_inputs,
+    take,
+)
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 from lad.viz.training import validation_curves
 
@@ -221,6 +229,37 @@ def test_a_causal_prediction_sees_nothing_of_what_follows():
         torch.testing.assert_close(got, moved, atol=1e-5, rtol=1e-4)
         free = [answer_logits(denoiser, x, *args) for x in (inputs, other)]
         assert not torch.allclose(*free, atol=1e-3)  # with the denoiser's attention, they do
+
+
+def test_a_region_may_end_behind_the_leftmost_masks():
+    """Its logits are those of a batch that is no wider, and nothing behind its end counts."""
+    denoiser, batch, generator = small_batch(8)
+    stir(denoiser)
+    first = batch.prompt_lengths + 2
+    is_masked = torch.arange(96) >= first[:, None]
+    inputs = batch.tokens.masked_fill(is_masked, denoiser.mask_token_id)
+    mask = denoiser.mask_token_id
+    cut = cut_regions(batch, inputs, mask, 1.0, generator)
+    assert ((cut >= (first + 8).clamp(max=96)) & (cut <= (first + 64).clamp(max=96))).all()
+    assert len(set((cut - first).tolist())) > 2
+    assert (cut_regions(batch, inputs, mask, 0.0, generator) == 96).all()
+    assert (cut_regions(batch, batch.tokens, mask, 1.0, generator) == 96).all()  # no MASK
+    for i, end in enumerate(cut.tolist()):
+        chosen = torch.zeros_like(batch.answer[i : i + 1])
+        chosen[:, first[i] : end] = True
+        one = inputs[i : i + 1], batch.prompt_lengths[i : i + 1], chosen
+        got = answer_logits(denoiser, *one, cut[i : i + 1])
+        narrow = answer_logits(denoiser, one[0][:, :end], one[1], chosen[:, :end])
+        torch.testing.assert_close(got, narrow, atol=1e-4, rtol=1e-4)
+    beyond = torch.arange(96) >= batch.prompt_lengths[:, None] + 64
+    other = dataclasses.replace(batch, tokens=batch.tokens.masked_fill(beyond, 97))
+    for share in (1.0, 0.0):
+        config = TrainConfig(cut_share=share, corruption=CorruptionConfig(all_masked=1.0))
+        config = dataclasses.replace(config, eos_tail_share=1.0, distance_decay=0.0)
+        seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+        losses = map(denoising_loss, [denoiser] * 2, [batch, other], [config] * 2, seeds)
+        one, moved = (loss.item() for loss, _ in losses)
+        assert (one == moved) == (share == 1.0)
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):

@@ -88,16 +88,16 @@ class CapturedForward(PromptForward):
         self.graphs = graphs
         self.batch_id = next(self.batch_ids)
 
-    def __call__(self, answer: Tensor) -> Tensor:
-        """`(b, a, v)` logits of `(b, a)` answers."""
+    def __call__(self, answer: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """`(b, a, v)` logits of `(b, a)` answers; all are computed, whatever the `lengths`."""
         # A prompt of one token has no cache, which a captured pass would need.
         if self.cache is None and self.denoiser.config.attention != "bidirectional":
-            return super().__call__(answer)
+            return super().__call__(answer, lengths)
         captured = self.graphs.get(*self.prompts.shape, answer.shape[1])
         if captured.batch_id != self.batch_id:
             captured.fill(self.prompts, self.padding, self.cache)
             captured.batch_id = self.batch_id
-        return captured(answer)
+        return captured(answer, lengths)
 
     def select(self, keep: Tensor) -> None:
         """Drop all sequences but those that `keep`, an index on the device, names."""
@@ -148,6 +148,7 @@ class CapturedPass:
         self.prompts = torch.full((b, p), denoiser.eos_token_id, device=device)
         self.padding = torch.zeros(b, dtype=torch.int64, device=device)
         self.answer = torch.full((b, a), denoiser.mask_token_id, device=device)
+        self.lengths = torch.full_like(self.padding, a)  # of the answers; the rest is invisible
         self.cache = denoiser.read_prompt(self.prompts, self.padding)
         self.start = 0 if self.cache is None else self.cache.get_seq_length()
         self.inputs = None
@@ -163,7 +164,7 @@ class CapturedPass:
         position = torch.arange(p + self.answer.shape[1], device=self.prompts.device)
         lengths = torch.full((b,), p, device=position.device)
         mask = attention_mask(lengths, len(position), config.attention, config.target, self.padding)
-        mask = mask[:, :, self.start :]
+        mask = mask[:, :, self.start :] & (position < p + self.lengths[:, None])[:, None, None]
         if self.cache is not None:  # then all computed positions see the same
             mask = mask[:, :, :1]
         computed = (position[self.start :] - self.padding[:, None]).clamp(min=0)
@@ -172,7 +173,9 @@ class CapturedPass:
     def _run(self) -> Tensor:
         denoiser = self.denoiser
         if self.inputs is None:
-            return denoiser.logits(self.prompts, self.answer, self.cache, self.padding)
+            return denoiser.logits(
+                self.prompts, self.answer, self.cache, self.padding, self.lengths
+            )
         tokens = torch.cat([self.prompts[:, self.start :], self.answer], dim=1)
         states = self.layers(tokens, self.inputs, self.cache)
         first = self.prompts.shape[1] - self.start - denoiser.config.shift
@@ -187,9 +190,7 @@ class CapturedPass:
         extra = self.prompts.shape[1] - p
         self.prompts[:, extra:] = prompts[index]
         self.padding[:] = extra if padding is None else padding[index] + extra
-        if self.inputs is not None:
-            for mine, new in zip(self.inputs, self._layer_inputs(), strict=True):
-                mine.copy_(new)
+        self.set_lengths(self.lengths.new_tensor(self.answer.shape[1]))
         if cache is None:
             return
         for mine, read in zip(self.cache.layers, cache.layers, strict=True):
@@ -197,9 +198,18 @@ class CapturedPass:
                 to[:, :, :extra] = 0  # invisible, but a softmax weight of 0 times NaN is NaN
                 to[:, :, extra:] = source[index]
 
-    def __call__(self, answer: Tensor) -> Tensor:
+    def set_lengths(self, lengths: Tensor) -> None:
+        """Take `(b,)` lengths of the answers, or one for all, and what follows from the prompts."""
+        self.lengths[: len(lengths) if lengths.ndim else None] = lengths
+        if self.inputs is not None:
+            for mine, new in zip(self.inputs, self._layer_inputs(), strict=True):
+                mine.copy_(new)
+
+    def __call__(self, answer: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`(b, a, v)` logits, in memory that holds them until the next call."""
         b = len(answer)
+        if lengths is not None:
+            self.set_lengths(lengths)
         self.answer[:b] = answer
         self.answer[b:] = answer[:1]
         return self.run()[:b]

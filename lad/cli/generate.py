@@ -132,6 +132,7 @@ def _generate(model, adapter, device, trace, as_json, prompt, config, draft, ext
     run = record(denoiser, prompt, config, **start)
     values = {"answer": run.answer, "tokens": run.tokens, "iterations": len(run.steps)}
     values |= {"stopped_early": run.stopped_early, "nfe": run.nfe}
+    values |= {"backbone_passes": run.backbone_passes}
     values |= {"seconds": round(run.seconds, 3), "model": denoiser.backbone.spec.name}
     values |= {"adapter_sha256": denoiser.adapter_sha256, "seed": config.seed}
     try:

@@ -16,8 +16,8 @@ from typing import Literal
 
 from lad.utils import InvalidInput, describe, setting, settings
 
-# the names in `remasking.STRATEGIES`
-REMASKING = ("none", "random", "guided", "threshold", "entropy", "editing")
+# The names in `remasking.STRATEGIES`, and `lad.diffusion.verified`, where two models take turns.
+REMASKING = ("none", "random", "guided", "threshold", "entropy", "editing", "verified")
 KINDS = ("swap", "duplicate", "replace", "shift")  # of structural noise
 REPEATS = ("allow", "remask", "replace")
 ATTENTIONS = ("bidirectional", "prompt-causal", "mask-blind")
@@ -45,8 +45,9 @@ class RefineConfig:
     remasking: Literal[REMASKING] = noise(
         "guided",
         "which positions are masked again: none (noiseless), random, guided (low confidence is "
-        "likelier), threshold (all below a confidence), entropy (all but the surest together) or "
-        "editing (as threshold, but visible tokens are edited, not masked)",
+        "likelier), threshold (all below a confidence), entropy (all but the surest together), "
+        "editing (as threshold, but visible tokens are edited, not masked) or verified (all from "
+        "where the backbone would go on otherwise)",
         label="Re-masking",
     )
     noise_start: float = noise(
@@ -75,7 +76,13 @@ class RefineConfig:
     )  # fmt: skip
     window: int | None = noise(
         None, "positions from the leftmost MASK on where tokens may be shown; none is all",
-        1, 2048, label="Window from the leftmost MASK", used_by=(*THRESHOLDS, "entropy"),
+        1, 2048, label="Window from the leftmost MASK",
+        used_by=(*THRESHOLDS, "entropy", "verified"),
+    )  # fmt: skip
+    lookahead: int | None = noise(
+        None, "positions from the leftmost MASK on that a pass computes, as if the answer region "
+        "ended behind them; none is all",
+        1, 2048, label="Lookahead", used_by=("threshold", "verified"),
     )  # fmt: skip
     entropy_bound: float = noise(
         0.1, "most nats that the entropies of tokens shown together sum to, without the largest",
@@ -85,6 +92,10 @@ class RefineConfig:
         0.5, "confidence from which a visible token is edited: another takes its place", 0, 1,
         label="Editing threshold", step=0.01, used_by=("editing",),
     )  # fmt: skip
+    variants: int = noise(
+        1, "drafts that the backbone reads in one pass: the draft, and with one token replaced",
+        1, 16, label="Variants of a draft", used_by=("verified",),
+    )  # fmt: skip
     repeats: Literal[REPEATS] = noise(
         "allow",
         "of two equal neighbours the less confident is left (allow), masked again (remask; not "
@@ -93,7 +104,7 @@ class RefineConfig:
     )
     permanent: bool = noise(
         False, "a position once shown is never MASK again; its token may still change",
-        label="Permanent unmasking", used_by=REMASKING[1:],
+        label="Permanent unmasking", used_by=REMASKING[1:-1],
     )  # fmt: skip
     temperature: float = sampling(
         0.0, "0 is greedy, 1 the model's own probabilities", 0, 5,
@@ -222,6 +233,9 @@ _DEMO = {"iterations": 64, "remasking": "random", "noise_start": 0.5, "temperatu
 # The answer grows four positions an iteration, because far positions drafted at once may settle on
 # a repeated token. Short answers settle sooner without growth (`added_tokens` None).
 _NOISELESS = {"iterations": 16, "remasking": "none", "added_tokens": 4}
+# Every second pass is the backbone's.
+_VERIFIED = {"iterations": 128, "remasking": "verified", "window": 8}
+_VERIFIED |= {"lookahead": 32, "variants": 4}
 _PRESETS = {  # name: what it is for, and its settings
     "default": ("for most questions, in few passes", _shown(0.1, 0.65)),
     "guided": ("to watch LAD's own re-masking", RefineConfig()),
@@ -230,6 +244,7 @@ _PRESETS = {  # name: what it is for, and its settings
         RefineConfig(**_DEMO, answer_length=128, context=256),
     ),
     "quality": ("fewer tokens a pass, slower", _shown(0.5, 0.95)),
+    "verified": ("the backbone's own text, drafted by the denoiser", RefineConfig(**_VERIFIED)),
     "noiseless": ("to see it without re-masking", RefineConfig(**_NOISELESS)),
 }
 PRESETS = {name: config for name, (_, config) in _PRESETS.items()}

@@ -294,9 +294,13 @@ class PromptForward:
         self.denoiser, self.prompts, self.padding = denoiser, prompts, padding
         self.cache = denoiser.read_prompt(prompts, padding)
 
-    def __call__(self, answer: Tensor) -> Tensor:
-        """`(b, a, v)` logits of `(b, a)` answers."""
-        return self.denoiser.logits(self.prompts, answer, self.cache, self.padding)
+    def __call__(self, answer: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """`(b, a, v)` logits of `(b, a)` answers; with `lengths` `(b,)` a is the longest of them.
+
+        What stands behind an answer's length is neither computed nor seen.
+        """
+        answer = answer if lengths is None else answer[:, : int(lengths.max())]
+        return self.denoiser.logits(self.prompts, answer, self.cache, self.padding, lengths)
 
     def select(self, keep: Tensor) -> None:
         """Drop all sequences but those that `keep`, an index on the device, names."""

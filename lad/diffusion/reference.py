@@ -168,7 +168,7 @@ def refine(
     previous, unchanged = None, 0
     steps: list[Step] = []
     for i in range(config.iterations):
-        logits = answer_logits(denoiser, prompt, inputs)
+        logits = answer_logits(denoiser, prompt, inputs[: computed_length(config, inputs, mask_id)])
         logits[:, eos_id] += config.eos_bias
         logits[:, mask_id] = -math.inf
         for n in range(first_end):
@@ -194,6 +194,12 @@ def refine(
                 if may_stay and confidence[n] < config.editing_threshold:
                     held[n], tokens[n] = True, token
                     confidence[n] = softmax(logits[n].tolist())[token]
+        for _ in range(len(tokens), a):  # not computed
+            tokens.append(eos_id)
+            alternatives.append([eos_id] * 5)
+            likely.append([0.0] * 5)
+            for values in (confidence, eos_probability, entropy):
+                values.append(0.0)
         if config.repeats == "replace":
             tokens, confidence = replace_repeated(tokens, confidence, logits, held, eos_id)
 
@@ -235,6 +241,15 @@ def refine(
         inputs = [mask_id if r else t for t, r in zip(tokens, remask, strict=True)]
         ever_unmasked = [e or not r for e, r in zip(ever_unmasked, remask, strict=True)]
     return steps
+
+
+def computed_length(config: RefineConfig, inputs: list[int], mask_id: int) -> int:
+    """Positions of the answer region that a pass computes."""
+    masked = [n for n, token in enumerate(inputs) if token == mask_id]
+    if config.lookahead is None or config.remasking != "threshold" or not masked:
+        return len(inputs)
+    visible = [n + 1 for n, token in enumerate(inputs) if token != mask_id]
+    return min(len(inputs), max([*visible, masked[0] + config.lookahead]))
 
 
 def answer_logits(denoiser, prompt: torch.Tensor, answer: list[int]) -> torch.Tensor:
@@ -322,7 +337,8 @@ def candidates(
 ) -> tuple[list[int], list[int]]:
     """Positions that are MASK inside the window; those of them that are useful to show."""
     start = is_masked.index(True) if any(is_masked) else 0
-    stop = len(tokens) if config.window is None else min(len(tokens), start + config.window)
+    sizes = [config.window, config.lookahead if config.remasking == "threshold" else None]
+    stop = min([len(tokens), *(start + size for size in sizes if size)])
     inside = [n for n in range(stop) if is_masked[n] and maskable[n]]
     first_end = tokens.index(eos_id) if eos_id in tokens else len(tokens)
     return inside, [n for n in inside if n <= first_end] or inside

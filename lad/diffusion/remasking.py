@@ -147,8 +147,9 @@ def _candidates(view: StepView, config: RefineConfig, position: Tensor) -> tuple
     """
     candidates = view.is_masked & view.maskable
     first = view.is_masked.long().argmax(dim=-1, keepdim=True)  # 0 where nothing is masked
-    if config.window is not None:
-        candidates &= position < first + config.window
+    for size in (config.window, config.lookahead if config.remasking == "threshold" else None):
+        if size is not None:
+            candidates &= position < first + size
     useful = candidates & (view.is_eos.cumsum(dim=-1) - view.is_eos.long() == 0)
     return first, candidates, useful.where(useful.any(dim=-1, keepdim=True), candidates)
 

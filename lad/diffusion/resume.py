@@ -50,6 +50,11 @@ def resume(
     """
     config = RefineConfig.from_dict(trace.config)
     check_same_denoiser(denoiser, trace)
+    if config.remasking not in STRATEGIES:
+        raise InvalidInput(
+            f"a trace of remasking {config.remasking!r}: expected one of {', '.join(STRATEGIES)}; "
+            "where two models take turns, a draft is not edited"
+        )
     if len(trace.steps) >= config.iterations:
         raise InvalidInput(
             f"a trace of {len(trace.steps)} of {config.iterations} iterations: expected some that "

@@ -33,9 +33,11 @@ from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser, pad_prompts
 from lad.diffusion.drafts import check_draft, check_prompt_fits
 from lad.diffusion.likeliest import likeliest, log_sum_and_entropy
+from lad.diffusion.lookahead import computed_lengths, whole_region
 from lad.diffusion.remasking import STRATEGIES, StepView, repeated
 from lad.diffusion.schedule import noise_level
 from lad.diffusion.trace import ALTERNATIVES, Step, Trace, make_trace
+from lad.diffusion.transfer import draw_uniforms, to_host
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, NumericalError
 
@@ -106,7 +108,8 @@ def process_logits(logits: Tensor, state: SamplerState, config: RefineConfig) ->
     Apart from `step`, because a compiler would then compare every logit instead of two columns.
     """
     logits[..., state.eos_token_id] += config.eos_bias
-    logits[..., state.eos_token_id].masked_fill_(state.no_eos, -math.inf)
+    no_eos = state.no_eos[:, : logits.shape[1]]  # not all positions may be computed
+    logits[..., state.eos_token_id].masked_fill_(no_eos, -math.inf)
     logits[..., state.mask_token_id] = -math.inf  # MASK is an input, never an answer
     return logits
 
@@ -173,24 +176,25 @@ def step(
     i = torch.as_tensor(i, device=logits.device)
     for_sampling, for_remasking = None, uniforms
     if not config.greedy:
-        for_sampling, for_remasking = uniforms[:, 0], uniforms[:, 1:]
+        for_sampling, for_remasking = uniforms[:, 0, : logits.shape[1]], uniforms[:, 1:]
 
     # Draft: every position is sampled anew; held ones keep their token.
     drawn = sample_tokens(logits, config, for_sampling)
-    tokens, confidence, log_sum, alternatives, top, entropy = drawn
-    probabilities = (top - log_sum[..., None]).exp()
+    is_finite = drawn[2].isfinite().all(dim=-1)
+    lengths = computed_lengths(state.tokens, config, mask)
+    region = whole_region(drawn, state.tokens.shape[1], lengths, eos)
+    tokens, confidence, log_sum, alternatives, top, entropy = region
     held = state.fixed
     if strategy.edits:  # MASK, and EOS where the answer cannot end, are minus infinity
         possible = logits.gather(-1, state.tokens[..., None])[..., 0] > -math.inf
         held = held | (possible & (confidence < config.editing_threshold))
     tokens = torch.where(held, state.tokens, tokens)
-    replaced = held
     if config.repeats == "replace":
-        confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
+        confidence = torch.where(held, probability(logits, tokens, log_sum), confidence)
         again = repeated(tokens, confidence, tokens == eos, ~held)
         tokens = torch.where(again, _unlike_neighbours(alternatives, tokens, eos), tokens)
-        replaced = replaced | again
-    confidence = torch.where(replaced, _probability(logits, tokens, log_sum), confidence)
+        held = held | again
+    confidence = torch.where(held, probability(logits, tokens, log_sum), confidence)
 
     # Re-masking, unless this was the last iteration.
     free = ~state.fixed
@@ -226,7 +230,7 @@ def step(
         finished = ~(unsettled & ~eos_seen).any(dim=-1)
         tail = finished[:, None] & eos_seen & free
         tokens = tokens.masked_fill(tail, eos)
-        confidence = torch.where(tail, _probability(logits, tokens, log_sum), confidence)
+        confidence = torch.where(tail, probability(logits, tokens, log_sum), confidence)
         remask = remask & ~finished[:, None]
 
     # Early stop: identical drafts in a row, or a greedy draft that reproduces its own input.
@@ -236,8 +240,7 @@ def step(
         if config.greedy:
             finished = finished | ((tokens == state.tokens) & ~remask).all(dim=-1)
     remask = remask & ~finished[:, None]
-    is_finite = log_sum.isfinite().all(dim=-1)
-    likely = alternatives.int(), probabilities.half(), entropy.half()
+    likely = alternatives.int(), (top - log_sum[..., None]).exp().half(), entropy.half()
     return StepOutput(tokens, confidence, remask, finished, is_finite, *likely, following)
 
 
@@ -247,14 +250,15 @@ def advance(state: SamplerState, tokens: Tensor, remask: Tensor, config) -> Samp
     if STRATEGIES[config.remasking].stops_when_complete or config.added_tokens is not None:
         same &= (remask | state.ever_unmasked).all(dim=-1)  # nothing is shown for the first time
     unchanged = torch.where(same, state.unchanged + 1, 1)
-    ever_unmasked = state.ever_unmasked | ~remask
     following = tokens.masked_fill(remask, state.mask_token_id)
-    return SamplerState(following, tokens, unchanged, ever_unmasked, *state[4:])
+    return SamplerState(following, tokens, unchanged, state.ever_unmasked | ~remask, *state[4:])
 
 
-def _probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
-    """`(b, a)` float32: the denoiser's probability of these tokens."""
-    return (logits.gather(-1, tokens[..., None])[..., 0].float() - log_sum).exp()
+def probability(logits: Tensor, tokens: Tensor, log_sum: Tensor) -> Tensor:
+    """`(b, a)` float32: the denoiser's probability of these tokens; 0 if not computed."""
+    n = logits.shape[1]
+    log = logits.gather(-1, tokens[:, :n, None])[..., 0].float() - log_sum[:, :n]
+    return F.pad(log.exp(), (0, tokens.shape[1] - n))
 
 
 def _unlike_neighbours(ids: Tensor, tokens: Tensor, eos: int) -> Tensor:
@@ -297,6 +301,11 @@ def refine(
 @torch.inference_mode()
 def run_batch(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterator[dict[int, Step]]:
     """The steps of the unfinished sequences after every iteration, by the index of their prompt."""
+    if config.remasking == "verified":
+        from lad.diffusion.verified import verified
+
+        yield from verified(denoiser, batch, config)
+        return
     state, indices, generators = batch.state, batch.indices, batch.generators
     several = len(indices) > 1
     forward = denoiser.prepare(batch.prompts, batch.padding)
@@ -306,9 +315,10 @@ def run_batch(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterato
     for i in range(batch.iteration, config.iterations):
         start = time.perf_counter()
         uniforms = draw_uniforms(generators, num_uniforms, state.tokens)  # while a GPU is idle
-        logits = process_logits(forward(state.tokens), state, config)  # (b, a, v)
+        lengths = computed_lengths(state.tokens, config, state.mask_token_id)
+        logits = process_logits(forward(state.tokens, lengths), state, config)  # (b, a, v)
         output = take_step(logits, state, config, i, uniforms)
-        tokens, confidence, remask, finished, is_finite, *likely = _to_host(output[:-1])
+        tokens, confidence, remask, finished, is_finite, *likely = to_host(output[:-1])
         if not is_finite.all():
             where = f", prompt {indices[int(is_finite.argmin())]}" if several else ""
             raise NumericalError(
@@ -328,25 +338,6 @@ def run_batch(denoiser: Denoiser, batch: Batch, config: RefineConfig) -> Iterato
             forward.select(keep)
             indices = [indices[n] for n in left]
             generators = [generators[n] for n in left]
-
-
-def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Arrays of tensors, which are copied together and waited for once."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if tensors[0].is_cuda:
-        torch.cuda.current_stream().synchronize()
-    return [copy.numpy() for copy in copies]
-
-
-def draw_uniforms(generators: list[torch.Generator], count: int, like: Tensor) -> Tensor | None:
-    """`(b, count, a)` float32 in [0, 1) from each sequence's generator, None for a count of 0.
-
-    They are drawn on the CPU, so that a seed gives the same numbers on every device.
-    """
-    if count == 0:
-        return None
-    drawn = [torch.rand(count, like.shape[1], generator=generator) for generator in generators]
-    return torch.stack(drawn).to(like.device)
 
 
 def refine_batch(
@@ -398,10 +389,8 @@ def refine_batch(
             if on_iteration is not None:
                 on_iteration(steps)
     prompt_ids = [ids for batch in batches for ids in batch.prompt_ids]
-    return [
-        make_trace(denoiser, prompt, ids, config, steps)
-        for prompt, ids, steps in zip(prompts, prompt_ids, steps_of, strict=True)
-    ]
+    runs = zip(prompts, prompt_ids, steps_of, strict=True)
+    return [make_trace(denoiser, text, ids, config, steps) for text, ids, steps in runs]
 
 
 def record(

@@ -160,6 +160,11 @@ class Trace:
         return len(self.steps)
 
     @property
+    def backbone_passes(self) -> int:
+        """How many of them were the backbone's, which verifies every second draft."""
+        return self.nfe // 2 if self.config.get("remasking") == "verified" else 0
+
+    @property
     def tpf(self) -> float:
         """Tokens of the answer per forward pass."""
         return self.tokens / self.nfe

@@ -125,7 +125,8 @@ def bench(
     """
     started = time.perf_counter()
     ids = [denoiser.encode(prompt) for prompt in prompts]
-    n_reference = min(reference_prompts, len(prompts)) if 1 in batches else 0
+    has_reference = 1 in batches and config.remasking != "verified"
+    n_reference = min(reference_prompts, len(prompts)) if has_reference else 0
     rates = machine_rates(denoiser.device, denoiser.causal_lm.dtype)
     origin = provenance(denoiser.backbone, denoiser.adapter_sha256)
     longest, cells = max(map(len, ids)), []

@@ -98,8 +98,10 @@ CONVERTED = "converted-2"
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def get_backbone(name: str) -> Backbone:
+def get_backbone(name: str | Backbone) -> Backbone:
     """The backbone of a name, with its suffixes; raises InvalidInput when there is none."""
+    if isinstance(name, Backbone):
+        return name
     base, *suffixes = name.split(":") if isinstance(name, str) else [""]
     folder = Path(base).expanduser()
     if base in BACKBONES:
@@ -131,7 +133,7 @@ def get_backbone(name: str) -> Backbone:
 
 
 def load_backbone(
-    name: str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    name: str | Backbone, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> LoadedBackbone:
     """Load a backbone by its name, fetching and converting it first if it is not in the cache.
 
@@ -194,7 +196,7 @@ def load_backbone(
     return LoadedBackbone(spec, model, tokenizer, digest, mask_id, eos_id)
 
 
-def fetch_backbone(name: str) -> Path | None:
+def fetch_backbone(name: str | Backbone) -> Path | None:
     """Folder of a backbone, downloaded and converted unless cached; None if made in memory."""
     spec = get_backbone(name)
     if spec.source is None or isinstance(spec.source, dict | Path):

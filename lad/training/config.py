@@ -62,6 +62,10 @@ class TrainConfig:
     repeats: tuple[int, int, int] = setting(
         (1, 1, 1), "times an epoch: a usual pair, a text to correct, a line to choose"
     )
+    cut_share: float = setting(
+        0.0, "fraction of pairs whose answer region ends 8 to 64 positions behind the leftmost "
+        "MASK, for refinement with lookahead", 0, 1,
+    )  # fmt: skip
     clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
     # Far from any token nothing can be predicted, and that loss drowns the rest.
     distance_decay: float = setting(

@@ -26,6 +26,7 @@ from lad.utils import NumericalError
 
 MASKED_FRACTIONS = (0.25, 0.5, 0.75)
 MOST_VALIDATED = 512  # pairs
+WINDOWS = (8, 64)  # positions, of `cut_regions`
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,11 @@ def denoising_loss(
     if config.causal_lm_fraction:
         inputs, causal_from = add_causal_lm(batch, inputs, config.causal_lm_fraction, generator)
     weights = loss_weights(batch, inputs, denoiser.mask_token_id, config, generator, causal_from)
+    if config.cut_share:
+        cut = cut_regions(batch, inputs, denoiser.mask_token_id, config.cut_share, generator)
+        weights = weights * (torch.arange(inputs.shape[1], device=cut.device) < cut[:, None])
+        # From there on nothing is seen from before, as where a left-to-right sequence begins.
+        causal_from = cut if causal_from is None else cut.minimum(causal_from)
     chosen = weights > 0
     weights, targets = weights[chosen], batch.tokens[chosen]
     states = answer_states(denoiser, inputs, batch.prompt_lengths, chosen, causal_from)
@@ -158,6 +164,26 @@ def add_causal_lm(
     start = batch.prompt_lengths + (place * lengths).long()
     clean = torch.where(chosen[:, None], batch.tokens, inputs)
     return clean, torch.where(chosen, start, t)
+
+
+def cut_regions(
+    batch: Batch, inputs: Tensor, mask_token_id: int, share: float, generator: torch.Generator
+) -> Tensor:
+    """`(b,)` int64: where each answer region ends; for a share of the batch behind a window.
+
+    The window is 8 to 64 positions from the leftmost MASK on, and all that is visible, as with
+    `RefineConfig.lookahead`, so that a region's end does not tell where the answer ends. t for all
+    other sequences.
+    """
+    b, t = inputs.shape
+    chance, place = torch.rand((2, b), generator=generator, device=inputs.device)
+    position = torch.arange(t, device=inputs.device)
+    is_masked = batch.answer & (inputs == mask_token_id)
+    first = position.where(is_masked, t).amin(dim=1)
+    visible = (position + 1).where(~is_masked, 0).amax(dim=1)
+    low, high = WINDOWS
+    cut = (first + low + (place * (high - low + 1)).long()).maximum(visible).clamp(max=t)
+    return cut.where(chance < share, t)
 
 
 def loss_weights(

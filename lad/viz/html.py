@@ -115,6 +115,8 @@ def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str
         words = f"{masked} of its positions masked" if masked else "nothing of it masked"
         return str(VIEWS.caption("Before", f"What the run starts from, {words}."))
     head = {"denoised": "After denoising", "remasked": "After re-masking"}[phase]
+    if trace.config.get("remasking") == "verified" and trace.steps[step].iteration % 2:
+        head = head.replace("denoising", "the backbone's pass")
     settled = tokens.is_whole(trace) and not live
     return str(VIEWS.caption(head, sentence(trace, step, [phase], settled)))
 

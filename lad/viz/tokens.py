@@ -26,6 +26,7 @@ SHOWN_BY = {
     "threshold": "with a confidence threshold",
     "entropy": "with an entropy bound",
     "editing": "with token editing",
+    "verified": "of drafts that the backbone verifies",
 }
 SOLID = ("text", "special")  # kinds of span that can stand in an answer
 
@@ -240,6 +241,8 @@ def summary(trace: Trace) -> str:
     else:
         end = f"Ran all {ran} iterations." if ran > 1 else "Ran its one iteration."
     cost = f"{count(trace.tokens, 'token')} from {count(trace.nfe, 'forward pass')}"
+    if trace.backbone_passes:
+        cost += f", {trace.backbone_passes} of them by the backbone"
     took = ""
     if all(step.seconds for step in trace.steps):  # recorded runs and those of a batch have none
         rate = trace.nfe / trace.seconds

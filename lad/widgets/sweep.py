@@ -35,7 +35,7 @@ def suggested(name: str, config: RefineConfig) -> list:
     field, value = SETTINGS[name], getattr(config, name)
     kinds = (field["type"], *get_args(field["type"]))
     if field["choices"] or bool in kinds:
-        return list(field["choices"] or (False, True))
+        return list(field["choices"] or (False, True))[:MOST]
     low, high = field["low"], field["high"]
     if float in kinds and high <= 1:
         return [round(low + n * (high - low) / 4, 2) for n in range(5)]
