@@ -105,7 +105,7 @@ def test_compare_and_collect(benchmark, capsys, tmp_path):
 
 def test_all_tasks():
     for name in (*AUTHORS, "openbookqa"):
-        assert name in ALL.split(",")
+        assert name in ALL.split(", ")
 
 
 def test_curve(capsys, adapter, source, tmp_path):

@@ -60,7 +60,7 @@ def small(monkeypatch):
 
 
 def test_tested_questions_are_left_out_and_small_tasks_come_more_often(small):
-    config = DistilConfig(context=500, shuffles=2)
+    config = DistilConfig(choice_context=500, shuffles=2)
     pairs, card = choices_for(tasks, load_backbone("tiny"), passages(), config)
     assert not any(small.question in pair.prompt for pair in pairs)
     assert card["left out, tested elsewhere"] == dict.fromkeys(TASKS, 1) | {"mmlu": 2}
@@ -74,7 +74,9 @@ def test_tested_questions_are_left_out_and_small_tasks_come_more_often(small):
         assert shown <= 2 if name == "hellaswag" else 4 < shown <= 6, "of these all orders differ"
         assert card["tasks"][name]["licence"] == task.licence
     assert choices_for(tasks, load_backbone("tiny"), passages(), config)[0] == pairs
-    short, card = choices_for(tasks, load_backbone("tiny"), passages(), DistilConfig(context=60))
+    short, card = choices_for(
+        tasks, load_backbone("tiny"), passages(), DistilConfig(choice_context=60)
+    )
     assert short and all("\n" not in pair.prompt for pair in short)
     assert card["tasks"]["hellaswag"]["too long"] > 40
 

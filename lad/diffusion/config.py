@@ -86,7 +86,7 @@ class RefineConfig:
     )  # fmt: skip
     entropy_bound: float = noise(
         0.1, "most nats that the entropies of tokens shown together sum to, without the largest",
-        0, 20, label="Entropy bound", step=0.05, used_by=("entropy",),
+        0, 10, label="Entropy bound", step=0.1, used_by=("entropy",),
     )  # fmt: skip
     editing_threshold: float = noise(
         0.5, "confidence from which a visible token is edited: another takes its place", 0, 1,

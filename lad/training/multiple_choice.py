@@ -73,7 +73,7 @@ def choices_for(
     """Choice pairs that fit `config.choice_context`, and their data card.
 
     A question comes `config.shuffles` times, of a small task three times as often, each time with
-    its options in another order; and once, if it has no blank, as a bare text: the question,
+    its options in another order; and once, of four options or more, as a bare text: the question,
     then the right option alone, which is what the likelihood of the text is measured on.
     """
     kept, left_out = choice_items(tasks, passages)
@@ -86,7 +86,7 @@ def choices_for(
             found += [
                 Pair(item.question, item.options[item.gold])
                 for item in items
-                if "_" not in item.question
+                if len(item.options) >= 4
             ]
         found = list(dict.fromkeys(found))  # two options have two orders
         encoded = encode_pairs(backbone.tokenizer, found)
