@@ -72,7 +72,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** A mask marks the position of the error. Structural noise does not: every token is
+# **Takeaway.** A mask marks the position of the error. Structural noise does not: every token is
 # visible and some are wrong. A denoiser trained on it can improve a draft in which nothing is
 # masked. This is *noiseless* refinement: no token is masked again between iterations.
 
@@ -107,7 +107,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** Nearly half of the training answers have no MASK: there the denoiser must find
+# **Takeaway.** Nearly half of the training answers have no MASK: there the denoiser must find
 # the wrong tokens itself. Only answers masked whole are masked by more than half.
 #
 # Do the other kinds occur as often as the table says? The rates *drawn* must agree with the rates
@@ -126,7 +126,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** The points lie on the dashed lines, up to chance: of 50 intervals at 95 %, two or
+# **Takeaway.** The points lie on the dashed lines, up to chance: of 50 intervals at 95 %, two or
 # three are expected to miss the true value. At full severity two tokens in five have changed
 # places.
 #
@@ -163,7 +163,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** With a low sharpness tokens are masked again almost to the end; with a high one
+# **Takeaway.** With a low sharpness tokens are masked again almost to the end; with a high one
 # only in the first iterations, and the rest is noiseless refinement. After the last iteration
 # nothing is masked, or the answer would contain MASK.
 
@@ -176,7 +176,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** The noise start scales the whole curve: twice the noise start, about twice the
+# **Takeaway.** The noise start scales the whole curve: twice the noise start, about twice the
 # masks (rounding down costs small numbers more). With a noise start of 0 refinement is noiseless.
 #
 # Move the four controls and watch the curve and the numbers below it.

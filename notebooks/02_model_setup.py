@@ -45,13 +45,10 @@ import torch
 import lad
 from lad.diffusion.adapter import shipped_adapter
 from lad.evaluation import probes
-from lad.evaluation.lens import lens
 from lad.evaluation.probes import KINDS_OF_ATTENTION, fill_mask
 from lad.training import self_distil
 from lad.viz import attention, training
-from lad.viz.ablation import ablation
-from lad.viz.gallery import read_numbers, save_numbers, show_recorded
-from lad.viz.lens import lens_heatmap
+from lad.viz.gallery import save_numbers, show_recorded
 from lad.viz.style import show
 from lad.widgets.accessibility import name_controls
 from lad.widgets.attention import AttentionExplorer
@@ -88,7 +85,7 @@ print("attention", settings.attention)
 print("target   ", settings.target)
 
 # %% [markdown]
-# **Conclusion.** Most of the model is frozen. MASK is not a new token either: the backbone's
+# **Takeaway.** Most of the model is frozen. MASK is not a new token either: the backbone's
 # vocabulary has it, and ordinary text hardly ever uses it. The adapter learns what it means here.
 
 # %% [markdown]
@@ -123,7 +120,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** Under the causal mask no answer position sees what comes later. Under the three
+# **Takeaway.** Under the causal mask no answer position sees what comes later. Under the three
 # others each sees all words of the draft, which is what repair takes.
 
 # %% [markdown]
@@ -159,7 +156,7 @@ for kind in ("prompt-causal", "mask-blind"):
 print("The four masks let through what they should, and nothing else.")
 
 # %% [markdown]
-# **Conclusion.** Under the bidirectional mask the last token reaches even position 0. Under the
+# **Takeaway.** Under the bidirectional mask the last token reaches even position 0. Under the
 # prompt-causal one it reaches the answer, and of the prompt only the last position. Under
 # mask-blind the same states move because a word is missing: no position attends to the MASK.
 #
@@ -196,7 +193,7 @@ for kind in KINDS_OF_ATTENTION:
     print(f"{kind:<14}{value:>4} % right  ({low} to {high} %, {score.n} answers)")
 
 # %% [markdown]
-# **Conclusion.** Once its words attend to MASKs, the backbone loses most of its accuracy. Blind to
+# **Takeaway.** Once its words attend to MASKs, the backbone loses most of its accuracy. Blind to
 # them, it keeps most of it, so that less is left for an adapter to learn.
 
 # %% [markdown]
@@ -214,7 +211,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** Nearly everywhere the update is at most half as long as the weight. It is largest
+# **Takeaway.** Nearly everywhere the update is at most half as long as the weight. It is largest
 # in the queries and keys of the first layer, where bare tokens attend to each other, MASK among
 # them.
 #
@@ -238,7 +235,7 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** Attending to the right is not enough: the bare backbone has the same mask and
+# **Takeaway.** Attending to the right is not enough: the bare backbone has the same mask and
 # misses the clue. The denoiser uses it, and without the clue can only name some city.
 
 # %% [markdown]
@@ -246,19 +243,13 @@ show(
 #
 # Every layer adds to a state, and only after the last one the backbone's head reads a token off it.
 # The **logit lens** (nostalgebraist, 2020) applies the head after every layer: what would be the
-# likeliest token if the model ended there? Below, at one position of one answer, over layers and
-# iterations; framed is the token that the answer ends up with.
+# likeliest token if the model ended there? Below, over layers and iterations, at one position of an
+# answer, which you choose; framed is the token that the answer ends up with. *Run* answers another
+# prompt.
 
 # %%
 prompt = "What do you know about Amsterdam?" if full else "What is the capital of France?"
 run = lad.record(denoiser, prompt, lad.PRESETS["default"])
-[middle] = lens(denoiser, run, positions=[run.tokens // 2])
-show(lens_heatmap(middle), "A square for each layer and iteration, with its token.", name="lens")
-
-# %% [markdown]
-# Now choose any token of that answer; *Run* answers another prompt.
-
-# %%
 LensExplorer(denoiser, run)
 
 # %% [markdown]
@@ -319,7 +310,7 @@ print("  before:", "|".join(token.text for (token,) in before))
 print("  after: ", "|".join(token.text for (token,) in after))
 
 # %% [markdown]
-# **Conclusion.** A few steps are enough to see the loss fall. This is a toy: a handful of
+# **Takeaway.** A few steps are enough to see the loss fall. This is a toy: a handful of
 # questions, and the backbone's answers, mistakes included. In the answer about Greece look for the
 # pattern of the training answers, not for the right city. Where a word stands twice, remember that
 # all eight positions were predicted at once; repairing that takes more iterations, see notebook 3.
@@ -355,40 +346,8 @@ show(
 )
 
 # %% [markdown]
-# **Conclusion.** The more of an answer is visible, the better the rest is predicted: each draft, if
+# **Takeaway.** The more of an answer is visible, the better the rest is predicted: each draft, if
 # it is better than the last, makes the next one easier.
-
-# %% [markdown]
-# ## Which of these choices matter?
-#
-# The same short training again and again, on a GPU, one choice changed at a time (`lad ablate`),
-# measured on held-out answers and prompts. The base is an earlier recipe than the shipped
-# adapter's: it also trains on the model's drafts, each drawn from the one before. *Paper's noise +
-# replace* has the paper's amounts of noise and also random tokens, as in notebook 1.
-#
-# - **filling in**: the cross-entropy where half of the answer is masked;
-# - **repair**: answers with structural corruption of severity 0.3 and no MASK go through four
-#   noiseless iterations. Which share of the corrupted tokens comes out right, and which share of
-#   the others is left as it was?
-# - **noiseless answers**: how often a token repeats the one before.
-#
-# The intervals are 95 %, over answers. They leave out chance in training: for that one run differs
-# from the base in its seed only, and the grey bands show how far that moved it.
-
-# %%
-show(
-    ablation(read_numbers("ablation")),
-    "Four panels of dots with intervals, a row for each variant of the training: cross-entropy, "
-    "corrupted tokens restored, other tokens kept, and repeats in noiseless answers. The base is a "
-    "dashed line in each.",
-    name="ablation",
-)
-
-# %% [markdown]
-# **Conclusion.** Trained on masks only, an adapter fills in better than the base and is the worst
-# of all at repair. Training on drafts does not pay in a run this short. A higher rank both fills in
-# and repairs better. One other seed is a rough measure of chance: what lies close to a grey band
-# may not be there the next time.
 
 # %% [markdown]
 # ## Try it

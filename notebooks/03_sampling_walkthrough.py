@@ -199,14 +199,13 @@ start = visible_text(denoiser, "The capital of of France Paris is.")
 settings = RefineConfig(iterations=16, remasking="none", answer_length=len(start.tokens))
 repaired = record(denoiser, question, settings, draft=start.tokens)
 save_trace(repaired, "paris_repair")
-print(filmstrip_text(repaired))
 
 # %%
 start = gapped(denoiser, "The capital of ___ is Paris, and the capital of ___ is Berlin.")
 settings = replace(preset("quality"), answer_length=len(start.tokens))
 filled = record(denoiser, INFILL_PROMPT, settings, draft=start.tokens, fixed=start.fixed)
 save_trace(filled, "capitals_infill")
-print(filmstrip_text(filled))
+print("repaired:", repaired.answer, "\nfilled:  ", filled.answer)
 
 # %% [markdown]
 # Corrupt a text yourself, by hand or with the buttons, and press *Run*; then fill gaps, written
@@ -219,8 +218,8 @@ RepairExplorer(denoiser, recorded=repaired)
 InfillExplorer(denoiser, recorded=filled)
 
 # %% [markdown]
-# **Takeaway.** A left-to-right model would have to write both texts anew. Here the tokens outside
-# the brackets are given; those inside the denoiser changed.
+# **Takeaway.** A left-to-right model would have to write both texts anew. Here most was given, and
+# the denoiser changed the rest.
 
 # %% [markdown]
 # ## What follows from one token?

@@ -1,4 +1,4 @@
-"""The ablation's figure: verdicts, title, and what notebook 2 says of the committed numbers."""
+"""The ablation's figure: verdicts, title, and what chapter 5 says of the committed numbers."""
 
 import pytest
 
@@ -64,7 +64,7 @@ def test_the_title_names_what_wins_everywhere():
     assert last == ["the base", "what another seed changes"]
 
 
-def test_what_notebook_2_says_of_the_ablation_is_in_the_numbers():
+def test_what_chapter_5_says_of_the_ablation_is_in_the_numbers():
     committed = read_numbers("ablation")
     rows = {row["name"]: row for row in committed["variants"]}
 

@@ -114,9 +114,6 @@ def test_curves_name_each_run():
     assert [line.get_label() for line in lines] == ["noisy", "quiet"]
     assert np.allclose(lines[0].get_ydata(), [2 / 4, 3 / 4, 1, 1])
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
-    figure = refinement.confidence_curve({"noisy": NOISY})
-    assert np.allclose(figure.axes[0].lines[0].get_ydata(), [0.2, 0.4, 0.6, 0.9])
-    assert "0.20 to 0.90 (noisy)" in figure.get_suptitle()
     with pytest.raises(InvalidInput, match="no traces"):
         refinement.settled_curve({})
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from lad.evaluation.statistics import Estimate
 from lad.viz import style
 from lad.viz.html import ASSETS, ENVIRONMENT, page_html, prompt_html
-from lad.viz.refinement import CONFIDENCE_MAP, drawable
-from lad.viz.style import COLORS, MONOSPACE, label, new_figure, styled, titled
+from lad.viz.refinement import drawable
+from lad.viz.style import label, new_figure, styled, titled
 from lad.viz.tokens import confidence_color, visible
 
 if TYPE_CHECKING:  # it needs torch
@@ -24,32 +23,6 @@ if TYPE_CHECKING:  # it needs torch
 LENS = ENVIRONMENT.get_template("lens.html").module
 SCRIPT = (ASSETS / "lens.js").read_text(encoding="utf-8")
 MOST = 10  # characters of a token in a square
-
-
-@styled
-def lens_heatmap(lens: Lens) -> Figure:
-    """The likeliest token after every layer, by iteration, on the colour of its probability."""
-    layers, steps = lens.probability.shape
-    figure, axes = new_figure(height=1.5 + 0.17 * layers)
-    scale = {"cmap": CONFIDENCE_MAP, "vmin": 0, "vmax": 1}
-    image = axes.imshow(lens.probability, aspect="auto", origin="lower", **scale)
-    figure.colorbar(image, ax=axes, pad=0.01, aspect=40).set_label("probability of that token")
-    axes.grid(visible=False)
-    for (layer, step), token in np.ndenumerate(lens.tokens):
-        final = token == lens.final
-        font = {"family": MONOSPACE, "size": 6.5, "weight": "bold" if final else "normal"}
-        middle = {"ha": "center", "va": "center_baseline", "parse_math": False}
-        axes.text(step, layer, _short(lens.texts[token]), color=COLORS["text"], **font, **middle)
-        if final:
-            frame = {"fill": False, "edgecolor": COLORS["text"], "linewidth": 1}
-            axes.add_patch(Rectangle((step - 0.5, layer - 0.5), 1, 1, **frame))
-    seen = ["MASK" if masked else "visible" for masked in lens.is_masked]
-    ticks = [f"{i}\n{state}" for i, state in zip(lens.iterations, seen, strict=True)]
-    axes.set_xticks(range(steps), ticks, size=8)
-    numbers = sorted({*range(4, layers, 5), layers - 1})
-    axes.set_yticks(numbers, [str(n + 1) for n in numbers])
-    label(axes, f"iteration, and what the denoiser saw at position {lens.position}", "after layer")
-    return titled(figure, lens_sentence(lens), "framed and bold: the final token")
 
 
 def lens_sentence(lens: Lens) -> str:

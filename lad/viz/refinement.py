@@ -230,7 +230,7 @@ def _heatmap(trace: Trace, values: np.ndarray, colors: Colormap, high: int):
     """`(i, a)` values as figure and image, without positions that are EOS in every draft."""
     text = (trace.drafts != trace.eos_token_id).any(axis=0)
     used = max(np.flatnonzero(text), default=0) + 1
-    figure, axes = new_figure(height=float(np.clip(1.7 + 0.09 * len(trace.steps), 2.4, 5.0)))
+    figure, axes = new_figure(height=float(np.clip(1.3 + 0.045 * len(trace.steps), 2.2, 4.5)))
     axes.grid(False)
     shown = {"vmin": 0, "vmax": high, "aspect": "auto", "interpolation": "nearest"}
     image = axes.imshow(values[:, :used], cmap=colors, **shown)
@@ -252,19 +252,10 @@ def settled_curve(traces: Mapping[str, Trace]) -> Figure:
     return titled(figure, f"Half of the answer is final after iteration {', '.join(half)}")
 
 
-@styled
-def confidence_curve(traces: Mapping[str, Trace]) -> Figure:
-    """Mean confidence of each draft's tokens before EOS, against iteration."""
-    means = {name: _mean_confidence(trace) for name, trace in traces.items()}
-    figure = _curves(means, "mean confidence (probability)")
-    ends = [f"{m[0]:.2f} to {m[-1]:.2f} ({drawable(name)})" for name, m in means.items()]
-    return titled(figure, f"Mean confidence goes from {', '.join(ends)}")
-
-
 def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
     if not lines:
         raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
-    figure, axes = new_figure(height=3.6)
+    figure, axes = new_figure(height=2.9)
     for number, (name, values) in enumerate(lines.items()):
         line = style.series(number) | {"label": drawable(name).replace("$", r"\$")}
         axes.plot(values, markevery=max(len(values) // 16, 1), **line)
