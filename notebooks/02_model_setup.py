@@ -48,7 +48,7 @@ from lad.evaluation import probes
 from lad.evaluation.probes import KINDS_OF_ATTENTION, fill_mask
 from lad.training import self_distil
 from lad.viz import attention, training
-from lad.viz.gallery import save_numbers, show_recorded
+from lad.viz.gallery import save_numbers
 from lad.viz.style import show
 from lad.widgets.accessibility import name_controls
 from lad.widgets.attention import AttentionExplorer
@@ -253,22 +253,8 @@ run = lad.record(denoiser, prompt, lad.PRESETS["default"])
 LensExplorer(denoiser, run)
 
 # %% [markdown]
-# And over many answers (`lad study`): in one iteration after the other, after which layer does the
-# final token lead, where it is already visible, where this iteration shows it, and where the
-# position stays masked? The bands are 95 % intervals over answers.
-
-# %%
-show_recorded(
-    "first_layer",
-    "Share of positions whose final token is the likeliest, against the layer, a line for visible "
-    "tokens, for those shown in the iteration and for those still masked.",
-)
-
-# %% [markdown]
-# **Takeaway.** A prediction is made late, in the last third of the layers, even of a token that
-# stands in the input: the state is read off at the position before it, which has to fetch the token
-# by attention. What an iteration shows leads later still. Behind most MASKs that stay, the final
-# token leads after no layer: those positions wait for their neighbours.
+# **Takeaway.** In this answer a token leads only after late layers, and behind a MASK that stays
+# often after none. One answer shows how a token comes about, not how often it is so.
 
 # %% [markdown]
 # ## Can we watch one being trained?

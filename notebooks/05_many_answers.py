@@ -109,46 +109,18 @@ show_recorded(
 # anywhere: a token depends on those before it.
 
 # %% [markdown]
-# ## What does a token more a pass cost in quality?
-#
-# Recorded with `lad frontier`: each strategy over a sweep of its main setting. Left to right is the
-# star at one token a pass and a ratio of 1. *Entropy* shows tokens while their entropies fit under
-# a bound; *editing* lets a visible token give way to a confident one; prompt lookup is speculation,
-# exact but rarely fast. The area is one number a strategy: the quality that it keeps at each number
-# of tokens a pass, summed. Quality is 1 where the perplexity is the backbone's and 0 where it is
-# twice that. Left to right has 1.
-
-# %%
-show_recorded(
-    "frontier",
-    "Relative perplexity and repeats against tokens a forward pass, a line a strategy, short "
-    "answers and long ones apart; and the area under quality of each strategy, with intervals.",
-)
-
-# %% [markdown]
-# **Takeaway.** An area above 1 is more than left to right gives: tokens gained outweigh the quality
-# lost. The title names the best strategy. Read the lower panels too: stutter is easy to predict.
-
-# %% [markdown]
 # ## And in seconds?
 #
 # On a CPU a pass costs every position of the window, and a left-to-right model, which computes one
 # position a token, is faster. On a GPU positions are nearly free until it is full. Recorded with
 # `lad bench`; the title names the baseline. Against one that is not compiled, most of the ratio is
-# compiling (`docs/performance.md`). The second figure has fair baselines too: a static cache,
-# compiled as refinement is, and prompt lookup.
+# compiling (`docs/performance.md`).
 
 # %%
 show_recorded(
     "speed",
     "Three panels: seconds an answer by window for plain loops, `generate` and refinement; "
     "milliseconds an iteration with their roofline; milliseconds elapsed after each iteration.",
-)
-
-# %%
-show_recorded(
-    "seconds_per_token",
-    "Milliseconds a token with intervals, a panel a device: refinement and three baselines.",
 )
 
 # %% [markdown]

@@ -39,13 +39,19 @@ def go_on(explorer):
     return explorer.trace
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(denoiser):
-    gate = Gate(denoiser, free=2)
+def stopped(denoiser, free: int):
+    """An explorer whose run was stopped during the pass after `free` of them."""
+    gate = Gate(denoiser, free=free)
     explorer = make_explorer(gate)
     explorer.run()
     assert gate.reached.wait(PATIENCE)
     explorer.stop()
     gate.open(explorer)
+    return explorer
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(denoiser):
+    explorer = stopped(denoiser, free=2)
     assert len(explorer.trace.steps) == 3 and explorer.editor.after.value == 2  # where it stopped
     assert go_on(explorer) == record(denoiser, "hello", SHORT)
     assert explorer.comparison.traces == {}  # nothing was edited: there is one run only
@@ -79,12 +85,7 @@ def test_two_branches_stand_side_by_side_and_what_is_pinned_stays(explorer, deno
 
 
 def test_a_run_that_was_cut_off_goes_on_in_both_branches(denoiser):
-    gate = Gate(denoiser, free=1)
-    explorer = make_explorer(gate)
-    explorer.run()
-    assert gate.reached.wait(PATIENCE)
-    explorer.stop()
-    gate.open(explorer)
+    explorer = stopped(denoiser, free=1)
     visible = np.flatnonzero(explorer.editor.draft != denoiser.mask_token_id).tolist()
     assert press(explorer, "Mask", *visible[:2]) == ""
     other = go_on(explorer)
