@@ -36,6 +36,7 @@ from lad.training.loss import (
     loss_weights,
     noisy_inputs,
     take,
+    token_losses,
 )
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 from lad.viz.training import validation_curves
@@ -260,6 +261,28 @@ def test_a_region_may_end_behind_the_leftmost_masks():
         losses = map(denoising_loss, [denoiser] * 2, [batch, other], [config] * 2, seeds)
         one, moved = (loss.item() for loss, _ in losses)
         assert (one == moved) == (share == 1.0)
+
+
+def test_certainty_adds_the_entropy_of_masked_tokens_predicted_right():
+    """And nothing else: not of visible tokens, and not where the prediction is wrong."""
+    logits = torch.randn((6, 5), generator=torch.Generator().manual_seed(0))
+    targets = logits.argmax(-1).where(torch.arange(6) < 4, 0)
+    weights = torch.tensor([0.0, 2.0, 2.0, 0.0, 2.0, 0.0])
+    plain, right = token_losses(logits, targets)
+    losses, same = token_losses(logits, targets, weights)
+    probabilities = logits.softmax(-1)
+    entropy = -(probabilities * probabilities.log()).sum(-1)
+    torch.testing.assert_close(losses, plain + weights * right * entropy)
+    assert right.tolist() == same.tolist() and 0 < right.sum() < 6
+    denoiser, batch, _ = small_batch(4)
+    noise = CorruptionConfig(all_masked=0.0, mask_probability=0.0, structural_probability=0.0)
+    for corruption, equal in ((noise, True), (CorruptionConfig(all_masked=1.0), False)):
+        values = []
+        for certainty in (0.0, 50.0):
+            config = TrainConfig(certainty=certainty, corruption=corruption, clean_share=1.0)
+            generator = torch.Generator().manual_seed(0)
+            values.append(denoising_loss(denoiser, batch, config, generator)[0].item())
+        assert (values[0] == values[1]) == equal
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):

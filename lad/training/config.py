@@ -66,6 +66,10 @@ class TrainConfig:
         0.0, "fraction of pairs whose answer region ends 8 to 64 positions behind the leftmost "
         "MASK, for refinement with lookahead", 0, 1,
     )  # fmt: skip
+    # More of them pass a threshold at once: for a second stage, from a trained adapter.
+    certainty: float = setting(
+        0.0, "weight of the entropy of masked tokens that are predicted right", ge=0
+    )
     clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
     # Far from any token nothing can be predicted, and that loss drowns the rest.
     distance_decay: float = setting(

@@ -3,6 +3,8 @@
 The loss is the cross-entropy of the answer's tokens, at every corrupted position and at a fraction
 of the others: the denoiser must both repair and leave alone. A fraction of the pairs is instead
 left clean and predicted left to right (`add_causal_lm`), which the backbone must not forget.
+A second stage may add the entropy of masked tokens that are predicted right, so that more of them
+pass a threshold at once (certainty forcing: dParallel, https://arxiv.org/abs/2509.26488).
 
 Shapes: b = batch, t = width, m = predicted positions, d = hidden size, v = vocabulary.
 """
@@ -80,29 +82,40 @@ def answer_logits(denoiser: Denoiser, *args) -> Tensor:
     return logits
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`(m,)` cross-entropies in nats, and `(m,)` bool: is the likeliest token the right one?"""
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    return losses, logits.argmax(-1) == targets
+def token_losses(
+    logits: Tensor, targets: Tensor, certainty: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`(m,)` cross-entropies in nats, and `(m,)` bool: is the likeliest token the right one?
+
+    Where it is, `certainty` `(m,)` times the entropy of the prediction is added to the former.
+    """
+    correct, logits = logits.argmax(-1) == targets, logits.float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    if certainty is not None:
+        entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+        losses = losses + certainty * correct * entropy
+    return losses, correct
 
 
 def chunked_losses(
-    head: nn.Module, states: Tensor, targets: Tensor, chunk: int
+    head: nn.Module, states: Tensor, chunk: int, *given: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`token_losses` of `(m, d)` states with the logits of `chunk` positions in memory at a time.
 
-    They are computed again in the backward pass: 2,048 positions of LLaMA 3's vocabulary take 1 GB
-    in float32, and their gradient as much again. 0 computes all of them once.
+    `given` are its further arguments. The logits are computed again in the backward pass: 2,048
+    positions of LLaMA 3's vocabulary take 1 GB in float32, and their gradient as much again. 0
+    computes all of them once.
     """
 
-    def losses(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return token_losses(head(states), targets)
+    def losses(states: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        return token_losses(head(states), *given)
 
+    given = [values for values in given if values is not None]
     if not chunk:
-        return losses(states, targets)
+        return losses(states, *given)
     parts = [
         checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(states.split(chunk), targets.split(chunk), strict=True)
+        for part in zip(*(values.split(chunk) for values in (states, *given)), strict=True)
     ]
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
@@ -124,7 +137,11 @@ def denoising_loss(
     chosen = weights > 0
     weights, targets = weights[chosen], batch.tokens[chosen]
     states = answer_states(denoiser, inputs, batch.prompt_lengths, chosen, causal_from)
-    losses, correct = chunked_losses(denoiser.causal_lm.lm_head, states, targets, config.loss_chunk)
+    certainty = None
+    if config.certainty:
+        certainty = config.certainty * (inputs == denoiser.mask_token_id)[chosen]
+    head = denoiser.causal_lm.lm_head
+    losses, correct = chunked_losses(head, states, config.loss_chunk, targets, certainty)
     total = weights.sum().clamp(min=1.0)
     return (losses * weights).sum() / total, (correct * weights).sum() / total
 
