@@ -16,8 +16,8 @@
 # # 4. Benchmarks: is the authors' table reproduced?
 #
 # The authors report multiple-choice accuracies of an adapted LLaMA 3.1 8B. This notebook asks the
-# same questions in the same words, of a model a sixtieth of that size: the default here, and the
-# backbone under its adapter.
+# same questions in the same words, of a model a sixtieth of that size: the default here,
+# with the adapter that was trained for such questions, and the backbone under it.
 #
 # **Recorded** numbers were measured on full test sets by the commands in the last section. Tables,
 # figures and every **Takeaway** that depends on them are computed from the recorded data when this
@@ -32,7 +32,7 @@ from collections import Counter
 
 from IPython.display import Markdown
 
-from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.adapter import choice_adapter, load_denoiser
 from lad.diffusion.config import preset
 from lad.evaluation.benchmark import refine_traces
 from lad.evaluation.tables import authors_table, curve_table, likelihood_table, scoring_label
@@ -48,7 +48,7 @@ from lad.viz.gallery import read_numbers, show_recorded
 from lad.widgets import Answered, ItemBrowser
 from lad.widgets.accessibility import name_controls
 
-denoiser = load_denoiser()
+denoiser = load_denoiser(adapter=choice_adapter("smollm2-135m"))
 name_controls()  # for a screen reader, and for a click on a token
 
 # %%

@@ -7,6 +7,7 @@ from conftest import run
 from scripted import some_items
 
 from lad.cli.benchmark import ALL
+from lad.diffusion.adapter import read_card, shipped_adapter
 from lad.evaluation.tables import AUTHORS
 
 PROMISED = "task n seed scoring accuracy interval parsable chance seconds model adapter_sha256"
@@ -72,6 +73,15 @@ def test_every_target_of_adapter_and_backbone(benchmark, target):
         assert status == 0 and result["target"] == target
         assert (result["adapter_sha256"] is None) == bare
         assert 0 <= result["accuracy_normalised"] <= 1
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", [None, "smollm2-135m"])
+def test_the_adapter_for_questions_is_the_default(capsys, source, name):
+    own = ["benchmark", f"--source={source}", "--n=1", "--device=cpu", "--json", *QUICK]
+    status, out, _ = run(capsys, *own, *([f"--adapter={name}"] if name else []))
+    digest = read_card(shipped_adapter(name or "smollm2-135m-choice"))[1]["adapter_sha256"]
+    assert status == 0 and json.loads(out)["adapter_sha256"] == digest
 
 
 def test_several_tasks_and_all_questions(benchmark):

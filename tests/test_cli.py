@@ -278,6 +278,7 @@ def test_the_version_and_an_unknown_profile(capsys, monkeypatch):
         (["demo", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny"], "no adapter is shipped for 'tiny'"),
         (["refine", "hi", "--model=tiny", "--adapter=/nowhere"], "/nowhere is no adapter"),
+        (["refine", "hi", "--adapter=any"], "a shipped one: smollm2-135m, smollm2-135m-choice"),
         (["refine"], "prompt"),
         (["frobnicate"], "frobnicate"),
         (["fetch", "gpt-5"], "unknown model"),
@@ -311,11 +312,13 @@ def test_info_lists_backbones_adapters_licences_and_digests(capsys):
     assert status == 0
     assert set(values["backbones"]) >= {"smollm2-135m", "tiny", "llama-3.1-8b", "llama-3.2-1b"}
     assert values["backbones"]["smollm2-135m"]["digest"].startswith("b179c9523d0e")
-    shipped = values["adapters"]["smollm2-135m"]
-    assert shipped["intact"] is True and len(shipped["sha256"]) == 64
+    shipped = values["adapters"]
+    assert list(shipped) == ["smollm2-135m", "smollm2-135m-choice"]
+    assert all(one["intact"] is True and len(one["sha256"]) == 64 for one in shipped.values())
     assert "import-checkpoint" in run(capsys)[1]  # the help
     status, out, _ = run(capsys, "info")
-    assert status == 0 and "Apache-2.0" in out and shipped["sha256"][:12] in out
+    assert status == 0 and "Apache-2.0" in out
+    assert all(one["sha256"][:12] in out for one in shipped.values())
 
 
 def test_every_public_name_can_be_had():

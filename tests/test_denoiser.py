@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lad import utils
 from lad.diffusion import reference
-from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.adapter import choice_adapter, find_adapter, load_denoiser, shipped_adapter
 from lad.diffusion.config import ATTENTIONS, TARGETS, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser, attention_mask, pad_prompts
 from lad.models.chat import encode_prompt
@@ -339,6 +339,16 @@ def test_a_folder_of_another_name_is_known_by_its_digest(tmp_path):
     tiny.model.save_pretrained(tmp_path / "second", state_dict=weights)
     with pytest.raises(AdapterMismatch, match="backbone_digest"):
         load_denoiser(str(tmp_path / "second"), folder)
+
+
+def test_an_adapter_is_a_folder_or_else_a_shipped_name(saved, monkeypatch):
+    denoiser, folder = saved
+    name = "smollm2-135m-choice"
+    assert find_adapter(name) == choice_adapter("smollm2-135m:4bit") == shipped_adapter(name)
+    assert choice_adapter("tiny") is None
+    monkeypatch.chdir(folder.parent)
+    folder.rename(name)
+    assert load_denoiser("tiny", name).adapter_sha256 == denoiser.adapter_sha256
 
 
 def test_a_failing_save_keeps_the_old_adapter_and_leaves_nothing(saved, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import run
 
+from lad.diffusion.adapter import read_card, shipped_adapters
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.throughput import AIM, flops_per_token, random_pairs, training_throughput
@@ -70,8 +71,10 @@ def test_operations_are_counted_from_shapes(fresh):
 
 
 def test_the_shipped_configurations_are_valid_and_as_large_as_they_say():
-    small = read_config(ROOT / "configs" / "smollm2-135m.yaml")
-    TrainConfig.from_dict(small["training"]), DenoiserConfig.from_dict(small["denoiser"])
+    for name, folder in shipped_adapters().items():
+        values = read_config(ROOT / "configs" / f"{name}.yaml")
+        assert DenoiserConfig.from_dict(values["denoiser"]) == read_card(folder)[0]
+        assert TrainConfig.from_dict(values["training"]).context == read_card(folder)[0].context
     for name, rank, layers in (("llama-3.1-8b", 64, 7), ("llama-3.1-8b-paper", 512, 2)):
         values = read_config(ROOT / "configs" / f"{name}.yaml")
         config = TrainConfig.from_dict(values["training"])

@@ -99,13 +99,13 @@ def demo(
     device: Device = "auto",
 ) -> None:
     """Serve the explorers with Voila, no code shown; Ctrl-C ends it."""
-    from lad.diffusion.adapter import shipped_adapter
+    from lad.diffusion.adapter import find_adapter, shipped_adapter
 
     with common.notebooks_extra():
         import_module("voila")
         from lad.widgets.demo_server import serve
-    if adapter is None:
-        shipped_adapter(model)  # a missing adapter is an error here, not on the page
+    # A missing adapter is an error here, not on the page.
+    adapter = shipped_adapter(model) if adapter is None else find_adapter(adapter)
     serve(model, adapter, common.choose_device(device), host, port, idle, sessions)
 
 

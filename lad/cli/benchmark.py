@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lad.cli import common
-from lad.cli.common import Adapter, AsJson, Device, Model
+from lad.cli.common import AN_ADAPTER, IN_MODEL, AsJson, Device, Model
 from lad.utils import InvalidInput, check_writable
 
 ALL = "arc-easy, arc-challenge, openbookqa, hellaswag, mmlu"
@@ -26,6 +26,7 @@ Source = Annotated[str, option("wheel, or a folder of JSON Lines.")]
 Batch = Annotated[int | None, option("Answers generated at once: 8 on a CPU, else 256.", min=1)]
 Dtype = Annotated[str | None, option("float32 or bfloat16: float32 on a CPU, else bfloat16.")]
 OutFile = Annotated[Path, option("JSON file to write.")]
+Adapter = Annotated[Path | None, option(f"{AN_ADAPTER} -choice, if shipped.", **IN_MODEL)]
 Folder = Annotated[Path, typer.Argument(help="A folder that --out filled.")]
 
 app = typer.Typer(

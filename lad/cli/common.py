@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 BACKBONE = "A name (see lad info), OWNER/NAME on the hub or a folder; :4bit or :8bit quantises it."
 IN_MODEL = {"rich_help_panel": "Model"}
 Model = Annotated[str, typer.Option(help=BACKBONE, **IN_MODEL)]
-AN_ADAPTER = "An adapter's folder; the shipped one if none."
-Adapter = Annotated[Path | None, typer.Option(help=AN_ADAPTER, **IN_MODEL)]
+AN_ADAPTER = "A folder, or a shipped one's name (see lad info); by default the backbone's"
+Adapter = Annotated[Path | None, typer.Option(help=f"{AN_ADAPTER}.", **IN_MODEL)]
 DEVICES = "cpu, cuda, cuda:1, ...; auto takes a GPU if any."
 Device = Annotated[str, typer.Option(help=DEVICES, **IN_MODEL)]
 BatchSize = Annotated[int | None, typer.Option(help="Answers at once.", min=1)]

@@ -17,7 +17,7 @@ def train(
     pairs: Annotated[Path | None, typer.Option(help="JSON Lines of prompt and answer.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for log, checkpoint, adapter.")] = None,
     model: Model = "smollm2-135m",
-    adapter: Annotated[Path | None, typer.Option(help="Start from this adapter.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Start from it: folder or name.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML with the run's settings.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, noise and initial weights.")] = None,

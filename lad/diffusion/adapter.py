@@ -47,7 +47,8 @@ def load_denoiser(
     """Load a backbone, as `load_backbone` does, with a trained adapter.
 
     Args:
-        adapter: folder with `denoiser.json`; the shipped one by default.
+        adapter: folder with `denoiser.json`, or the name of a shipped adapter, as `find_adapter`
+            takes it; the backbone's by default.
         merge: fold the adapter into the weights, see `Denoiser.merge`; never into quantised ones,
             whose rounding would lose it.
 
@@ -58,7 +59,7 @@ def load_denoiser(
         AdapterMismatch: an adapter for another backbone.
     """
     spec = get_backbone(name)  # an unknown model is refused first
-    folder = Path(adapter) if adapter is not None else shipped_adapter(spec.name)
+    folder = shipped_adapter(spec.name) if adapter is None else find_adapter(adapter)
     config, card = read_card(folder)
     weights = read_weights(folder, card)
     # The name of a folder may change; its digest, compared below, does not.
@@ -88,13 +89,41 @@ def load_denoiser(
     return denoiser.merge() if merge and not spec.bits else denoiser
 
 
+def shipped_adapters() -> dict[str, Path]:
+    """Folders of the adapters that come with this package, by name."""
+    found = (Path(__file__).parents[1] / "assets" / "adapters").glob("*/denoiser.json")
+    return {path.parent.name: path.parent for path in sorted(found)}
+
+
 def shipped_adapter(name: str) -> Path:
-    """Folder of the adapter that comes with this package; raises AssetUnavailable for none."""
-    folder = Path(__file__).parents[1] / "assets" / "adapters" / name
-    if not (folder / "denoiser.json").is_file():
+    """Folder of the shipped adapter of this name; a backbone's usual one has the backbone's name.
+
+    Raises AssetUnavailable for none.
+    """
+    shipped = shipped_adapters()
+    if name not in shipped:
         raise AssetUnavailable(
-            f"no adapter is shipped for {name!r}: expected a trained one; "
+            f"no adapter is shipped for {name!r}: expected one of {', '.join(shipped)}; "
             f"pass --adapter FOLDER, or make it with `lad train --model {name}`"
+        )
+    return shipped[name]
+
+
+def choice_adapter(backbone: str) -> Path | None:
+    """Folder of the adapter that is shipped for multiple-choice questions; None for none."""
+    return shipped_adapters().get(f"{get_backbone(backbone).name}-choice")
+
+
+def find_adapter(adapter: str | Path) -> Path:
+    """The folder of this path, or else of the shipped adapter of this name; raises InvalidInput."""
+    folder, shipped = Path(adapter), shipped_adapters()
+    if not folder.exists():
+        folder = shipped.get(str(adapter), folder)
+    if not (folder / "denoiser.json").is_file():
+        raise InvalidInput(
+            f"{folder} is no adapter: expected a folder with denoiser.json and "
+            "adapter_model.safetensors, as `lad train` writes it, or the name of a shipped one: "
+            f"{', '.join(shipped)}"
         )
     return folder
 
@@ -143,11 +172,6 @@ def scratch_folder(folder: Path) -> Path:
 def read_card(folder: Path) -> tuple[DenoiserConfig, dict]:
     """`denoiser.json` as settings and as it is in the file; `adapter_config.json` must agree."""
     path = folder / "denoiser.json"
-    if not path.is_file():
-        raise InvalidInput(
-            f"{folder} is no adapter: expected a folder with denoiser.json and "
-            "adapter_model.safetensors, as `lad train` writes it"
-        )
     with utils.damaged_file(path, RESTORE):
         card = utils.checked(path.read_bytes(), Card)
         config = DenoiserConfig.from_dict({k: card[k] for k in DenoiserConfig().to_dict()})

@@ -28,7 +28,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from lad import utils
-from lad.diffusion.adapter import load_denoiser
+from lad.diffusion.adapter import choice_adapter, load_denoiser
 from lad.diffusion.config import PRESETS, RANGES, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
@@ -128,11 +128,15 @@ class ScoredModel:
     def load(
         cls, name: str, adapter: str | Path | None, device: str, dtype: str | None, backbone: bool
     ) -> ScoredModel:
-        """A denoiser, or the bare backbone; errors as `load_denoiser`."""
+        """A denoiser, or the bare backbone; errors as `load_denoiser`.
+
+        The adapter is by default the one shipped for multiple-choice questions, or else the usual.
+        """
         if dtype not in DTYPES:
             raise InvalidInput(f"dtype = {dtype!r}: expected float32 or bfloat16")
         if backbone:
             return cls(load_backbone(name, device, DTYPES[dtype]))
+        adapter = choice_adapter(name) if adapter is None else adapter
         return cls(load_denoiser(name, adapter, device, DTYPES[dtype]))
 
     @property

@@ -54,7 +54,8 @@ class LADLM(TemplateLM):
         """Each argument can stand in `--model_args`; errors as `lad.load_denoiser`.
 
         Args:
-            name, adapter: as `lad.load_denoiser` takes them; in Python also a loaded denoiser.
+            name, adapter: as `lad.load_denoiser` takes them, the adapter by default the one for
+                multiple-choice questions, if shipped; in Python also a loaded denoiser.
             preset_name, iterations: how answers are refined, as `lad refine` takes them.
             samples, seed: masks a continuation, and their seed.
             chat: wrap contexts in the chat template.
