@@ -209,7 +209,7 @@ print("repaired:", repaired.answer, "\nfilled:  ", filled.answer)
 
 # %% [markdown]
 # Corrupt a text yourself, by hand or with the buttons, and press *Run*; then fill gaps, written
-# `___` or, for three tokens, `[3]`. (A page without a kernel shows these runs.)
+# `___` or, for three tokens, `[3]`. (On a page without a kernel menus choose from recorded runs.)
 
 # %%
 RepairExplorer(denoiser, recorded=repaired)
@@ -260,8 +260,8 @@ for name, start in {"left visible": visible, "masked": masked}.items():
 # - open *Copy*: prompt and settings as a command, as Python, and as a link to the demo page;
 # - save the run as a page that plays it, as an animation, or as a trace to load on another day.
 #
-# `make demo` serves this explorer as a page. A page without a kernel shows
-# recorded runs.
+# `make demo` serves this explorer as a page. On a page without a kernel menus choose from recorded
+# runs.
 
 # %%
 start = {"prompt": QUESTION, "config": preset("default"), "pause": 0.1}

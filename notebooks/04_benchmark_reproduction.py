@@ -54,9 +54,8 @@ name_controls()  # for a screen reader, and for a click on a token
 # %%
 items, where_from = live_items("arc-easy", 4 if profile() == "fast" else 12)
 results, curve = read_numbers("benchmarks"), read_numbers("benchmark_curve")
-left = read_numbers("benchmarks_left_to_right")
 print("Live:", where_from)
-recorded = [*results["runs"], *left["runs"], curve["origin"]]
+recorded = [*results["runs"], curve["origin"]]
 adapters = {one["adapter_sha256"] for one in recorded} - {None}
 same = "the one here" if adapters == {denoiser.adapter_sha256} else "NOT the one here"
 print(f"Recorded with adapter {', '.join(sorted(x[:12] for x in adapters))}: {same}.")
@@ -176,19 +175,18 @@ Markdown(f"**Takeaway.** {iterations_help(curve)}")
 # Naming an option by its letter is a skill of larger models (Robinson et al. 2023). Knowledge shows
 # without letters, in the likelihood of an option's text. The backbone's is exact: the sum of log p
 # over its tokens, each after the ones before it. The denoiser is read the same way here: all behind
-# a token is MASK, only that token is scored, and nothing is random (`--samples 0`; the figure above
-# has LLaDA's estimate from random masks instead, see `docs/benchmarks.md`). Differences are of the
-# same questions, in pairs.
+# a token is MASK, only that token is scored, and nothing is random (`--samples 0`; LLaDA's estimate
+# from random masks is in `docs/benchmarks.md`). Differences are of the same questions, in pairs.
 
 # %%
-likelihood_table(left)
+likelihood_table(results)
 
 # %%
 text = ("likelihood", "text")
 Markdown(
-    f"**Takeaway.** {against_chance(left, 'denoiser', *text)} Beside its backbone it is "
-    f"{against_backbone(left, *text)}; by characters, the usual score, "
-    f"{against_backbone(left, *text, 'difference_normalised')}."
+    f"**Takeaway.** {against_chance(results, 'denoiser', *text)} Beside its backbone it is "
+    f"{against_backbone(results, *text)}; by characters, the usual score, "
+    f"{against_backbone(results, *text, 'difference_normalised')}."
 )
 
 # %% [markdown]
@@ -229,16 +227,11 @@ Markdown(
 # ```sh
 # all="lad benchmark --task all --n all"
 # $all --preset noiseless --out runs/adapter
-# $all --scoring likelihood --target line --out runs/adapter
-# $all --scoring likelihood --target text --out runs/adapter
+# $all --scoring likelihood --target text --samples 0 --out runs/adapter
 # $all --backbone --out runs/backbone
-# $all --backbone --scoring likelihood --target line --out runs/backbone
 # $all --backbone --scoring likelihood --target text --out runs/backbone
-# $all --scoring likelihood --target text --samples 0 --out runs/left
 # lad benchmark compare runs/backbone runs/adapter
 # lad benchmark collect runs/backbone runs/adapter --out figures/data/benchmarks.json
-# left=figures/data/benchmarks_left_to_right.json
-# lad benchmark collect runs/backbone/*-text runs/left --out $left
 # lad benchmark curve --n 1000 --out figures/data/benchmark_curve.json
 # ```
 #
@@ -247,7 +240,7 @@ Markdown(
 # What was recorded came from:
 
 # %%
-print("\n".join([*results["commands"], curve["command"], left["commands"][1]]))
+print("\n".join([*results["commands"], curve["command"]]))
 
 # %%
 for by in ("denoiser", "backbone"):
@@ -265,7 +258,6 @@ for by in ("denoiser", "backbone"):
 # is ours.
 #
 # **Takeaway.** Everything above but the live part is drawn from two committed files,
-# `figures/data/benchmarks.json` and `benchmark_curve.json`, and a third for left to right. They
-# hold one letter a question and no text of a benchmark, so that every share and every comparison
-# can be computed again. `docs/benchmarks.md` has what is left: rounding, places of options, which
-# letters are chosen, and whether two ways of asking agree.
+# `figures/data/benchmarks.json` and `benchmark_curve.json`. They hold one letter a question and no
+# text of a benchmark, so that every share and every comparison can be computed again.
+# `docs/benchmarks.md` has what is left: rounding, which letters are chosen, estimates from masks.

@@ -114,13 +114,20 @@ show_recorded(
 # On a CPU a pass costs every position of the window, and a left-to-right model, which computes one
 # position a token, is faster. On a GPU positions are nearly free until it is full. Recorded with
 # `lad bench`; the title names the baseline. Against one that is not compiled, most of the ratio is
-# compiling (`docs/performance.md`).
+# compiling (`docs/performance.md`). The second figure has fair baselines too: a static cache,
+# compiled as refinement is, and prompt lookup.
 
 # %%
 show_recorded(
     "speed",
     "Three panels: seconds an answer by window for plain loops, `generate` and refinement; "
     "milliseconds an iteration with their roofline; milliseconds elapsed after each iteration.",
+)
+
+# %%
+show_recorded(
+    "seconds_per_token",
+    "Milliseconds a token with intervals, a panel a device: refinement and three baselines.",
 )
 
 # %% [markdown]

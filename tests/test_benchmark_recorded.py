@@ -15,18 +15,9 @@ from lad.evaluation.tables import AUTHORS, PARTS, share_of
 from lad.evaluation.tasks import LETTERS, get_task, is_cached, load_items
 from lad.viz.gallery import read_numbers
 
-NAMES = ("benchmarks", "benchmarks_left_to_right", "benchmarks_float32")
-FILES = {name: read_numbers(name) for name in NAMES}
-DATA = FILES["benchmarks"]
-
-
-def runs_of(file: str) -> dict:
-    found = [(one, BenchmarkConfig(**one["asked"])) for one in FILES[file]["runs"]]
-    return {"-".join([file, one["by"], asked.name]): (one, asked) for one, asked in found}
-
-
-RUNS = runs_of("benchmarks")
-ALL = {name: one for file in FILES for name, one in runs_of(file).items()}
+DATA = read_numbers("benchmarks")
+ASKED = [(one, BenchmarkConfig(**one["asked"])) for one in DATA["runs"]]
+RUNS = {f"{one['by']}-{asked.name}": (one, asked) for one, asked in ASKED}
 
 
 def read_letters(letters: str) -> list[tuple[int | None, bool]]:
@@ -40,10 +31,10 @@ def interval(hits: int, n: int) -> list[float]:
 
 
 def test_what_is_recorded_is_what_is_recorded():
-    """Full sets, all three ways of asking."""
+    """Full sets, by generation and by the likelihood of the text."""
     tasks = sorted({asked.task for _, asked in RUNS.values()})
     assert {*AUTHORS} <= {*tasks}
-    ways = ("generation", "likelihood-line", "likelihood-text")
+    ways = ("generation", "likelihood-text")
     expected = [f"{task}-{way}" for task in tasks for way in ways]
     for by in ("backbone", "denoiser"):
         assert sorted(expected) == sorted(x.name for one, x in RUNS.values() if one["by"] == by)
@@ -56,12 +47,12 @@ def test_what_is_recorded_is_what_is_recorded():
     for part in ("backbone_digest", "processor", "dtype", "torch", "transformers", "lad"):
         assert len({one["origin"][part] for one, _ in RUNS.values()}) == 1, part
     assert len({one["adapter_sha256"] for one, _ in RUNS.values()}) == 2
-    assert all("benchmark" in command for data in FILES.values() for command in data["commands"])
+    assert all("benchmark" in command for command in DATA["commands"])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", RUNS)
 def test_accuracies_and_shares_are_those_of_the_letters(name):
-    one, asked = ALL[name]
+    one, asked = RUNS[name]
     for way in ["", "_normalised"][: 1 + (asked.scoring == "likelihood")]:
         letters = read_letters(one[f"choices{way}"])
         hits = sum(right for _, right in letters)
