@@ -318,9 +318,9 @@ print("  after: ", "|".join(token.text for (token,) in after))
 # %% [markdown]
 # ## How was the shipped adapter trained?
 #
-# With the same code on GPUs and far more pairs, in three runs (see the adapter's `README.md`). Masks
-# reach up to the whole answer, stand in blocks or cover its end, and structural corruption falls on
-# some of the answers. About one in seven is not corrupted but read from left to right from a random
+# With the same code on GPUs and far more pairs, in three runs (see its `README.md`). Masks reach
+# up to the whole answer, stand in blocks or cover its end, and structural corruption falls on some
+# of the answers. About one in seven is not corrupted but read from left to right from a random
 # position, so that the adapter keeps the backbone's skill at next tokens. The three logs, one after
 # the other; the runs differ in pairs and noise, so the curve jumps at steps 7,230 and 11,430:
 

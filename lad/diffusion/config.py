@@ -224,15 +224,9 @@ RANGES = {name: (field["low"], field["high"]) for name, field in SETTINGS.items(
 
 def _shown(confidence: float, isolated: float) -> RefineConfig:
     """Tokens are shown from left to right, as far as they are confident, and stay."""
-    shown = {
-        "remasking": "threshold",
-        "window": 16,
-        "lookahead": 16,
-        "permanent": True,
-        "repeats": "remask",
-    }
+    shown = {"remasking": "threshold", "window": 16, "lookahead": 16}
     thresholds = {"confidence_threshold": confidence, "isolated_threshold": isolated}
-    return RefineConfig(iterations=64, **shown, **thresholds)
+    return RefineConfig(64, permanent=True, repeats="remask", **shown, **thresholds)
 
 
 _DEMO = {"iterations": 64, "remasking": "random", "noise_start": 0.5, "temperature": 1.0}
