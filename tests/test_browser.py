@@ -17,9 +17,7 @@ from lad.diffusion.sampler import record
 from lad.report import _write_pages
 from lad.report import page as make_page
 from lad.viz.html import costs_html, page_html, replay_html, replays_html
-from lad.viz.noise import Corrupted
 from lad.viz.style import new_figure, to_png
-from lad.widgets import noise
 
 HOSTILE = (
     '<img src=x onerror="window.hacked=1"> <s>no</s> </script><script>window.hacked=2</script>'
@@ -147,27 +145,6 @@ def test_a_draft_reads_in_the_direction_of_its_text(replay):
     assert places == sorted(places, reverse=True)  # from right to left, EOS last
 
 
-def test_a_corrupted_sentence_reads_in_the_direction_of_its_text(chromium, tmp_path):
-    damaged = Corrupted(
-        before=("שלום", "עולם", "טוב"),
-        after=("MASK", "שלום", "עולם"),
-        masked=(True, False, False),
-        causes=(("mask",), ("shift",), ("shift",)),
-        shares={},
-    )
-    file = tmp_path / "damage.html"
-    file.write_text(
-        "<!doctype html><meta charset=utf-8>" + str(noise._VIEWS.corruption(damaged)),
-        encoding="utf-8",
-    )
-    page = chromium.open(file.as_uri())
-    page.wait("document.querySelectorAll('.lad-tokens').length === 2")
-    tokens = "[...document.querySelectorAll('.lad-tokens')].map((row) => [...row.children]"
-    for places in page.evaluate(f"{tokens}.map((e) => e.getBoundingClientRect().left))"):
-        assert places == sorted(places, reverse=True) and len(places) == 3
-    page.close()
-
-
 def test_the_costs_of_two_runs_fit_a_phone(chromium, tmp_path):
     file = tmp_path / "costs.html"
     runs = {"these settings": TRACE, "without re-masking": TRACE}
@@ -278,7 +255,7 @@ RepairExplorer(denoiser, text="one two three", question="", pause=0).widget
 InfillExplorer(denoiser, text="one ___ three", pause=0).widget
 ---
 from lad.widgets import AttentionExplorer, CorruptionExplorer, ScheduleExplorer
-display(AttentionExplorer().widget, CorruptionExplorer().widget, ScheduleExplorer().widget)
+display(AttentionExplorer().widget, CorruptionExplorer(), ScheduleExplorer())
 ---
 from lad.widgets import LensExplorer, RaceExplorer
 display(RaceExplorer(denoiser).widget, LensExplorer(denoiser).widget)

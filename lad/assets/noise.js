@@ -1,6 +1,6 @@
-// The explorers of `lad.widgets.noise` in a page without a kernel: the formulas of
-// lad/diffusion/schedule.py and corruption.py, which a test compares, and what they show. Where no
-// page asks for an explorer, only the formulas are there, as `ladNoise`.
+// The explorers of `lad.widgets.noise`: the formulas of lad/diffusion/schedule.py and corruption.py,
+// which a test compares, and what they show. Where no page asks for an explorer, only the formulas
+// are there, as `ladNoise`.
 (() => {
   const range = (length, item) => Array.from({length}, (_, i) => item(i));
 
@@ -249,4 +249,9 @@
   });
   part('controls').hidden = false;
   draw();
+  let width = root.clientWidth; // the curve has that of the page, which may change
+  new ResizeObserver(() => {
+    if (root.clientWidth !== width) requestAnimationFrame(draw);
+    width = root.clientWidth;
+  }).observe(root);
 })();

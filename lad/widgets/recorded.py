@@ -24,7 +24,7 @@ from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines, to_lines
 from lad.utils import damaged_file, write_whole
 from lad.viz.gallery import recorded_file
-from lad.viz.html import ASSETS, ENVIRONMENT, replay_html
+from lad.viz.html import ASSETS, ENVIRONMENT, page_html, replay_html
 from lad.viz.word_corruption import corrupt_text
 from lad.widgets.controls import PURPOSES
 
@@ -166,4 +166,5 @@ def menus_html(traces: Sequence[Trace]) -> str:
     labels = {name: purpose for purpose, name in PURPOSES.items()}
     shown = {menu: [labels.get(value, value) for value in values] for menu, values in menus.items()}
     origin = traces[0].provenance
-    return str(_VIEWS.recorded(shown, next(iter(players.values())), runs, origin, _SCRIPT))
+    first = next(iter(players.values()))
+    return page_html(_VIEWS.recorded(shown, first, runs, origin, _SCRIPT))
