@@ -167,6 +167,8 @@ def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
         return f'<div class="lad-row">{inside}</div>' if kind == "HBoxModel" else inside
     if kind == "HTMLModel":
         return values.get("value", "")  # the author's markup, as the live widget shows it
+    if kind == "OutputModel":  # a player
+        return "".join(one["data"]["text/html"] for one in values["outputs"] if "data" in one)
     label = values.get("description") or values.get("tooltip") or ""
     if kind in ("ButtonModel", "FileUploadModel"):
         return f'<span class="lad-note">[{html.escape(label)}]</span>'

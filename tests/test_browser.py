@@ -16,7 +16,7 @@ from lad.diffusion.config import SETTINGS, RefineConfig
 from lad.diffusion.sampler import record
 from lad.report import _write_pages
 from lad.report import page as make_page
-from lad.viz.html import costs_html, page_html, replay_html, replays_html
+from lad.viz.html import costs_html, gallery_html, page_html, replay_html
 from lad.viz.style import new_figure, to_png
 
 HOSTILE = (
@@ -34,7 +34,7 @@ TRACE = make_trace(
 @pytest.fixture(scope="module")
 def replay(chromium, tmp_path_factory):
     """A page made from a notebook whose one output is two players, opened as a file."""
-    output = nbformat.v4.new_output("display_data", {"text/html": replays_html({HOSTILE: TRACE})})
+    output = nbformat.v4.new_output("display_data", {"text/html": gallery_html({HOSTILE: TRACE})})
     cells = [new_markdown_cell("# A run"), new_code_cell("run", outputs=[output])]
     folder = tmp_path_factory.mktemp("replay")
     file = folder / "run.html"
@@ -60,7 +60,7 @@ def test_the_player_of_a_page_plays_steps_and_scrubs(replay):
     replay.evaluate(f"{slider}.focus()")
     replay.press("ArrowLeft", 37)
     assert replay.evaluate(VISIBLE) == 0
-    replay.evaluate("document.querySelector('[data-part=pace]').value = '0.2'")
+    replay.evaluate("document.querySelector('[data-part=pace]').value = '4'")
     replay.click("Play")
     replay.wait(f"{VISIBLE} === 2")
     replay.wait("document.querySelector('[data-part=play]').textContent === 'Play'")
@@ -83,7 +83,8 @@ def test_a_box_colours_by_confidence_and_every_control_has_a_name(replay):
     key = "getComputedStyle(document.querySelector('.lad-key-state')).display"
     assert replay.evaluate(key) == "none"
     names = {name for _, name in replay.names()}
-    assert {"Play", "Back", "Next", "Step", "Pace", "colour by confidence"} <= names - {""} == names
+    expected = {"Play", "Back", "Next", "Step", "Pace", "colour by confidence", "Run"}
+    assert expected <= names - {""} == names
 
 
 def test_a_token_shows_what_else_was_likely_and_its_history(chromium, tmp_path):
@@ -318,7 +319,8 @@ def test_the_explorers_work_in_jupyterlab(lab):
     lab.evaluate(f"{box}.dispatchEvent({key})")
     lab.wait(f"{box}.textContent.startsWith('Position 0') && {box}.querySelector('.lad-likely')")
     assert lab.evaluate(f"document.activeElement === {box}")
-    lab.evaluate(f"{refinement}.querySelectorAll('.lad-draft')[1].firstChild.click()")
+    second = f"{refinement}.querySelectorAll('[data-lane]')[1]"
+    lab.evaluate(f"{second}.querySelector('[data-at]').click()")
     lab.wait(f"{refinement}.querySelectorAll('.lad-likely').length === 2")
 
     text = f"{repair}.querySelector('textarea').value"

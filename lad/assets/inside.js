@@ -20,7 +20,7 @@
     data.values = new Uint32Array(await new Response(stream).arrayBuffer());
     return data;
   };
-  const rootOf = (part) => part.closest('.lad-replay, .lad-player');
+  const rootOf = (part) => part.closest('[data-lane]');
   const positions = (token) => token.dataset.at.split(',').map((part) => part.split('-').map(Number));
   const holds = (token, at) => positions(token).some(([low, high = low]) => low <= at && at <= high);
 

@@ -63,7 +63,7 @@ class _TextExplorer(Explorer):
     ) -> None:
         """`recorded` is a run that is on show at first."""
         super().__init__(limits, pause)
-        self.player.load(recorded)
+        self.screen.load(recorded)
         self.status.value = "a recorded run" if recorded else ""
         self._loader = Loader(denoiser or load_denoiser)
         traits = {"layout": WIDE, "style": SHORT}
@@ -74,7 +74,7 @@ class _TextExplorer(Explorer):
         traits["style"] = {"description_width": "initial"}
         self.question = widgets.Text(question, description="It answers the question", **traits)
         bars = [widgets.HBox(bar, layout=SPACED) for bar in self._make_controls()]
-        parts = [self.text, self.question, *bars, self.bar, self.message, self.player.widget]
+        parts = [self.text, self.question, *bars, self.bar, self.message, self.screen.widget]
         self.widget = widgets.VBox(parts)
 
     def _start_run(self) -> None:

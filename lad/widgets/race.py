@@ -14,6 +14,7 @@ from lad.diffusion.trace import Trace
 from lad.evaluation.race import race
 from lad.viz.race import race_html, race_sentence
 from lad.widgets.controls import PURPOSES, SHORT, WIDE, Limits, labelled
+from lad.widgets.player import show_page
 from lad.widgets.runner import Explorer, Job, Loader
 
 
@@ -35,14 +36,13 @@ class PromptExplorer(Explorer):
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
         self.preset = labelled(widgets.Dropdown, "Preset", 29, options=PURPOSES)
-        self.screen = widgets.Output(layout=WIDE)  # other widgets run no script
-        parts = [self.prompt, self.preset, self.bar, self.message, self.screen]
+        self.page = widgets.Output(layout=WIDE)
+        parts = [self.prompt, self.preset, self.bar, self.message, self.page]
         self.widget = widgets.VBox(parts)
 
     def _show_page(self, prompt: str, page: str, words: str) -> None:
         self.prompt.value = prompt
-        data = {"text/html": page, "text/plain": words}
-        self.screen.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        show_page(self.page, page, words)
 
     def _start_run(self) -> None:
         job = Job(self._limits.check(self.prompt.value), PRESETS[self.preset.value])
@@ -50,7 +50,7 @@ class PromptExplorer(Explorer):
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget, and what it shows for a page without a kernel."""
-        shown = self.screen.outputs[0]["data"] if self.screen.outputs else {}
+        shown = self.page.outputs[0]["data"] if self.page.outputs else {}
         return self.widget._repr_mimebundle_(**kwargs) | shown
 
 

@@ -21,7 +21,7 @@ from lad.diffusion.trace_file import from_lines
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, damaged_file
 from lad.viz.export import as_text
-from lad.viz.html import answer_html, escape, page_html, prompt_html
+from lad.viz.html import answer_html, comparison_html, escape, page_html, prompt_html
 from lad.viz.tokens import is_whole
 from lad.widgets.branching import DraftEditor
 from lad.widgets.controls import (
@@ -34,7 +34,7 @@ from lad.widgets.controls import (
     examples,
     labelled,
 )
-from lad.widgets.player import Comparison, Gallery
+from lad.widgets.player import show_page
 from lad.widgets.recorded import PROMPTS
 from lad.widgets.runner import Explorer, Job, Loader
 from lad.widgets.sharing import DEFAULT_MODEL, DEMO, Sharing
@@ -125,35 +125,39 @@ class RefinementExplorer(Explorer):
         self.compare_with = labelled(widgets.Dropdown, "Beside it", 29, options=VARIATIONS)
         words = "run this prompt with the settings above and with others, side by side"
         self.compare_button = widgets.Button(description="Compare", icon="columns", tooltip=words)
-        self.comparison = Comparison(pause=max(pause, 0.5))
+        self.comparison = widgets.Output(layout=WIDE)
+        self.compared: dict[str, Trace] = {}
         words = "a .jsonl file that was saved here or by lad refine --trace"
         self.upload = widgets.FileUpload(accept=".jsonl", description="Load a trace", tooltip=words)
         self.save_as = labelled(widgets.Dropdown, "Save as", 20, options=FILES)
         self.save_as.observe(self._offer, "value")
         self.download = widgets.HTML()
-        self.gallery = Gallery(gallery or {}, self.player)
+        self.gallery = dict(gallery or {})
+        names = [("choose a recorded run", ""), *((name, name) for name in self.gallery)]
+        self.recorded = labelled(widgets.Dropdown, "Gallery", 34, options=names)
+        self.recorded.disabled = not gallery
         self.editor = DraftEditor(lambda: self._loaders[self.model.value].get(), self.go_on)
         self.sweep = Sweep(lambda: self.settings.config, self.sweep_setting)
         self._waiting += [self.compare_button, self.upload, self.sweep.button, self.editor.go]
         self._waiting += self.editor.buttons.values()
-        self._waiting += [self.gallery.choice] if gallery else []
+        self._waiting += [self.recorded] if gallery else []
         self.compare_button.on_click(self.compare)
         self.upload.observe(self._load_file, "value")
-        self.gallery.choice.observe(self._load_recorded, "value")
+        self.recorded.observe(self._load_recorded, "value")
         self.turns.observe(lambda _change: self._remember([]), "value")
         self.sharing = Sharing(self.prompt, self.settings, self.model, demo)
-        own = [name for name, run in self.gallery.traces.items() if run.prompt == prompt]
-        self.gallery.choice.value = next(iter([*own, *self.gallery.traces]), "")
+        own = [name for name, run in self.gallery.items() if run.prompt == prompt]
+        self.recorded.value = next(iter([*own, *self.gallery]), "")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
-        files = [self.gallery.widget, self.upload, self.save_as, self.download]
+        files = [self.recorded, self.upload, self.save_as, self.download]
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
         self.examples = examples(self.prompt, PROMPTS)
         question = [self.prompt, self.examples, basics, self.settings.folded, model, self.talk]
         titles = ["Edit a draft and go on", "Sweep one setting"]
         folded = widgets.Accordion([self.editor.widget, self.sweep.widget], titles=titles)
-        answer = [self.bar, self.message, self.player.widget]
-        more = [compare, self.comparison.widget, folded, files, self.sharing.widget]
+        answer = [self.bar, self.message, self.screen.widget]
+        more = [compare, self.comparison, folded, files, self.sharing.widget]
         self.widget = widgets.VBox(question + answer + more)
 
     def _chat(self) -> Prompt:
@@ -175,7 +179,7 @@ class RefinementExplorer(Explorer):
         def done(traces: list[Trace], whole: bool) -> None:
             self._keep(traces[0])
             if show:
-                self.player.load(traces[0])
+                self.screen.load(traces[0])
                 show(dict(zip(runs, traces, strict=False)))
             elif self.turns.value and whole:
                 question = {"role": "user", "content": text}
@@ -187,8 +191,8 @@ class RefinementExplorer(Explorer):
 
     def _clear(self) -> None:
         """What belongs to the run that was on show goes."""
-        self.gallery.choice.value = ""
-        self.comparison.load({})
+        self.recorded.value = ""
+        self._show_both({})
         self.sweep.clear()
 
     def _remember(self, earlier: list[dict[str, str]]) -> None:
@@ -221,8 +225,9 @@ class RefinementExplorer(Explorer):
         self._start_run({names[1]: here}, lambda run: self._show_both(both | run))
 
     def _show_both(self, runs: dict[str, Trace]) -> None:
-        if len(runs) == 2:
-            self.comparison.load(runs)
+        """Show two runs side by side; fewer hide the comparison."""
+        self.compared = runs if len(runs) == 2 else {}
+        show_page(self.comparison, comparison_html(runs) if self.compared else "")
 
     def sweep_setting(self) -> None:
         """Run the prompt once for each value of one setting, and show the runs together."""
@@ -260,7 +265,7 @@ class RefinementExplorer(Explorer):
             self._keep(traces[-1])
             if edited and len(traces) == len(jobs):
                 runs = {"as it was": [old, *traces][-2]}
-                self.comparison.load(runs | {f"edited after iteration {number}": traces[-1]})
+                self._show_both(runs | {f"edited after iteration {number}": traces[-1]})
 
         self._clear()
         self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
@@ -284,16 +289,15 @@ class RefinementExplorer(Explorer):
 
     def _load(self, trace: Trace, words: str) -> None:
         """Show a run that was not made here."""
-        self.comparison.load({})
-        self.player.load(trace)
+        self._show_both({})
+        self.screen.load(trace)
         self._keep(trace)
         self.message.value, self.status.value = "", words
         self.progress.value, self.progress.bar_style = 0, ""
 
     def _load_recorded(self, _change: object = None) -> None:
-        if self.gallery.choice.value:
-            trace = self.gallery.traces[self.gallery.choice.value]
-            self._load(trace, "a recorded run")
+        if self.recorded.value:
+            self._load(self.gallery[self.recorded.value], "a recorded run")
 
     def _load_file(self, _change: object = None) -> None:
         if not self.upload.value:
@@ -301,7 +305,7 @@ class RefinementExplorer(Explorer):
         file = self.upload.value[0]
         with self._errors_shown():
             trace = read_trace(file["name"], bytes(file["content"]))
-            self.gallery.choice.value = ""
+            self.recorded.value = ""
             self._load(trace, f"the run in {escape(file['name'])}")
         self.upload.value = ()  # so that the same file can be chosen again
 

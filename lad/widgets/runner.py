@@ -24,7 +24,7 @@ from lad.diffusion.trace import Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import LADError
 from lad.widgets.controls import SPACED, WIDE, Limits, error_html
-from lad.widgets.player import TracePlayer, bundle
+from lad.widgets.player import Screen, bundle
 from lad.widgets.recorded import placeholder
 
 
@@ -95,8 +95,8 @@ class Explorer:
         self.progress = widgets.IntProgress(value=0, min=0, max=1, layout={"width": "12em"})
         self.status = widgets.HTML()
         self.message = widgets.HTML(layout=WIDE)
-        self.player = TracePlayer(pause=pause)
-        self.pause = self.player.pause
+        self.screen = Screen(pause)
+        self.pause = self.screen.pause
         self._waiting = [self.run_button]  # what is switched off during a run
         self.run_button.on_click(self.run)
         self.stop_button.on_click(self.stop)
@@ -164,7 +164,7 @@ class Explorer:
                     break
         with self._errors_shown():
             if traces:
-                self.player.load(traces[-1])
+                self.screen.load(traces[-1])
                 done(traces, whole)
                 if not self.message.value:
                     self.progress.bar_style = "success" if whole else "warning"
@@ -213,6 +213,6 @@ class Explorer:
     def _show(self, recent: Trace) -> None:
         """The live view of the last iteration: its phases, each for the length of the pause."""
         for phase in ("denoised", "remasked") if recent.steps[-1].remask.any() else ("denoised",):
-            self.player.show_live(recent, phase)
+            self.screen.show_live(recent, phase)
             if self._cancel.wait(self.pause.value):
                 return
