@@ -100,13 +100,11 @@ def test_a_sentence_says_after_which_layer_the_final_token_leads():
     assert lens_sentence(lens_of(7)) == expected
 
 
-def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(chromium, tmp_path):
-    trace, file = make_trace(words("a b", 2), prompt="<b>Why?"), tmp_path / "lens.html"
+def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(show_page):
+    trace = make_trace(words("a b", 2), prompt="<b>Why?")
     page = lens_html([lens_of(8), lens_of(7)], trace)
     assert "<b>" not in page and page.count("</script>") == 2
-    file.write_text(f"<!doctype html><meta charset=utf-8>{page}", encoding="utf-8")
-    page = chromium.open(file.as_uri(), width=390)
-    page.wait("document.readyState === 'complete'")
+    page = show_page(page, width=390)
     cells = "[...document.querySelectorAll('td')].map(e => e.textContent)"
     assert page.evaluate(cells) == ["↵", "internationally", "$x$", "␣"]  # the last layer on top
     final = "[...document.querySelectorAll('.lad-final')].map(e => e.textContent)"
@@ -117,8 +115,6 @@ def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(chromium, tmp_
     page.press("ArrowLeft", 37)
     assert page.evaluate(label) == "0: </script><b>a" and page.evaluate(final) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.errors == []
-    page.close()
 
 
 def test_the_explorer_shows_a_run_and_runs_a_prompt():

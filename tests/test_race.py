@@ -153,14 +153,10 @@ def test_explorers_of_one_model_take_turns(monkeypatch):
 
 
 @pytest.fixture
-def page(chromium, tmp_path):
-    file = tmp_path / "race.html"
-    file.write_text(f"<!doctype html><meta charset=utf-8>{race_html(runners())}", encoding="utf-8")
-    page = chromium.open(file.as_uri())
-    page.wait("document.readyState === 'complete'")
+def page(show_page):
+    page = show_page(race_html(runners()))
     yield page
-    assert page.errors == [] and page.evaluate("window.hacked === undefined")
-    page.close()
+    assert page.evaluate("window.hacked === undefined")
 
 
 def standing(page):

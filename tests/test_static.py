@@ -115,12 +115,7 @@ def tab(chromium, recorded, tmp_path_factory):
         notebook = new_notebook(cells=[new_markdown_cell("# Explorers"), *cells])
         made = report_page(notebook, "explorers", folder)
     assert "A snapshot" not in made
-    (folder / "page.html").write_text(made, encoding="utf-8")
-    page = chromium.open((folder / "page.html").as_uri())
-    page.call("Network.enable")
-    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-    page.call("Network.emulateNetworkConditions", **offline)
-    page.wait("document.readyState === 'complete'")
+    page = chromium.show(made, folder, offline=True)
     yield page
     assert page.errors == []
     page.close()
