@@ -103,6 +103,20 @@ def test_infilling_keeps_the_words_and_fills_the_gaps(infill, denoiser):
     assert (trace.drafts[:, kept] == draft.tokens.numpy()[kept]).all()
 
 
+def test_a_text_is_edited_between_two_drafts_and_both_branches_are_shown(infill, denoiser):
+    whole, editor = run(infill), infill.editor
+    editor.after.value = 0
+    kept = np.flatnonzero(editor.fixed)
+    assert kept.tolist() == np.flatnonzero(whole.steps[0].fixed).tolist()  # pinned: the words
+    editor.chosen.value = (int(kept[0]),)
+    editor.buttons["Mask"].click()
+    editor.go.click()
+    assert infill.wait(60) and infill.message.value == "" and infill.trace != whole
+    assert infill.compared == {"as it was": whole, "edited after iteration 0": infill.trace}
+    run(infill)
+    assert infill.compared == {}
+
+
 def test_an_error_of_the_text_is_shown(infill, repair):
     infill.text.value = "no gap here"
     assert run(infill) is None and "no gap in" in infill.message.value

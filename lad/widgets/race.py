@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets as widgets
 
-from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
@@ -15,7 +14,7 @@ from lad.evaluation.race import race
 from lad.viz.race import race_html, race_sentence
 from lad.widgets.controls import PURPOSES, SHORT, WIDE, Limits, labelled
 from lad.widgets.player import show_page
-from lad.widgets.runner import Explorer, Job, Loader
+from lad.widgets.runner import Explorer, Job, Source
 
 
 class PromptExplorer(Explorer):
@@ -26,12 +25,11 @@ class PromptExplorer(Explorer):
 
     def __init__(
         self,
-        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        denoiser: Source = None,
         prompt: str = "What do you know about Amsterdam?",
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(limits, pause=0)
-        self._loader = Loader(denoiser or load_denoiser)
+        super().__init__(denoiser, limits, pause=0)
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
@@ -46,7 +44,7 @@ class PromptExplorer(Explorer):
 
     def _start_run(self) -> None:
         job = Job(self._limits.check(self.prompt.value), PRESETS[self.preset.value])
-        self._start(self._loader, lambda _denoiser: [job], self._done)
+        self._start(lambda _denoiser: [job], self._done)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget, and what it shows for a page without a kernel."""
@@ -62,7 +60,7 @@ class RaceExplorer(PromptExplorer):
 
     def __init__(
         self,
-        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        denoiser: Source = None,
         traces: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
     ) -> None:

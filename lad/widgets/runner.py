@@ -16,6 +16,7 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
+from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.resume import resume
@@ -26,6 +27,9 @@ from lad.utils import LADError
 from lad.widgets.controls import SPACED, WIDE, Limits, error_html
 from lad.widgets.player import Screen, bundle
 from lad.widgets.recorded import placeholder
+
+# A denoiser, a function that loads it at the first run, or None: the default one.
+Source = Denoiser | Callable[[], Denoiser] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,8 @@ class Explorer:
 
     RECORDED: str
 
-    def __init__(self, limits: Limits | None, pause: float) -> None:
+    def __init__(self, denoiser: Source, limits: Limits | None, pause: float) -> None:
+        self._loader = Loader(denoiser or load_denoiser)
         self.trace: Trace | None = None
         self.running = False
         self._limits = limits or Limits()
@@ -108,9 +113,12 @@ class Explorer:
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
+        self._unless_running(self._start_run)
+
+    def _unless_running(self, start: Callable[[], object]) -> None:
         if not self.running:
             with self._errors_shown():
-                self._start_run()
+                start()
 
     def stop(self, _button: object = None) -> None:
         """End the run after the iteration it is in; what it has done stays on show."""
@@ -136,7 +144,6 @@ class Explorer:
 
     def _start(
         self,
-        loader: Loader,
         make_jobs: Callable[[Denoiser], Sequence[Job]],
         done: Callable[[list[Trace], bool], object],
     ) -> None:
@@ -145,7 +152,7 @@ class Explorer:
         self._switch(running=True)
         self.message.value = self.status.value = ""
         self.progress.value, self.progress.bar_style = 0, ""
-        arguments = (loader, make_jobs, done)
+        arguments = (self._loader, make_jobs, done)
         self._thread = threading.Thread(target=self._work, args=arguments, daemon=True)
         self._thread.start()
 
@@ -164,7 +171,6 @@ class Explorer:
                     break
         with self._errors_shown():
             if traces:
-                self.screen.load(traces[-1])
                 done(traces, whole)
                 if not self.message.value:
                     self.progress.bar_style = "success" if whole else "warning"
