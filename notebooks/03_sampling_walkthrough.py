@@ -209,8 +209,8 @@ print("repaired:", repaired.answer, "\nfilled:  ", filled.answer)
 
 # %% [markdown]
 # Corrupt a text yourself, by hand or with the buttons, and press *Run*; then fill gaps, written
-# `___` or, for three tokens, `[3]`. Both can be edited between two drafts, as below. (A page without
-# a kernel shows these runs.)
+# `___` or, for three tokens, `[3]`. Both can be edited between two drafts, as below. (A page
+# without a kernel shows these runs.)
 
 # %%
 RepairExplorer(denoiser, recorded=repaired)

@@ -319,11 +319,11 @@ def test_a_race_plays_in_jupyterlab_and_the_lens_follows_its_token(lab):
     lab.click("Back", cell)
     lab.wait(f"/^Running: /.test({standing})")
     lab.evaluate(f"{BUTTONS}[4].click()")
-    words = f"{cell}.querySelector('.lad-lens [data-part=words]')?.textContent"
-    lab.wait(f"{words}?.includes('at iteration 0')")
-    slider = f"{cell}.querySelector('.lad-lens [type=range]')"
+    lens = f"{cell}.querySelector('[data-lane]:has(.lad-lens)')"
+    lab.wait(f"{lens}?.innerText.includes('at iteration 0')")
+    slider = f"{lens}.closest('.lad-replay').querySelector('[type=range]')"
     lab.evaluate(f"{slider}.value = 0, void {slider}.dispatchEvent(new Event('input'))")
-    assert lab.evaluate(f"{cell}.querySelector('.lad-lens output').textContent").startswith("0: ")
+    assert lab.evaluate(f"{lens}.innerText").startswith("Token 0: ")
     assert lab.errors == []
 
 

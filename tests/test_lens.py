@@ -102,18 +102,19 @@ def test_a_sentence_says_after_which_layer_the_final_token_leads():
 
 def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(show_page):
     trace = make_trace(words("a b", 2), prompt="<b>Why?")
-    page = lens_html([lens_of(8), lens_of(7)], trace)
-    assert "<b>" not in page and page.count("</script>") == 2
+    page = lens_html([lens_of(8), lens_of(7)._replace(position=1)], trace)
+    assert "<b>Why" not in page and "<b>a" not in page and page.count("</script>") == 1
     page = show_page(page, width=390)
-    cells = "[...document.querySelectorAll('td')].map(e => e.textContent)"
+    shown = "[data-frame]:not([hidden])"
+    cells = f"[...document.querySelectorAll('{shown} td')].map(e => e.textContent)"
     assert page.evaluate(cells) == ["↵", "internationally", "$x$", "␣"]  # the last layer on top
-    final = "[...document.querySelectorAll('.lad-final')].map(e => e.textContent)"
+    final = f"[...document.querySelectorAll('{shown} .lad-final')].map(e => e.textContent)"
     label = "document.querySelector('[data-part=slider]').getAttribute('aria-valuetext')"
-    assert page.evaluate(label) == "1: internationally"
+    assert page.evaluate(label) == "Token 1: internationally"
     assert page.evaluate(final) == ["internationally"]
     page.evaluate("document.querySelector('[data-part=slider]').focus()")
     page.press("ArrowLeft", 37)
-    assert page.evaluate(label) == "0: </script><b>a" and page.evaluate(final) == []
+    assert page.evaluate(label) == "Token 0: </script><b>a" and page.evaluate(final) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

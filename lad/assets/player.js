@@ -67,16 +67,18 @@
   slider.addEventListener('input', () => go(() => Number(slider.value)));
   by.addEventListener('change', choose);
   const colour = part('confidence');
-  colour.addEventListener('change', () => {
+  colour?.addEventListener('change', () => {
     window.ladByConfidence = colour.checked; // the next player of the page begins with it
     part('body').classList.toggle('lad-by-confidence', colour.checked);
   });
-  if (window.ladByConfidence) colour.click();
+  if (window.ladByConfidence) colour?.click();
   root.addEventListener('keydown', (event) => {
     if (event.key !== ' ' || event.target.closest('a, button, select, [type=checkbox]')) return;
     event.preventDefault();
     play.click();
   });
   part('bar').hidden = false;
+  const first = lanes[0].frames.findIndex((frame) => !frame.hidden);
   choose();
+  if (lanes.length === 1) show(lanes[0].at[first][0]);
 })();

@@ -178,10 +178,12 @@ def player_html(
 ) -> str:
     """Runs under one player that works in a page: play, step, scrub, pace, colour by confidence.
 
-    A lane has a `name`, `frames`, each with its times by every clock and its HTML, and perhaps a
-    `legend`, the box of `inside_html`, and `standing`, what the run needed in passes and seconds.
+    A lane has `frames`, each with its times by every clock and its HTML, and perhaps a `name`, a
+    `legend`, the box of `inside_html`, the frame to `start` with, the last by default, and
+    `standing`, what the run needed in passes and seconds.
     """
-    lanes = [{"name": "", "legend": "", "inside": "", "standing": "", **lane} for lane in lanes]
+    rest = dict.fromkeys(("name", "legend", "inside", "standing"), "")
+    lanes = [rest | {"start": len(lane["frames"]) - 1} | lane for lane in lanes]
     return page_html(VIEWS.player(head, lanes, clocks, PACES, foot, INSIDE + PLAYER))
 
 
