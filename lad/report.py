@@ -11,7 +11,6 @@ notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebo
 from __future__ import annotations
 
 import argparse
-import glob
 import html
 import os
 import platform
@@ -22,7 +21,7 @@ import tempfile
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 from lad.diffusion.trace import Trace
-from lad.utils import InvalidInput, LADError, figures_folder, lock, profile, replace_folder
+from lad.utils import InvalidInput, LADError, figures_folder, profile, replace_folder
 from lad.viz.gallery import CHECKOUT, COMMAND, DRAWN
 from lad.viz.html import page_html, replay_html
 from lad.widgets.recorded import recorded_html
@@ -301,19 +300,11 @@ def _replacing(target: Path) -> Iterator[Path]:
     if target.exists() and not report and not (target.is_dir() and not any(target.iterdir())):
         raise InvalidInput(f"{target} is not a report: name another folder, or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}-"
-    for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError, ImportError), open(stale / "lock") as file:
-            lock(file)  # a killed process holds none
-            shutil.rmtree(stale)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         fresh = Path(work, "fresh")
         fresh.mkdir()
-        with open(Path(work, "lock"), "w") as file:
-            with suppress(OSError, ImportError):  # a disk without locks
-                lock(file)
-            yield fresh
-            replace_folder(fresh, target)
+        yield fresh
+        replace_folder(fresh, target)
 
 
 def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:

@@ -15,7 +15,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lad import report
 from lad.report import build_report, execute, main, page, widget_errors, widget_snapshot
-from lad.utils import lock
 from lad.viz.gallery import CHECKOUT
 
 TESTS = str(Path(__file__).parent)
@@ -208,16 +207,8 @@ def test_a_second_report_replaces_the_first(tmp_path, monkeypatch):
     write(notebooks / "01_a.ipynb", "# First")
     build_report(notebooks, tmp_path / "report")
     (tmp_path / "report" / "stale.html").write_text("")
-    killed, at_work = tmp_path / ".report-killed", tmp_path / ".report-at-work"
-    for folder in (killed, at_work):
-        folder.mkdir()
-        (folder / "lock").touch()
     write(notebooks / "01_a.ipynb", "# Second")
-    with open(at_work / "lock") as file:
-        lock(file)
-        index = build_report(notebooks, tmp_path / "report")
-    assert "Second" in index.read_text()
-    assert at_work.exists() and not killed.exists()
+    assert "Second" in build_report(notebooks, tmp_path / "report").read_text()
     assert not (tmp_path / "report" / "stale.html").exists()
     assert not (tmp_path / "figures").exists(), "a fast run publishes no figures"
 

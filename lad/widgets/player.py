@@ -16,12 +16,6 @@ def show_page(output: widgets.Output, page: str, words: str = "") -> None:
     output.outputs = (shown,) * bool(page)
 
 
-def bundle(widget: widgets.Widget, static: str | None, kwargs: dict) -> dict:
-    """What `_repr_mimebundle_` returns: a widget, and HTML for a page without a kernel."""
-    data = widget._repr_mimebundle_(**kwargs)
-    return data if static is None else data | {"text/html": static}
-
-
 class Screen:
     """A run that goes on, frame by frame, each for the `pause`; then `trace` under a player."""
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import wraps
 
 import ipywidgets as widgets
 import torch
@@ -25,7 +24,7 @@ from lad.diffusion.trace import Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import LADError
 from lad.widgets.controls import SPACED, WIDE, Limits, error_html
-from lad.widgets.player import Screen, bundle
+from lad.widgets.player import Screen
 from lad.widgets.recorded import placeholder
 
 # A denoiser, a function that loads it at the first run, or None: the default one.
@@ -62,20 +61,7 @@ class Loader:
             return self.denoiser
 
 
-TURN = threading.Lock()
-
-
-def _in_turn(work: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: the runs of all explorers take turns, because a race switches the adapter off."""
-
-    @wraps(work)
-    def waiting(self: Explorer, *arguments: object) -> None:
-        if TURN.locked():
-            self.status.value = "Waiting for another run to end …"
-        with TURN:
-            work(self, *arguments)
-
-    return waiting
+TURN = threading.Lock()  # of all explorers' runs, because a race switches the adapter off
 
 
 class Explorer:
@@ -109,7 +95,9 @@ class Explorer:
         self.bar = widgets.HBox(parts, layout=SPACED)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        return bundle(self.widget, placeholder(self.RECORDED), kwargs)
+        static = placeholder(self.RECORDED)
+        data = self.widget._repr_mimebundle_(**kwargs)
+        return data if static is None else data | {"text/html": static}
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
@@ -152,12 +140,17 @@ class Explorer:
         self._switch(running=True)
         self.message.value = self.status.value = ""
         self.progress.value, self.progress.bar_style = 0, ""
-        arguments = (self._loader, make_jobs, done)
-        self._thread = threading.Thread(target=self._work, args=arguments, daemon=True)
+        given = (self._loader, make_jobs, done)
+        self._thread = threading.Thread(target=self._work, args=given, daemon=True)
         self._thread.start()
 
-    @_in_turn
-    def _work(self, loader: Loader, make_jobs: Callable, done: Callable) -> None:
+    def _work(self, *given: object) -> None:
+        if TURN.locked():
+            self.status.value = "Waiting for another run to end …"
+        with TURN:
+            self._run_jobs(*given)
+
+    def _run_jobs(self, loader: Loader, make_jobs: Callable, done: Callable) -> None:
         traces: list[Trace] = []
         whole = False
         with self._errors_shown():
