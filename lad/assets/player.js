@@ -8,6 +8,7 @@
   const lanes = [...root.querySelectorAll('[data-lane]')].map((element) => ({
     bar: element.querySelector('progress'),
     standing: part('standing', element),
+    inside: window.ladInside(element),
     frames: [...element.querySelectorAll('[data-frame]')],
     at: [...element.querySelectorAll('[data-frame]')].map((f) => f.dataset.times.split(' ').map(Number)),
   }));
@@ -25,6 +26,7 @@
     lanes.forEach((lane) => {
       const shown = lane.at.findLastIndex((at) => at[by.selectedIndex] <= now + 1e-9);
       lane.frames.forEach((frame, number) => { frame.hidden = number !== shown; });
+      lane.inside(lane.frames[shown]);
       if (lanes.length === 1) said = lane.frames[shown].firstElementChild.textContent; // its caption
       if (!lane.bar) return;
       lane.bar.max = last;
