@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines
@@ -32,7 +31,7 @@ from lad.widgets.controls import (
     labelled,
 )
 from lad.widgets.recorded import PROMPTS
-from lad.widgets.runner import Job, Loader, Source
+from lad.widgets.runner import Job, Source
 from lad.widgets.sharing import DEFAULT_MODEL, DEMO, Sharing
 from lad.widgets.sweep import Sweep, differences
 
@@ -85,7 +84,7 @@ class RefinementExplorer(BranchingExplorer):
         config: RefineConfig | None = None,
         pause: float = 0.0,
         *,
-        models: Mapping[str, Source] | None = None,
+        model: str = DEFAULT_MODEL,
         gallery: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
         demo: str = DEMO,
@@ -95,18 +94,14 @@ class RefinementExplorer(BranchingExplorer):
         Args:
             denoiser: see `Source`.
             pause: seconds a frame.
-            models: several denoisers to choose from, by name, instead of one.
+            model: its name, of a denoiser that is not loaded yet.
             gallery: recorded runs; the first, of this prompt if there is one, is on show.
             limits: of a run, for pages that strangers visit.
             demo: the address of the demo page, for links to it.
         """
         super().__init__(denoiser, limits, pause)
-        if models is None:
-            given = denoiser is not None and not callable(denoiser)
-            name = denoiser.backbone.spec.name if given else DEFAULT_MODEL
-            models = {name: denoiser or load_denoiser}
-        self._loaders = {name: Loader(one) for name, one in models.items()}
-        self._loader = next(iter(self._loaders.values()))
+        if loaded := self._loader.denoiser:
+            model = loaded.backbone.spec.name
         self.earlier: list[dict[str, str]] = []
         self.settings = Controls(config, self._limits)
         self.controls, self.noiseless = self.settings.controls, self.settings.noiseless
@@ -114,9 +109,7 @@ class RefinementExplorer(BranchingExplorer):
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
-        self.model = labelled(widgets.Dropdown, "Model", 18, options=list(self._loaders))
-        self.model.disabled = len(self._loaders) == 1
-        self.model.observe(self._choose_model, "value")
+        self.model = labelled(widgets.Text, "Model", 18, value=model, disabled=True)
         words = "multi-turn: remember questions and answers"
         self.turns = labelled(widgets.Checkbox, words, 30, indent=False)
         self.talk = widgets.HTML(layout=WIDE)
@@ -153,9 +146,6 @@ class RefinementExplorer(BranchingExplorer):
         answer = [self.bar, self.message, self.screen.widget]
         more = [compare, self.comparison, folded, files, self.sharing.widget]
         self.widget = widgets.VBox(question + answer + more)
-
-    def _choose_model(self, _change: object = None) -> None:
-        self._loader = self._loaders[self.model.value]
 
     def _chat(self) -> Prompt:
         text = self._limits.check(self.prompt.value)
