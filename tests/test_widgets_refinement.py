@@ -122,31 +122,28 @@ def test_the_controls_start_from_the_configuration_given(denoiser):
 
 
 def test_controls_without_effect_are_switched_off(explorer):
-    def off():
-        names = {name for name, control in explorer.controls.items() if control.disabled}
-        return names - {"variants"}  # which only "verified" uses
-
-    explorer.controls["remasking"].value = "verified"
-    assert not explorer.controls["variants"].disabled
-    explorer.controls["remasking"].value = "guided"
-    explorer.controls["temperature"].value = 1.0
     thresholds = {"confidence_threshold", "isolated_threshold", "window", "lookahead"}
-    others = {"entropy_bound", "editing_threshold"}
-    assert off() == thresholds | others
-    explorer.controls["remasking"].value = "random"
-    assert off() == thresholds | others | {"noise_clipping"}
-    explorer.controls["remasking"].value = "threshold"
     scheduled = {"noise_start", "sharpness", "noise_clipping", "clustering"}
-    assert off() == scheduled | others
-    explorer.controls["temperature"].value = 0.0  # greedy
-    assert off() == scheduled | others | {"top_k", "top_p"}
-    explorer.noiseless.value = True
-    assert off() == scheduled | thresholds | others | {"permanent", "top_k", "top_p"}
-    assert explorer.settings.config.remasking == "none"
+    others = {"entropy_bound", "editing_threshold", "variants"}
+    expected = {
+        "guided": thresholds | others,
+        "random": thresholds | others | {"noise_clipping"},
+        "threshold": scheduled | others,
+        "none": scheduled | thresholds | others | {"permanent"},
+    }
+    for temperature, sampling in ((1.0, set()), (0.0, {"top_k", "top_p"})):
+        explorer.controls["temperature"].value = temperature
+        for strategy, names in expected.items():
+            explorer.controls["remasking"].value = strategy
+            off = {name for name, control in explorer.controls.items() if control.disabled}
+            assert off == names | sampling
+    assert explorer.noiseless.value
     explorer.noiseless.value = False
     assert explorer.settings.config.remasking == "threshold"  # the strategy from before
-    explorer.controls["remasking"].value = "none"
-    assert explorer.noiseless.value
+    explorer.noiseless.value = True
+    assert explorer.settings.config.remasking == "none"
+    explorer.controls["remasking"].value = "verified"
+    assert not explorer.controls["variants"].disabled
 
 
 def test_a_run_records_what_the_sampler_does(explorer, denoiser):
@@ -172,6 +169,14 @@ def test_the_model_runs_when_run_is_pressed_and_never_else(denoiser):
     run(explorer)
     assert gate.calls == 4
     assert player(explorer).count("<div data-frame") == len(frames(explorer.trace)) > 4
+
+
+def test_a_live_draft_is_coloured_by_its_confidence_while_the_box_is_ticked(explorer):
+    for ticked in (True, False):
+        explorer.screen.by_confidence.value = ticked
+        explorer.screen.show_live(make_trace(words("Paris", 3)), "denoised")
+        shown = explorer.screen.draft.value.split("</style>")[1]
+        assert ('class="lad-frames lad-by-confidence"' in shown) == ticked
 
 
 def test_stop_during_a_run_keeps_what_was_done(denoiser):
