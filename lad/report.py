@@ -3,8 +3,8 @@
 The report is built beside its place and swapped in when it is whole: a failing cell, or an error
 inside a widget, leaves the previous report as it was. In a chapter images and styles are inside the
 page, formulas are MathML, code is folded, and cells that serve only a running notebook are left
-out. An explorer is a script, or menus over recorded runs, or else a snapshot of its controls. The
-index has the figures in the chapters' order and copies of their data. In the full profile the
+out. An explorer is a script, or menus over recorded runs, or else the run that it shows. The index
+has the figures in the chapters' order and copies of their data. In the full profile the
 notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebooks` extra.
 """
 
@@ -67,7 +67,8 @@ def _output_errors(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def widget_errors(notebook: Mapping[str, Any]) -> list[str]:
     """Errors of callbacks and threads in a notebook whose cells passed, one line each."""
     found = []
-    for model, entry in _widget_state(notebook).items():
+    states = notebook.get("metadata", {}).get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    for model, entry in states.items():
         state, name = entry.get("state", {}), f"{entry['model_name']} {model[:8]}"
         found += [f"{name}: {error}" for error in _output_errors(state.get("outputs", ()))]
         value = state.get("value")
@@ -76,10 +77,6 @@ def widget_errors(notebook: Mapping[str, Any]) -> list[str]:
     for number, cell in enumerate(notebook.get("cells", ()), start=1):
         found += [f"cell {number}: {error}" for error in _output_errors(cell.get("outputs", ()))]
     return found
-
-
-def _widget_state(notebook: Mapping[str, Any]) -> dict[str, dict]:
-    return notebook.get("metadata", {}).get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
 
 
 def execute(
@@ -150,47 +147,15 @@ def _markdown(source: str, folder: Path) -> str:
     return re.sub(r'(<a href="[^":]*)\.ipynb', r"\1.html", made)  # another chapter
 
 
-def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
-    """The widget tree below a model id as plain HTML: for each control its label and value."""
-    entry = state.get(model, {})
-    values, kind = entry.get("state", {}), entry.get("model_name", "")
-    layout = state.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {}).get("state", {})
-    if layout.get("display") == "none" or kind in ("PlayModel", "IntProgressModel"):
-        return ""
-    if children := list(values.get("children", ())):
-        if kind == "AccordionModel":  # one page is open, or none
-            opened = values.get("selected_index")
-            children = [] if opened is None else [children[opened]]
-        parts = [widget_snapshot(state, c.removeprefix("IPY_MODEL_")) for c in children]
-        inside = "".join(f"<div>{part}</div>" for part in parts if part)
-        return f'<div class="lad-row">{inside}</div>' if kind == "HBoxModel" else inside
-    if kind == "HTMLModel":
-        return values.get("value", "")  # the author's markup, as the live widget shows it
-    if kind == "OutputModel":  # a player
-        return "".join(one["data"]["text/html"] for one in values["outputs"] if "data" in one)
-    label = values.get("description") or values.get("tooltip") or ""
-    if kind in ("ButtonModel", "FileUploadModel"):
-        return f'<span class="lad-note">[{html.escape(label)}]</span>'
-    value = values.get("value")
-    if options := values.get("_options_labels"):
-        value = options[values["index"]] if isinstance(values.get("index"), int) else None
-    if isinstance(value, bool):
-        value = "on" if value else "off"
-    shown = ": ".join(str(part) for part in (label, value) if part not in (None, ""))
-    return f'<span class="lad-note">{html.escape(shown)}</span>' if shown else ""
-
-
 def _without_widgets(notebook: NotebookNode) -> NotebookNode:
     notebook = nbformat.from_dict(notebook)
-    state = _widget_state(notebook)
     notebook.metadata.pop("widgets", None)
     recorded = recorded_html() if "data-recorded=" in str(notebook.cells) else {}
-    note = "A snapshot: the controls work in Jupyter (<code>make lab</code>)."
+    note = '<p class="lad-note">This works in Jupyter (<code>make lab</code>).</p>'
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
         view = output.get("data", {}).pop(WIDGET_VIEW, None)
         if view and set(output.data) <= {"text/plain"}:  # else it brings HTML for such a page
-            shown = f'{widget_snapshot(state, view["model_id"])}<p class="lad-note">{note}</p>'
-            output.data["text/html"] = f'<div class="lad-widget">{shown}</div>'
+            output.data["text/html"] = note
         for mark, runs in recorded.items():
             if output.data.get("text/html") == mark:
                 output.data["text/html"] = runs

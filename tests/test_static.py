@@ -114,7 +114,7 @@ def tab(chromium, recorded, tmp_path_factory):
         folder = tmp_path_factory.mktemp("static")
         notebook = new_notebook(cells=[new_markdown_cell("# Explorers"), *cells])
         made = report_page(notebook, "explorers", folder)
-    assert "A snapshot" not in made
+    assert "This works in Jupyter" not in made
     page = chromium.show(made, folder, offline=True)
     yield page
     assert page.errors == []

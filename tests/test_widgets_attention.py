@@ -27,6 +27,7 @@ def test_dragging_the_hidden_token_never_runs_the_model(explorer, calls):
     assert "1 of 4 states of the prompt and 5 of 5 of the answer" in explorer.caption.value
     assert explorer.image.value.startswith('<img src="data:image/png;base64,')
     assert "Under prompt-causal attention, hiding token 8" in explorer.image.value  # the alt
+    assert explorer._repr_mimebundle_()["text/html"].startswith(explorer.image.value)
     seen = {explorer.image.value}
     for position in (0, 4, 6):
         explorer.hidden.value = position

@@ -54,6 +54,7 @@ def test_a_recorded_run_is_on_show_at_first(repair, denoiser):
     recorded = run(repair)
     other = RepairExplorer(denoiser, recorded=recorded)
     assert other.screen.trace is recorded and other.status.value == "a recorded run"
+    assert 'class="lad-replay"' in other._repr_mimebundle_()["text/html"]  # without a kernel
 
 
 def test_a_text_without_words_cannot_be_corrupted(repair):

@@ -67,6 +67,11 @@ class AttentionExplorer:
         self.widget = widgets.VBox(parts)
         self._draw()
 
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        """The widget, and for a page without a kernel what it shows."""
+        static = {"text/html": self.image.value + self.caption.value}
+        return self.widget._repr_mimebundle_(**kwargs) | static
+
     def _draw(self, _change: object = None) -> None:
         kind, p, hidden = self.kind.value, self.prompt_length.value, self.hidden.value
         self.target.disabled = kind in INDIFFERENT

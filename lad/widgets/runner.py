@@ -23,6 +23,7 @@ from lad.diffusion.sampler import refine
 from lad.diffusion.trace import Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import LADError
+from lad.viz.html import replay_html
 from lad.widgets.controls import SPACED, WIDE, Limits, error_html
 from lad.widgets.player import Screen
 from lad.widgets.recorded import placeholder
@@ -95,9 +96,9 @@ class Explorer:
         self.bar = widgets.HBox(parts, layout=SPACED)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        static = placeholder(self.RECORDED)
-        data = self.widget._repr_mimebundle_(**kwargs)
-        return data if static is None else data | {"text/html": static}
+        """The widget, and for a page without a kernel recorded runs or the one on show."""
+        static = placeholder(self.RECORDED) or (self.trace and replay_html(self.trace))
+        return self.widget._repr_mimebundle_(**kwargs) | ({"text/html": static} if static else {})
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
