@@ -121,10 +121,11 @@ def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(show_page):
 def test_the_explorer_shows_a_run_and_runs_a_prompt():
     denoiser = tiny_denoiser()
     explorer = LensExplorer(denoiser, record(denoiser, "<b>hi", CONFIG))
-    shown = explorer.page.outputs
+    page = explorer.screen.player
+    shown = page.outputs
     assert explorer.prompt.value == "<b>hi" and "at iteration 0" in shown[0]["data"]["text/plain"]
     explorer.prompt.value, explorer.preset.value = "hello", "noiseless"
     explorer.run()
-    assert explorer.wait(60) and not explorer.message.value and explorer.page.outputs != shown
+    assert explorer.wait(60) and not explorer.message.value and page.outputs != shown
     assert explorer.trace.config["iterations"] == PRESETS["noiseless"].iterations
     assert "lad-lens" in explorer._repr_mimebundle_()["text/html"]

@@ -117,14 +117,14 @@ def test_the_page_says_who_won_by_which_clock():
 
 def test_the_explorer_races_stops_and_keeps_the_last_race():
     explorer = RaceExplorer(tiny_denoiser(), runners(), Limits(iterations=3, answer_length=8))
-    shown = explorer.page.outputs
+    shown = explorer.screen.player.outputs
     assert "Oslo" in shown[0]["data"]["text/html"] and explorer.prompt.value == HOSTILE
     assert "Oslo" in explorer._repr_mimebundle_()["text/html"]
     explorer.prompt.value = "hello"
     explorer.preset.value = "noiseless"
     explorer.run()
     assert explorer.wait(60) and explorer.traces[REFINEMENT].prompt == "hello"
-    assert explorer.traces[REFINEMENT].nfe <= 3 and explorer.page.outputs != shown
+    assert explorer.traces[REFINEMENT].nfe <= 3 and explorer.screen.player.outputs != shown
     assert explorer.message.value == "" and "at most" in explorer.status.value
 
 

@@ -24,7 +24,7 @@ class LensExplorer(PromptExplorer):
         trace: Trace | None = None,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(denoiser, limits=limits)
+        super().__init__(denoiser, limits)
         if trace is not None:
             self._done([trace], True)
 

@@ -9,8 +9,8 @@ from lad.viz import html
 from lad.widgets.controls import WIDE, labelled, width
 
 
-def show_page(output: widgets.Output, page: str, words: str = "") -> None:
-    """Show HTML in an Output, where its scripts run, unlike in other widgets; "" empties it."""
+def show_page(output: widgets.Output, page: str = "", words: str = "") -> None:
+    """Show HTML in an Output, where its scripts run, unlike in other widgets; none empties it."""
     data = {"text/html": page, "text/plain": words}
     shown = {"output_type": "display_data", "data": data, "metadata": {}}
     output.outputs = (shown,) * bool(page)
@@ -35,7 +35,8 @@ class Screen:
         """Show a trace under a player, at its last frame; None empties the screen."""
         self.trace = trace
         self.live.layout.display, self.draft.value = "none", ""
-        show_page(self.player, "" if trace is None else html.replay_html(trace))
+        page = () if trace is None else (html.replay_html(trace), trace.answer)
+        show_page(self.player, *page)
 
     def show_live(self, trace: Trace, phase: str) -> None:
         """Show the last draft of an unfinished trace."""

@@ -18,38 +18,28 @@ from lad.widgets.runner import Explorer, Job, Source
 
 
 class PromptExplorer(Explorer):
-    """A prompt, a preset, Run, and a page of HTML with a script, which a page without a kernel has.
+    """A prompt, a preset, Run, and a page of HTML with a script.
 
     A subclass has `_done`, which gets the traces of a run and calls `_show_page`.
     """
 
-    def __init__(
-        self,
-        denoiser: Source = None,
-        prompt: str = "What do you know about Amsterdam?",
-        limits: Limits | None = None,
-    ) -> None:
+    def __init__(self, denoiser: Source, limits: Limits | None) -> None:
         super().__init__(denoiser, limits, pause=0)
+        prompt = "What do you know about Amsterdam?"
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
         self.preset = labelled(widgets.Dropdown, "Preset", 29, options=PURPOSES)
-        self.page = widgets.Output(layout=WIDE)
-        parts = [self.prompt, self.preset, self.bar, self.message, self.page]
+        parts = [self.prompt, self.preset, self.bar, self.message, self.screen.widget]
         self.widget = widgets.VBox(parts)
 
     def _show_page(self, prompt: str, page: str, words: str) -> None:
         self.prompt.value = prompt
-        show_page(self.page, page, words)
+        show_page(self.screen.player, page, words)
 
     def _start_run(self) -> None:
         job = Job(self._limits.check(self.prompt.value), PRESETS[self.preset.value])
         self._start(lambda _denoiser: [job], self._done)
-
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        """The widget, and what it shows for a page without a kernel."""
-        shown = self.page.outputs[0]["data"] if self.page.outputs else {}
-        return self.widget._repr_mimebundle_(**kwargs) | shown
 
 
 class RaceExplorer(PromptExplorer):
@@ -64,7 +54,7 @@ class RaceExplorer(PromptExplorer):
         traces: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(denoiser, limits=limits)
+        super().__init__(denoiser, limits)
         self.traces: dict[str, Trace] = {}
         if traces:
             self.load(traces)

@@ -23,7 +23,6 @@ from lad.diffusion.sampler import refine
 from lad.diffusion.trace import Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import LADError
-from lad.viz.html import replay_html
 from lad.widgets.controls import SPACED, WIDE, Limits, error_html
 from lad.widgets.player import Screen
 from lad.widgets.recorded import placeholder
@@ -70,10 +69,10 @@ class Explorer:
 
     `trace` is that of the last run, or None; `running` is True while a run's thread is at work. As
     the last line of a notebook cell an explorer shows itself; `RECORDED` names the runs that stand
-    for it in a page without a kernel.
+    for it in a page without a kernel, instead of what it shows.
     """
 
-    RECORDED: str
+    RECORDED: str | None = None
 
     def __init__(self, denoiser: Source, limits: Limits | None, pause: float) -> None:
         self._loader = Loader(denoiser or load_denoiser)
@@ -97,8 +96,10 @@ class Explorer:
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
         """The widget, and for a page without a kernel recorded runs or the one on show."""
-        static = placeholder(self.RECORDED) or (self.trace and replay_html(self.trace))
-        return self.widget._repr_mimebundle_(**kwargs) | ({"text/html": static} if static else {})
+        shown = [one["data"] for one in self.screen.player.outputs]
+        if self.RECORDED and (menus := placeholder(self.RECORDED)):
+            shown = [{"text/html": menus}]
+        return self.widget._repr_mimebundle_(**kwargs) | dict(*shown)
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
