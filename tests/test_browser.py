@@ -231,7 +231,7 @@ RepairExplorer(denoiser, text="one two three", question="", pause=0).widget
 InfillExplorer(denoiser, text="one ___ three", pause=0).widget
 ---
 from lad.widgets import AttentionExplorer, CorruptionExplorer, ScheduleExplorer
-display(AttentionExplorer(), CorruptionExplorer(), ScheduleExplorer())
+display(AttentionExplorer(denoiser, "ask:reply"), CorruptionExplorer(), ScheduleExplorer())
 ---
 from lad.widgets import LensExplorer, RaceExplorer
 display(RaceExplorer(denoiser).widget, LensExplorer(denoiser).widget)

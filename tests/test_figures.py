@@ -163,9 +163,6 @@ def test_save_writes_whole_files_or_leaves_nothing_and_says_what_to_do(folder):
     (folder / "taken.png").mkdir()  # a folder stands where the file should go
     with pytest.raises(CacheError, match="LAD_FIGURES"):
         save(new_figure()[0], "taken")
-    for name in ("../up", "a/b", "", ".hidden", "a b"):
-        with pytest.raises(InvalidInput, match="figure name"):
-            save(new_figure()[0], name)
     names = ["plain-1.png", "plain-1.svg", "shown.png", "taken.png"]
     assert sorted(p.name for p in folder.iterdir()) == names
     assert list(folder.parent.iterdir()) == [folder]
