@@ -199,8 +199,6 @@ start = visible_text(denoiser, "The capital of of France Paris is.")
 settings = RefineConfig(iterations=16, remasking="none", answer_length=len(start.tokens))
 repaired = record(denoiser, question, settings, draft=start.tokens)
 save_trace(repaired, "paris_repair")
-
-# %%
 start = gapped(denoiser, "The capital of ___ is Paris, and the capital of ___ is Berlin.")
 settings = replace(preset("quality"), answer_length=len(start.tokens))
 filled = record(denoiser, INFILL_PROMPT, settings, draft=start.tokens, fixed=start.fixed)
