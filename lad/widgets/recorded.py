@@ -23,7 +23,7 @@ from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines, to_lines
 from lad.utils import damaged_file, write_whole
 from lad.viz.gallery import recorded_file
-from lad.viz.html import ENVIRONMENT, chooser_html, replay_html
+from lad.viz.html import VIEWS, chooser_html, replay_html
 from lad.viz.word_corruption import corrupt_text
 from lad.widgets.controls import PURPOSES
 
@@ -47,7 +47,6 @@ GAPS = (
     "Cats are [2] that like to [3].",
     "Once upon a time there was [3] who lived in [4].",
 )
-_NOTE = ENVIRONMENT.get_template("recorded.html").module.note
 
 
 class Choice(NamedTuple):
@@ -161,4 +160,5 @@ def menus_html(traces: Sequence[Trace]) -> str:
         players[key] = replay_html(trace)
     labels = {name: purpose for purpose, name in PURPOSES.items()}
     shown = {name: {"": [labels.get(v, v) for v in values]} for name, values in menus.items()}
-    return chooser_html(shown, players, str(_NOTE(traces[0].provenance, len(traces))))
+    note = str(VIEWS.recorded_note(traces[0].provenance, len(traces)))
+    return chooser_html(shown, players, note)
