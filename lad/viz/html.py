@@ -88,6 +88,8 @@ def _span(span: TokenSpan) -> dict:
 
 def _ranges(positions: Sequence[int]) -> str:
     """Ascending numbers as "3", "3-5" or "3-5,8"."""
+    if len(positions) == 1:  # nearly always
+        return str(positions[0])
     runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 

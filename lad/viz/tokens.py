@@ -27,6 +27,7 @@ SHOWN_BY = {
     "editing": "with token editing",
     "verified": "of drafts that the backbone verifies",
 }
+SIGNS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", ord("\t"): "⇥"}
 SOLID = ("text", "special")  # kinds of span that can stand in an answer
 
 # Dark red, olive, pale green, as in the authors' figure, except that the lightness rises evenly
@@ -144,8 +145,7 @@ def _ends_early(data: bytes) -> bool:
 
 def visible(text: str, newline: str = "↵\n") -> str:
     """Text with a sign for what cannot be seen: `↵` and a break, `⇥`, `␛` and its like."""
-    signs = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
-    return text.translate(signs | {ord("\n"): newline, ord("\t"): "⇥"})
+    return text.translate(SIGNS | {ord("\n"): newline})
 
 
 def confidence_color(confidence: float) -> str:
