@@ -3,15 +3,14 @@
 The report is built beside its place and swapped in when it is whole: a failing cell, or an error
 inside a widget, leaves the previous report as it was. In a chapter images and styles are inside the
 page, formulas are MathML, code is folded, and cells that serve only a running notebook are left
-out. An explorer is a script, or menus over recorded runs, or else a snapshot of its controls. The
-index has the figures in the chapters' order and copies of their data. In the full profile the
+out. An explorer is a script, or menus over recorded runs, or else the run that it shows. The index
+has the figures in the chapters' order and copies of their data. In the full profile the
 notebooks' figures are copied to `lad.utils.figures_folder()`. Needs the `notebooks` extra.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import html
 import os
 import platform
@@ -22,7 +21,7 @@ import tempfile
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from nbformat import NotebookNode
 from tqdm import tqdm
 
 from lad.diffusion.trace import Trace
-from lad.utils import InvalidInput, LADError, figures_folder, lock, profile, replace_folder
+from lad.utils import InvalidInput, LADError, figures_folder, profile, replace_folder
 from lad.viz.gallery import CHECKOUT, COMMAND, DRAWN
 from lad.viz.html import page_html, replay_html
 from lad.widgets.recorded import recorded_html
@@ -68,7 +67,8 @@ def _output_errors(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def widget_errors(notebook: Mapping[str, Any]) -> list[str]:
     """Errors of callbacks and threads in a notebook whose cells passed, one line each."""
     found = []
-    for model, entry in _widget_state(notebook).items():
+    states = notebook.get("metadata", {}).get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    for model, entry in states.items():
         state, name = entry.get("state", {}), f"{entry['model_name']} {model[:8]}"
         found += [f"{name}: {error}" for error in _output_errors(state.get("outputs", ()))]
         value = state.get("value")
@@ -77,10 +77,6 @@ def widget_errors(notebook: Mapping[str, Any]) -> list[str]:
     for number, cell in enumerate(notebook.get("cells", ()), start=1):
         found += [f"cell {number}: {error}" for error in _output_errors(cell.get("outputs", ()))]
     return found
-
-
-def _widget_state(notebook: Mapping[str, Any]) -> dict[str, dict]:
-    return notebook.get("metadata", {}).get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
 
 
 def execute(
@@ -151,45 +147,15 @@ def _markdown(source: str, folder: Path) -> str:
     return re.sub(r'(<a href="[^":]*)\.ipynb', r"\1.html", made)  # another chapter
 
 
-def widget_snapshot(state: Mapping[str, Any], model: str) -> str:
-    """The widget tree below a model id as plain HTML: for each control its label and value."""
-    entry = state.get(model, {})
-    values, kind = entry.get("state", {}), entry.get("model_name", "")
-    layout = state.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {}).get("state", {})
-    if layout.get("display") == "none" or kind in ("PlayModel", "IntProgressModel"):
-        return ""
-    if children := list(values.get("children", ())):
-        if kind == "AccordionModel":  # one page is open, or none
-            opened = values.get("selected_index")
-            children = [] if opened is None else [children[opened]]
-        parts = [widget_snapshot(state, c.removeprefix("IPY_MODEL_")) for c in children]
-        inside = "".join(f"<div>{part}</div>" for part in parts if part)
-        return f'<div class="lad-row">{inside}</div>' if kind == "HBoxModel" else inside
-    if kind == "HTMLModel":
-        return values.get("value", "")  # the author's markup, as the live widget shows it
-    label = values.get("description") or values.get("tooltip") or ""
-    if kind in ("ButtonModel", "FileUploadModel"):
-        return f'<span class="lad-note">[{html.escape(label)}]</span>'
-    value = values.get("value")
-    if options := values.get("_options_labels"):
-        value = options[values["index"]] if isinstance(values.get("index"), int) else None
-    if isinstance(value, bool):
-        value = "on" if value else "off"
-    shown = ": ".join(str(part) for part in (label, value) if part not in (None, ""))
-    return f'<span class="lad-note">{html.escape(shown)}</span>' if shown else ""
-
-
 def _without_widgets(notebook: NotebookNode) -> NotebookNode:
     notebook = nbformat.from_dict(notebook)
-    state = _widget_state(notebook)
     notebook.metadata.pop("widgets", None)
     recorded = recorded_html() if "data-recorded=" in str(notebook.cells) else {}
-    note = "A snapshot: the controls work in Jupyter (<code>make lab</code>)."
+    note = '<p class="lad-note">This works in Jupyter (<code>make lab</code>).</p>'
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
         view = output.get("data", {}).pop(WIDGET_VIEW, None)
         if view and set(output.data) <= {"text/plain"}:  # else it brings HTML for such a page
-            shown = f'{widget_snapshot(state, view["model_id"])}<p class="lad-note">{note}</p>'
-            output.data["text/html"] = f'<div class="lad-widget">{shown}</div>'
+            output.data["text/html"] = note
         for mark, runs in recorded.items():
             if output.data.get("text/html") == mark:
                 output.data["text/html"] = runs
@@ -202,8 +168,7 @@ def _is_bookkeeping(cell: NotebookNode) -> bool:
         return cell.source.startswith("*In JupyterLab")
     if not re.match(r"\s*(import|from|assert)\b", cell.source):
         return False
-    shown = [output["data"] for output in cell.outputs if "data" in output]
-    return all(data.get("text/html", "").startswith("<script") for data in shown)
+    return not any("data" in output for output in cell.outputs)
 
 
 def has_columns(text: str) -> bool:
@@ -299,19 +264,11 @@ def _replacing(target: Path) -> Iterator[Path]:
     if target.exists() and not report and not (target.is_dir() and not any(target.iterdir())):
         raise InvalidInput(f"{target} is not a report: name another folder, or move it away")
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}-"
-    for stale in target.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError, ImportError), open(stale / "lock") as file:
-            lock(file)  # a killed process holds none
-            shutil.rmtree(stale)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         fresh = Path(work, "fresh")
         fresh.mkdir()
-        with open(Path(work, "lock"), "w") as file:
-            with suppress(OSError, ImportError):  # a disk without locks
-                lock(file)
-            yield fresh
-            replace_folder(fresh, target)
+        yield fresh
+        replace_folder(fresh, target)
 
 
 def build_report(notebooks: Path, output: Path, timeout: float = 900.0) -> Path:

@@ -35,8 +35,7 @@
 # is trained; see [notebook 2](02_model_setup.ipynb).
 
 # %% [markdown]
-# *In JupyterLab: Run > Run All Cells, on opening and wherever an explorer says "model not found".
-# It takes half a minute on two CPU cores.*
+# *In JupyterLab: Run > Run All Cells, on opening. It takes half a minute on two CPU cores.*
 
 # %%
 from dataclasses import asdict
@@ -46,11 +45,9 @@ from lad.viz import noise
 from lad.viz.gallery import save_numbers
 from lad.viz.style import show
 from lad.viz.word_corruption import Sentence, drawn_rates, masked_shares, one_of_each
-from lad.widgets.accessibility import name_controls
 from lad.widgets.noise import CorruptionExplorer, ScheduleExplorer
 
 print("profile:", lad.profile())
-name_controls()  # so that a screen reader can tell the sliders below apart
 
 # %% [markdown]
 # ## What can go wrong with a sentence?

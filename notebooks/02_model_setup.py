@@ -162,11 +162,11 @@ print("The four masks let through what they should, and nothing else.")
 #
 # Now choose mask, target, length of the prompt and the token to hide. The frame in the mask marks
 # the hidden token's column: positions with a dot there are affected directly, others by way of
-# them. A new mask is measured once, which takes a few seconds. (Without a kernel the figure above
-# stands for it.)
+# them. A new mask is measured once, which takes a few seconds. (A page without a kernel shows the
+# first choice.)
 
 # %%
-AttentionExplorer(denoiser, "What is the capital? It is Paris.", prompt_length=5).widget
+AttentionExplorer(denoiser, "What is the capital? It is Paris.", prompt_length=5)
 
 # %% [markdown]
 # ## Why be blind to MASKs?

@@ -48,16 +48,16 @@ from lad.evaluation.text_metrics import repeated_ngrams
 from lad.models.chat import encode_text
 from lad.utils import profile
 from lad.viz.gallery import FIGURES, gallery, recorded_race, save_race, save_trace
-from lad.viz.html import costs_table, filmstrip_text
+from lad.viz.html import costs_table, filmstrip_text, gallery_html
 from lad.viz.refinement import confidence_heatmap, filmstrip_figure, settled_curve, settling_heatmap
 from lad.viz.style import save, show
 from lad.viz.tokens import repeated_share
-from lad.widgets import Gallery, InfillExplorer, RaceExplorer, RefinementExplorer, RepairExplorer
+from lad.widgets import InfillExplorer, RaceExplorer, RefinementExplorer, RepairExplorer
 from lad.widgets.accessibility import name_controls
 
 denoiser = load_denoiser()
 print(f"{denoiser.backbone.spec.name}, adapter {denoiser.adapter_sha256[:12]}, profile {profile()}")
-name_controls()  # for a screen reader, and for a click on a token
+name_controls()  # so that a screen reader can tell the sliders below apart
 
 # %%
 QUESTION = "What do you know about Amsterdam?"
@@ -84,7 +84,7 @@ paris, noiseless, remasked, _ = runs.values()
 # history; so do the arrow keys in the box below the draft.
 
 # %%
-Gallery(gallery())
+gallery_html(gallery())
 
 # %% [markdown]
 # The run about Paris in plain text; brackets mark tokens that differ from the draft before.
@@ -199,8 +199,6 @@ start = visible_text(denoiser, "The capital of of France Paris is.")
 settings = RefineConfig(iterations=16, remasking="none", answer_length=len(start.tokens))
 repaired = record(denoiser, question, settings, draft=start.tokens)
 save_trace(repaired, "paris_repair")
-
-# %%
 start = gapped(denoiser, "The capital of ___ is Paris, and the capital of ___ is Berlin.")
 settings = replace(preset("quality"), answer_length=len(start.tokens))
 filled = record(denoiser, INFILL_PROMPT, settings, draft=start.tokens, fixed=start.fixed)
@@ -209,7 +207,8 @@ print("repaired:", repaired.answer, "\nfilled:  ", filled.answer)
 
 # %% [markdown]
 # Corrupt a text yourself, by hand or with the buttons, and press *Run*; then fill gaps, written
-# `___` or, for three tokens, `[3]`. (On a page without a kernel menus choose from recorded runs.)
+# `___` or, for three tokens, `[3]`. Both can be edited between two drafts, as below. (On a page
+# without a kernel menus choose from recorded runs.)
 
 # %%
 RepairExplorer(denoiser, recorded=repaired)

@@ -24,8 +24,7 @@
 # notebook runs. **Live** numbers are of a few questions and are no result.
 
 # %% [markdown]
-# *In JupyterLab: Run > Run All Cells, on opening and wherever an explorer says "model not found".
-# It takes a minute or two on two CPU cores.*
+# *In JupyterLab: Run > Run All Cells, on opening. It takes a minute or two on two CPU cores.*
 
 # %%
 from collections import Counter
@@ -45,11 +44,9 @@ from lad.viz.benchmarks import (
     iterations_help,
 )
 from lad.viz.gallery import read_numbers, show_recorded
-from lad.widgets import Answered, ItemBrowser
-from lad.widgets.accessibility import name_controls
+from lad.widgets import Answered, browse
 
 denoiser = load_denoiser(adapter=choice_adapter("smollm2-135m"))
-name_controls()  # for a screen reader, and for a click on a token
 
 # %%
 items, where_from = live_items("arc-easy", 4 if profile() == "fast" else 12)
@@ -193,23 +190,14 @@ Markdown(
 # ## What do the answers look like?
 #
 # A few questions, answered live by the preset *noiseless*. Each answer is a whole refinement, and
-# its trace is kept. Choose *wrong* in the browser and step through: is the letter wrong from the
-# first draft on, does it change on the way, does the text belong to another letter?
+# its trace is kept. Choose a question that was answered wrong and step through: is the letter wrong
+# from the first draft on, does it change on the way, does the text belong to another letter?
 
 # %%
 questions = [format_question(item) for item in items]
 traces = dict(refine_traces(denoiser, questions, preset("noiseless"), batch_size=8))
 answered = [Answered(question, traces[n]) for n, question in enumerate(questions)]
-ItemBrowser(answered).widget
-
-# %% [markdown]
-# Without a running kernel, the first of them in plain text:
-
-# %%
-for one in answered[:3]:
-    print(one.question.item.question)
-    print("  right:", one.question.lines[one.question.gold])
-    print("  said: ", one.trace.answer, f"({one.outcome}, {one.trace.nfe} iterations)")
+browse(answered)
 
 # %%
 counts = Counter(one.outcome for one in answered)

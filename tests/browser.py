@@ -128,6 +128,17 @@ class Browser:
         page.call("Page.navigate", url=url)
         return page
 
+    def show(self, html: str, folder: Path, offline: bool = False, **options: object) -> "Page":
+        """A new tab with this HTML, as a file in a folder."""
+        file = folder / "page.html"
+        file.write_text("<!DOCTYPE html><meta charset=utf-8>" + html, encoding="utf-8")
+        page = self.open(file.as_uri(), **options)
+        page.call("Network.enable")
+        speed = {"latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        page.call("Network.emulateNetworkConditions", offline=offline, **speed)
+        page.wait("document.readyState === 'complete'")
+        return page
+
 
 class Page:
     """A tab. `errors` are what the console said and the scripts raised."""

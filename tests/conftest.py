@@ -137,6 +137,21 @@ def chromium():
         yield browser
 
 
+@pytest.fixture
+def show_page(chromium, tmp_path):
+    """A function from HTML to its page in the browser; its scripts must raise nothing."""
+    pages = []
+
+    def show(html: str, **options):
+        pages.append(chromium.show(html, tmp_path, **options))
+        return pages[-1]
+
+    yield show
+    for page in pages:
+        page.close()
+        assert page.errors == []
+
+
 @pytest.fixture(scope="session")
 def real() -> Denoiser:
     """The default model with the shipped adapter."""

@@ -1,6 +1,9 @@
 """Benchmarks as figures, tables and a browser: they say what the numbers say, and nothing else."""
 
+import base64
 import copy
+import gzip
+import json
 import re
 
 import pytest
@@ -11,7 +14,7 @@ from lad.evaluation import tables
 from lad.evaluation.benchmark import BenchmarkConfig, ScoredModel, join_runs, refine_traces, run
 from lad.evaluation.statistics import wilson
 from lad.evaluation.tasks import Item, format_question
-from lad.utils import DamagedFile, InvalidInput
+from lad.utils import DamagedFile
 from lad.viz.benchmarks import (
     accuracies,
     against_authors,
@@ -20,7 +23,7 @@ from lad.viz.benchmarks import (
     compute_curve,
     iterations_help,
 )
-from lad.widgets.benchmark import Answered, ItemBrowser, answered_html
+from lad.widgets.benchmark import Answered, answered_html, browse
 
 QUIET = RefineConfig(iterations=4, remasking="none")
 ITEMS = some_items(40)
@@ -212,26 +215,19 @@ def test_a_question_is_shown_with_what_is_right_and_what_was_said():
 
 def test_markup_is_shown_and_never_run():
     item = Item("arc-easy", "<i>", "<script>alert(1)</script>", ("<b>x</b>", "y"), 0)
-    browser = ItemBrowser(answered(lambda text: "<u>?", [item]))
-    shown = browser.page.value + browser.caption.value
-    assert "<script>" not in shown and "<b>" not in shown and "<i>" not in shown
-    assert "&lt;script&gt;" in shown and "&lt;u&gt;?" in shown
+    [one] = answered(lambda text: "<u>?", [item])
+    for shown in (answered_html(one), browse([one])):
+        assert "<script>alert" not in shown and "<b>x" not in shown and "<i>:" not in shown
+        assert "&lt;script&gt;" in shown and "&lt;u&gt;?" in shown
 
 
-def test_the_browser_goes_from_question_to_question():
+def test_the_browser_has_the_questions_by_outcome():
     four = [Item("arc-easy", f"i{n}", f"Q{n}?", ("k", "l"), n % 2) for n in range(4)]
-    browser = ItemBrowser(answered(line_of("A"), four))
-    assert "Question 1 of 4" in browser.caption.value and "i0" in browser.caption.value
-    for _ in range(5):
-        browser.forth.click()
-    assert browser.slider.value == 4 and "wrong" in browser.caption.value
-    assert browser.player.trace.answer == "A: k"
-    assert " s, " not in browser.player.answer.value  # a batch's time is no question's
-    assert browser.player.head.layout.display == "none"  # the question is above
-    assert dict(browser.shown.options) == {"all": "all", "right (2)": "right", "wrong (2)": "wrong"}
-    browser.shown.value = "wrong"
-    assert "Question 1 of 2" in browser.caption.value and "i1" in browser.caption.value
-    browser.back.click()
-    assert browser.slider.value == 1
-    with pytest.raises(InvalidInput, match="no answered question"):
-        ItemBrowser([])
+    page = browse(answered(line_of("A"), four))
+    menu = re.search(r"<select>(.*?)</select>", page)[1]
+    groups = re.findall(r'<optgroup label="(.*?)">(.*?)</optgroup>', menu)
+    named = [(name, re.findall("i[0-9]: (Q[0-9])", found)) for name, found in groups]
+    assert named == [("right (2)", ["Q0", "Q2"]), ("wrong (2)", ["Q1", "Q3"])]
+    first, *others = json.loads(re.search(r'data-part="runs">(.*?)</script>', page)[1]).values()
+    assert len(others) == 3 and gzip.decompress(base64.b64decode(first)).decode() in page
+    assert "A: k" in page and " s, " not in page.partition("lad-answer")[2].partition("<script")[0]

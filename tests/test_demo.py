@@ -27,7 +27,7 @@ websocket = pytest.importorskip("websocket", reason="it comes with jupyter_serve
 from lad.widgets import demo_server  # noqa: E402
 
 TEXT = "document.body.textContent"
-SENTENCE = f"{TEXT}.match(/After [\\w-]+\\.\\s*Iteration \\d+/g)"
+SENTENCE = "document.querySelector('[data-frame]:not([hidden])')?.innerText"
 HOSTILE = "<i>hi</i><img src=x onerror='window.hacked=1'>"
 READY = (
     "[...document.querySelectorAll('button')].some(e => e.offsetParent && "
@@ -171,12 +171,9 @@ def test_a_session_runs_stops_scrubs_and_compares(page):
     page.wait("document.querySelector('[data-inside]')")
     page.evaluate("document.querySelector('.lad-draft [data-at]').click()")
     page.wait("document.querySelectorAll('.lad-likely li').length >= 5")
-    page.evaluate(
-        "[...document.querySelectorAll('.noUi-handle')].find(e => e.getAttribute('aria-label') "
-        "=== 'Step' && e.offsetParent).focus()"
-    )
+    page.evaluate("document.querySelector('[data-part=slider]').focus()")
     page.press("ArrowLeft", 37)
-    page.wait(f"JSON.stringify({SENTENCE}) !== {json.dumps(json.dumps(last))}")
+    page.wait(f"{SENTENCE} !== {json.dumps(last)}")
     page.click("Run")
     page.wait(f"/\\D[2-9] of 32 iterations,/.test({TEXT})")
     page.click("Stop")
@@ -197,6 +194,7 @@ def test_a_draft_is_edited_by_keyboard_and_the_run_goes_on(page):
     first = page.evaluate(f"[...{tokens}.options].findIndex((e) => !/MASK/.test(e.text))")
     for _ in range(first):
         page.press("ArrowDown", 40)
+    time.sleep(1)  # the page sends the choice when the kernel is idle, a click at once
     page.click("Mask")
     page.wait(f"/MASK.+changed/.test([...{tokens}.options].map((e) => e.text))")
     page.click("Which others move?")
@@ -231,9 +229,9 @@ def test_copy_gives_the_page_s_link_and_keys_run_and_play(page):
     last = page.evaluate(SENTENCE)
     page.evaluate("document.activeElement.blur()")
     page.press(" ", 32)
-    page.wait(f"JSON.stringify({SENTENCE}) !== {json.dumps(json.dumps(last))}")
+    page.wait(f"{SENTENCE} !== {json.dumps(last)}")
     page.press(" ", 32)
-    page.wait("document.querySelector('.widget-play .fa-play')")
+    page.wait("document.querySelector('[data-part=play]').textContent === 'Play'")
     page.click("What is the capital of France?")
     page.wait(f"{prompt}.value === 'What is the capital of France?'")
     assert page.errors == []
@@ -270,7 +268,7 @@ def test_every_control_can_be_named_and_reached(page):
     pairs = page.names()
     assert [pair for pair in pairs if not re.search(r"\w", pair[1])] == []
     names = {name for _, name in pairs}
-    assert {"Prompt", "Iterations", "Pause (s)", "Temperature", "play", "one step back"} <= names
+    assert {"Prompt", "Iterations", "Pause (s)", "Temperature", "Play", "Back", "Step"} <= names
     assert len(names) > 25
     # Tab goes through all that can be pressed or moved.
     stops = page.evaluate(

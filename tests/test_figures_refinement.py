@@ -3,14 +3,12 @@
 import warnings
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from traces import EOS, make_trace, words
 
-from lad.utils import InvalidInput
 from lad.viz import refinement
 from lad.viz.style import WIDTH, to_png
 from lad.viz.tokens import confidence_color
@@ -114,8 +112,6 @@ def test_curves_name_each_run():
     assert [line.get_label() for line in lines] == ["noisy", "quiet"]
     assert np.allclose(lines[0].get_ydata(), [2 / 4, 3 / 4, 1, 1])
     assert lines[0].get_linestyle() != lines[1].get_linestyle()
-    with pytest.raises(InvalidInput, match="no traces"):
-        refinement.settled_curve({})
 
 
 def test_an_answer_that_is_empty_or_one_iteration_long_can_be_drawn():

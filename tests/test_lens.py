@@ -100,34 +100,32 @@ def test_a_sentence_says_after_which_layer_the_final_token_leads():
     assert lens_sentence(lens_of(7)) == expected
 
 
-def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(chromium, tmp_path):
-    trace, file = make_trace(words("a b", 2), prompt="<b>Why?"), tmp_path / "lens.html"
-    page = lens_html([lens_of(8), lens_of(7)], trace)
-    assert "<b>" not in page and page.count("</script>") == 2
-    file.write_text(f"<!doctype html><meta charset=utf-8>{page}", encoding="utf-8")
-    page = chromium.open(file.as_uri(), width=390)
-    page.wait("document.readyState === 'complete'")
-    cells = "[...document.querySelectorAll('td')].map(e => e.textContent)"
+def test_a_slider_chooses_the_position_in_a_page_without_a_kernel(show_page):
+    trace = make_trace(words("a b", 2), prompt="<b>Why?")
+    page = lens_html([lens_of(8), lens_of(7)._replace(position=1)], trace)
+    assert "<b>Why" not in page and "<b>a" not in page and page.count("</script>") == 1
+    page = show_page(page, width=390)
+    shown = "[data-frame]:not([hidden])"
+    cells = f"[...document.querySelectorAll('{shown} td')].map(e => e.textContent)"
     assert page.evaluate(cells) == ["↵", "internationally", "$x$", "␣"]  # the last layer on top
-    final = "[...document.querySelectorAll('.lad-final')].map(e => e.textContent)"
+    final = f"[...document.querySelectorAll('{shown} .lad-final')].map(e => e.textContent)"
     label = "document.querySelector('[data-part=slider]').getAttribute('aria-valuetext')"
-    assert page.evaluate(label) == "1: internationally"
+    assert page.evaluate(label) == "Token 1: internationally"
     assert page.evaluate(final) == ["internationally"]
     page.evaluate("document.querySelector('[data-part=slider]').focus()")
     page.press("ArrowLeft", 37)
-    assert page.evaluate(label) == "0: </script><b>a" and page.evaluate(final) == []
+    assert page.evaluate(label) == "Token 0: </script><b>a" and page.evaluate(final) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.errors == []
-    page.close()
 
 
 def test_the_explorer_shows_a_run_and_runs_a_prompt():
     denoiser = tiny_denoiser()
     explorer = LensExplorer(denoiser, record(denoiser, "<b>hi", CONFIG))
-    shown = explorer.screen.outputs
+    page = explorer.screen.player
+    shown = page.outputs
     assert explorer.prompt.value == "<b>hi" and "at iteration 0" in shown[0]["data"]["text/plain"]
     explorer.prompt.value, explorer.preset.value = "hello", "noiseless"
     explorer.run()
-    assert explorer.wait(60) and not explorer.message.value and explorer.screen.outputs != shown
+    assert explorer.wait(60) and not explorer.message.value and page.outputs != shown
     assert explorer.trace.config["iterations"] == PRESETS["noiseless"].iterations
     assert "lad-lens" in explorer._repr_mimebundle_()["text/html"]

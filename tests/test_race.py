@@ -117,14 +117,14 @@ def test_the_page_says_who_won_by_which_clock():
 
 def test_the_explorer_races_stops_and_keeps_the_last_race():
     explorer = RaceExplorer(tiny_denoiser(), runners(), Limits(iterations=3, answer_length=8))
-    shown = explorer.screen.outputs
+    shown = explorer.screen.player.outputs
     assert "Oslo" in shown[0]["data"]["text/html"] and explorer.prompt.value == HOSTILE
     assert "Oslo" in explorer._repr_mimebundle_()["text/html"]
     explorer.prompt.value = "hello"
     explorer.preset.value = "noiseless"
     explorer.run()
     assert explorer.wait(60) and explorer.traces[REFINEMENT].prompt == "hello"
-    assert explorer.traces[REFINEMENT].nfe <= 3 and explorer.screen.outputs != shown
+    assert explorer.traces[REFINEMENT].nfe <= 3 and explorer.screen.player.outputs != shown
     assert explorer.message.value == "" and "at most" in explorer.status.value
 
 
@@ -153,14 +153,10 @@ def test_explorers_of_one_model_take_turns(monkeypatch):
 
 
 @pytest.fixture
-def page(chromium, tmp_path):
-    file = tmp_path / "race.html"
-    file.write_text(f"<!doctype html><meta charset=utf-8>{race_html(runners())}", encoding="utf-8")
-    page = chromium.open(file.as_uri())
-    page.wait("document.readyState === 'complete'")
+def page(show_page):
+    page = show_page(race_html(runners()))
     yield page
-    assert page.errors == [] and page.evaluate("window.hacked === undefined")
-    page.close()
+    assert page.evaluate("window.hacked === undefined")
 
 
 def standing(page):
@@ -179,7 +175,7 @@ def test_the_race_plays_by_passes_and_by_seconds_from_the_keyboard(page):
     assert standing(page) == ["Running: 1 pass, 0.10 s", "Running: 1 pass, 1.00 s"]
     page.evaluate(part.format("by") + ".focus()")
     page.press("ArrowDown", 40)
-    assert page.evaluate(part.format("clock") + ".textContent") == "1.50 s"
+    assert page.evaluate(part.format("clock") + ".textContent") == "1.50 seconds"
     page.click("Back")
     assert standing(page) == [done[0], "Running: 1 pass, 1.00 s"]
     shown = "[...document.querySelectorAll('[data-frame]')].filter(e => !e.hidden)"

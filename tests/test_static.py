@@ -10,6 +10,7 @@ from xml.dom import minidom
 
 import pytest
 from conftest import run, tiny_denoiser
+from IPython.core.formatters import DisplayFormatter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from traces import make_trace, words
 
@@ -21,11 +22,10 @@ from lad.report import page as report_page
 from lad.utils import DamagedFile
 from lad.viz.export import animation, as_text
 from lad.viz.gallery import CHECKOUT
-from lad.viz.noise import schedule_sentence
 from lad.viz.tokens import visible
 from lad.viz.word_corruption import EVERYDAY, Sentence, corrupt, drawn_rates
 from lad.widgets.editing import InfillExplorer, RepairExplorer
-from lad.widgets.noise import SCRIPT, CorruptionExplorer, ScheduleExplorer, counts_html
+from lad.widgets.noise import SCRIPT, CorruptionExplorer, ScheduleExplorer
 from lad.widgets.recorded import FILE, choices, read_runs, run_choice, save_runs
 from lad.widgets.refinement import RefinementExplorer
 
@@ -61,9 +61,10 @@ def test_the_script_has_the_schedule_of_python(js):
     ]
     counts = js(f"{json.dumps(grid)}.map(ladNoise.maskCounts)")
     assert counts == [mask_counts(**settings) for settings in grid]
-    said = "[ladNoise.scheduleWords(m, 64), `<p>${ladNoise.countWords(m)}</p>`]"
-    expected = [[schedule_sentence(masks, 64), counts_html(masks)] for masks in counts]
-    assert js(f"{json.dumps(counts)}.map((m) => {said})") == expected
+    said = js("[ladNoise.scheduleWords([5, 2, 0, 0], 64), ladNoise.countWords([5, 2, 0, 0])]")
+    words = "5 of 64 tokens masked after iteration 0, the last 2 after iteration 1 of 4; 7 in all."
+    assert said == [words, "Masks after each iteration: 5, 2, none from iteration 2 on."]
+    assert js("ladNoise.scheduleWords([0, 0], 64)").endswith("in 2 iterations: a noiseless run.")
 
 
 def test_the_script_draws_the_corruption_of_python_from_the_same_seed(js):
@@ -108,18 +109,13 @@ def tab(chromium, recorded, tmp_path_factory):
         patch.setenv("LAD_FIGURES", str(recorded[0]))
         kinds = CorruptionExplorer, ScheduleExplorer, RefinementExplorer
         shown = [kind() for kind in (*kinds, RepairExplorer, InfillExplorer)]
-        outputs = [new_output("display_data", one._repr_mimebundle_()) for one in shown]
+        outputs = [new_output("display_data", DisplayFormatter().format(one)[0]) for one in shown]
         cells = [new_code_cell("explorer", outputs=[output]) for output in outputs]
         folder = tmp_path_factory.mktemp("static")
         notebook = new_notebook(cells=[new_markdown_cell("# Explorers"), *cells])
         made = report_page(notebook, "explorers", folder)
-    assert "A snapshot" not in made
-    (folder / "page.html").write_text(made, encoding="utf-8")
-    page = chromium.open((folder / "page.html").as_uri())
-    page.call("Network.enable")
-    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-    page.call("Network.emulateNetworkConditions", **offline)
-    page.wait("document.readyState === 'complete'")
+    assert "This works in Jupyter" not in made
+    page = chromium.show(made, folder, offline=True)
     yield page
     assert page.errors == []
     page.close()
@@ -135,35 +131,48 @@ def set_to(tab, number, name, value):
 
 
 def test_the_explorers_of_the_noise_answer_to_their_controls(tab):
-    explorer = CorruptionExplorer()
-    screen = "document.querySelector('.lad-static [data-part=screen]')"
-    tokens = f"[...{screen}.querySelectorAll('.lad-token')].map(e => e.textContent)"
+    explorer = "document.querySelector('.lad-static')"
+    screen = f"{explorer}.querySelector('[data-part=screen]')"
+    rows = f"[...{screen}.querySelectorAll('.lad-tokens')].map(row => [...row.children]"
+    tokens = f"{rows}.map(e => e.textContent))"
 
-    def live():
-        pairs = zip(explorer.damage.after, explorer.damage.shown, strict=True)
-        return [*explorer.damage.before, *(piece + kind for piece, kind in pairs)]
+    def expected(text, p, seed, **config):
+        config = CorruptionConfig(all_masked=0.0, **config)
+        drawn = corrupt(Sentence.of(text, 3), p, config, seed)
+        after = zip(drawn.after, drawn.shown, strict=True)
+        return [[*drawn.before], [piece + kind for piece, kind in after]]
 
-    assert tab.evaluate(tokens) == live()
+    first = "The river flows past the old town and ends in the sea."
+    assert tab.evaluate(tokens) == expected(first, 0.6, 0)
     for name, value in {"sentence": HOSTILE, "severity": 1.0, "seed": 3}.items():
-        getattr(explorer, name).value = value
         set_to(tab, 0, name, str(value))
-        assert tab.evaluate(tokens) == live()
+    assert tab.evaluate(tokens) == expected(HOSTILE, 1.0, 3)
     tab.click("Draw again")
-    explorer.again.click()
-    assert tab.evaluate(tokens) == live() and tab.evaluate("window.hacked === undefined")
-    set_to(tab, 0, "sentence", " ")
-    assert "0 words: expected" in tab.evaluate(
-        f"{screen}.querySelector('[role=alert]').textContent"
-    )
+    assert tab.evaluate(tokens) == expected(HOSTILE, 1.0, 4)
+    assert tab.evaluate("window.hacked === undefined")
+    shown = tab.evaluate(f"{screen}.querySelector('table').innerText.replace(/\\s+/g, ' ')")
+    assert "Tokens touched at p = 1 " in shown
+    assert re.search(r"duplicate 25\.0 % \d+ % 2[0-9]\.\d %", shown)
+    assert re.search(r"shift \(share of sentences\) 25\.0 % (yes|no) ", shown)
+    for kind in ("mask", "swap", "duplicate"):
+        tab.evaluate(f"{explorer}.querySelector('[name={kind}]').click()")
+    rest = {"mask_probability": 0.0, "kinds": KINDS[2:]}
+    assert tab.evaluate(tokens) == expected(HOSTILE, 1.0, 4, **rest)
+    set_to(tab, 0, "sentence", "שלום עולם טוב")
+    for places in tab.evaluate(f"{rows}.map(e => e.getBoundingClientRect().left))"):
+        assert places == sorted(places, reverse=True) and len(places) == 6  # right to left
+    for text in (" ", "word " * 201):
+        set_to(tab, 0, "sentence", text)
+        said = tab.evaluate(f"{screen}.querySelector('[role=alert]').textContent")
+        assert "words: expected a text of 1 to 200" in said
 
-    slider = "document.querySelector('[name=noise_start]')"
-    tab.evaluate(f"{slider}.focus()")
+    tab.evaluate("document.querySelector('[name=noise_start]').focus()")
     tab.press("ArrowRight", 39)
-    settings = {"iterations": 16, "answer_length": 64, "sharpness": 5.0, "noise_start": 0.55}
-    said = schedule_sentence(mask_counts(**settings), 64)
-    assert said in tab.evaluate("document.querySelectorAll('.lad-static')[1].textContent")
+    said = tab.evaluate("document.querySelectorAll('.lad-static')[1].textContent")
+    masks = mask_counts(iterations=16, answer_length=64, sharpness=5.0, noise_start=0.55)
+    assert f"{masks[0]} of 64 tokens masked after" in said and f"; {sum(masks)} in all." in said
     drawn = "document.querySelector('.lad-static svg[role=img]').getAttribute('aria-label')"
-    assert tab.evaluate(drawn) == said
+    assert tab.evaluate(drawn) in said
 
 
 def test_the_menus_show_the_recorded_runs(tab, recorded):

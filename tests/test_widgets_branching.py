@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(denoiser):
     explorer = stopped(denoiser, free=2)
     assert len(explorer.trace.steps) == 3 and explorer.editor.after.value == 2  # where it stopped
     assert go_on(explorer) == record(denoiser, "hello", SHORT)
-    assert explorer.comparison.traces == {}  # nothing was edited: there is one run only
+    assert explorer.compared == {}  # nothing was edited: there is one run only
     assert explorer.progress.value == 6
 
 
@@ -74,10 +74,9 @@ def test_two_branches_stand_side_by_side_and_what_is_pinned_stays(explorer, deno
     assert other == branch(denoiser, paused, **arrays) and other.prompt == "hello"
     assert (other.drafts[2:, 2:5] == draft[2:5]).all()
     runs = {"as it was": whole, "edited after iteration 1": other}
-    assert explorer.comparison.traces == runs
-    assert (2, "input") in frames(other) and explorer.player.trace is other
-    explorer.player.slider.value = frames(other).index((2, "input"))
-    assert "changed by hand, " in explorer.player.caption.value
+    assert explorer.compared == runs
+    assert (2, "input") in frames(other) and explorer.screen.trace is other
+    assert "changed by hand, " in explorer.screen.player.outputs[0]["data"]["text/html"]
     # What is pinned in a run is pinned where it goes on.
     editor.after.value = 3
     assert not editor.is_edited
@@ -89,7 +88,7 @@ def test_a_run_that_was_cut_off_goes_on_in_both_branches(denoiser):
     visible = np.flatnonzero(explorer.editor.draft != denoiser.mask_token_id).tolist()
     assert press(explorer, "Mask", *visible[:2]) == ""
     other = go_on(explorer)
-    as_it_was = explorer.comparison.traces["as it was"]
+    as_it_was = explorer.compared["as it was"]
     assert as_it_was == record(denoiser, "hello", SHORT) and as_it_was != other
     assert len(other.steps) == 6
 
@@ -128,7 +127,7 @@ def test_undo_and_what_cannot_be_edited(explorer):
 
 def test_a_run_of_another_model_is_refused(denoiser):
     explorer = make_explorer(denoiser, gallery={"Oslo": make_trace(words("Oslo <b>", 5))})
-    explorer.gallery.choice.value = "Oslo"
+    explorer.recorded.value = "Oslo"
     assert "expected one of tiny" in press(explorer, "Which others move?", 0)
     assert "&lt;b&gt;" in explorer.editor.screen.value  # a token is text
     assert "<b>" not in explorer.editor.screen.value.split("</div>")[1]
@@ -205,7 +204,7 @@ def test_compare_takes_the_run_on_show_whatever_its_settings(explorer, denoiser)
     explorer.controls["seed"].value = 7
     explorer.compare()
     assert explorer.wait(PATIENCE)
-    (before, old), (now, new) = explorer.comparison.traces.items()
+    (before, old), (now, new) = explorer.compared.items()
     assert old is first and new == record(denoiser, "hello", explorer.settings.config)
     assert before.startswith("before: ") and "guided" in before
     assert now.startswith("now: ") and "none, Seed 7" in now

@@ -53,7 +53,8 @@ def test_each_button_corrupts_the_text_and_undo_brings_it_back(repair):
 def test_a_recorded_run_is_on_show_at_first(repair, denoiser):
     recorded = run(repair)
     other = RepairExplorer(denoiser, recorded=recorded)
-    assert other.player.trace is recorded and other.status.value == "a recorded run"
+    assert other.screen.trace is recorded and other.status.value == "a recorded run"
+    assert 'class="lad-replay"' in other._repr_mimebundle_()["text/html"]  # without a kernel
 
 
 def test_a_text_without_words_cannot_be_corrupted(repair):
@@ -72,9 +73,8 @@ def test_a_repair_starts_from_the_text_and_masks_nothing(repair, denoiser):
     config = RefineConfig(iterations=4, remasking="none", answer_length=len(draft))
     assert trace == record(denoiser, REPAIR_PROMPT, config, draft=draft)
     assert UNCHANGED not in repair.status.value
-    repair.player.slider.value = 0
-    assert "Before." in repair.player.caption.value
-    assert "nothing of it masked" in repair.player.caption.value
+    shown = repair.screen.player.outputs[0]["data"]["text/html"]
+    assert "<b>Before.</b> What the run starts from, nothing of it masked" in shown
 
 
 def test_a_repair_that_changes_nothing_says_so(repair, monkeypatch):
@@ -89,8 +89,8 @@ def test_a_repair_that_changes_nothing_says_so(repair, monkeypatch):
 def test_a_hidden_word_is_masked_and_the_question_is_the_prompt(repair):
     repair.text.value, repair.question.value = "one ___ three", "count!"
     assert run(repair).prompt == "count!"
-    repair.player.slider.value = 0
-    assert "1 of its positions masked" in repair.player.caption.value
+    shown = repair.screen.player.outputs[0]["data"]["text/html"]
+    assert "1 of its positions masked" in shown
 
 
 def test_infilling_keeps_the_words_and_fills_the_gaps(infill, denoiser):
@@ -102,6 +102,20 @@ def test_infilling_keeps_the_words_and_fills_the_gaps(infill, denoiser):
     assert trace == expected
     kept = draft.fixed.numpy()
     assert (trace.drafts[:, kept] == draft.tokens.numpy()[kept]).all()
+
+
+def test_a_text_is_edited_between_two_drafts_and_both_branches_are_shown(infill, denoiser):
+    whole, editor = run(infill), infill.editor
+    editor.after.value = 0
+    kept = np.flatnonzero(editor.fixed)
+    assert kept.tolist() == np.flatnonzero(whole.steps[0].fixed).tolist()  # pinned: the words
+    editor.chosen.value = (int(kept[0]),)
+    editor.buttons["Mask"].click()
+    editor.go.click()
+    assert infill.wait(60) and infill.message.value == "" and infill.trace != whole
+    assert infill.compared == {"as it was": whole, "edited after iteration 0": infill.trace}
+    run(infill)
+    assert infill.compared == {}
 
 
 def test_an_error_of_the_text_is_shown(infill, repair):

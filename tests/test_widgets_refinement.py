@@ -73,6 +73,12 @@ class Gate:
         assert explorer.wait(PATIENCE)
 
 
+def player(explorer):
+    """The page under which the last run can be played, or ""."""
+    shown = explorer.screen.player.outputs
+    return shown[0]["data"]["text/html"] if shown else ""
+
+
 def values(control):
     return [value for _, value in control.options]
 
@@ -116,31 +122,28 @@ def test_the_controls_start_from_the_configuration_given(denoiser):
 
 
 def test_controls_without_effect_are_switched_off(explorer):
-    def off():
-        names = {name for name, control in explorer.controls.items() if control.disabled}
-        return names - {"variants"}  # which only "verified" uses
-
-    explorer.controls["remasking"].value = "verified"
-    assert not explorer.controls["variants"].disabled
-    explorer.controls["remasking"].value = "guided"
-    explorer.controls["temperature"].value = 1.0
     thresholds = {"confidence_threshold", "isolated_threshold", "window", "lookahead"}
-    others = {"entropy_bound", "editing_threshold"}
-    assert off() == thresholds | others
-    explorer.controls["remasking"].value = "random"
-    assert off() == thresholds | others | {"noise_clipping"}
-    explorer.controls["remasking"].value = "threshold"
     scheduled = {"noise_start", "sharpness", "noise_clipping", "clustering"}
-    assert off() == scheduled | others
-    explorer.controls["temperature"].value = 0.0  # greedy
-    assert off() == scheduled | others | {"top_k", "top_p"}
-    explorer.noiseless.value = True
-    assert off() == scheduled | thresholds | others | {"permanent", "top_k", "top_p"}
-    assert explorer.settings.config.remasking == "none"
+    others = {"entropy_bound", "editing_threshold", "variants"}
+    expected = {
+        "guided": thresholds | others,
+        "random": thresholds | others | {"noise_clipping"},
+        "threshold": scheduled | others,
+        "none": scheduled | thresholds | others | {"permanent"},
+    }
+    for temperature, sampling in ((1.0, set()), (0.0, {"top_k", "top_p"})):
+        explorer.controls["temperature"].value = temperature
+        for strategy, names in expected.items():
+            explorer.controls["remasking"].value = strategy
+            off = {name for name, control in explorer.controls.items() if control.disabled}
+            assert off == names | sampling
+    assert explorer.noiseless.value
     explorer.noiseless.value = False
     assert explorer.settings.config.remasking == "threshold"  # the strategy from before
-    explorer.controls["remasking"].value = "none"
-    assert explorer.noiseless.value
+    explorer.noiseless.value = True
+    assert explorer.settings.config.remasking == "none"
+    explorer.controls["remasking"].value = "verified"
+    assert not explorer.controls["variants"].disabled
 
 
 def test_a_run_records_what_the_sampler_does(explorer, denoiser):
@@ -148,7 +151,7 @@ def test_a_run_records_what_the_sampler_does(explorer, denoiser):
     run(explorer)
     assert explorer.message.value == ""
     assert explorer.trace == record(denoiser, "hello", explorer.settings.config)
-    assert explorer.player.trace is explorer.trace
+    assert explorer.screen.trace is explorer.trace
     assert explorer.progress.value == explorer.progress.max == 6
     assert explorer.progress.bar_style == "success"
     assert re.fullmatch(r"6 of 6 iterations, [\d.]+ a second", explorer.status.value)
@@ -165,13 +168,15 @@ def test_the_model_runs_when_run_is_pressed_and_never_else(denoiser):
     assert gate.calls == 0 and not explorer.running
     run(explorer)
     assert gate.calls == 4
-    seen = set()
-    for step in range(explorer.player.slider.max + 1):
-        explorer.player.slider.value = step
-        seen.add(explorer.player.caption.value)
-    explorer.player.by_confidence.value = True
-    assert len(seen) == len(frames(explorer.trace)) > 4
-    assert gate.calls == 4
+    assert player(explorer).count("<div data-frame") == len(frames(explorer.trace)) > 4
+
+
+def test_a_live_draft_is_coloured_by_its_confidence_while_the_box_is_ticked(explorer):
+    for ticked in (True, False):
+        explorer.screen.by_confidence.value = ticked
+        explorer.screen.show_live(make_trace(words("Paris", 3)), "denoised")
+        shown = explorer.screen.draft.value.split("</style>")[1]
+        assert ('class="lad-frames lad-by-confidence"' in shown) == ticked
 
 
 def test_stop_during_a_run_keeps_what_was_done(denoiser):
@@ -180,17 +185,18 @@ def test_stop_during_a_run_keeps_what_was_done(denoiser):
     explorer.run_button.click()
     assert gate.reached.wait(PATIENCE)  # in the fourth forward pass
     assert explorer.run_button.disabled and not explorer.stop_button.disabled
-    assert explorer.player.slider.disabled  # nothing to scrub yet
-    assert "Iteration 2" in explorer.player.caption.value  # the live view of the third
-    assert "settled" not in explorer.player.caption.value  # which is not known yet
+    assert player(explorer) == ""  # nothing to scrub yet
+    live = explorer.screen.draft.value.split("</style>")[1]
+    assert "Iteration 2" in live  # the live view of the third
+    assert "settled" not in live  # which is not known yet
     explorer.stop_button.click()
     assert explorer.stop_button.disabled
     gate.open(explorer)
     assert len(explorer.trace.steps) == gate.calls == 4
     assert not explorer.trace.stopped_early
-    assert "Cut off after 4 of 512 iterations" in explorer.player.answer.value
-    assert "settled" not in explorer.player.caption.value
-    assert not explorer.player.slider.disabled
+    assert "Cut off after 4 of 512 iterations" in player(explorer)
+    assert "; settled" not in player(explorer)
+    assert explorer.screen.live.layout.display == "none"
     assert explorer.progress.bar_style == "warning"
 
 
@@ -214,7 +220,7 @@ def test_bad_input_is_shown_in_the_widget(explorer):
     assert "the prompt is empty" in explorer.message.value
     assert 'role="alert"' in explorer.message.value
     assert explorer.progress.bar_style == "danger"
-    assert explorer.player.trace is good  # what was there stays
+    assert explorer.screen.trace is good  # what was there stays
     explorer.prompt.value = "hello"
     explorer.controls["sharpness"].max = 30
     explorer.controls["sharpness"].value = 25
@@ -296,7 +302,7 @@ def test_a_prompt_over_the_limit_is_refused_and_a_run_ends_at_the_limit_of_time(
     explorer.prompt.value = "hello"
     assert 0 < len(run(explorer).steps) < 512
     assert "ended after 0.2 s, the most that a run may take here" in explorer.status.value
-    assert "Cut off after" in explorer.player.answer.value
+    assert "Cut off after" in player(explorer)
     assert explorer.progress.bar_style == "warning"
 
 
@@ -336,26 +342,24 @@ def test_a_variation_changes_what_it_names_and_nothing_else():
 
 
 def test_compare_runs_both_and_shows_them_side_by_side(denoiser):
-    gate, other = Gate(denoiser, free=99), Gate(denoiser, free=0)
-    explorer = make_explorer(None, models={"other": other, "one": gate})
-    explorer.model.value = "one"
-    comparison = explorer.comparison
+    gate = Gate(denoiser, free=99)
+    explorer = make_explorer(gate)
     explorer.compare_with.value = "remasking"
     explorer.compare_button.click()
     assert explorer.wait(PATIENCE)
     assert explorer.message.value == ""
-    assert tuple(comparison.traces) == ("these settings", "without re-masking")
+    assert tuple(explorer.compared) == ("these settings", "without re-masking")
     noiseless = replace(SHORT, remasking="none")
     expected = tuple(record(denoiser, "hello", config) for config in (SHORT, noiseless))
-    assert tuple(comparison.traces.values()) == expected
-    assert explorer.trace is explorer.player.trace is comparison.traces["these settings"]
-    assert comparison.widget.layout.display == ""
+    assert tuple(explorer.compared.values()) == expected
+    assert explorer.trace is explorer.screen.trace is explorer.compared["these settings"]
+    assert "without re-masking" in explorer.comparison.outputs[0]["data"]["text/html"]
     gate.free = gate.calls + 1
     explorer.compare()  # which is stopped in its first run
     assert gate.reached.wait(PATIENCE)
     explorer.stop()
     gate.open(explorer)
-    assert len(explorer.trace.steps) == 2 and comparison.widget.layout.display == "none"
+    assert len(explorer.trace.steps) == 2 and explorer.comparison.outputs == ()
 
 
 def upload(explorer, data, name="run.jsonl"):
@@ -372,34 +376,34 @@ def test_a_saved_trace_comes_back_as_it_was_and_so_does_one_of_the_gallery(explo
     kept, oslo = run(explorer), make_trace(words("Oslo is nice", 5))
     runs = {"Bergen": make_trace(words("Bergen", 5), prompt="hello"), "Oslo": oslo}
     other = make_explorer(Gate(denoiser, free=0), gallery=dict(reversed(runs.items())))
-    assert other.player.trace is other.trace is runs["Bergen"]  # it opens with a run of its prompt
+    assert other.screen.trace is other.trace is runs["Bergen"]  # it opens with a run of its prompt
     assert make_explorer(denoiser, gallery={"Oslo": oslo}).trace is oslo
     upload(other, saved(explorer))
     assert other.message.value == ""
-    assert other.trace == kept and other.player.trace is other.trace
+    assert other.trace == kept and other.screen.trace is other.trace
     assert other.upload.value == ()  # the same file can be chosen again
-    other.gallery.choice.value = "Oslo"
-    assert other.player.trace is other.trace is oslo
+    other.recorded.value = "Oslo"
+    assert other.screen.trace is other.trace is oslo
     assert from_lines(saved(other).decode().splitlines()) == oslo
 
 
 def test_what_stands_around_the_player_belongs_to_the_run_in_it(denoiser):
     gate, oslo = Gate(denoiser, free=99), make_trace(words("Oslo is nice", 5), prompt="Oslo?")
     explorer = make_explorer(gate, gallery={"Oslo": oslo})
-    player, gallery, shown = explorer.player, explorer.gallery.choice, explorer.comparison.widget
+    gallery, shown = explorer.recorded, explorer.comparison
     explorer.compare()
-    assert explorer.wait(PATIENCE) and shown.layout.display == ""
+    assert explorer.wait(PATIENCE) and shown.outputs
     own = saved(explorer)
     gallery.value = "Oslo"
-    assert "Oslo?" in player.head.value and shown.layout.display == "none"
+    assert "Oslo?" in player(explorer) and not shown.outputs
     assert (explorer.status.value, explorer.progress.value) == ("a recorded run", 0)
     upload(explorer, own, "<own>.jsonl")
-    assert gallery.value == "" and "hello" in player.head.value
+    assert gallery.value == "" and "<strong>hello" in player(explorer)
     assert explorer.status.value == "the run in &lt;own&gt;.jsonl"
     gallery.value, gate.free = "Oslo", gate.calls + 1
     explorer.run()
     assert gate.reached.wait(PATIENCE)
-    assert gallery.value == "" and "hello" in player.head.value
+    assert gallery.value == "" and "<strong>hello" in explorer.screen.draft.value
     waiting = [gallery, explorer.upload, explorer.compare_button, explorer.run_button]
     assert all(control.disabled for control in waiting)
     gate.open(explorer)

@@ -1,7 +1,7 @@
-// Names for what ipywidgets leaves nameless: slider handles, the buttons of Play, progress bars. The
-// head of an Accordion gets what a button has, so that the keyboard reaches and opens it. The script
-// watches the page, since widgets come and go. Then keys: Ctrl-Enter runs, space plays. And what only
-// a page can do: copying a text, and telling the demo's kernel what the link says.
+// Names for what ipywidgets leaves nameless: slider handles and progress bars. The head of an
+// Accordion gets what a button has, so that the keyboard reaches and opens it. The script watches the
+// page, since widgets come and go. Then keys: Ctrl-Enter runs, space plays. And what only a page can
+// do: copying a text, and telling the demo's kernel what the link says.
 (() => {
   if (window.ladNames) return;
   const described = (part) => {
@@ -14,7 +14,6 @@
   const setName = (part, words) => {
     if (words && part.getAttribute('aria-label') !== words) part.setAttribute('aria-label', words);
   };
-  const plays = {play: 'play', pause: 'pause', stop: 'back to the start', retweet: 'repeat'};
   const fold = (head) => {
     const open = () => head.parentElement.classList.contains('jupyter-widget-Collapse-open');
     head.setAttribute('aria-expanded', open());
@@ -29,13 +28,6 @@
   };
   const name = () => {
     document.querySelectorAll('.noUi-handle').forEach((handle) => setName(handle, described(handle)));
-    document.querySelectorAll('.widget-play button i').forEach((icon) => {
-      const kind = Object.keys(plays).find((one) => icon.classList.contains('fa-' + one));
-      if (kind) setName(icon.parentElement, plays[kind]);
-    });
-    document.querySelectorAll('button[title]').forEach((button) => {
-      if (!button.textContent.trim()) setName(button, button.title);
-    });
     document.querySelectorAll('.widget-hprogress .progress').forEach((bar) => {
       bar.setAttribute('role', 'progressbar');
       setName(bar, described(bar) || 'progress of the run');
@@ -52,7 +44,7 @@
     }
   };
   // The first of these that can be pressed, in the nearest box of widgets that has one.
-  const RUN = 'button.mod-primary', PLAY = '.widget-play button:first-child';
+  const RUN = 'button.mod-primary', PLAY = '[data-part=play]';
   const nearest = (target, buttons) => {
     const start = target === document.body ? target : target.closest('.jupyter-widgets');
     for (let box = start; box; box = box.parentElement && box.parentElement.closest('.jupyter-widgets')) {

@@ -1,6 +1,6 @@
-// The explorers of `lad.widgets.noise` in a page without a kernel: the formulas of
-// lad/diffusion/schedule.py and corruption.py, which a test compares, and what they show. Where no
-// page asks for an explorer, only the formulas are there, as `ladNoise`.
+// The explorers of `lad.widgets.noise`: the formulas of lad/diffusion/schedule.py and corruption.py,
+// which a test compares, and what they show. Where no page asks for an explorer, only the formulas
+// are there, as `ladNoise`.
 (() => {
   const range = (length, item) => Array.from({length}, (_, i) => item(i));
 
@@ -167,8 +167,8 @@
     const width = Math.max(300, part('screen').clientWidth), height = 230, left = 50, top = 30, bottom = 45;
     const x = (i) => left + i * (width - left - 10) / masks.length;
     const y = (n) => height - bottom - n * (height - top - bottom) / length;
-    const ticks = (most) => {
-      const step = [1, 2, 5, 10, 20, 50].find((one) => most / one <= width / 60);
+    const ticks = (most, room) => {
+      const step = [1, 2, 5, 10, 20, 50].find((one) => most / one <= room);
       return range(Math.floor(most / step) + 1, (i) => i * step);
     };
     const write = (text, attributes) => make('text', {fill: 'currentColor', ...attributes}, text);
@@ -176,12 +176,12 @@
     const area = masks.map((n, i) => `V${y(n)}H${x(i + 1)}`).join('');
     const stripes = make('pattern', {id: 'lad-stripes', width: 6, height: 6, patternUnits: 'userSpaceOnUse'},
       make('path', {d: 'M0 6L6 0', stroke: '#D55E00', 'stroke-width': 1.5}));
-    return make('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': words, 'font-size': 12},
+    return make('svg', {viewBox: `0 0 ${width} ${height}`, width, role: 'img', 'aria-label': words, 'font-size': 12},
       stripes,
       write(`${sum(masks)} masks in ${masks.length} iterations`, {x: left, y: 16, 'font-weight': 'bold'}),
-      ...ticks(length).flatMap((n) => [make('line', {x1: left, x2: x(masks.length), y1: y(n), y2: y(n), ...grid}),
+      ...ticks(length, 7).flatMap((n) => [make('line', {x1: left, x2: x(masks.length), y1: y(n), y2: y(n), ...grid}),
         write(n, {x: left - 6, y: y(n) + 4, 'text-anchor': 'end'})]),
-      ...ticks(masks.length - 1).map((i) => write(i, {x: x(i + 0.5), y: height - bottom + 16, ...middle})),
+      ...ticks(masks.length - 1, width / 60).map((i) => write(i, {x: x(i + 0.5), y: height - bottom + 16, ...middle})),
       make('path', {d: `M${x(0)} ${y(0)}${area}V${y(0)}Z`, fill: 'url(#lad-stripes)', stroke: '#D55E00'}),
       write('iteration (0 is the first)', {x: (left + width) / 2, y: height - 8, ...middle}),
       write('tokens masked again', {transform: `translate(12 ${(height + top - bottom) / 2}) rotate(-90)`, ...middle}));
@@ -230,7 +230,9 @@
         table(config, severity, rates, drawn.shares, given.draws), given.note];
     },
   };
+  let drawnAt = 0; // this width
   const draw = () => {
+    drawnAt = part('screen').clientWidth;
     inputs.filter((input) => input.type === 'range').forEach((input) => {
       input.nextElementSibling.textContent = input.value;
     });
@@ -249,4 +251,7 @@
   });
   part('controls').hidden = false;
   draw();
+  new ResizeObserver(() => { // the curve has the width of the page, which may change
+    if (part('screen').clientWidth !== drawnAt) requestAnimationFrame(draw);
+  }).observe(part('screen'));
 })();

@@ -152,11 +152,12 @@ def moves_html(trace: Trace, moves: np.ndarray, hidden: int) -> str:
             move = max(moves[n] for n in span.positions if n < len(moves))
             share = 1 + np.log10(np.clip(move, SMALLEST, 1)) / 3
             color = to_hex(tint(COLORS["swap"], 0.75 * share))
-            tag, style, words = "span", f"background:{color}", f"moves {100 * move:.1f} %"
+            tag, style, words = "span", f"--lad-confidence:{color}", f"moves {100 * move:.1f} %"
         one = {"tag": tag, "classes": "lad-token lad-confidence", "style": style}
         one |= {"title": f"position {first}, {words}", "is_name": span.kind != "text", "at": first}
         spans.append(one | {"lines": visible(span.text).split("\n")})
-    return str(VIEWS.draft(spans, f"how far states move when position {hidden} is hidden", 0))
+    label = f"how far states move when position {hidden} is hidden"
+    return f'<div class="lad-by-confidence">{VIEWS.draft(spans, label, 0)}</div>'
 
 
 def moves_sentence(trace: Trace, moves: np.ndarray, hidden: int, most: int = 5) -> str:

@@ -8,6 +8,7 @@ changed is `<ins>` (green, underlined), what was masked is `<del>` (vermillion, 
 from __future__ import annotations
 
 import base64
+import gzip
 import html
 import json
 import math
@@ -22,21 +23,30 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lad.diffusion.trace import Trace
 from lad.models.chat import decode_pieces
-from lad.utils import InvalidInput
 from lad.viz import tokens
 from lad.viz.tokens import PHASES, TokenSpan, count, sentence, summary, token_spans, visible
 
 ASSETS = Path(__file__).parents[1] / "assets"
-_FILES = ("view.css", "inside.js", "replay.js")
-STYLE, INSIDE, REPLAY = ((ASSETS / name).read_text(encoding="utf-8") for name in _FILES)
+_FILES = ("view.css", "inside.js", "player.js", "chooser.js")
+STYLE, INSIDE, PLAYER, CHOOSER = ((ASSETS / name).read_text(encoding="utf-8") for name in _FILES)
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined
 )
 VIEWS = ENVIRONMENT.get_template("view.html").module  # its macros
-COLORINGS = ("state", "confidence", "either")
-PACES = {"slow": 2.0, "normal": 0.7, "fast": 0.2}  # seconds between two frames
+PACES = {"slow": 0.25, "normal": 1, "fast": 4}  # times the rate of the clock
+# Clocks of a player: name -> moves a second at normal pace, and the slider's step
+STEPS = {"steps": (1.5, 1)}
+ITERATIONS = {"iterations": (1.5, 1)}
+PASSES = {"forward passes": (10, 1), "seconds": (1, "any")}
 COSTS = ["run", "tokens", "NFE (*: stopped early)", "TPF", "seconds"]
 COSTS += ["half settled after", "repeats"]
+
+
+class Page(str):
+    """HTML that a notebook cell shows when it is the cell's last line."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
 
 
 def escape(text: str) -> str:
@@ -49,27 +59,24 @@ def page_html(*fragments: str) -> str:
     return str(VIEWS.page(STYLE, fragments))
 
 
-def draft_html(trace: Trace, step: int, phase: str = "denoised", coloring: str = "state") -> str:
+def draft_html(trace: Trace, step: int, phase: str = "denoised") -> str:
     """One step of a trace in one phase, see `token_spans`, as one line of HTML.
 
-    `coloring` is "state" (green = changed, red = masked) or "confidence" (by probability; underline
-    and hatch stay); "either" is by confidence inside an element of class `lad-by-confidence`.
+    Green is changed, red is masked. Inside an element of class `lad-by-confidence` the colour is
+    that of the confidence; underline and hatch stay.
     """
-    if coloring not in COLORINGS:
-        raise InvalidInput(f"coloring = {coloring!r}: expected one of {', '.join(COLORINGS)}")
-    spans = [_span(span, coloring) for span in token_spans(trace, step, phase)]
+    spans = [_span(span) for span in token_spans(trace, step, phase)]
     name = {"input": "Input of", "denoised": "Draft after", "remasked": "Draft re-masked after"}
     label = f"{name[phase]} iteration {trace.steps[step].iteration}"
     return str(VIEWS.draft(spans, label, step % len(trace.steps)))
 
 
-def _span(span: TokenSpan, coloring: str) -> dict:
+def _span(span: TokenSpan) -> dict:
     classes = ["lad-token"] + [f"lad-{span.kind}"] * (span.kind != "text")
     style = ""
-    if coloring != "state" and span.state != "masked" and not math.isnan(span.confidence):
-        classes.append("lad-either" if coloring == "either" else "lad-confidence")
-        name = "--lad-confidence" if coloring == "either" else "background"
-        style = f"{name}:{tokens.confidence_color(span.confidence)}"
+    if span.state != "masked" and not math.isnan(span.confidence):
+        classes.append("lad-confidence")
+        style = f"--lad-confidence:{tokens.confidence_color(span.confidence)}"
     classes += ["lad-after-eos"] * span.after_eos
     several = span.kind in ("eos", "mask") and span.count > 1
     text = f"{span.text} × {span.count}" if several else span.text
@@ -81,6 +88,8 @@ def _span(span: TokenSpan, coloring: str) -> dict:
 
 def _ranges(positions: Sequence[int]) -> str:
     """Ascending numbers as "3", "3-5" or "3-5,8"."""
+    if len(positions) == 1:  # nearly always
+        return str(positions[0])
     runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
@@ -93,11 +102,11 @@ def _describe(span: TokenSpan) -> str:
     return ", ".join(words)
 
 
-def legend_html(trace: Trace, coloring: str = "state", phases: Sequence[str] = PHASES) -> str:
+def legend_html(trace: Trace, phases: Sequence[str] = PHASES) -> str:
     """The key to the spans, with only what can occur in these phases of this trace's frames."""
     gaps = any(name == "input" and trace.is_masked[i].any() for i, name in tokens.frames(trace))
     masked = ("input" in phases and gaps) or ("remasked" in phases and trace.remask.any())
-    return str(VIEWS.legend(coloring == "confidence", masked))
+    return str(VIEWS.legend(masked))
 
 
 def caption_html(trace: Trace, step: int, phase: str, live: bool = False) -> str:
@@ -166,21 +175,63 @@ def answer_html(trace: Trace) -> str:
     return str(VIEWS.answer(visible(trace.answer, newline="\n"), summary(trace)))
 
 
-def replay_html(trace: Trace) -> str:
-    """A trace as a player that works in a page: play, step, scrub, pace, colour by confidence."""
-    drawn = [
-        caption_html(trace, *frame) + draft_html(trace, *frame, "either")
-        for frame in tokens.frames(trace)
+def player_html(
+    head: str, lanes: Sequence[Mapping], clocks: Mapping[str, tuple], foot: str = ""
+) -> str:
+    """Runs under one player that works in a page: play, step, scrub, pace, colour by confidence.
+
+    A lane has `frames`, each with its times by every clock and its HTML, and perhaps a `name`, a
+    `legend`, the box of `inside_html`, the frame to `start` with, the last by default, and
+    `standing`, what the run needed in passes and seconds.
+    """
+    rest = dict.fromkeys(("name", "legend", "inside", "standing"), "")
+    lanes = [rest | {"start": len(lane["frames"]) - 1} | lane for lane in lanes]
+    return page_html(VIEWS.player(head, lanes, clocks, PACES, foot, INSIDE + PLAYER))
+
+
+def replay_html(trace: Trace, head: str | None = None) -> str:
+    """A trace as a player, frame by frame; `head` stands above it, by default the prompt."""
+    frames = [
+        (number, caption_html(trace, *frame) + draft_html(trace, *frame))
+        for number, frame in enumerate(tokens.frames(trace))
     ]
-    legends = [legend_html(trace, coloring) for coloring in ("state", "confidence")]
-    given = prompt_html(trace), drawn, legends, inside_html(trace), answer_html(trace)
-    return page_html(VIEWS.replay(*given, PACES, INSIDE + REPLAY))
+    lane = {"frames": frames, "legend": legend_html(trace), "inside": inside_html(trace)}
+    head = prompt_html(trace) if head is None else head
+    return player_html(head, [lane], STEPS, answer_html(trace))
 
 
-def replays_html(traces: Mapping[str, Trace]) -> str:
-    """Several runs by name, each folded away behind its name; the first is open."""
-    players = [(visible(name), replay_html(trace)) for name, trace in traces.items()]
-    return str(VIEWS.replays(players))
+def comparison_html(traces: Mapping[str, Trace]) -> str:
+    """Runs by name side by side, iteration by iteration, with what each cost.
+
+    A run that has ended shows its answer from then on.
+    """
+    lanes = []
+    for name, trace in traces.items():
+        shown = [(step, "denoised") for step in range(len(trace.steps))]
+        frames = [(n, caption_html(trace, n, p) + draft_html(trace, n, p)) for n, p in shown]
+        parts = {"legend": legend_html(trace, ["denoised"]), "inside": inside_html(trace)}
+        lanes.append({"name": visible(name), "frames": frames} | parts)
+    return player_html("", lanes, ITERATIONS, costs_html(traces))
+
+
+def chooser_html(
+    menus: Mapping[str, Mapping[str, Sequence[str]]], pages: Mapping[str, str], note: str = ""
+) -> str:
+    """Menus over pages of HTML that are packed until they are chosen; the first is on show.
+
+    A menu has its values by group, "" for none. A page stands at its places in the menus: "0 2".
+    """
+    packed = {key: gzip.compress(page.encode(), mtime=0) for key, page in pages.items()}
+    packed = {key: base64.b64encode(data).decode() for key, data in packed.items()}
+    first = next(iter(pages.values()))
+    return page_html(VIEWS.chooser(menus, first, packed, note, CHOOSER))
+
+
+def gallery_html(traces: Mapping[str, Trace]) -> Page:
+    """Several runs, at least one, by name: a menu, and the player of the run that is chosen."""
+    names = [visible(name) for name in traces]
+    players = {str(number): replay_html(trace) for number, trace in enumerate(traces.values())}
+    return Page(chooser_html({"Run": {"": names}}, players))
 
 
 def draft_text(trace: Trace, step: int, phase: str = "denoised") -> str:

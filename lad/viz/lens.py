@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lad.evaluation.statistics import Estimate
 from lad.viz import style
-from lad.viz.html import ASSETS, ENVIRONMENT, page_html, prompt_html
+from lad.viz.html import ENVIRONMENT, player_html, prompt_html
 from lad.viz.refinement import drawable
 from lad.viz.style import label, new_figure, styled, titled
 from lad.viz.tokens import confidence_color, visible
@@ -21,7 +20,6 @@ if TYPE_CHECKING:  # it needs torch
     from lad.evaluation.lens import Lens
 
 LENS = ENVIRONMENT.get_template("lens.html").module
-SCRIPT = (ASSETS / "lens.js").read_text(encoding="utf-8")
 MOST = 10  # characters of a token in a square
 
 
@@ -46,23 +44,20 @@ def _short(text: str) -> str:
 
 def lens_html(lenses: Sequence[Lens], trace: Trace) -> str:
     """The lens at every position of a run, one at a time, chosen with a slider; no kernel."""
-    texts = {token: text for one in lenses for token, text in one.texts.items()}
-    number = {token: n for n, token in enumerate(texts)}
-    positions = [
-        {
-            "tokens": [[number[token] for token in row] for row in one.tokens.tolist()],
-            "percent": (100 * one.probability).round().astype(int).tolist(),
-            "masked": one.is_masked.tolist(),
-            "final": number[one.final],
-            "words": lens_sentence(one),
-        }
-        for one in lenses
+    frames = [(number, _table(one)) for number, one in enumerate(lenses)]
+    lane = {"frames": frames, "start": len(frames) // 2}
+    return player_html(prompt_html(trace), [lane], {"tokens": (1.5, 1)}, str(LENS.key()))
+
+
+def _table(lens: Lens) -> str:
+    texts = {token: _named(text) for token, text in lens.texts.items()}
+    rows = [
+        (layer, [(texts[t], f"{p:.0%}", confidence_color(p), t == lens.final) for t, p in cells])
+        for layer, cells in enumerate(map(zip, lens.tokens.tolist(), lens.probability.tolist()), 1)
     ]
-    data = {"positions": positions, "iterations": lenses[0].iterations}
-    data["texts"] = [_named(text) for text in texts.values()]
-    data["colors"] = [confidence_color(n / 10) for n in range(11)]
-    safe = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")  # it is in a script
-    return page_html(LENS.lens(SCRIPT, prompt_html(trace), safe, len(lenses) - 1))
+    label = f"{lens.position}: {texts[lens.final]}"
+    heads = zip(lens.iterations, lens.is_masked.tolist(), strict=True)
+    return str(LENS.position(label, lens_sentence(lens), heads, rows[::-1]))
 
 
 @styled

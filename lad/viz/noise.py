@@ -104,31 +104,6 @@ def schedule_by_noise_start() -> Figure:
     return titled(figure, f"{text}1 masks it {totals[1]:.1f} times")
 
 
-@styled
-def schedule_curve(masks: Sequence[int], answer_length: int) -> Figure:
-    """One schedule: tokens masked again after each iteration. Laid out by hand, to be quick."""
-    iterations, last = len(masks), _last_mask(masks)
-    figure, axes = new_figure(height=2.9, layout="none")
-    figure.subplots_adjust(left=0.08, right=0.985, top=0.88, bottom=0.17)
-    edges = np.arange(iterations + 1) - 0.5
-    axes.fill_between(edges, [*masks, masks[-1]], step="post", **MASK_AREA)
-    axes.set_xlim(-0.5, iterations - 0.5)
-    axes.set_ylim(0, answer_length)
-    ends = "" if last is None else f", the last after iteration {last}"
-    label(axes, ITERATION, REMASKED, f"{sum(masks)} masks in {iterations} iterations{ends}")
-    return figure
-
-
-def schedule_sentence(masks: Sequence[int], answer_length: int) -> str:
-    """One schedule in words."""
-    iterations, last = len(masks), _last_mask(masks)
-    if last is None:
-        return f"Nothing is masked again in {iterations} iterations: a noiseless run."
-    first = f"{masks[0]} of {answer_length} tokens masked after iteration 0"
-    end = f"the last {masks[last]} after iteration {last} of {iterations}"
-    return f"{first}, {end}; {sum(masks)} in all."
-
-
 def _last_mask(counts: Sequence[int]) -> int | None:
     """Index of the last iteration after which something is masked."""
     return max((i for i, masks in enumerate(counts) if masks), default=None)

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from itertools import accumulate
 
 from lad.diffusion.trace import Trace
-from lad.viz.html import ASSETS, ENVIRONMENT, draft_html, legend_html, page_html, prompt_html
+from lad.viz.html import (
+    PASSES,
+    VIEWS,
+    draft_html,
+    escape,
+    legend_html,
+    player_html,
+    prompt_html,
+)
 from lad.viz.tokens import count, visible
-
-RACE = ENVIRONMENT.get_template("race.html").module
-SCRIPT = (ASSETS / "race.js").read_text(encoding="utf-8")
-CLOCKS = ("forward passes", "seconds")
-PACES = {"slow": 0.25, "normal": 1, "fast": 4}  # times 10 passes a second, times the run's seconds
 
 
 def race_html(traces: Mapping[str, Trace]) -> str:
@@ -22,9 +25,10 @@ def race_html(traces: Mapping[str, Trace]) -> str:
         for name, trace in traces.items()
     ]
     *_, last = traces.values()  # which masks
-    notes = [race_sentence(traces), _conditions(last.provenance)]
-    given = prompt_html(last), lanes, CLOCKS, PACES, legend_html(last), notes
-    return page_html(RACE.race(SCRIPT, *given))
+    lanes[-1]["legend"] = legend_html(last)
+    notes = race_sentence(traces), _conditions(last.provenance)
+    foot = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return player_html(prompt_html(last), lanes, PASSES, foot)
 
 
 def race_sentence(traces: Mapping[str, Trace]) -> str:
@@ -52,16 +56,16 @@ def _conditions(provenance: Mapping) -> str:
     )
 
 
-def _frames(trace: Trace) -> list[dict]:
-    """What stands after each pass, and the seconds until then."""
-    drawn, before = [], ""
+def _frames(trace: Trace) -> list[tuple[str, str]]:
+    """What stands after each pass, with the passes and the seconds until then."""
+    drawn, before = ["…"], ""
     for step, remask in enumerate(trace.remask):
         if trace.provenance.get("decoding") == "left to right":
             text = trace.text(step)
             kept = len(before) if text.startswith(before) else 0  # or a character is not whole yet
-            drawn.append(RACE.written(visible(text[:kept]), visible(text[kept:])))
+            drawn.append(VIEWS.written(visible(text[:kept]), visible(text[kept:])))
             before = text
         else:
             drawn.append(draft_html(trace, step, "remasked" if remask.any() else "denoised"))
-    seconds = accumulate(step.seconds for step in trace.steps)
-    return [{"seconds": f"{at:.4f}", "html": one} for one, at in zip(drawn, seconds, strict=True)]
+    seconds = accumulate((step.seconds for step in trace.steps), initial=0)
+    return [(f"{n} {at:.4f}", one) for n, (at, one) in enumerate(zip(seconds, drawn, strict=True))]

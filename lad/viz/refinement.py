@@ -25,7 +25,6 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from lad.diffusion.trace import Trace
-from lad.utils import InvalidInput
 from lad.viz import style, tokens
 from lad.viz.style import COLORS, WIDTH, label, new_figure, styled, titled
 from lad.viz.tokens import CONFIDENCE_STOPS, TokenSpan, count, ran, token_spans
@@ -253,8 +252,6 @@ def settled_curve(traces: Mapping[str, Trace]) -> Figure:
 
 
 def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
-    if not lines:
-        raise InvalidInput("no traces: expected a dict of at least one, from label to Trace")
     figure, axes = new_figure(height=2.9)
     for number, (name, values) in enumerate(lines.items()):
         line = style.series(number) | {"label": drawable(name).replace("$", r"\$")}

@@ -12,7 +12,6 @@ import base64
 import functools
 import html
 import io
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,8 +234,6 @@ def show(figure: Figure, alt: str, name: str | None = None) -> Picture:
 
 def save(figure: Figure, name: str, svg: bool = False) -> Path:
     """Write `name`.png (and .svg) into the figures folder, whole or not at all; the PNG's path."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InvalidInput(f"figure name {name!r}: expected letters, digits, '.', '-' or '_'")
     path = figures_folder() / f"{name}.png"
     with disk_errors(path, "set LAD_FIGURES to another folder"):
         write_whole(path, to_png(figure))

@@ -18,7 +18,6 @@ import numpy as np
 
 from lad.diffusion.trace import Trace
 from lad.models.chat import decode_pieces
-from lad.utils import InvalidInput
 
 PHASES = ("input", "denoised", "remasked")
 # strategies that mask only what was never shown -> what they show it by
@@ -28,6 +27,7 @@ SHOWN_BY = {
     "editing": "with token editing",
     "verified": "of drafts that the backbone verifies",
 }
+SIGNS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", ord("\t"): "⇥"}
 SOLID = ("text", "special")  # kinds of span that can stand in an answer
 
 # Dark red, olive, pale green, as in the authors' figure, except that the lightness rises evenly
@@ -61,12 +61,7 @@ def token_spans(trace: Trace, step: int, phase: str = "denoised") -> list[TokenS
 
     `step` is an index into `trace.steps`, negative from the end; `phase` is one of `PHASES`.
     """
-    steps = len(trace.steps)
-    if not -steps <= step < steps:
-        raise InvalidInput(f"step {step}: the trace has {steps}, expected 0 to {steps - 1}")
-    step %= steps
-    if phase not in PHASES:
-        raise InvalidInput(f"phase = {phase!r}: expected one of {', '.join(PHASES)}")
+    step %= len(trace.steps)
     tokens, confidence = trace.drafts[step], trace.confidence[step]
     states = np.full(len(tokens), "plain", dtype=object)
     if phase == "input":
@@ -150,8 +145,7 @@ def _ends_early(data: bytes) -> bool:
 
 def visible(text: str, newline: str = "↵\n") -> str:
     """Text with a sign for what cannot be seen: `↵` and a break, `⇥`, `␛` and its like."""
-    signs = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
-    return text.translate(signs | {ord("\n"): newline, ord("\t"): "⇥"})
+    return text.translate(SIGNS | {ord("\n"): newline})
 
 
 def confidence_color(confidence: float) -> str:
@@ -172,10 +166,7 @@ def choose_steps(trace: Trace, iterations: Sequence[int] | None = None) -> list[
     if iterations is None:
         doubling = [0, *(4 * 2**n for n in range(10))]
         iterations = range(last + 1) if last < 6 else [n for n in doubling if n < last - 1] + [last]
-    whole = [isinstance(number, int | np.integer) and number >= 0 for number in iterations]
-    if not whole or not all(whole):
-        raise InvalidInput(f"iterations {iterations!r}: expected one or more whole numbers from 0")
-    return sorted({min(int(number), last) for number in iterations})
+    return sorted({min(number, last) for number in iterations})
 
 
 def frames(trace: Trace) -> list[tuple[int, str]]:

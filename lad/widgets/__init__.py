@@ -1,8 +1,8 @@
 """Explorers for notebooks; each has a `.widget`, which a notebook cell shows as its last line.
 
 controls       a control for every setting, presets, limits
-player         a recorded trace, a gallery of them, two side by side: no model, no thread
-recorded       runs behind menus, which stand for the next three without a kernel
+player         what is shown of a run: its drafts while it goes on, then a player
+recorded       runs behind menus, which stand for three explorers without a kernel
 runner         a run in a thread, to watch and to stop
 refinement     refine an answer live, play its trace, compare it with another
 sharing        the settings as a command, as Python, as a link to the demo
@@ -20,15 +20,12 @@ demo           the explorers as a web page; demo_server: Voila, its kernels and 
 
 from lad.widgets.attention import AttentionExplorer as AttentionExplorer
 from lad.widgets.benchmark import Answered as Answered
-from lad.widgets.benchmark import ItemBrowser as ItemBrowser
+from lad.widgets.benchmark import browse as browse
 from lad.widgets.controls import Limits as Limits
 from lad.widgets.editing import InfillExplorer as InfillExplorer
 from lad.widgets.editing import RepairExplorer as RepairExplorer
 from lad.widgets.lens import LensExplorer as LensExplorer
 from lad.widgets.noise import CorruptionExplorer as CorruptionExplorer
 from lad.widgets.noise import ScheduleExplorer as ScheduleExplorer
-from lad.widgets.player import Comparison as Comparison
-from lad.widgets.player import Gallery as Gallery
-from lad.widgets.player import TracePlayer as TracePlayer
 from lad.widgets.race import RaceExplorer as RaceExplorer
 from lad.widgets.refinement import RefinementExplorer as RefinementExplorer

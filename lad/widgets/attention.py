@@ -13,7 +13,6 @@ import torch
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, visible
 from lad.models.chat import encode_text
-from lad.models.registry import load_backbone
 from lad.utils import InvalidInput
 from lad.viz.attention import attention_explorer, effect_sentence
 from lad.viz.html import escape
@@ -31,21 +30,14 @@ TARGETS = [
 class AttentionExplorer:
     """The attention masks at work on a short text, whose tokens are in `tokens`, as text."""
 
-    def __init__(
-        self, denoiser: Denoiser | None = None, text: str | None = None, prompt_length: int = 4
-    ) -> None:
-        """The text has 3 to 24 tokens, of which `prompt_length` count as the prompt at first.
-
-        By default the states are those of a random model of two layers.
-        """
-        self._denoiser = denoiser or Denoiser.create(load_backbone("tiny"))
-        tokenizer, config = self._denoiser.tokenizer, self._denoiser.config
-        if text is None:  # the random model reads bytes: a short text is then long enough
-            text = "ask:reply" if denoiser is None else "What is the capital? It is Paris."
+    def __init__(self, denoiser: Denoiser, text: str, prompt_length: int = 4) -> None:
+        """The text has 3 to 24 tokens, of which `prompt_length` count as the prompt at first."""
+        self._denoiser = denoiser
+        tokenizer, config = denoiser.tokenizer, denoiser.config
         ids = encode_text(tokenizer, text)
         if not 3 <= len(ids) <= MOST_TOKENS:
             raise InvalidInput(f"text of {len(ids)} tokens: expected 3 to {MOST_TOKENS}")
-        self._ids = torch.tensor(ids, device=self._denoiser.device)
+        self._ids = torch.tensor(ids, device=denoiser.device)
         self.tokens = [tokenizer.decode([i]) for i in ids]
         self._measured: dict[tuple, np.ndarray] = {}
         last = len(ids) - 1
@@ -66,6 +58,11 @@ class AttentionExplorer:
         parts = [self.kind, bar, self.message, self.image, self.caption]
         self.widget = widgets.VBox(parts)
         self._draw()
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict:
+        """The widget, and for a page without a kernel what it shows."""
+        static = {"text/html": self.image.value + self.caption.value}
+        return self.widget._repr_mimebundle_(**kwargs) | static
 
     def _draw(self, _change: object = None) -> None:
         kind, p, hidden = self.kind.value, self.prompt_length.value, self.hidden.value

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ipywidgets as widgets
-
 from lad.diffusion.trace import Trace
 from lad.evaluation.tasks import LETTERS, Question, parse_letter, parse_text
-from lad.utils import InvalidInput
-from lad.viz.html import escape
+from lad.viz.html import Page, chooser_html, escape, replay_html
 from lad.viz.tokens import count
-from lad.widgets.controls import SPACED
-from lad.widgets.player import TracePlayer
 
 OUTCOMES = ("right", "wrong", "unparsable")
 
@@ -64,43 +59,22 @@ def answered_html(one: Answered) -> str:
     )
 
 
-class ItemBrowser:
-    """Questions one at a time, at least one, with a player of the answer's trace below."""
+def browse(answered: Sequence[Answered]) -> Page:
+    """Questions, at least one, in a menu by outcome, each with a player of its answer's trace."""
+    groups: dict[str, list[Answered]] = {}
+    for kind in OUTCOMES:
+        found = [one for one in answered if one.outcome == kind]
+        groups |= {f"{kind} ({len(found)})": found} if found else {}
+    titles = {group: [_title(one) for one in found] for group, found in groups.items()}
+    pages = [_page(one) for found in groups.values() for one in found]
+    players = {str(number): page for number, page in enumerate(pages)}
+    return Page(chooser_html({"Question": titles}, players))
 
-    def __init__(self, answered: Sequence[Answered]) -> None:
-        if not answered:
-            raise InvalidInput("no answered question: expected at least one to look at")
-        self._all = self._listed = list(answered)
-        counts = {kind: sum(x.outcome == kind for x in answered) for kind in OUTCOMES}
-        labels = [("all", "all")] + [(f"{kind} ({n})", kind) for kind, n in counts.items() if n]
-        self.shown = widgets.Dropdown(options=labels, value="all", description="Show")
-        self.slider = widgets.IntSlider(value=1, min=1, max=len(answered), description="Question")
-        self.slider.layout.width = "22em"
-        self.back = widgets.Button(description="Previous", tooltip="The question before this one")
-        self.forth = widgets.Button(description="Next", tooltip="The question after this one")
-        self.caption, self.page, self.player = widgets.HTML(), widgets.HTML(), TracePlayer()
-        self.player.head.layout.display = "none"  # the page has the question
-        self.back.on_click(lambda _: self._go(-1))
-        self.forth.on_click(lambda _: self._go(1))
-        self.slider.observe(lambda _: self._draw(), "value")
-        self.shown.observe(lambda _: self._filter(), "value")
-        bar = widgets.HBox([self.shown, self.back, self.slider, self.forth], layout=SPACED)
-        self.widget = widgets.VBox([bar, self.caption, self.page, self.player.widget])
-        self._draw()
 
-    def _go(self, step: int) -> None:
-        self.slider.value = min(max(self.slider.value + step, 1), self.slider.max)
+def _title(one: Answered) -> str:
+    return f"{one.question.item.task} {one.question.item.id}: {one.question.item.question}"
 
-    def _filter(self) -> None:
-        self._listed = [x for x in self._all if self.shown.value in ("all", x.outcome)]
-        self.slider.value = 1
-        self.slider.max = len(self._listed)
-        self._draw()
 
-    def _draw(self) -> None:
-        one = self._listed[self.slider.value - 1]
-        where = f"<strong>Question {self.slider.value} of {len(self._listed)}</strong>"
-        name = escape(f"{one.question.item.task} {one.question.item.id}")
-        self.caption.value = f"{where}, {name}: {one.outcome}, {count(one.trace.nfe, 'iteration')}"
-        self.page.value = answered_html(one)
-        self.player.load(one.trace)
+def _page(one: Answered) -> str:
+    cost = f"<p>{one.outcome}, {count(one.trace.nfe, 'iteration')}</p>"
+    return replay_html(one.trace, answered_html(one) + cost)

@@ -13,18 +13,23 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 
+from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.resume import check_same_denoiser, next_input
 from lad.diffusion.trace import Trace
 from lad.evaluation.probes import effects
 from lad.models.chat import encode_text, read_vocabulary
 from lad.utils import InvalidInput
+from lad.viz import html
 from lad.viz.attention import moves_html, moves_sentence
-from lad.viz.html import caption_html, draft_html, escape, legend_html, page_html
-from lad.viz.tokens import visible
-from lad.widgets.controls import COLUMNS, FIELD, SPACED, WIDE, error_html
-from lad.widgets.runner import TURN
+from lad.viz.html import escape
+from lad.viz.tokens import is_whole, visible
+from lad.widgets.controls import COLUMNS, FIELD, SPACED, WIDE, Limits, error_html
+from lad.widgets.player import show_page
+from lad.widgets.runner import TURN, Explorer, Job, Source
+from lad.widgets.sweep import differences
 
+EDIT = "Edit a draft and go on"
 BUTTONS = {
     "Change": "write the text over the chosen token and, if it is longer, those after it",
     "Mask": "let the denoiser draw the chosen tokens anew",
@@ -156,7 +161,7 @@ class DraftEditor:
             TURN.release()
         moves = moves[prompt:]
         words = f"<p>{escape(moves_sentence(trace, moves, hidden))}</p>"
-        self.moves.value = page_html(words, moves_html(trace, moves, hidden))
+        self.moves.value = html.page_html(words, moves_html(trace, moves, hidden))
 
     def _draw(self) -> None:
         """List the tokens with their states, and show the draft as the denoiser will see it."""
@@ -171,10 +176,10 @@ class DraftEditor:
         following = replace(last, iteration=number, inputs=self.draft.copy(), remask=nothing)
         shown = replace(self.paused, steps=[*self.paused.steps, following])
         pinned = int(self.fixed.sum())
-        caption = caption_html(shown, number, "input")
+        caption = html.caption_html(shown, number, "input")
         note = f"<div>{pinned} pinned.</div>" if pinned else ""
-        draft = draft_html(shown, number, "input")
-        self.screen.value = page_html(caption, note, draft, legend_html(shown))
+        draft = html.draft_html(shown, number, "input")
+        self.screen.value = html.page_html(caption, note, draft, html.legend_html(shown))
 
     def _name(self, position: int, base: np.ndarray) -> str:
         token = self.draft[position]
@@ -183,3 +188,63 @@ class DraftEditor:
         states = ["changed"] * bool(token != base[position])
         states += ["pinned"] * bool(self.fixed[position])
         return f"{position}: {visible(text.strip() or text)}  {', '.join(states)}".rstrip()
+
+
+class BranchingExplorer(Explorer):
+    """An explorer whose run may be edited and gone on with; `comparison` shows both branches.
+
+    `compared` are the two runs side by side, by name, or none.
+    """
+
+    def __init__(self, denoiser: Source, limits: Limits | None, pause: float) -> None:
+        super().__init__(denoiser, limits, pause)
+        self.comparison = widgets.Output(layout=WIDE)
+        self.compared: dict[str, Trace] = {}
+        self.editor = DraftEditor(lambda: self._loader.get(), self.go_on)
+        self._waiting += [self.editor.go, *self.editor.buttons.values()]
+
+    def _keep(self, trace: Trace) -> None:
+        """Show a run that has ended, and let its drafts be edited."""
+        self.trace = trace
+        self.screen.load(trace)
+        self.editor.load(trace)
+
+    def _clear(self) -> None:
+        """What belongs to the run that was on show goes."""
+        self._show_both({})
+
+    def _show_both(self, runs: dict[str, Trace]) -> None:
+        """Show two runs side by side; fewer hide the comparison."""
+        self.compared = runs if len(runs) == 2 else {}
+        show_page(self.comparison, html.comparison_html(runs) if self.compared else "")
+
+    def _check_limits(self, *configs: RefineConfig) -> None:
+        for config in configs:
+            if (most := self._limits.apply(config)) != config:
+                got, allowed = differences(config, most), differences(most, config)
+                raise InvalidInput(f"{got}: expected at most {allowed} on this page")
+
+    def go_on(self) -> None:
+        """Go on from the draft in the editor, and show the run beside the one without the edit."""
+        self._unless_running(self._branch)
+
+    def _branch(self) -> None:
+        editor, old = self.editor, self.trace
+        if editor.paused is None:
+            raise InvalidInput("there is no run to go on from: expected one; press Run first")
+        config, number = RefineConfig.from_dict(old.config), editor.paused.steps[-1].iteration
+        self._check_limits(config)
+        draft, fixed = torch.from_numpy(editor.draft), torch.from_numpy(editor.fixed)
+        job = Job(old.prompt, config, draft, fixed, editor.paused)
+        jobs, edited = [job], editor.is_edited
+        if edited and not is_whole(old):  # the other branch goes on, too
+            jobs.insert(0, Job(old.prompt, config, after=old))
+
+        def done(traces: list[Trace], whole: bool) -> None:
+            self._keep(traces[-1])
+            if edited and len(traces) == len(jobs):
+                runs = {"as it was": [old, *traces][-2]}
+                self._show_both(runs | {f"edited after iteration {number}": traces[-1]})
+
+        self._clear()
+        self._start(lambda _denoiser: jobs, done)

@@ -44,7 +44,6 @@ def width(em: float) -> dict[str, str]:
 
 
 FIELD = {"style": MEDIUM, "layout": width(26)}
-SETTING = {"style": ABOVE, "layout": TALL | width(22)}
 SETTINGS_CLASS = "lad-settings"  # of a box of controls with their labels above them
 
 
@@ -101,11 +100,6 @@ class Limits:
         return check_text(text)
 
 
-def described(name: str) -> dict[str, str]:
-    """Label and tooltip of a setting, as traits of a widget."""
-    return {"description": SETTINGS[name]["label"], "tooltip": SETTINGS[name]["help"]}
-
-
 def make_control(
     name: str, value: object, most: int | None = None, **traits: object
 ) -> widgets.ValueWidget:
@@ -115,7 +109,8 @@ def make_control(
     "none", a Literal a list of its values; `most` is a limit below that of the setting.
     """
     field = SETTINGS[name]
-    traits = described(name) | {"layout": TALL, "style": ABOVE} | traits
+    look = {"layout": TALL, "style": ABOVE, "tooltip": field["help"]}
+    traits = {"description": field["label"]} | look | traits
     kinds = (field["type"], *get_args(field["type"]))
     low, high = field["low"], field["high"]
     if high is not None:

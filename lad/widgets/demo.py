@@ -40,7 +40,7 @@ def make_page(model: str, adapter: str | None, device: str) -> Widget:
         {key: run for key, run in all_runs.items() if run.provenance.get("model") == name}
         for all_runs in (recorded_runs(), recorded_race())
     )
-    start = {"models": {model: loader.get}, "config": PRESETS["default"], "pause": 0.1}
+    start = {"denoiser": loader.get, "model": model, "config": PRESETS["default"], "pause": 0.1}
     start |= {"prompt": "What do you know about Amsterdam?", "gallery": gallery(runs)}
     texts = {"denoiser": loader.get, "limits": LIMITS}
     explorers = {

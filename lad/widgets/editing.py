@@ -12,13 +12,13 @@ import ipywidgets as widgets
 from ipywidgets import Widget
 
 from lad.diffusion import drafts
-from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import GAP, Draft, gapped, visible_text
 from lad.diffusion.trace import Trace
 from lad.utils import InvalidInput
 from lad.viz.word_corruption import corrupt_text
+from lad.widgets.branching import EDIT, BranchingExplorer
 from lad.widgets.controls import (
     PURPOSES,
     SHORT,
@@ -29,7 +29,7 @@ from lad.widgets.controls import (
     make_control,
     width,
 )
-from lad.widgets.runner import Explorer, Job, Loader
+from lad.widgets.runner import Job, Source
 
 PLACEHOLDER = "the question that the text answers, if there is one"
 Plan = tuple[Callable[[Denoiser], Draft], RefineConfig]
@@ -42,7 +42,7 @@ EXPLANATIONS = {
 }
 
 
-class _TextExplorer(Explorer):
+class _TextExplorer(BranchingExplorer):
     """A text, perhaps the question it answers, and a run that starts from it.
 
     A subclass has `_make_controls`, which returns them in bars, and `_plan`: for a text the
@@ -54,7 +54,7 @@ class _TextExplorer(Explorer):
 
     def __init__(
         self,
-        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        denoiser: Source = None,
         text: str | None = None,
         question: str | None = None,
         pause: float = 0.3,
@@ -62,10 +62,10 @@ class _TextExplorer(Explorer):
         recorded: Trace | None = None,
     ) -> None:
         """`recorded` is a run that is on show at first."""
-        super().__init__(limits, pause)
-        self.player.load(recorded)
-        self.status.value = "a recorded run" if recorded else ""
-        self._loader = Loader(denoiser or load_denoiser)
+        super().__init__(denoiser, limits, pause)
+        if recorded:
+            self._keep(recorded)
+            self.status.value = "a recorded run"
         traits = {"layout": WIDE, "style": SHORT}
         text = self.TEXT if text is None else text
         self.text = widgets.Textarea(text, description="Text", rows=2, **traits)
@@ -74,8 +74,9 @@ class _TextExplorer(Explorer):
         traits["style"] = {"description_width": "initial"}
         self.question = widgets.Text(question, description="It answers the question", **traits)
         bars = [widgets.HBox(bar, layout=SPACED) for bar in self._make_controls()]
-        parts = [self.text, self.question, *bars, self.bar, self.message, self.player.widget]
-        self.widget = widgets.VBox(parts)
+        shown = [self.bar, self.message, self.screen.widget, self.comparison]
+        folded = widgets.Accordion([self.editor.widget], titles=[EDIT])
+        self.widget = widgets.VBox([self.text, self.question, *bars, *shown, folded])
 
     def _start_run(self) -> None:
         text, question = (self._limits.check(one.value) for one in (self.text, self.question))
@@ -91,11 +92,12 @@ class _TextExplorer(Explorer):
             return [Job(prompt, settings, start.tokens, start.fixed)]
 
         def keep(traces: list[Trace], whole: bool) -> None:
-            self.trace = traces[-1]
+            self._keep(traces[-1])
             if whole and (self.trace.drafts[-1] == self.trace.steps[0].inputs).all():
                 self.status.value = drafts.UNCHANGED
 
-        self._start(self._loader, jobs, keep)
+        self._clear()
+        self._start(jobs, keep)
 
 
 class RepairExplorer(_TextExplorer):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.evaluation.lens import lens
 from lad.viz.lens import lens_html, lens_sentence
 from lad.widgets.controls import Limits
 from lad.widgets.race import PromptExplorer
+from lad.widgets.runner import Source
 
 
 class LensExplorer(PromptExplorer):
@@ -20,11 +20,11 @@ class LensExplorer(PromptExplorer):
 
     def __init__(
         self,
-        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        denoiser: Source = None,
         trace: Trace | None = None,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(denoiser, limits=limits)
+        super().__init__(denoiser, limits)
         if trace is not None:
             self._done([trace], True)
 

@@ -3,55 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import ipywidgets as widgets
 
-from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.evaluation.race import race
 from lad.viz.race import race_html, race_sentence
 from lad.widgets.controls import PURPOSES, SHORT, WIDE, Limits, labelled
-from lad.widgets.runner import Explorer, Job, Loader
+from lad.widgets.player import show_page
+from lad.widgets.runner import Explorer, Job, Source
 
 
 class PromptExplorer(Explorer):
-    """A prompt, a preset, Run, and a page of HTML with a script, which a page without a kernel has.
+    """A prompt, a preset, Run, and a page of HTML with a script.
 
     A subclass has `_done`, which gets the traces of a run and calls `_show_page`.
     """
 
-    def __init__(
-        self,
-        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
-        prompt: str = "What do you know about Amsterdam?",
-        limits: Limits | None = None,
-    ) -> None:
-        super().__init__(limits, pause=0)
-        self._loader = Loader(denoiser or load_denoiser)
+    def __init__(self, denoiser: Source, limits: Limits | None) -> None:
+        super().__init__(denoiser, limits, pause=0)
+        prompt = "What do you know about Amsterdam?"
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
         self.preset = labelled(widgets.Dropdown, "Preset", 29, options=PURPOSES)
-        self.screen = widgets.Output(layout=WIDE)  # other widgets run no script
-        parts = [self.prompt, self.preset, self.bar, self.message, self.screen]
+        parts = [self.prompt, self.preset, self.bar, self.message, self.screen.widget]
         self.widget = widgets.VBox(parts)
 
     def _show_page(self, prompt: str, page: str, words: str) -> None:
         self.prompt.value = prompt
-        data = {"text/html": page, "text/plain": words}
-        self.screen.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        show_page(self.screen.player, page, words)
 
     def _start_run(self) -> None:
         job = Job(self._limits.check(self.prompt.value), PRESETS[self.preset.value])
-        self._start(self._loader, lambda _denoiser: [job], self._done)
-
-    def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        """The widget, and what it shows for a page without a kernel."""
-        shown = self.screen.outputs[0]["data"] if self.screen.outputs else {}
-        return self.widget._repr_mimebundle_(**kwargs) | shown
+        self._start(lambda _denoiser: [job], self._done)
 
 
 class RaceExplorer(PromptExplorer):
@@ -62,11 +50,11 @@ class RaceExplorer(PromptExplorer):
 
     def __init__(
         self,
-        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        denoiser: Source = None,
         traces: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(denoiser, limits=limits)
+        super().__init__(denoiser, limits)
         self.traces: dict[str, Trace] = {}
         if traces:
             self.load(traces)

@@ -8,7 +8,6 @@ place in the menus and the command.
 
 from __future__ import annotations
 
-import base64
 import gzip
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines, to_lines
 from lad.utils import damaged_file, write_whole
 from lad.viz.gallery import recorded_file
-from lad.viz.html import ASSETS, ENVIRONMENT, replay_html
+from lad.viz.html import VIEWS, chooser_html, replay_html
 from lad.viz.word_corruption import corrupt_text
 from lad.widgets.controls import PURPOSES
 
@@ -48,8 +47,6 @@ GAPS = (
     "Cats are [2] that like to [3].",
     "Once upon a time there was [3] who lived in [4].",
 )
-_VIEWS = ENVIRONMENT.get_template("recorded.html").module
-_SCRIPT = (ASSETS / "recorded.js").read_text(encoding="utf-8")
 
 
 class Choice(NamedTuple):
@@ -161,9 +158,7 @@ def menus_html(traces: Sequence[Trace]) -> str:
             values += [value] * (value not in values)
         key = " ".join(str(menus[name].index(value)) for name, value in chosen.items())
         players[key] = replay_html(trace)
-    packed = {k: base64.b64encode(gzip.compress(v.encode(), mtime=0)) for k, v in players.items()}
-    runs = {key: data.decode("ascii") for key, data in packed.items()}
     labels = {name: purpose for purpose, name in PURPOSES.items()}
-    shown = {menu: [labels.get(value, value) for value in values] for menu, values in menus.items()}
-    origin = traces[0].provenance
-    return str(_VIEWS.recorded(shown, next(iter(players.values())), runs, origin, _SCRIPT))
+    shown = {name: {"": [labels.get(v, v) for v in values]} for name, values in menus.items()}
+    note = str(VIEWS.recorded_note(traces[0].provenance, len(traces)))
+    return chooser_html(shown, players, note)

@@ -11,19 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import ipywidgets as widgets
-import torch
 
-from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import PRESETS, RefineConfig
-from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.diffusion.trace_file import from_lines
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, damaged_file
 from lad.viz.export import as_text
 from lad.viz.html import answer_html, escape, page_html, prompt_html
-from lad.viz.tokens import is_whole
-from lad.widgets.branching import DraftEditor
+from lad.widgets.branching import EDIT, BranchingExplorer
 from lad.widgets.controls import (
     PURPOSES,
     SHORT,
@@ -34,9 +30,8 @@ from lad.widgets.controls import (
     examples,
     labelled,
 )
-from lad.widgets.player import Comparison, Gallery
 from lad.widgets.recorded import PROMPTS
-from lad.widgets.runner import Explorer, Job, Loader
+from lad.widgets.runner import Job, Source
 from lad.widgets.sharing import DEFAULT_MODEL, DEMO, Sharing
 from lad.widgets.sweep import Sweep, differences
 
@@ -74,7 +69,7 @@ def variation(config: RefineConfig, kind: str) -> tuple[str, RefineConfig]:
     return f"preset {kind}", replace(PRESETS[kind], seed=config.seed)
 
 
-class RefinementExplorer(Explorer):
+class RefinementExplorer(BranchingExplorer):
     """Every control of a refinement, a run to watch or stop, and a player over its trace.
 
     `earlier` are the turns so far, as chat messages: part of the prompt while `turns` is ticked.
@@ -84,12 +79,12 @@ class RefinementExplorer(Explorer):
 
     def __init__(
         self,
-        denoiser: Denoiser | Callable[[], Denoiser] | None = None,
+        denoiser: Source = None,
         prompt: str = "What is the capital of France?",
         config: RefineConfig | None = None,
         pause: float = 0.0,
         *,
-        models: Mapping[str, Denoiser | Callable[[], Denoiser]] | None = None,
+        model: str = DEFAULT_MODEL,
         gallery: Mapping[str, Trace] | None = None,
         limits: Limits | None = None,
         demo: str = DEMO,
@@ -97,19 +92,16 @@ class RefinementExplorer(Explorer):
         """Nothing is loaded or run yet; what is given is what the controls say at first.
 
         Args:
-            denoiser: or a function that loads it at the first run; the default model when None.
+            denoiser: see `Source`.
             pause: seconds a frame.
-            models: several denoisers to choose from, by name, instead of one.
+            model: its name, of a denoiser that is not loaded yet.
             gallery: recorded runs; the first, of this prompt if there is one, is on show.
             limits: of a run, for pages that strangers visit.
             demo: the address of the demo page, for links to it.
         """
-        super().__init__(limits, pause)
-        if models is None:
-            given = denoiser is not None and not callable(denoiser)
-            name = denoiser.backbone.spec.name if given else DEFAULT_MODEL
-            models = {name: denoiser or load_denoiser}
-        self._loaders = {name: Loader(one) for name, one in models.items()}
+        super().__init__(denoiser, limits, pause)
+        if loaded := self._loader.denoiser:
+            model = loaded.backbone.spec.name
         self.earlier: list[dict[str, str]] = []
         self.settings = Controls(config, self._limits)
         self.controls, self.noiseless = self.settings.controls, self.settings.noiseless
@@ -117,43 +109,42 @@ class RefinementExplorer(Explorer):
         self.prompt = widgets.Textarea(
             value=prompt, description="Prompt", rows=2, layout=WIDE, style=SHORT
         )
-        self.model = labelled(widgets.Dropdown, "Model", 18, options=list(self._loaders))
-        self.model.disabled = len(self._loaders) == 1
+        self.model = labelled(widgets.Text, "Model", 18, value=model, disabled=True)
         words = "multi-turn: remember questions and answers"
         self.turns = labelled(widgets.Checkbox, words, 30, indent=False)
         self.talk = widgets.HTML(layout=WIDE)
         self.compare_with = labelled(widgets.Dropdown, "Beside it", 29, options=VARIATIONS)
         words = "run this prompt with the settings above and with others, side by side"
         self.compare_button = widgets.Button(description="Compare", icon="columns", tooltip=words)
-        self.comparison = Comparison(pause=max(pause, 0.5))
         words = "a .jsonl file that was saved here or by lad refine --trace"
         self.upload = widgets.FileUpload(accept=".jsonl", description="Load a trace", tooltip=words)
         self.save_as = labelled(widgets.Dropdown, "Save as", 20, options=FILES)
         self.save_as.observe(self._offer, "value")
         self.download = widgets.HTML()
-        self.gallery = Gallery(gallery or {}, self.player)
-        self.editor = DraftEditor(lambda: self._loaders[self.model.value].get(), self.go_on)
+        self.gallery = dict(gallery or {})
+        names = [("choose a recorded run", ""), *((name, name) for name in self.gallery)]
+        self.recorded = labelled(widgets.Dropdown, "Gallery", 34, options=names)
+        self.recorded.disabled = not gallery
         self.sweep = Sweep(lambda: self.settings.config, self.sweep_setting)
-        self._waiting += [self.compare_button, self.upload, self.sweep.button, self.editor.go]
-        self._waiting += self.editor.buttons.values()
-        self._waiting += [self.gallery.choice] if gallery else []
+        self._waiting += [self.compare_button, self.upload, self.sweep.button]
+        self._waiting += [self.recorded] if gallery else []
         self.compare_button.on_click(self.compare)
         self.upload.observe(self._load_file, "value")
-        self.gallery.choice.observe(self._load_recorded, "value")
+        self.recorded.observe(self._load_recorded, "value")
         self.turns.observe(lambda _change: self._remember([]), "value")
         self.sharing = Sharing(self.prompt, self.settings, self.model, demo)
-        own = [name for name, run in self.gallery.traces.items() if run.prompt == prompt]
-        self.gallery.choice.value = next(iter([*own, *self.gallery.traces]), "")
+        own = [name for name, run in self.gallery.items() if run.prompt == prompt]
+        self.recorded.value = next(iter([*own, *self.gallery]), "")
         first = [self.preset, self.controls["iterations"], self.noiseless, self.pause]
-        files = [self.gallery.widget, self.upload, self.save_as, self.download]
+        files = [self.recorded, self.upload, self.save_as, self.download]
         bars = (first, [self.model, self.turns], [self.compare_with, self.compare_button], files)
         basics, model, compare, files = (widgets.HBox(bar, layout=SPACED) for bar in bars)
         self.examples = examples(self.prompt, PROMPTS)
         question = [self.prompt, self.examples, basics, self.settings.folded, model, self.talk]
-        titles = ["Edit a draft and go on", "Sweep one setting"]
-        folded = widgets.Accordion([self.editor.widget, self.sweep.widget], titles=titles)
-        answer = [self.bar, self.message, self.player.widget]
-        more = [compare, self.comparison.widget, folded, files, self.sharing.widget]
+        folded = [self.editor.widget, self.sweep.widget]
+        folded = widgets.Accordion(folded, titles=[EDIT, "Sweep one setting"])
+        answer = [self.bar, self.message, self.screen.widget]
+        more = [compare, self.comparison, folded, files, self.sharing.widget]
         self.widget = widgets.VBox(question + answer + more)
 
     def _chat(self) -> Prompt:
@@ -175,7 +166,6 @@ class RefinementExplorer(Explorer):
         def done(traces: list[Trace], whole: bool) -> None:
             self._keep(traces[0])
             if show:
-                self.player.load(traces[0])
                 show(dict(zip(runs, traces, strict=False)))
             elif self.turns.value and whole:
                 question = {"role": "user", "content": text}
@@ -183,12 +173,11 @@ class RefinementExplorer(Explorer):
                 self._remember([*self.earlier, question, answer])
 
         self._clear()
-        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
+        self._start(lambda _denoiser: jobs, done)
 
     def _clear(self) -> None:
-        """What belongs to the run that was on show goes."""
-        self.gallery.choice.value = ""
-        self.comparison.load({})
+        super()._clear()
+        self.recorded.value = ""
         self.sweep.clear()
 
     def _remember(self, earlier: list[dict[str, str]]) -> None:
@@ -201,17 +190,14 @@ class RefinementExplorer(Explorer):
 
         The run on show may be the other one; it answers the same prompt.
         """
-        if not self.running:
-            with self._errors_shown():
-                here, shown = self.settings.config, self.trace
-                if self.compare_with.value == SHOWN:
-                    self._compare_with_shown(here, shown)
-                    return
-                name, other = variation(here, self.compare_with.value)
-                self._start_run({"these settings": here, name: other}, self._show_both)
+        self._unless_running(self._compare)
 
-    def _compare_with_shown(self, here: RefineConfig, shown: Trace | None) -> None:
-        text = self.prompt.value
+    def _compare(self) -> None:
+        here, shown, text = self.settings.config, self.trace, self.prompt.value
+        if self.compare_with.value != SHOWN:
+            name, other = variation(here, self.compare_with.value)
+            self._start_run({"these settings": here, name: other}, self._show_both)
+            return
         if shown is None or shown.prompt != text:
             got = "there is no run on show" if shown is None else "the run on show answers another"
             raise InvalidInput(f"{got}: expected one of this prompt; press Run first")
@@ -220,56 +206,19 @@ class RefinementExplorer(Explorer):
         both = dict.fromkeys(names, shown)
         self._start_run({names[1]: here}, lambda run: self._show_both(both | run))
 
-    def _show_both(self, runs: dict[str, Trace]) -> None:
-        if len(runs) == 2:
-            self.comparison.load(runs)
-
     def sweep_setting(self) -> None:
         """Run the prompt once for each value of one setting, and show the runs together."""
-        if not self.running:
-            with self._errors_shown():
-                runs = self.sweep.runs()
-                self._check_limits(*runs.values())
-                self._start_run(runs, self.sweep.show)
 
-    def _check_limits(self, *configs: RefineConfig) -> None:
-        for config in configs:
-            if (most := self._limits.apply(config)) != config:
-                got, allowed = differences(config, most), differences(most, config)
-                raise InvalidInput(f"{got}: expected at most {allowed} on this page")
+        def start() -> None:
+            runs = self.sweep.runs()
+            self._check_limits(*runs.values())
+            self._start_run(runs, self.sweep.show)
 
-    def go_on(self) -> None:
-        """Go on from the draft in the editor, and show the run beside the one without the edit."""
-        if not self.running:
-            with self._errors_shown():
-                self._branch()
-
-    def _branch(self) -> None:
-        editor, old = self.editor, self.trace
-        if editor.paused is None:
-            raise InvalidInput("there is no run to go on from: expected one; press Run first")
-        config, number = RefineConfig.from_dict(old.config), editor.paused.steps[-1].iteration
-        self._check_limits(config)
-        draft, fixed = torch.from_numpy(editor.draft), torch.from_numpy(editor.fixed)
-        job = Job(old.prompt, config, draft, fixed, editor.paused)
-        jobs, edited = [job], editor.is_edited
-        if edited and not is_whole(old):  # the other branch goes on, too
-            jobs.insert(0, Job(old.prompt, config, after=old))
-
-        def done(traces: list[Trace], whole: bool) -> None:
-            self._keep(traces[-1])
-            if edited and len(traces) == len(jobs):
-                runs = {"as it was": [old, *traces][-2]}
-                self.comparison.load(runs | {f"edited after iteration {number}": traces[-1]})
-
-        self._clear()
-        self._start(self._loaders[self.model.value], lambda _denoiser: jobs, done)
+        self._unless_running(start)
 
     def _keep(self, trace: Trace) -> None:
-        """Keep a trace, offer it as a file that the browser saves, and as one to be edited."""
-        self.trace = trace
-        self.editor.load(trace)
-        self._offer()
+        super()._keep(trace)
+        self._offer()  # as a file that the browser saves
 
     def _offer(self, _change: object = None) -> None:
         if self.trace is None:
@@ -284,16 +233,14 @@ class RefinementExplorer(Explorer):
 
     def _load(self, trace: Trace, words: str) -> None:
         """Show a run that was not made here."""
-        self.comparison.load({})
-        self.player.load(trace)
+        self._show_both({})
         self._keep(trace)
         self.message.value, self.status.value = "", words
         self.progress.value, self.progress.bar_style = 0, ""
 
     def _load_recorded(self, _change: object = None) -> None:
-        if self.gallery.choice.value:
-            trace = self.gallery.traces[self.gallery.choice.value]
-            self._load(trace, "a recorded run")
+        if self.recorded.value:
+            self._load(self.gallery[self.recorded.value], "a recorded run")
 
     def _load_file(self, _change: object = None) -> None:
         if not self.upload.value:
@@ -301,7 +248,7 @@ class RefinementExplorer(Explorer):
         file = self.upload.value[0]
         with self._errors_shown():
             trace = read_trace(file["name"], bytes(file["content"]))
-            self.gallery.choice.value = ""
+            self.recorded.value = ""
             self._load(trace, f"the run in {escape(file['name'])}")
         self.upload.value = ()  # so that the same file can be chosen again
 

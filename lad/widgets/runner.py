@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import wraps
 
 import ipywidgets as widgets
 import torch
 from torch import Tensor
 
+from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.resume import resume
@@ -24,8 +24,11 @@ from lad.diffusion.trace import Trace, make_trace
 from lad.models.chat import Prompt
 from lad.utils import LADError
 from lad.widgets.controls import SPACED, WIDE, Limits, error_html
-from lad.widgets.player import TracePlayer, bundle
+from lad.widgets.player import Screen
 from lad.widgets.recorded import placeholder
+
+# A denoiser, a function that loads it at the first run, or None: the default one.
+Source = Denoiser | Callable[[], Denoiser] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +61,7 @@ class Loader:
             return self.denoiser
 
 
-TURN = threading.Lock()
-
-
-def _in_turn(work: Callable[..., None]) -> Callable[..., None]:
-    """Decorator: the runs of all explorers take turns, because a race switches the adapter off."""
-
-    @wraps(work)
-    def waiting(self: Explorer, *arguments: object) -> None:
-        if TURN.locked():
-            self.status.value = "Waiting for another run to end …"
-        with TURN:
-            work(self, *arguments)
-
-    return waiting
+TURN = threading.Lock()  # of all explorers' runs, because a race switches the adapter off
 
 
 class Explorer:
@@ -79,12 +69,13 @@ class Explorer:
 
     `trace` is that of the last run, or None; `running` is True while a run's thread is at work. As
     the last line of a notebook cell an explorer shows itself; `RECORDED` names the runs that stand
-    for it in a page without a kernel.
+    for it in a page without a kernel, instead of what it shows.
     """
 
-    RECORDED: str
+    RECORDED: str | None = None
 
-    def __init__(self, limits: Limits | None, pause: float) -> None:
+    def __init__(self, denoiser: Source, limits: Limits | None, pause: float) -> None:
+        self._loader = Loader(denoiser or load_denoiser)
         self.trace: Trace | None = None
         self.running = False
         self._limits = limits or Limits()
@@ -95,8 +86,8 @@ class Explorer:
         self.progress = widgets.IntProgress(value=0, min=0, max=1, layout={"width": "12em"})
         self.status = widgets.HTML()
         self.message = widgets.HTML(layout=WIDE)
-        self.player = TracePlayer(pause=pause)
-        self.pause = self.player.pause
+        self.screen = Screen(pause)
+        self.pause = self.screen.pause
         self._waiting = [self.run_button]  # what is switched off during a run
         self.run_button.on_click(self.run)
         self.stop_button.on_click(self.stop)
@@ -104,13 +95,20 @@ class Explorer:
         self.bar = widgets.HBox(parts, layout=SPACED)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict:
-        return bundle(self.widget, placeholder(self.RECORDED), kwargs)
+        """The widget, and for a page without a kernel recorded runs or the one on show."""
+        shown = [one["data"] for one in self.screen.player.outputs]
+        if self.RECORDED and (menus := placeholder(self.RECORDED)):
+            shown = [{"text/html": menus}]
+        return self.widget._repr_mimebundle_(**kwargs) | dict(*shown)
 
     def run(self, _button: object = None) -> None:
         """Start a run and return at once; while one is at work this does nothing."""
+        self._unless_running(self._start_run)
+
+    def _unless_running(self, start: Callable[[], object]) -> None:
         if not self.running:
             with self._errors_shown():
-                self._start_run()
+                start()
 
     def stop(self, _button: object = None) -> None:
         """End the run after the iteration it is in; what it has done stays on show."""
@@ -136,7 +134,6 @@ class Explorer:
 
     def _start(
         self,
-        loader: Loader,
         make_jobs: Callable[[Denoiser], Sequence[Job]],
         done: Callable[[list[Trace], bool], object],
     ) -> None:
@@ -145,12 +142,17 @@ class Explorer:
         self._switch(running=True)
         self.message.value = self.status.value = ""
         self.progress.value, self.progress.bar_style = 0, ""
-        arguments = (loader, make_jobs, done)
-        self._thread = threading.Thread(target=self._work, args=arguments, daemon=True)
+        given = (self._loader, make_jobs, done)
+        self._thread = threading.Thread(target=self._work, args=given, daemon=True)
         self._thread.start()
 
-    @_in_turn
-    def _work(self, loader: Loader, make_jobs: Callable, done: Callable) -> None:
+    def _work(self, *given: object) -> None:
+        if TURN.locked():
+            self.status.value = "Waiting for another run to end …"
+        with TURN:
+            self._run_jobs(*given)
+
+    def _run_jobs(self, loader: Loader, make_jobs: Callable, done: Callable) -> None:
         traces: list[Trace] = []
         whole = False
         with self._errors_shown():
@@ -164,7 +166,6 @@ class Explorer:
                     break
         with self._errors_shown():
             if traces:
-                self.player.load(traces[-1])
                 done(traces, whole)
                 if not self.message.value:
                     self.progress.bar_style = "success" if whole else "warning"
@@ -213,6 +214,6 @@ class Explorer:
     def _show(self, recent: Trace) -> None:
         """The live view of the last iteration: its phases, each for the length of the pause."""
         for phase in ("denoised", "remasked") if recent.steps[-1].remask.any() else ("denoised",):
-            self.player.show_live(recent, phase)
+            self.screen.show_live(recent, phase)
             if self._cancel.wait(self.pause.value):
                 return

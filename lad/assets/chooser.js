@@ -1,4 +1,4 @@
-// Recorded runs behind menus. Each is the HTML of a player, gzip in base64, unpacked when chosen.
+// Menus over pages: each is HTML, gzip in base64, unpacked when chosen.
 (() => {
   const root = document.currentScript.parentElement;
   const part = (name) => root.querySelector('[data-part="' + name + '"]');
