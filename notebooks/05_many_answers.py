@@ -45,7 +45,7 @@ show_recorded(
 )
 
 # %% [markdown]
-# **Takeaway.** Iterations improve quality, up to a point. Without re-masking perplexity falls to half
+# **Takeaway.** Iterations improve quality, up to a point. Without re-masking perplexity is halved
 # and an answer rests after some ten passes, but many of its tokens stutter or loop. With re-masking
 # two iterations are worse than one; 32 or more reach the same perplexity without the stutter, at up
 # to a pass a token. Unmasking only confident tokens is better than both for the passes it spends: a
