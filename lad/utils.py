@@ -11,7 +11,6 @@ The command line prints it and exits with status 2; a notebook or widget shows i
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import errno
 import functools
@@ -20,7 +19,6 @@ import hashlib
 import json
 import os
 import reprlib
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
@@ -142,15 +140,7 @@ def lock(file) -> None:
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Move `new` to `folder`; what was there is then beside or in the place of `new`.
-
-    Linux swaps the two in one step, so that a killed process leaves one of them. Elsewhere, and on
-    disks that refuse (NFS), `folder` is missing for a moment.
-    """
-    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    # -100: paths are relative to the working folder; 2: RENAME_EXCHANGE
-    if swap and not swap(-100, os.fsencode(new), -100, os.fsencode(folder), 2):
-        return
+    """Move `new` to `folder`; what was there is then beside `new`."""
     if folder.exists():
         folder.rename(new.with_name("old"))
     new.rename(folder)

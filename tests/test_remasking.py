@@ -142,15 +142,6 @@ def test_scheduled_strategies_mask_the_schedules_number_of_open_positions(remask
     assert choose(again, remasking=remasking, noise_start=0.1) == [1] + [0] * 19
 
 
-@pytest.mark.parametrize("remasking", ["random", "guided"])
-def test_clustering_reaches_the_choice(remasking):
-    chosen = choose(
-        view([0.5] * 40), remasking=remasking, noise_start=0.3, clustering=1.0
-    )  # one run of 12
-    assert sum(chosen) == 12
-    assert "".join(map(str, chosen)).strip("0") == "1" * 12
-
-
 def test_guidance_masks_doubt_and_shares_the_number_with_the_tail():
     doubtful = [0.999] * 10 + [0.001] * 10
     settings = {"remasking": "guided", "noise_start": 0.5, "noise_clipping": 0.01}
@@ -158,24 +149,10 @@ def test_guidance_masks_doubt_and_shares_the_number_with_the_tail():
     tail = view([0.5] * 15 + [1.0] * 5, tokens=[1, 2, 3] * 5 + [EOS] * 5)
     chosen = choose(tail, **settings)
     assert (sum(chosen[:15]), sum(chosen[15:])) == (7, 3)  # 10 in proportion, half rounded up
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=40), st.sampled_from([0.1, 0.5, 1.0]))
-def test_guidance_spends_the_schedules_number_whole(is_eos, noise_start):
-    tokens = [EOS if eos else n + 1 for n, eos in enumerate(is_eos)]
-    chosen = choose(
-        view([0.5] * len(tokens), tokens=tokens), remasking="guided", noise_start=noise_start
-    )
-    assert sum(chosen) == int(len(tokens) * noise_start)
-
-
-def test_clipping_weakens_guidance():
-    confidence = [0.9999] * 20 + [0.2] * 20
-    masked = [
-        sum(choose(view(confidence), remasking="guided", noise_start=0.5, noise_clipping=clip)[20:])
-        for clip in (0.01, 1.0)
-    ]
-    assert masked[0] > masked[1]
+    # A larger clipping guides less.
+    seen = view([0.9999] * 20 + [0.2] * 20)
+    sharp, blunt = (choose(seen, **settings | {"noise_clipping": c})[20:] for c in (0.01, 1.0))
+    assert sum(sharp) > sum(blunt)
 
 
 # -- repeats ---------------------------------------------------------------------------------------
@@ -193,17 +170,6 @@ def test_of_two_equal_neighbours_the_less_sure_is_drawn_again():
     assert again([1, 1, 2], [0.9, 0.3, 0.1]) == [0, 1, 0]
     assert again([1, 1, 2], [0.5, 0.5, 0.1]) == [0, 1, 0]
     assert again([1, 2, 1], [0.5, 0.5, 0.5]) == [0, 0, 0]
-
-
-def test_of_a_run_the_surest_stays_and_eos_may_repeat():
-    assert again([7, 7, 7, 7], [0.1, 0.2, 0.9, 0.3]) == [1, 1, 0, 1]
-    assert again([1, EOS, EOS, EOS], [0.1] * 4) == [0, 0, 0, 0]
-
-
-def test_what_may_not_be_masked_is_not():
-    assert again([1, 1], [0.3, 0.9], may=[0, 1]) == [0, 1]
-    assert again([1, 1], [0.9, 0.3], may=[1, 0]) == [1, 0]
-    assert again([1, 1], [0.9, 0.3], may=[0, 0]) == [0, 0]
 
 
 row = st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.5, 0.9]), st.booleans())
