@@ -25,7 +25,7 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import gapped
-from lad.diffusion.sampler import record, refine_batch
+from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Step, Trace, make_trace
 from lad.models.chat import decode_pieces, encode_prompt, encode_text, read_vocabulary
 from lad.models.loading import ARCHITECTURES
@@ -306,19 +306,12 @@ def test_masks_and_positions_are_those_of_plain_transformers(folder, kind):
     torch.testing.assert_close(cached, expected, atol=2e-4, rtol=1e-3)
 
 
-def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):
-    denoiser = make(folder)
-    config = RefineConfig(
-        answer_length=12, iterations=6, remasking="random", temperature=0.0, patience=0
-    )
-    prompts = ["one", "a longer prompt"]
-    batch = refine_batch(denoiser, prompts, config)
-    for prompt, together in zip(prompts, batch, strict=True):
-        alone = record(denoiser, prompt, config)
+def test_a_batch_is_the_reference_run_by_run(folder):
+    denoiser, prompts = denoiser_of(folder), ["one", "a longer prompt"]
+    config = RefineConfig(answer_length=12, iterations=6, remasking="random", patience=0)
+    for prompt, trace in zip(prompts, refine_batch(denoiser, prompts, config), strict=True):
         plain = reference.refine(denoiser, denoiser.encode(prompt), config)
-        assert len(alone.steps) == len(plain) == len(together.steps)
-        for a, b, c in zip(alone.steps, plain, together.steps, strict=True):
-            assert np.array_equal(a.draft, b.draft) and np.array_equal(a.draft, c.draft)
+        assert [s.draft.tolist() for s in trace.steps] == [s.draft.tolist() for s in plain]
 
 
 def test_an_adapter_is_trained_and_loaded_by_the_path_of_its_backbone(folder, tmp_path):

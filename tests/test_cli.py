@@ -253,6 +253,10 @@ def test_the_version_and_an_unknown_profile(capsys, monkeypatch):
     assert "LAD_PROFILE is 'fats'" in refused(capsys, "figures", "attention_masks")
 
 
+TINY = ("--model=tiny", "ADAPTER", "--device=cpu")
+DISTIL = ("distil", "--out=x.jsonl", "--no-benchmarks", "--model=tiny", "--device=cpu")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -290,11 +294,29 @@ def test_the_version_and_an_unknown_profile(capsys, monkeypatch):
         (["demo", "--model=tiny", "ADAPTER", "--port=70000"], "port = 70000"),
         (["demo", "--model=tiny", "ADAPTER", "--sessions=0"], "sessions = 0"),
         (["refine", "hi", "--model=smollm2-135m", "ADAPTER"], "was trained for 'tiny'"),
+        (["bench", *TINY, "--windows=64,many"], "windows = '64,many': expected whole numbers"),
+        (["bench", *TINY, "--n-prompts=0"], "or equal to 1, got '0'"),
+        (["bench", *TINY, "--setting=default,demo"], "2 settings in 'default,demo': expected one"),
+        (["bench", *TINY, "--windows=4000", "--n-prompts=1"], "answer_length = 4000"),
+        (["bench", *TINY, "--out=/proc/no/x.json"], "cannot write"),
+        (["evaluate", "--pairs=/nowhere.jsonl"], "no pairs at /nowhere.jsonl"),
+        (["evaluate", "--prompts=/nowhere.txt"], "/nowhere.txt is unusable"),
+        (["evaluate", "--prompts=/dev/null"], "/dev/null holds 0 prompts"),
+        (["evaluate", "--settings=/nowhere.json"], "expected a JSON file such as"),
+        ([*DISTIL, "--batches=0"], "'--batches': Input should be greater than or equal to 1"),
+        ([*DISTIL, "--prompts=none.txt"], "none.txt is unusable"),
+        ([*DISTIL, "--repair=2"], "repair = 2.0: expected a number from 0 to 1"),
+        ([*DISTIL, "--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of"),
+        ([*DISTIL, "--context=1000"], "context = 1000: expected at most 512 tokens"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, named):
+def test_bad_input_is_one_line_and_status_two(
+    capsys, adapter, tmp_path, monkeypatch, arguments, named
+):
+    monkeypatch.chdir(tmp_path)
     arguments = [f"--adapter={adapter}" if a == "ADAPTER" else a for a in arguments]
     assert named in refused(capsys, *arguments)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_no_network_and_an_empty_cache_is_one_line(capsys, tmp_path, monkeypatch):

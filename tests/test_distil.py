@@ -224,20 +224,3 @@ def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, ca
     before = out.read_bytes()
     status, _, err = distil_command(capsys, *arguments)
     assert status == 0 and "batch " not in err and out.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--batches=0"], "'--batches': Input should be greater than or equal to 1"),
-        (["--prompts=none.txt"], "none.txt is unusable"),
-        (["--repair=2"], "repair = 2.0: expected a number from 0 to 1"),
-        (["--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of at least 0"),
-        (["--context=1000"], "context = 1000: expected at most 512 tokens"),
-    ],
-)
-def test_what_the_command_refuses(capsys, tmp_path, monkeypatch, benchmarks, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    status, out, err = distil_command(capsys, "--out=pairs.jsonl", "--batch-size=2", *arguments)
-    assert (status, out) == (2, "") and message in err
-    assert not (tmp_path / "pairs.jsonl").exists()

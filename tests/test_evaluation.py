@@ -273,7 +273,6 @@ def files(tmp_path_factory):
     new_denoiser().save(folder / "adapter")
     (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(json_lines(PAIRS).encode()))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
-    (folder / "broken.json").write_text("{")
     (folder / "short.json").write_text('{"iterations": 2, "answer_length": 8}')
     return {
         "model": "tiny",
@@ -316,26 +315,6 @@ def test_the_command_says_what_it_measured(capsys, files):
         for key in ("repeated_4grams", "whole_sentences"):
             assert Estimate.from_dict(scores[key]).text(100, int(key[0] == "r")) in out
     assert "short: iterations 2, answer_length 8" in out and "and what is this?" in out
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"pairs": "/nowhere.jsonl"}, "no pairs at /nowhere.jsonl"),
-        ({"prompts": "/nowhere.txt"}, "/nowhere.txt is unusable"),
-        ({"prompts": "/dev/null"}, "/dev/null holds 0 prompts"),
-        ({"settings": "/nowhere.json"}, "expected a JSON file such as"),
-        ({"settings": "{folder}/broken.json"}, "broken.json"),
-        ({"n-pairs": "0"}, "'--n-pairs': Input should be greater than or equal to 1"),
-        ({"adapter": "/nowhere"}, "/nowhere is no adapter"),
-    ],
-)
-def test_what_cannot_be_measured_is_one_line_and_status_two(capsys, files, changed, named):
-    folder = files["adapter"].parent
-    changed = {key: value.replace("{folder}", str(folder)) for key, value in changed.items()}
-    status, out, err = command(capsys, files, **changed)
-    assert (status, out) == (2, "") and named in err
-    assert err.startswith("lad: ") and err.count("\n") == 1
 
 
 def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
