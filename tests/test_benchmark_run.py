@@ -191,7 +191,7 @@ def test_a_killed_run_resumes_and_scores_nothing_twice(tmp_path, b):
 )
 def test_rows_of_another_run_are_refused(finished, b, config, origin, items, part):
     before = (finished / "rows.jsonl").read_bytes()
-    with pytest.raises(InvalidInput, match=f"another {part}.*delete"):
+    with pytest.raises(InvalidInput, match=f"made with {part} = .*delete"):
         run(b, items, config, origin, finished)
     assert (finished / "rows.jsonl").read_bytes() == before
 
@@ -201,7 +201,7 @@ def test_another_number_of_threads_is_the_same_run(tmp_path, b):
         origin = ORIGIN | {"processor": processor}
         assert run(b, ITEMS, BY_WORDS, origin, tmp_path).summary["n"] == 20
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InvalidInput, match="another asked"):
+    with pytest.raises(DamagedFile, match=r"run\.json is unusable"):
         run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path)
     with FileLock(tmp_path / ".lock"), pytest.raises(InvalidInput, match="another process"):
         run(b, ITEMS, BY_WORDS, ORIGIN, tmp_path)

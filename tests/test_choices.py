@@ -48,7 +48,7 @@ def small(monkeypatch):
     """Benchmarks of a few questions; one in every train split is tested."""
     tested = Item("arc-easy", "t", "Which is tested?", OPTIONS, 0)
 
-    def load(task, split, progress=True):
+    def load(task, split):
         if split == TASKS[task].tested_on:
             return [tested] if task == "openbookqa" else []
         n = 40 if task == "hellaswag" else 5
@@ -84,7 +84,7 @@ def test_tested_questions_are_left_out_and_small_tasks_come_more_often(small):
 def test_real_pairs_are_many_and_clean():
     """Leaving some out is not for nothing: some of ARC's questions stand in both parts."""
     try:
-        fetch_benchmarks(progress=False)
+        fetch_benchmarks()
     except AssetUnavailable as error:
         pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
     items, left_out = choice_items(tasks, passages())

@@ -188,7 +188,7 @@ def benchmarks(monkeypatch):
     fetched = []
     tested = Item("arc-easy", "t", "Which is tested?", ("this", "that"), 0)
 
-    def load(task, split, progress=True):
+    def load(task, split):
         if split == TASKS[task].tested_on:
             return [tested] if task == "piqa" else []
         rows = [Item(task, str(n), f"{task} {split} {n}?", ("yes", "no"), 0) for n in range(8)]

@@ -281,11 +281,8 @@ def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callab
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock", timeout=0):
                 _check_header(folder / "run.json", header)
-                rows = (
-                    read_rows(path, ROWS[header["asked"]["scoring"]], repair=True)
-                    if path.exists()
-                    else []
-                )
+                path.touch()
+                rows = read_rows(path, ROWS[header["asked"]["scoring"]], repair=True)
                 with open(path, "a", encoding="utf-8") as file:
 
                     def keep(row: Mapping) -> None:
@@ -304,19 +301,13 @@ def _check_header(path: Path, header: Mapping) -> None:
     if not path.exists():
         utils.write_json(path, header)
         return
+    remedy = f"delete {path.parent} or choose another --out"
     now = json.loads(json.dumps(header))
-    try:
+    with damaged_file(path, remedy):
         before = checked(path.read_bytes(), dict)
         for values in (now, before):  # how many threads a processor lends may change
             values["origin"].pop("processor", None)
-        differing = [part for part in now if before[part] != now[part]]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        differing = list(now)
-    if differing:
-        raise InvalidInput(
-            f"{path} is of a run with another {differing[0]}: expected the settings, questions, "
-            f"model and versions of now; delete {path.parent} or choose another --out"
-        )
+    utils.check_same(path, before, now, remedy)
 
 
 def _score(

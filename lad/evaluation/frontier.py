@@ -55,9 +55,8 @@ SWEEPS = {
     "noiseless": Sweep(
         replace(PRESETS["noiseless"], iterations=64), "added_tokens", (1, 2, 3, 4, 6, 8)
     ),
+    "verified": Sweep(PRESETS["verified"], "window", (4, 8, 16, 32)),
 }
-if "verified" in PRESETS:
-    SWEEPS["verified"] = Sweep(PRESETS["verified"], "window", (4, 8, 16, 32))
 
 
 def run_frontier(

@@ -70,10 +70,8 @@ def generate(
             width = len(prompts[batch[0]]) + done
             new_tokens = min(stage, max(room[i] for i in batch) - done)
             if static_cache:
-                width, batch = (
-                    -(-width // STAGE) * STAGE,
-                    batch + batch[-1:] * (batch_size - len(batch)),
-                )
+                width = -(-width // STAGE) * STAGE
+                batch = batch + batch[-1:] * (batch_size - len(batch))
                 # Compiled, a step takes twice as long as eager (2,048 prompts on one H100).
                 options["disable_compile"] = True
                 options["past_key_values"] = StaticCache(causal_lm.config, width + stage)
@@ -121,10 +119,8 @@ def sample(
     if 0 < top_k < scores.shape[-1]:
         best, tokens = scores.topk(top_k)
     cumulative = (best.float() / temperature).softmax(-1).cumsum(-1)  # (b, k)
-    column = min(
-        input_ids.shape[1] - width, uniforms.shape[1] - 1
-    )  # a last one repeats, and is cut
-    uniform = uniforms[:, column, None]
+    column = input_ids.shape[1] - width
+    uniform = uniforms[:, min(column, uniforms.shape[1] - 1), None]  # a last one repeats, is cut
     # The last sum is 1 up to rounding: scaled by it, no draw lies beyond.
     rank = (cumulative <= uniform * cumulative[:, -1:]).sum(-1, keepdim=True)
     rank = rank.clamp(max=best.shape[-1] - 1)

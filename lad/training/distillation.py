@@ -34,30 +34,16 @@ from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
 from lad.training.data import Pair, read_lines, tested_texts
 from lad.training.multiple_choice import benchmark_passages, choices_for
-from lad.utils import (
-    Count,
-    InvalidInput,
-    checked,
-    damaged_file,
-    disk_errors,
-    record,
-    setting,
-    settings,
-)
+from lad.utils import Count, InvalidInput, checked, damaged_file, disk_errors, setting, settings
 
 BEGINNING = 8  # words of an answer, for `same_beginning`
 REMEDY = "choose another --out or free space"
 SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"  # in place of an answer whose text is read as other tokens
 GPU_BATCH, CPU_BATCH = 2048, 32  # answers generated together
-JOINING = {
-    "same_beginning",
-    "choice_context",
-    "shuffles",
-    "repair",
-}  # settings used when batches are joined
+JOINING = ("same_beginning", "choice_context", "shuffles", "repair")  # settings used at the end
 # What ends the file of a batch; without it the file is not whole.
-LastLine = record(TypedDict("LastLine", {"counts": dict[str, Count]}))
+LastLine = utils.record(TypedDict("LastLine", {"counts": dict[str, Count]}))
 
 
 @settings
