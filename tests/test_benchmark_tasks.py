@@ -126,10 +126,6 @@ def test_a_folder_of_json_lines(tmp_path):
     ("lines", "message"),
     [
         ([LINE | {"gold": 3}], r"question 1 .*gold 3 of 3"),
-        ([LINE | {"gold": True}], "gold True"),
-        ([LINE | {"options": "xyz"}], "no list"),
-        ([LINE | {"question": " "}], "an empty question"),
-        ([{"id": "a"}], "KeyError\\('options'\\)"),
         ([LINE, LINE], "the id 'a1' twice"),
         ([], "no question"),
     ],
@@ -141,10 +137,6 @@ def test_a_damaged_line_is_named_with_its_file(tmp_path, lines, message):
 
 
 def test_files_and_names_that_are_refused(tmp_path):
-    for text in ('{"id": 1', "[" * 100_000):
-        (tmp_path / "arc-easy-test.jsonl").write_text(text)
-        with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl, question 1 is unusable"):
-            load_items("arc-easy", source=tmp_path)
     with pytest.raises(InvalidInput, match="expected wheel, or a folder with arc-easy-dev"):
         load_items("arc-easy", "dev", source=tmp_path)
     with pytest.raises(InvalidInput, match="unknown task 'arc': expected one of arc-easy, arc-"):

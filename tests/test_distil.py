@@ -136,17 +136,9 @@ def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
         make(dataclasses.replace(backbone, digest="other"), tmp_path, range(2), SMALL)
     with pytest.raises(InvalidInput, match="made with prompts = None, now"):
         make(backbone, tmp_path, range(2), SMALL, ["What is it?"])
-    pair, counts, deep = '{"prompt": "p", "answer": "a"}\n', '{"counts": {}}\n', "[" * 100_000
-    odd = ('{"prompt": 1, "answer": "a"}\n', "[]\n", deep + "\n", "{}\n", "\udcff\n")
-    for text in ("", pair, pair + '{"counts": {"kept": "1"}}', pair + deep, *odd):
-        path, text = tmp_path / "00000.jsonl", text + counts * (text in odd)
-        path.write_text(text, errors="surrogateescape")
-        with pytest.raises(DamagedFile, match=r"00000\.jsonl is unusable"):
-            collect(tmp_path, SMALL)
-    for text in ("{", "[]", deep):
-        (tmp_path / "settings.json").write_text(text)
-        with pytest.raises(DamagedFile, match=r"settings\.json is unusable"):
-            make(backbone, tmp_path, range(2), SMALL)
+    (tmp_path / "settings.json").write_text("[]")
+    with pytest.raises(DamagedFile, match=r"settings\.json is unusable"):
+        make(backbone, tmp_path, range(2), SMALL)
     with pytest.raises(CacheError, match="cannot write to"):
         make(backbone, tmp_path / "settings.json" / "x", range(1), SMALL)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import json_lines, new_denoiser, run, tiny_denoiser
+from conftest import json_lines, run, tiny_denoiser
 
 import lad
 from lad.cli.common import evenly_spaced, read_settings
@@ -267,16 +267,15 @@ def test_nothing_to_measure_on_and_broken_weights_are_named(denoiser):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory, adapter):
     """Options that name a tiny adapter, pairs and prompts."""
     folder = tmp_path_factory.mktemp("evaluate")
-    new_denoiser().save(folder / "adapter")
     (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(json_lines(PAIRS).encode()))
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
     (folder / "short.json").write_text('{"iterations": 2, "answer_length": 8}')
     return {
         "model": "tiny",
-        "adapter": folder / "adapter",
+        "adapter": adapter,
         "pairs": folder / "pairs.jsonl.gz",
         "prompts": folder / "prompts.txt",
         "settings": f"noiseless,{folder / 'short.json'}",
@@ -299,7 +298,7 @@ def test_the_command_says_what_it_measured(capsys, files):
     assert result["settings"]["short"]["config"]["answer_length"] == 8
     assert "answers" not in result["backbone"]
     assert [evenly_spaced([1, 2, 3], n) for n in (1, 2, 9)] == [[1], [1, 2], [1, 2, 3]]
-    card = json.loads((files["adapter"] / "denoiser.json").read_text())
+    card = json.loads((Path(files["adapter"]) / "denoiser.json").read_text())
     assert result["provenance"]["adapter_sha256"] == card["adapter_sha256"]
 
     status, out, err = command(capsys, files, "--n-pairs=5", "--n-prompts=3", "--answers")

@@ -20,7 +20,6 @@ from conftest import json_lines, run, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.__main__ import main
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import CorruptionConfig, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
@@ -422,16 +421,6 @@ train(fresh(), PAIRS, TrainConfig(**WHOLE), sys.argv[1], on_row=on_row)
     )
     assert left[0] == []
     check_same(whole, tmp_path, rows, again)
-
-
-def test_a_dry_run_refuses_a_record_that_cannot_be_written_first(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "odd.json").write_text("[]")
-    monkeypatch.setattr(trainer, "load_for_training", lambda *_: pytest.fail("it began"))
-    for record in (tmp_path / "file" / "runs.json", tmp_path, tmp_path / "odd.json"):
-        with pytest.raises(SystemExit) as stopped:
-            main(["train", "--dry-run", "--model=tiny", f"--record={record}"])
-        assert stopped.value.code == 2 and str(record) in capsys.readouterr().err
 
 
 def test_what_fails_after_a_boundary_loses_nothing(tmp_path, monkeypatch):
