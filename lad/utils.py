@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import glob
 import hashlib
 import json
 import os
 import reprlib
 import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -113,18 +112,11 @@ def check_writable(path: Path) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file, and its folder, that appears complete or not at all; raises CacheError."""
-    prefix, suffix = f".{path.name}-", ".partial"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-            with suppress(OSError, ImportError), open(stale) as file:  # a killed process's is free
-                lock(file)
-                stale.unlink()
-        handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
+        handle, partial = tempfile.mkstemp(".partial", f".{path.name}-", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                with suppress(OSError, ImportError):  # a disk without locks
-                    lock(file)
                 file.write(data)
             os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
             os.replace(partial, path)

@@ -83,19 +83,6 @@ def test_new_folder_appears_only_when_complete(tmp_path, monkeypatch):
         assert ("LAD_CACHE" in str(caught.value)) == told
 
 
-def test_what_a_killed_process_left_is_swept_unless_another_is_writing(tmp_path):
-    target, code = tmp_path / "a[b].json", "from lad.utils import write_whole; import os, pathlib\n"
-    code += "os.replace = lambda *_: os.kill(os.getpid(), 9)\nwrite_whole(pathlib.Path({!r}), b'')"
-    start_python(code.format(str(target))).communicate(timeout=60)
-    assert len(list(tmp_path.glob(".a*.partial"))) == 1
-    other = tmp_path / ".a[b].json-mine"
-    other.touch()
-    with open(tmp_path / ".a[b].json-x.partial", "w") as busy:
-        utils.lock(busy)
-        utils.write_whole(target, b"1")
-    assert leftovers(tmp_path) == [".a[b].json-mine", ".a[b].json-x.partial", "a[b].json"]
-
-
 def test_new_folder_after_an_error_and_over_an_incomplete_one(tmp_path):
     target = tmp_path / "target"
     target.mkdir()

@@ -43,7 +43,7 @@ from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import loss_weights, noisy_inputs, take
 from lad.training.trainer import Trainer
-from lad.utils import check_least, checked, damaged_file, disk_errors, write_json
+from lad.utils import check_least, checked, damaged_file, write_json
 
 AIM = 200_000_000  # tokens, which is how many the paper's adapter saw
 WAYS = ("generate", "static", "lookup")  # from left to right
@@ -383,7 +383,4 @@ def read_runs(path: Path) -> list[dict]:
 
 def add_run(path: Path, run: dict) -> None:
     """Add a measurement to a JSON file of runs, which is created if it does not exist."""
-    runs = [*read_runs(path), run]
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"schema": 1, "runs": runs})
+    write_json(path, {"schema": 1, "runs": [*read_runs(path), run]})
