@@ -91,9 +91,7 @@ def bench(
     chosen, backbone = common.evenly_spaced(texts, n_prompts), load_backbone(model, where).model
     limits = {"reference_prompts": reference_prompts}
     limits["reference_iterations"] = reference_iterations or None  # 0: all
-    with common.progress() as on_progress:
-        limits |= {"on_progress": on_progress, "on_result": keep}
-        result = run_bench(denoiser, backbone, chosen, values, *sizes, **limits)
+    result = run_bench(denoiser, backbone, chosen, values, *sizes, on_result=keep, **limits)
     try:
         common.print_result(result, as_json, as_text(result))
     finally:

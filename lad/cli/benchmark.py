@@ -81,8 +81,7 @@ def benchmark(
         origin["answer_length"] = config.answer_length
     else:
         origin |= {"preset": preset, "config": config.to_dict(), "samples": samples}
-    with common.progress() as show_progress:
-        summaries = score(scored, runs, origin, out, show_progress)
+    summaries = score(scored, runs, origin, out)
     title = common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"})
     lines, notes = [], []
     for one in summaries:
@@ -161,13 +160,11 @@ def curve(
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone=False)
     scored = replace(scored, seed=seed, batch_size=batch_size)
     origin, found = scored.provenance(), {}
-    with common.progress() as show_progress:
-        for name, step in ((name, step) for name in configs for step in steps):
-            config = replace(configs[name], iterations=step)
-            settings = origin | {"preset": name, "config": config.to_dict(), "samples": 1}
-            folder = out.with_suffix("") / f"{name}-{step}"
-            part = replace(scored, config=config)
-            found[name, step] = score(part, runs, settings, folder, show_progress)
+    for name, step in ((name, step) for name in configs for step in steps):
+        config = replace(configs[name], iterations=step)
+        settings = origin | {"preset": name, "config": config.to_dict(), "samples": 1}
+        folder = out.with_suffix("") / f"{name}-{step}"
+        found[name, step] = score(replace(scored, config=config), runs, settings, folder)
     result = join_curve(found, common.command_line())
     common.save_json(out, result)
     common.print_result(result, as_json, curve_table(result).to_string())
@@ -210,10 +207,10 @@ def read_runs(names: str, n: str, split: str | None, scorings: str, **chosen) ->
     return runs
 
 
-def score(model, runs: list, origin: dict, out: Path | None, show_progress) -> list[dict]:
+def score(model, runs: list, origin: dict, out: Path | None) -> list[dict]:
     from lad.evaluation.benchmark import run
 
     return [
-        run(model, items, config, origin, out and out / config.name, show_progress).summary
+        run(model, items, config, origin, out and out / config.name).summary
         for config, items in runs
     ]

@@ -62,9 +62,8 @@ def evaluate(
     n = {"pairs": n_pairs or few.get("pairs")}
     n |= dict.fromkeys(("prompts", "facts", "sentences"), n_prompts or few.get("prompts"))
     some = {key: common.evenly_spaced(data[key][0], number) for key, number in n.items()}
-    with common.progress() as on_progress:
-        options = seed, batch_size, backbone, answers, on_progress, some["facts"], some["sentences"]
-        result = run_evaluation(denoiser, some["pairs"], some["prompts"], chosen, *options)
+    options = seed, batch_size, backbone, answers, some["facts"], some["sentences"]
+    result = run_evaluation(denoiser, some["pairs"], some["prompts"], chosen, *options)
     for key, (everything, path) in data.items():
         result[key] |= {"of": len(everything), "file": path.name, "sha256": sha256_file(path)}
     common.print_result(result, as_json, as_text(result))

@@ -39,10 +39,8 @@ def study(
     pairs = common.evenly_spaced(read_pairs(common.PAIRS), n_pairs or few)
     command = f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
     command += f"--n-pairs {len(pairs)} --seed {seed}"
-    with common.progress() as on_progress:
-        options = seed, batch_size, backbone, command, on_progress
-        result = run_study(denoiser, prompts, pairs, steps, *options)
-    _write(path, result, as_json)
+    options = seed, batch_size, backbone, command
+    _write(path, run_study(denoiser, prompts, pairs, steps, *options), as_json)
 
 
 def frontier(
@@ -61,10 +59,8 @@ def frontier(
     denoiser, backbone = common.load_with_baseline(model, adapter, device)
     prompts = _prompts(denoiser, n_prompts)
     command = f"lad frontier --n-prompts {len(prompts)}"
-    with common.progress() as on_progress:
-        options = batch_size, backbone, command, on_progress
-        result = run_frontier(denoiser, prompts, SWEEPS, *options)
-    _write(path, result, as_json)
+    options = batch_size, backbone, command
+    _write(path, run_frontier(denoiser, prompts, SWEEPS, *options), as_json)
 
 
 def _writable(name: str, out: Path | None, as_json: bool) -> Path | None:
@@ -144,6 +140,7 @@ def gallery(
     """Record a run for every choice of the report's menus: prompts, presets, seeds, texts."""
     from lad.diffusion.adapter import load_denoiser
     from lad.diffusion.config import PRESETS
+    from lad.evaluation.generation import bar
 
     with common.notebooks_extra():
         from lad.widgets import recorded
@@ -151,11 +148,9 @@ def gallery(
     path = out or figures_folder() / "data" / recorded.FILE
     check_writable(path)
     names = list(PRESETS) if presets is None else [name.strip() for name in presets.split(",")]
+    where = common.choose_device(device)
     wanted = list(recorded.choices(recorded.PROMPTS[:n_prompts], names, range(seeds)))
-    denoiser, traces = load_denoiser(model, adapter, common.choose_device(device)), []
-    with common.progress() as on_progress:
-        for choice in wanted:
-            traces.append(recorded.run_choice(denoiser, choice, common.command_line()))
-            on_progress("runs", len(traces), len(wanted))
+    denoiser, command = load_denoiser(model, adapter, where), common.command_line()
+    traces = [recorded.run_choice(denoiser, choice, command) for choice in bar(wanted, "runs")]
     recorded.save_runs(traces, path)
     print(f"{path}: {len(traces)} runs, {path.stat().st_size / 1e6:.1f} MB")

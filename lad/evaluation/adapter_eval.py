@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from random import Random
 
 import torch
@@ -27,7 +26,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
 from lad.diffusion.sampler import refine_batch
 from lad.evaluation import generation
-from lad.evaluation.generation import Answers, Progress, provenance, silent
+from lad.evaluation.generation import Answers, bar, provenance
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.chat import encode_text
 from lad.models.registry import LoadedBackbone
@@ -52,7 +51,6 @@ def evaluate(
     batch_size: int | None = None,
     backbone: LoadedBackbone | None = None,
     keep_answers: bool = False,
-    on_progress: Progress = silent,
     questions: Sequence[Question] = (),
     sentences: Sequence[str] = (),
 ) -> dict:
@@ -72,24 +70,22 @@ def evaluate(
     batch_size = batch_size or generation.default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
-    measured_on = denoiser, packed, batch_size, seed, on_progress
+    measured_on = denoiser, packed, batch_size, seed
     masked, ahead = masked_scores(*measured_on), lookahead_accuracy(*measured_on)
     repair, outputs, fact_answers = repair_scores(*measured_on), {}, {}
     repair["from_mask"] = repair_scores(*measured_on, from_mask=True)
     repair["other_prompt"] = repair_scores(denoiser, with_other_prompts(packed), *measured_on[2:])
-    repaired = sentence_repair(denoiser, sentences, batch_size, seed, on_progress)
+    repaired = sentence_repair(denoiser, sentences, batch_size, seed)
     asked = [question.prompt for question in questions]
     for name, config in settings.items():
         start = time.perf_counter()
-        on_batch = partial(on_progress, name)
-        traces = generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
+        traces = generation.refine_traces(denoiser, prompts, config, batch_size, name)
         outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
-        on_batch = partial(on_progress, f"{name}, facts")
-        traces = generation.refine_traces(denoiser, asked, config, batch_size, on_batch)
+        traces = generation.refine_traces(denoiser, asked, config, batch_size, f"{name}, facts")
         fact_answers[name] = [trace.answer for trace in traces]
     # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
-    options = longest, batch_size, backbone, partial(on_progress, "backbone")
+    options = longest, batch_size, backbone
     baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
     short, _ = generation.score_outputs(denoiser, asked, {}, FACT_TOKENS, batch_size, backbone)
 
@@ -128,16 +124,15 @@ def evaluate(
 
 @torch.inference_mode()
 def masked_scores(
-    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
     The protocol of `lad.training.validate`, with intervals: {"0.25": {"ce", ...}, ...}.
     """
     scores = {}
-    for fraction in MASKED_FRACTIONS:
-        on_done = partial(on_progress, f"{100 * fraction:.0f} % masked")
-        sums = masked_sums(denoiser, pairs, fraction, batch_size, seed, on_done)
+    for fraction in bar(MASKED_FRACTIONS, "masked"):
+        sums = masked_sums(denoiser, pairs, fraction, batch_size, seed)
         losses, hits, tokens = sums.tolist()
         scores[f"{fraction:g}"] = {
             "ce": pooled_ratio(losses, tokens).to_dict(),
@@ -149,7 +144,7 @@ def masked_scores(
 
 @torch.inference_mode()
 def lookahead_accuracy(
-    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0
 ) -> dict[str, dict]:
     """Accuracy of the tokens behind a clean beginning, everything after it masked.
 
@@ -165,12 +160,11 @@ def lookahead_accuracy(
     inputs = batch.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
     chosen = (position >= cut[:, None]) & (position < cut[:, None] + LOOKAHEAD[-1])
     predicted = torch.zeros_like(batch.tokens)
-    for first in range(0, n, batch_size):
+    for first in bar(range(0, n, batch_size), "lookahead"):
         part = slice(first, first + batch_size)
         wanted = chosen[part]
         logits = answer_logits(denoiser, inputs[part], batch.prompt_lengths[part], wanted)
         predicted[part] = predicted[part].masked_scatter(wanted, logits.argmax(dim=-1))
-        on_progress("lookahead", min(part.stop, n), n)
     right = (chosen & (predicted == batch.tokens)).cpu()
     scores = {}
     for distance in LOOKAHEAD:
@@ -187,7 +181,6 @@ def repair_scores(
     pairs: PackedPairs,
     batch_size: int = 8,
     seed: int = 0,
-    on_progress: Progress = silent,
     from_mask: bool = False,
 ) -> dict:
     """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
@@ -204,7 +197,7 @@ def repair_scores(
     # All answers at once, so that the batch size does not change what is corrupted.
     noisy = corrupt(batch.tokens, batch.answer, *ids, generator, STRUCTURAL, REPAIR_SEVERITY)
     repaired = torch.empty_like(noisy)
-    for first in range(0, n, batch_size):
+    for first in bar(range(0, n, batch_size), "repair"):
         part = slice(first, first + batch_size)
         draft, answer = noisy[part], batch.answer[part]  # (b, t)
         if from_mask:
@@ -214,7 +207,6 @@ def repair_scores(
             logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
             draft = draft.masked_scatter(answer, logits.argmax(dim=-1))
         repaired[part] = draft
-        on_progress("repair", min(first + batch_size, n), n)
     counted = batch.answer & ~batch.tail
     corrupted = counted & (noisy != batch.tokens)
     right = repaired == batch.tokens
@@ -256,11 +248,7 @@ def same_fact(questions: Sequence[Question], answers: Sequence[str]) -> dict:
 
 
 def sentence_repair(
-    denoiser: Denoiser,
-    sentences: Sequence[str],
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, sentences: Sequence[str], batch_size: int = 8, seed: int = 0
 ) -> dict:
     """Repair without a question, as `lad repair` does it: the share of sentences that come out.
 
@@ -274,15 +262,13 @@ def sentence_repair(
         for place, text in enumerate(texts):
             draft = visible_text(denoiser, text).tokens
             of_length[len(draft)].append((kind, place, draft))
-    right, done = {kind: [False] * len(sentences) for kind in starts}, 0
-    for length, items in of_length.items():
+    right = {kind: [False] * len(sentences) for kind in starts}
+    for length, items in bar(of_length.items(), "sentences"):
         kinds, places, drafts = zip(*items, strict=True)
         config, prompts = replace(REPAIR, answer_length=length), [REPAIR_PROMPT] * len(items)
         traces = refine_batch(denoiser, prompts, config, drafts=drafts, batch_size=batch_size)
         for kind, place, trace in zip(kinds, places, traces, strict=True):
             right[kind][place] = trace.answer == sentences[place]
-        done += len(items)
-        on_progress("sentences", done, len(starts) * len(sentences))
     scores = {kind: wilson(sum(found), len(found)).to_dict() for kind, found in right.items()}
     mended = [sum(found) for found in zip(*(right[kind] for kind in DAMAGES), strict=True)]
     scores["mended"] = pooled_share(mended, [len(DAMAGES)] * len(mended)).to_dict()

@@ -34,7 +34,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import tasks
-from lad.evaluation.generation import Progress, greedy_answers, provenance, silent
+from lad.evaluation.generation import bar, greedy_answers, provenance
 from lad.evaluation.likelihood import Score, encode_questions, float32_logits, loglikelihood
 from lad.evaluation.statistics import mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, share_of, write_letters
@@ -236,7 +236,6 @@ def run(
     config: BenchmarkConfig,
     origin: Mapping,
     folder: Path | None = None,
-    on_progress: Progress = silent,
 ) -> Run:
     """Score every question once and sum up; rows come back in the order of the questions.
 
@@ -251,11 +250,9 @@ def run(
     with _resume(folder, header) as (rows, keep):
         done = {row["key"] for row in rows}
         left = [question for question in questions if question.key not in done]
-        on_progress(config.name, len(rows), len(questions))
-        for row in _score(model, left, config) if left else ():
+        for row in bar(_score(model, left, config) if left else (), config.name, len(left)):
             keep(row)
             rows.append(row)
-            on_progress(config.name, len(rows), len(questions))
         rows.sort(key=lambda row: place[row["key"]])
         summary = summarise(rows, header)
         if folder is not None:

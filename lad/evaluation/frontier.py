@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from transformers import LlamaForCausalLM
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.evaluation import generation, statistics, text_metrics
-from lad.evaluation.generation import Answers, Progress, greedy_answers, provenance, silent
+from lad.evaluation.generation import Answers, bar, greedy_answers, provenance
 from lad.models.chat import encode_prompts
 from lad.models.registry import LoadedBackbone
 from lad.utils import check_least
@@ -66,7 +65,6 @@ def run_frontier(
     batch_size: int | None = None,
     backbone: LoadedBackbone | None = None,
     command: str = "lad frontier",
-    on_progress: Progress = silent,
 ) -> dict:
     """Scores of every strategy at every value of its setting; `lad.viz.frontier` draws them.
 
@@ -80,17 +78,14 @@ def run_frontier(
     for name, (config, setting, values) in sweeps.items():
         for value in values:
             config = replace(config, **{setting: value})
-            on_batch = partial(on_progress, f"{name}, {setting} {value:g}")
-            traces = generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
+            stage = f"{name}, {setting} {value:g}"
+            traces = generation.refine_traces(denoiser, prompts, config, batch_size, stage)
             outputs[name, value] = Answers.from_traces(traces)
     with denoiser.adapter_off() if backbone is None else nullcontext():
         model = denoiser.causal_lm if backbone is None else backbone.model
         ids = encode_prompts(denoiser.tokenizer, prompts)
-        on_prompt = partial(on_progress, "prompt lookup")
-        outputs["prompt lookup"] = lookup_answers(
-            model, ids, length, denoiser.eos_token_id, on_prompt
-        )
-    options = length, batch_size, backbone, partial(on_progress, "perplexity")
+        outputs["prompt lookup"] = lookup_answers(model, ids, length, denoiser.eos_token_id)
+    options = length, batch_size, backbone
     baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
     groups: dict[str, list[int]] = {"short": [], "long": []}
     for n, tokens in enumerate(baseline.tokens):
@@ -159,18 +154,14 @@ def lookup_answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_token_id: int,
-    on_prompt=silent,
 ) -> Answers:
     """The backbone's greedy answers by prompt lookup, one by one; forward passes are counted."""
     calls, parts = [], []
     hook = backbone.register_forward_hook(lambda *_: calls.append(len(parts)))
     try:
-        for prompt in prompts:
-            options = {"batch_size": 1, **LOOKUP}
-            parts.append(
-                greedy_answers(backbone, [prompt], max_new_tokens, eos_token_id, **options)
-            )
-            on_prompt(len(parts), len(prompts))
+        for prompt in bar(prompts, "prompt lookup"):
+            given = backbone, [prompt], max_new_tokens, eos_token_id
+            parts.append(greedy_answers(*given, batch_size=1, **LOOKUP))
     finally:
         hook.remove()
     tokens, ended = ([getattr(one, name)[0] for one in parts] for name in ("tokens", "ended"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 import lad
@@ -72,12 +74,10 @@ class Answers:
         )
 
 
-# Called with the name of what is running, and with how many answers are done, of how many.
-Progress = Callable[[str, int, int], object]
-
-
-def silent(*progress: object) -> None:
-    """A callback for progress that shows nothing."""
+def bar(steps: Iterable, stage: str, total: int | None = None) -> Iterable:
+    """The steps, one after the other, with a bar on stderr where that is one process's terminal."""
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return tqdm(steps, stage, total, leave=False, disable=None if is_alone else True)
 
 
 def default_batch_size(denoiser: Denoiser) -> int:
@@ -97,14 +97,13 @@ def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> d
 
 
 def refine_traces(
-    denoiser: Denoiser, prompts: Sequence[str], config: RefineConfig, batch_size=8, on_batch=silent
+    denoiser: Denoiser, prompts: Sequence[str], config: RefineConfig, batch_size: int, stage: str
 ) -> list[Trace]:
     """A trace for each prompt, refined `batch_size` prompts at a time."""
     traces: list[Trace] = []
-    for first in range(0, len(prompts), batch_size):
+    for first in bar(range(0, len(prompts), batch_size), stage):
         chunk = prompts[first : first + batch_size]
         traces += refine_batch(denoiser, chunk, config, batch_size=batch_size)
-        on_batch(len(traces), len(prompts))
     return traces
 
 
@@ -137,7 +136,6 @@ def score_outputs(
     max_new_tokens: int,
     batch_size: int,
     backbone: LoadedBackbone | None = None,
-    on_scored: Callable[[int, int], object] = silent,
 ) -> tuple[Answers, dict]:
     """The backbone's greedy answers, and all answers with their losses under the backbone.
 
@@ -154,11 +152,7 @@ def score_outputs(
     with denoiser.adapter_off() if backbone is None else nullcontext():
         greedy = greedy_answers(model, ids, max_new_tokens, denoiser.eos_token_id, batch_size)
         baseline = scored(greedy)
-        found = {}
-        for key, answers in outputs.items():
-            found[key] = scored(answers)
-            on_scored(len(found), len(outputs))
-    return baseline, found
+        return baseline, {key: scored(outputs[key]) for key in bar(outputs, "perplexity")}
 
 
 def measure_answers(tokenizer, answers: Answers, baseline: Answers) -> dict:

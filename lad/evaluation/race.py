@@ -20,7 +20,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import check_prompt_fits
 from lad.diffusion.sampler import refine
 from lad.diffusion.trace import Step, Trace, make_trace
-from lad.evaluation.generation import provenance, silent
+from lad.evaluation.generation import provenance
 from lad.models.chat import Prompt
 from lad.models.generate import generate
 
@@ -28,6 +28,10 @@ LEFT_TO_RIGHT, REFINEMENT = "left to right", "refinement"
 UNTIMED = 2  # passes of each
 
 OnPass = Callable[[str, int, int], object]  # called with the runner, its passes, and the most
+
+
+def silent(*_: object) -> None:
+    """Tell nothing of a pass."""
 
 
 def race(

@@ -13,7 +13,7 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
@@ -80,15 +80,14 @@ def import_checkpoint(
     modules: Sequence[str] = (),
     layout: str = LAYOUT,
     eos: str | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict:
     """Convert a checkpoint to `out/backbone` and `out/adapter`; `out` appears whole or not at all.
 
     `tokenizer` is a folder, or a backbone, of which nothing else is fetched. Classes of `modules`
     are read as stubs, as those of `__main__` are. `layout` is a chat template; `eos` the token that
-    ends an answer, by default decided by one forward pass (`measure_ends`). `on_progress` gets the
-    bytes written so far and in all. Raises InvalidInput where `out` exists or `file` does not,
-    DamagedFile for a file that is no such checkpoint or asks for more than tensors.
+    ends an answer, by default decided by one forward pass (`measure_ends`). Raises InvalidInput
+    where `out` exists or `file` does not, DamagedFile for a file that is no such checkpoint or asks
+    for more than tensors.
     """
     file, out = Path(file), Path(out)
     if out.exists():
@@ -124,11 +123,9 @@ def import_checkpoint(
     with new_folder(out) as new, loading.quiet_transformers(), redirect_stderr(io.StringIO()):
         source.save_pretrained(new / "backbone")
         model.save_pretrained(new / "backbone")
-        on_progress(sizes[0], sum(sizes))
         adapter = new / "adapter"
         LoraConfig(**settings, base_model_name_or_path="backbone").save_pretrained(adapter)
         save_file(lora, adapter / "adapter_model.safetensors", {"format": "pt"})
-        on_progress(sum(sizes), sum(sizes))
         # As `lad.diffusion.adapter` reads it.
         card = {"schema": 1, "attention": "bidirectional", "target": "same", "context": CONTEXT}
         card |= {"mask_token_id": mask, "eos_token_id": source.eos_token_id, "backbone": "backbone"}
