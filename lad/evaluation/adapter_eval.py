@@ -50,7 +50,6 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     backbone: LoadedBackbone | None = None,
-    keep_answers: bool = False,
     questions: Sequence[Question] = (),
     sentences: Sequence[str] = (),
 ) -> dict:
@@ -62,7 +61,6 @@ def evaluate(
         seed: of masks and corruption.
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
         backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
-        keep_answers: put the text of every answer into the result.
         questions: short ones, answered with each of the settings, see `same_fact`.
         sentences: to damage and to repair, see `sentence_repair`.
     """
@@ -89,17 +87,13 @@ def evaluate(
     baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
     short, _ = generation.score_outputs(denoiser, asked, {}, FACT_TOKENS, batch_size, backbone)
 
-    def decoded(answers: Answers) -> list[str]:
-        return [denoiser.tokenizer.decode(x, skip_special_tokens=True) for x in answers.tokens]
+    backbone_facts = denoiser.tokenizer.batch_decode(short.tokens, skip_special_tokens=True)
 
     def measured(answers: Answers, length: int, facts: list[str]) -> dict:
         cut = baseline.truncate(length)
         scores = generation.measure_answers(denoiser.tokenizer, answers, cut)
         scores["seconds_per_answer"] = answers.seconds / len(prompts)
         scores["same_fact"] = same_fact(questions, facts)
-        if keep_answers:
-            both = zip([*prompts, *asked], decoded(answers) + facts, strict=True)
-            scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in both]
         return scores
 
     seconds = time.perf_counter() - started
@@ -118,7 +112,7 @@ def evaluate(
             | measured(outputs[name], config.answer_length, fact_answers[name])
             for name, config in settings.items()
         },
-        "backbone": {"answer_length": longest} | measured(baseline, longest, decoded(short)),
+        "backbone": {"answer_length": longest} | measured(baseline, longest, backbone_facts),
     }
 
 
