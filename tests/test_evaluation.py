@@ -339,18 +339,11 @@ def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
     )
     out = tmp_path / "run"
     lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=5")
-    log = [json.loads(line) for line in (out / "training_log.jsonl").open()]
-    assert log[-1]["step"] == 5
 
     options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=10", "--n-prompts=3"]
     result = json.loads(lad_runs("evaluate", *options, "--json"))
     used = result["pairs"]["used"]  # bytes that are no text become longer when they are read again
     assert used >= 5 and used + result["pairs"]["too_long"] == 10
-    assert result["prompts"]["of"] == 100
     assert list(result["settings"]) == ["quality", "default", "noiseless"]
-    # A few steps teach little, but what was measured is finite, and on nearly all of it: a short
-    # answer may have no token that is masked, or none that is kept.
-    for scores in (result["masked"]["0.5"]["ce"], result["repair"]["kept"]):
-        assert used - 2 <= scores["n"] <= used
     for scores in result["settings"].values():
         assert 0 < scores["nfe"]["value"] <= 64 and scores["ended"]["n"] == 3

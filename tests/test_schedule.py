@@ -67,20 +67,6 @@ def test_choice_equals_the_plain_one(weights, clustering, data):
     assert got.sum() == min(count, sum(weight > 0 for weight in weights))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 1.0]))
-def test_every_row_of_a_batch_is_chosen_as_if_alone(seed, clustering):
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.rand(5, 12, generator=generator)
-    weights[weights < 0.3] = 0
-    uniforms = torch.rand(5, 12, generator=generator)
-    count = torch.tensor([0, 1, 4, 8, 12])
-    together = choose_positions(weights, count, uniforms, clustering)
-    for row in range(5):
-        alone = choose_positions(weights[row], int(count[row]), uniforms[row], clustering)
-        assert torch.equal(together[row], alone)
-
-
 def test_choice_follows_the_weights():
     weights = torch.tensor([0.1, 0.2, 0.7])
     uniforms = torch.rand(3000, 3, generator=torch.Generator().manual_seed(0))

@@ -453,9 +453,8 @@ def compare(a: Run, b: Run) -> dict:
 
     # Rotations of a question are no independent trials: the test takes it as it came.
     plain = pair[pair["rotation_a"] == 0]
-    x, y = plain["correct_a"], plain["correct_b"]
-    both, only_a = int((x & y).sum()), int((x & ~y).sum())
-    only_b, neither = int((~x & y).sum()), int((~x & ~y).sum())
+    counts = pd.crosstab(plain["correct_a"], plain["correct_b"])
+    counts = counts.reindex(index=[True, False], columns=[True, False], fill_value=0).to_numpy()
     differences = {"difference": _difference(pair, "correct")}
     for name in ("normalised", "text"):
         if {f"correct_{name}_a", f"correct_{name}_b"} <= {*pair}:
@@ -465,9 +464,10 @@ def compare(a: Run, b: Run) -> dict:
         | {"accuracy": _share(pair[f"correct_{name}"], pair["id_a"])}
         for name, run in (("a", a), ("b", b))
     }
-    counts = {"both": both, "only_a": only_a, "only_b": only_b, "neither": neither}
-    result = {"task": a.summary["task"], "n": pair["id_a"].nunique()} | sides | differences | counts
-    result["p"] = float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue)
+    result = {"task": a.summary["task"], "n": pair["id_a"].nunique()} | sides | differences
+    names = ("both", "only_a", "only_b", "neither")
+    result |= dict(zip(names, counts.ravel().tolist(), strict=True))
+    result["p"] = float(mcnemar(counts, exact=True).pvalue)
     return result | {"same": float((pair["choice_a"] == pair["choice_b"]).mean())}
 
 
