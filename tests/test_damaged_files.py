@@ -16,6 +16,7 @@ from lad.diffusion.trace import Trace
 from lad.evaluation.benchmark import compare, join_runs, read_run
 from lad.evaluation.tasks import load_items
 from lad.evaluation.throughput import read_runs
+from lad.training.data import read_pairs
 from lad.training.distillation import DistilConfig, collect
 from lad.utils import AdapterMismatch, DamagedFile, InvalidInput
 
@@ -52,6 +53,7 @@ FILES = {
     "summary.json": ([SUMMARY], use_run),
     "runs.json": ([{"schema": 1, "runs": [{"kind": "a"}]}], read_runs),
     "arc-easy-test.jsonl": ([ITEM], lambda path: load_items("arc-easy", source=path.parent)),
+    "pairs.jsonl": ([{"prompt": "p", "answer": "a"}], read_pairs),
     "00000.jsonl": (
         [{"prompt": "p", "answer": "a"}, {"counts": {"kept": 1}}],
         lambda path: collect(path.parent, DistilConfig()),

@@ -75,14 +75,9 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
 
 NO_PAIRS = {
     b"no json": "Invalid JSON",
-    b"[]": "Input should be an object",
     b'{"prompt": "p", "answer": 3}': "answer = 3: .*valid string",
-    b'{"prompt": ["p"], "answer": []}': "prompt = .*valid string",
-    b'{"prompt": "p"}': "answer: Field required",
     b'{"prompt": " ", "answer": "a"}': "prompt = ' ': expected at least one word;",
-    rb'{"prompt": "cut \ud83d", "answer": "a"}': "hex escape",
     b'{"prompt": "\xff", "answer": "a"}' + 9999 * b" ": "invalid unicode",
-    9999 * b"[": "recursion",
 }
 
 
@@ -608,9 +603,6 @@ def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
         path.write_text(f"training: {{{text}}}")
         with pytest.raises(InvalidInput, match=r"^\w+ = .*: expected "):
             TrainConfig.from_dict(read_config(path)["training"])
-    for layers in ([], ["q_proj", "lm_head"]):
-        with pytest.raises(InvalidInput, match=r"layers = .*: expected a list of q_proj"):
-            DenoiserConfig.from_dict({"layers": layers})
 
 
 def test_texts_to_correct_are_never_masked_and_often_sound(denoiser):
