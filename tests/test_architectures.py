@@ -9,6 +9,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -279,26 +280,19 @@ def test_masks_and_positions_are_those_of_plain_transformers(folder, kind):
         if hasattr(module, "lora_A"):
             a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
             weights[f"{name}.weight"].data += module.scaling["default"] * b.data @ a.data
+
+    def eager(attention_mask, **more):
+        numbers = torch.zeros(attention_mask.shape).masked_fill(~attention_mask, -torch.inf)
+        return plain(attention_mask=numbers, **more)
+
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(256, (2, 150), generator=generator)  # past the original positions
     answer = torch.randint(256, (2, 20), generator=generator)
     answer[:, 3:9] = denoiser.mask_token_id
-    total = prompt.shape[1] + answer.shape[1]
-    visible = [
-        reference.attention_mask(
-            150, total, *kind, [False] * 150 + (row == denoiser.mask_token_id).tolist()
-        )
-        for row in answer
-    ]
-    numbers = torch.zeros(2, 1, total, total).masked_fill(~torch.cat(visible), -torch.inf)
+    same = {"device": "cpu", "mask_token_id": denoiser.mask_token_id, "config": denoiser.config}
+    stand_in, rows = SimpleNamespace(causal_lm=eager, **same), zip(prompt, answer, strict=True)
+    expected = torch.stack([reference.answer_logits(stand_in, p, x.tolist()) for p, x in rows])
     with torch.no_grad():
-        expected = plain(
-            input_ids=torch.cat([prompt, answer], 1),
-            attention_mask=numbers,
-            position_ids=torch.arange(total)[None],
-        ).logits
-        first = 150 - (kind[1] == "next")
-        expected = expected[:, first : first + 20]
         whole = denoiser.logits(prompt, answer)
         cached = denoiser.logits(prompt, answer, denoiser.read_prompt(prompt))
     assert expected.std() > 0.5
