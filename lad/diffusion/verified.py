@@ -35,9 +35,9 @@ from transformers import DynamicCache, PreTrainedModel
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.lookahead import computed_lengths
+from lad.diffusion.numbers import draw_uniforms, to_host
 from lad.diffusion.sampler import Batch, SamplerState, probability, process_logits, sample_tokens
 from lad.diffusion.trace import ALTERNATIVES, Step
-from lad.diffusion.transfer import draw_uniforms, to_host
 from lad.models.registry import load_backbone
 from lad.utils import NumericalError
 

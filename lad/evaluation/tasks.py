@@ -80,16 +80,6 @@ class Task:
     splits: dict[str, Split]
 
 
-def _read_tasks() -> tuple[dict[str, Task], list[Item]]:
-    path = Path(__file__).parents[1] / "assets" / "tasks.json"
-    data = json.loads(path.read_text(encoding="utf-8"))
-    tasks = {}
-    for name, values in data["tasks"].items():
-        splits = {split: Split(**numbers) for split, numbers in values["splits"].items()}
-        tasks[name] = Task(name, **values | {"splits": splits})
-    return tasks, [_read_item("examples", line, "") for line in data["examples"]]
-
-
 def get_task(name: str) -> Task:
     """The task of that name, also as lm-eval writes it (`arc_easy`), or InvalidInput."""
     name = name.replace("_", "-")
@@ -336,4 +326,9 @@ def parse_text(text: str, question: Question) -> int | None:
     return next((place for place in places if text[3:] == question.lines[place][3:]), None)
 
 
-TASKS, EXAMPLES = _read_tasks()  # at the end: they need the functions above
+_DATA = json.loads((Path(__file__).parents[1] / "assets" / "tasks.json").read_text("utf-8"))
+TASKS: dict[str, Task] = {
+    name: Task(name, **one | {"splits": {s: Split(**x) for s, x in one["splits"].items()}})
+    for name, one in _DATA["tasks"].items()
+}
+EXAMPLES = [_read_item("examples", line, "") for line in _DATA["examples"]]

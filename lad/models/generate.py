@@ -32,7 +32,7 @@ def generate(
     max_length: int | None = None,
     eos_token_id: int | None = None,
     static_cache: bool = False,
-    on_logits: Callable[[Tensor], object] | None = None,
+    on_logits: Callable[[Tensor], None] | None = None,
     **more,
 ) -> list[list[int]]:
     """Token ids of one answer to each prompt, in the order of the prompts.
@@ -81,7 +81,9 @@ def generate(
                 begun = [*prompts[i], *answers[i]]
                 ids[row, width - len(begun) :] = torch.tensor(begun)
                 attention_mask[row, width - len(begun) :] = 1
-            processors = [] if on_logits is None else [partial(_watch, on_logits)]
+            processors = []
+            if on_logits is not None:
+                processors.append(lambda ids, logits: on_logits(logits) or logits)
             if temperature > 0:
                 drawn = uniforms[batch, done:].to(causal_lm.device)
                 processors.append(partial(sample, drawn, width, temperature, top_k))
@@ -101,11 +103,6 @@ def generate(
         done += stage
         going = [i for i in going if answers[i][-1] != eos and len(answers[i]) < room[i]]
     return answers
-
-
-def _watch(on_logits: Callable, input_ids: Tensor, scores: Tensor) -> Tensor:
-    on_logits(scores)
-    return scores
 
 
 def sample(
