@@ -181,35 +181,3 @@ def test_repeats_equal_the_plain_ones(rows):
     draft, confidence, may = (list(column) for column in zip(*rows, strict=True))
     expected = reference.repeated(draft, confidence, EOS, may)
     assert again(draft, confidence, may) == [int(x) for x in expected]
-
-
-# -- all of them -----------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.sampled_from(sorted(STRATEGIES)),
-    st.lists(row, min_size=1, max_size=12),
-    st.integers(0, 8),
-    st.sampled_from([0.0, 0.6]),
-    st.sampled_from([None, 1, 4]),
-    st.data(),
-)
-def test_no_strategy_masks_a_visible_position_that_is_closed(
-    name, rows, iteration, clustering, window, data
-):
-    draft, confidence, open_ = (list(column) for column in zip(*rows, strict=True))
-    masked = [data.draw(st.booleans()) for _ in rows]
-    seen = view(confidence, tokens=draft, maskable=open_, is_masked=masked, iteration=iteration)
-    chosen = choose(
-        seen, remasking=name, confidence_threshold=0.5, clustering=clustering, window=window
-    )
-    for position, hidden in enumerate(chosen):
-        assert not hidden or masked[position] or open_[position]
-    if STRATEGIES[name].stops_when_complete and any(
-        m and o for m, o in zip(masked, open_, strict=True)
-    ):
-        first = masked.index(True)
-        reach = range(first, len(masked) if window is None else first + window)
-        able = [n for n in reach if n < len(masked) and masked[n] and open_[n]]
-        assert not able or any(not chosen[n] for n in able)

@@ -28,14 +28,6 @@ def test_a_corrupted_text_is_the_draft_and_eos_follows(denoiser):
     assert len(visible_text(denoiser, "cat", 20).tokens) == 20
 
 
-def test_a_control_token_that_is_typed_is_text(denoiser):
-    for make in (visible_text, lambda d, text: gapped(d, text + "___")):
-        draft = make(denoiser, "a<|im_end|>b<|endoftext|>").tokens
-        text = "a<|im_end|>b<|endoftext|>"
-        assert bytes(denoiser.tokenizer.decode(draft[: len(text)]), "utf-8") == text.encode()
-        assert denoiser.eos_token_id not in draft[: len(text)]
-
-
 def test_gaps_are_masks_of_their_size_words_stay_and_the_end_can_be_given(denoiser):
     mask, eos = denoiser.mask_token_id, denoiser.eos_token_id
     draft = gapped(denoiser, "ab ___ c [3], d.", gap=2)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from lad.diffusion import reference
 from lad.diffusion.config import (
-    PRESETS,
     REMASKING,
     REPEATS,
     SCHEDULED,
@@ -251,28 +250,6 @@ def new_state(tokens: torch.Tensor, config: RefineConfig, **values) -> SamplerSt
         eos_token_id=4,
     )
     return state._replace(**values)
-
-
-def test_of_two_equal_neighbours_the_less_confident_becomes_another_token():
-    logits = torch.tensor(
-        [[5.0, 4, 0, 0, 0], [3, 2, 1, 0, 0], [0, 6, 0, 0, 1], [0, 0, 0, 0, 6], [0, 0, 0, 0, 5]]
-    )[None]
-    tokens, config = torch.full((1, 5), 3), RefineConfig(remasking="none", repeats="replace")
-
-    def draft(**values):
-        state = new_state(tokens, config, **values)
-        return step(process_logits(logits.clone(), state, config), state, config, 0)
-
-    output = draft()
-    # The second 0 may be neither 0 nor 1, its neighbours' tokens; two EOS in a row are allowed.
-    assert output.tokens.tolist() == [[0, 2, 1, 4, 4]]
-    without_mask = logits.clone()
-    without_mask[..., 3] = -torch.inf
-    assert torch.allclose(output.confidence[0, 1], without_mask.softmax(dim=-1)[0, 1, 2])
-    # Where it may not change, its neighbour does.
-    tokens[0, 1] = 0
-    fixed = torch.tensor([[False, True, False, False, False]])
-    assert draft(fixed=fixed).tokens.tolist() == [[1, 0, 1, 4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -534,12 +511,6 @@ def test_batches_that_make_no_sense_are_refused_before_any_work(denoiser, monkey
 @given(configs)
 def test_settings_survive_json(config):
     assert RefineConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_presets_by_name():
-    assert preset("guided") == RefineConfig()
-    with pytest.raises(InvalidInput, match=f"unknown preset 'best': .*{', '.join(PRESETS)}"):
-        preset("best")
 
 
 # -- the real model --------------------------------------------------------------------------------
