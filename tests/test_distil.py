@@ -12,7 +12,6 @@ from lad.evaluation.tasks import TASKS, Item
 from lad.models.registry import load_backbone
 from lad.training import (
     Pair,
-    everyday_prompts,
     fact_questions,
     held_out_prompts,
     read_pairs,
@@ -65,7 +64,8 @@ def test_contamination_is_an_exact_stem_or_thirteen_words_in_a_row():
 
 def test_prompts_that_come_with_the_package_are_clean_and_apart():
     held, shown = (
-        {" ".join(normalised(p)) for p in f()} for f in (held_out_prompts, everyday_prompts)
+        {" ".join(normalised(p)) for p in read_lines(name)}
+        for name in ("held-out.txt", "prompts.txt")
     )
     assert len(held_out_prompts()) == len(held) == 100 and not held & shown
     questions, sentences = fact_questions(), sentences_to_repair()
@@ -102,7 +102,7 @@ def test_a_run_goes_on_where_it_stopped_and_processes_share_the_work(tmp_path):
 def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
     folder, out = tmp_path / "batches", tmp_path / "pairs.jsonl.gz"
     write_batch(folder, 0, [Pair("What is it?", "A."), Pair("Who?", "B.")], **{"answer loops": 3})
-    tested = [Pair(held_out_prompts()[3].upper(), "A."), Pair(everyday_prompts()[5], "B.")]
+    tested = [Pair(held_out_prompts()[3].upper(), "A."), Pair(read_lines("prompts.txt")[5], "B.")]
     tested += [
         Pair(fact_questions()[7].prompt, "E."),
         Pair("Yes?", f"F. {sentences_to_repair()[2]}"),

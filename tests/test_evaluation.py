@@ -27,7 +27,6 @@ from lad.evaluation.adapter_eval import (
     repair_scores,
     same_fact,
     sentence_repair,
-    with_other_prompts,
 )
 from lad.evaluation.generation import Answers, measure_answers
 from lad.evaluation.statistics import Estimate
@@ -111,7 +110,7 @@ def test_repair_of_a_perfect_denoiser_and_an_idle_one(denoiser, monkeypatch):
     assert (scores["restored"]["value"], scores["kept"]["value"]) == (0, 1)
 
 
-def test_from_mask_the_text_is_gone_and_with_another_prompt_the_question(denoiser, monkeypatch):
+def test_from_mask_the_text_is_gone(denoiser, monkeypatch):
     data, mask, seen = packed(denoiser), denoiser.mask_token_id, []
 
     def stand_in(_, inputs, prompt_lengths, chosen):
@@ -122,14 +121,6 @@ def test_from_mask_the_text_is_gone_and_with_another_prompt_the_question(denoise
     scores = [repair_scores(denoiser, data, from_mask=masked) for masked in (True, False)]
     assert (seen[0] == mask).all() and not (seen[adapter_eval.REPAIR_ITERATIONS] == mask).any()
     assert scores[0]["damaged"] == scores[1]["damaged"]  # the same tokens are counted
-
-    pairs = [Pair("p" * m, "a" * n) for m, n in ((1, 30), (30, 1), (2, 3))]
-    others = [Pair(pairs[i - 1].prompt, pairs[i].answer) for i in range(3)]
-    context = len(denoiser.encode("p")) + 32  # 30 and 3 do not fit
-    found = with_other_prompts(packed(denoiser, pairs, context))
-    expected = packed(denoiser, others, context)
-    assert found.tokens.tolist() == expected.tokens.tolist()
-    assert found.ends.tolist() == expected.ends.tolist() and expected.dropped == 1
 
 
 def test_all_positions_at_once_is_noiseless_without_growth_as_in_a_repair():

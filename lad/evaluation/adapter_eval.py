@@ -72,7 +72,10 @@ def evaluate(
     masked, ahead = masked_scores(*measured_on), lookahead_accuracy(*measured_on)
     repair, outputs, fact_answers = repair_scores(*measured_on), {}, {}
     repair["from_mask"] = repair_scores(*measured_on, from_mask=True)
-    repair["other_prompt"] = repair_scores(denoiser, with_other_prompts(packed), *measured_on[2:])
+    # Each answer behind the prompt of the pair before it.
+    others = [Pair(pairs[n - 1].prompt, pair.answer) for n, pair in enumerate(pairs)]
+    others = pack(denoiser.backbone, others, denoiser.config.context).to(denoiser.device)
+    repair["other_prompt"] = repair_scores(denoiser, others, *measured_on[2:])
     repaired = sentence_repair(denoiser, sentences, batch_size, seed)
     asked = [question.prompt for question in questions]
     for name, config in settings.items():
@@ -182,7 +185,7 @@ def repair_scores(
     Of the tokens of an answer and its first EOS: `restored`, the share of corrupted ones that are
     right in the last draft; `kept`, the same of the others; `damaged`, the share corrupted.
     `from_mask` counts the same tokens after as many iterations from all MASK: what the question
-    alone tells. `with_other_prompts` gives the opposite: what the corrupted text alone tells.
+    alone tells. Pairs with others' prompts give the opposite: what the corrupted text alone tells.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
@@ -216,19 +219,6 @@ def repair_scores(
         "severity": REPAIR_SEVERITY,
         "iterations": REPAIR_ITERATIONS,
     }
-
-
-def with_other_prompts(pairs: PackedPairs) -> PackedPairs:
-    """Each answer behind the prompt of the pair before it; what gets too long is left out."""
-    context = pairs.tokens.shape[1]
-    position = torch.arange(context, device=pairs.tokens.device)
-    lengths = pairs.prompt_lengths.roll(1)
-    moved = (lengths - pairs.prompt_lengths)[:, None]
-    answers = pairs.tokens.gather(1, (position - moved).clamp(0, context - 1))  # ends in EOS
-    tokens = torch.where(position < lengths[:, None], pairs.tokens.roll(1, dims=0), answers)
-    ends = pairs.ends + moved[:, 0]
-    changed = replace(pairs, tokens=tokens, prompt_lengths=lengths, ends=ends)
-    return changed.map(lambda values: values[ends < context])
 
 
 def same_fact(questions: Sequence[Question], answers: Sequence[str]) -> dict:
