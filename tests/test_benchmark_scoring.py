@@ -14,7 +14,6 @@ from lad.evaluation.benchmark import ScoredModel, refine_traces
 from lad.evaluation.likelihood import (
     EncodedQuestion,
     encode_questions,
-    float32_logits,
     loglikelihood,
     sample_masks,
 )
@@ -126,18 +125,6 @@ def test_what_a_model_knows_is_what_a_score_says():
             assert all(score.standard_error < 1e-6 for score in scores)
 
 
-def test_a_control_token_in_an_option_is_text(denoiser, backbone):
-    options = ("a <mask> b", "<|im_end|>", "c<|im_end|> d")
-    for target, starts in (("line", ("A: ", "B: ", "C: ")), ("text", ("", "", ""))):
-        item = Item("arc-easy", "a", "Which?", options, 1)
-        [question] = encode(denoiser, [format_question(item, target)], target)
-        lengths = [len(start + text) for start, text in zip(starts, options, strict=True)]
-        assert [len(ids) for ids in question.options] == lengths  # a token is a byte
-        for model in (denoiser, backbone.model):
-            [(_, scores)] = loglikelihood(model, [question], samples=4)
-            assert all(math.isfinite(score.log_likelihood) for score in scores)
-
-
 def test_a_letter_is_one_token_and_one_mask(denoiser):
     [question] = encode(denoiser, [format_question(ITEM, "letter")], "letter")
     assert question.options == [denoiser.tokenizer(x)["input_ids"] for x in "ABC"]
@@ -178,12 +165,6 @@ def test_logits_that_choose_an_option_are_not_rounded():
     # Afterwards the model is as it was, its head again tied to the embeddings.
     assert head.weight is weight is model.model.get_input_embeddings().weight
     assert made.logits(torch.tensor([[5]]), torch.tensor([[6]])).dtype == torch.bfloat16
-
-
-def test_a_float32_model_is_left_alone(denoiser):
-    head, weight = denoiser.causal_lm.lm_head, denoiser.causal_lm.lm_head.weight
-    with float32_logits(denoiser.causal_lm):
-        assert head.weight is weight and not head._forward_pre_hooks
 
 
 # -- a backbone's likelihood -----------------------------------------------------------------------

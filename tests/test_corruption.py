@@ -88,24 +88,14 @@ def test_swaps_permute_and_replacements_are_never_mask(shape, seed):
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
 def test_a_fixed_fraction_masks_exactly_that_many(fraction):
     tokens, answer = example(5, 3, 20)
-    config = CorruptionConfig(
-        all_masked=0,
-        mask_probability=1,
-        mask_fraction=(fraction, fraction),
-        structural_probability=0,
-    )
+    config = masks_alone(mask_fraction=(fraction, fraction))
     noisy = corrupt(tokens, answer, VOCABULARY, MASK, torch.Generator().manual_seed(0), config)
     assert ((noisy == MASK).sum(dim=1) == int(fraction * 20)).all()
 
 
 def masks_alone(**shares):
-    return CorruptionConfig(
-        all_masked=0,
-        mask_probability=1,
-        mask_fraction=(0.0, 1.0),
-        structural_probability=0,
-        **shares,
-    )
+    alone = {"all_masked": 0, "mask_probability": 1, "structural_probability": 0}
+    return CorruptionConfig(**alone | {"mask_fraction": (0.0, 1.0)} | shares)
 
 
 @settings(max_examples=60, deadline=None)

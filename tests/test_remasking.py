@@ -1,6 +1,5 @@
 """What each strategy masks, on drafts made up for the purpose."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,18 +127,6 @@ def test_what_is_shown_together_has_entropies_that_fit_under_the_bound():
 def test_editing_masks_nothing_that_is_visible():
     seen = view([0.95, 0.3, 0.95, 0.2], is_masked=[0, 0, 1, 1], again=[0, 1, 0, 0])
     assert choose(seen, remasking="editing") == [0, 0, 0, 1]
-
-
-@pytest.mark.parametrize("remasking", ["random", "guided"])
-def test_scheduled_strategies_mask_the_schedules_number_of_open_positions(remasking):
-    for iteration in range(9):
-        seen = view([0.5] * 20, iteration=iteration, sharpness=2.0)
-        count = sum(choose(seen, remasking=remasking, noise_start=0.7))
-        assert count == reference.mask_count(iteration, 10, 20, 2.0, 0.7)
-    closed = view([0.5] * 20, maskable=[0] * 15 + [1] * 5)
-    assert choose(closed, remasking=remasking, noise_start=0.7) == [0] * 15 + [1] * 5
-    again = view([0.5] * 20, iteration=8, again=[1] + [0] * 19)
-    assert choose(again, remasking=remasking, noise_start=0.1) == [1] + [0] * 19
 
 
 def test_guidance_masks_doubt_and_shares_the_number_with_the_tail():
