@@ -140,19 +140,6 @@ def evenly_spaced(items: list, n: int | None) -> list:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def load_with_baseline(model: str, adapter: Path | None, device: str):
-    """A denoiser and its `LoadedBackbone`; None where switching the adapter off is exact."""
-    import torch
-
-    from lad.diffusion.adapter import load_denoiser
-    from lad.models.registry import load_backbone
-
-    where = choose_device(device)
-    denoiser = load_denoiser(model, adapter, where)
-    exact = denoiser.causal_lm.dtype == torch.float32
-    return denoiser, None if exact else load_backbone(model, where)
-
-
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
     """A table as wide as the terminal; in a file or a pipe, as wide as it needs."""
     from rich.console import Console

@@ -47,6 +47,7 @@ def evaluate(
     as_json: common.AsJson = False,
 ) -> None:
     """Measure an adapter on pairs and prompts it never saw, beside the backbone it sits on."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.evaluation.adapter_eval import evaluate as run_evaluation
     from lad.training import fact_questions, read_pairs, sentences_to_repair
     from lad.training.data import ASSETS
@@ -59,12 +60,12 @@ def evaluate(
         "facts": (fact_questions(), ASSETS / "facts.jsonl"),
         "sentences": (sentences_to_repair(), ASSETS / "sentences.txt"),
     }
-    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    denoiser = load_denoiser(model, adapter, common.choose_device(device))
     few = ON_A_CPU if denoiser.device.type == "cpu" else {}
     n = {"pairs": n_pairs or few.get("pairs")}
     n |= dict.fromkeys(("prompts", "facts", "sentences"), n_prompts or few.get("prompts"))
     some = {key: common.evenly_spaced(data[key][0], number) for key, number in n.items()}
-    options = seed, batch_size, backbone, some["facts"], some["sentences"]
+    options = seed, batch_size, some["facts"], some["sentences"]
     result = run_evaluation(denoiser, some["pairs"], some["prompts"], chosen, *options)
     for key, (everything, path) in data.items():
         result[key] |= {"of": len(everything), "file": path.name, "sha256": sha256_file(path)}

@@ -29,18 +29,19 @@ def study(
     as_json: common.AsJson = False,
 ) -> None:
     """Follow held-out answers iteration by iteration, in three ways to refine."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.evaluation.convergence import run_study
     from lad.training import read_pairs
 
     steps, path = common.parse_numbers("iterations", iterations), _writable("study", out, as_json)
-    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    denoiser = load_denoiser(model, adapter, common.choose_device(device))
     prompts = _prompts(denoiser, n_prompts)
     few = ON_A_CPU["pairs"] if denoiser.device.type == "cpu" else None
     pairs = common.evenly_spaced(read_pairs(common.PAIRS), n_pairs or few)
     command = f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
     command += f"--n-pairs {len(pairs)} --seed {seed}"
-    options = seed, batch_size, backbone, command
-    _write(path, run_study(denoiser, prompts, pairs, steps, *options), as_json)
+    result = run_study(denoiser, prompts, pairs, steps, seed, batch_size, command)
+    _write(path, result, as_json)
 
 
 def frontier(
@@ -53,14 +54,14 @@ def frontier(
     as_json: common.AsJson = False,
 ) -> None:
     """Sweep each strategy's main setting: quality against tokens a forward pass."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.evaluation.frontier import SWEEPS, run_frontier
 
     path = _writable("frontier", out, as_json)
-    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    denoiser = load_denoiser(model, adapter, common.choose_device(device))
     prompts = _prompts(denoiser, n_prompts)
     command = f"lad frontier --n-prompts {len(prompts)}"
-    options = batch_size, backbone, command
-    _write(path, run_frontier(denoiser, prompts, SWEEPS, *options), as_json)
+    _write(path, run_frontier(denoiser, prompts, SWEEPS, batch_size, command), as_json)
 
 
 def _writable(name: str, out: Path | None, as_json: bool) -> Path | None:

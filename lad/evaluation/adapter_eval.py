@@ -29,7 +29,6 @@ from lad.evaluation import generation
 from lad.evaluation.generation import Answers, bar, provenance
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.chat import encode_text
-from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, Question, pack
 from lad.training.loss import MASKED_FRACTIONS, answer_logits, masked_sums, take
 from lad.utils import check_least
@@ -49,7 +48,6 @@ def evaluate(
     settings: Mapping[str, RefineConfig],
     seed: int = 0,
     batch_size: int | None = None,
-    backbone: LoadedBackbone | None = None,
     questions: Sequence[Question] = (),
     sentences: Sequence[str] = (),
 ) -> dict:
@@ -60,7 +58,6 @@ def evaluate(
         settings: name -> settings to answer the prompts with.
         seed: of masks and corruption.
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
-        backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
         questions: short ones, answered with each of the settings, see `same_fact`.
         sentences: to damage and to repair, see `sentence_repair`.
     """
@@ -84,12 +81,9 @@ def evaluate(
         outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
         traces = generation.refine_traces(denoiser, asked, config, batch_size, f"{name}, facts")
         fact_answers[name] = [trace.answer for trace in traces]
-    # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
-    options = longest, batch_size, backbone
-    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
-    short, _ = generation.score_outputs(denoiser, asked, {}, FACT_TOKENS, batch_size, backbone)
-
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, longest, batch_size)
+    short, _ = generation.score_outputs(denoiser, asked, {}, FACT_TOKENS, batch_size)
     backbone_facts = denoiser.tokenizer.batch_decode(short.tokens, skip_special_tokens=True)
 
     def measured(answers: Answers, length: int, facts: list[str]) -> dict:

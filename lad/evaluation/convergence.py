@@ -23,7 +23,6 @@ from lad.evaluation import generation
 from lad.evaluation.generation import Answers, bar, provenance
 from lad.evaluation.lens import first_layers
 from lad.evaluation.statistics import mean, pooled_share
-from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, masked_predictions
 from lad.utils import InvalidInput, check_least
@@ -46,13 +45,12 @@ def run_study(
     iterations: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
     seed: int = 0,
     batch_size: int | None = None,
-    backbone: LoadedBackbone | None = None,
     command: str = "lad study",
 ) -> dict:
     """Measurements of every way and every number of iterations; `lad.viz.convergence` draws them.
 
     Args:
-        prompts, pairs, batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
+        prompts, pairs, batch_size: as in `lad.evaluation.adapter_eval.evaluate`.
         iterations: rising numbers, 1 to 512; the runs that are followed step by step get the last.
     """
     check_least(1, prompts=len(prompts), pairs=len(pairs))
@@ -81,8 +79,7 @@ def run_study(
             # A run with a threshold ends when every token has passed it: there is no shorter one.
 
     longest = max(way.answer_length for way in WAYS.values())
-    options = longest, batch_size, backbone
-    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, longest, batch_size)
     quality: dict[str, list[dict]] = {name: [] for name in WAYS}
     for name, number in sorted(outputs, key=lambda key: key[1]):
         cut = baseline.truncate(WAYS[name].answer_length)

@@ -13,7 +13,6 @@ n-grams of the text so far (Saxena, 2023), in `transformers`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,10 +21,10 @@ from transformers import LlamaForCausalLM
 
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.verified import bare_backbone
 from lad.evaluation import generation, statistics, text_metrics
 from lad.evaluation.generation import Answers, bar, greedy_answers, provenance
 from lad.models.chat import encode_prompts
-from lad.models.registry import LoadedBackbone
 from lad.utils import check_least
 
 SHORT = 30  # tokens of the backbone's own answer, from which on an answer is long
@@ -63,13 +62,12 @@ def run_frontier(
     prompts: Sequence[str],
     sweeps: Mapping[str, Sweep],
     batch_size: int | None = None,
-    backbone: LoadedBackbone | None = None,
     command: str = "lad frontier",
 ) -> dict:
     """Scores of every strategy at every value of its setting; `lad.viz.frontier` draws them.
 
     Args:
-        prompts, batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
+        prompts, batch_size: as in `lad.evaluation.adapter_eval.evaluate`.
         sweeps: strategy's name -> settings, all with the same answer length.
     """
     check_least(1, prompts=len(prompts))
@@ -81,12 +79,10 @@ def run_frontier(
             stage = f"{name}, {setting} {value:g}"
             traces = generation.refine_traces(denoiser, prompts, config, batch_size, stage)
             outputs[name, value] = Answers.from_traces(traces)
-    with denoiser.adapter_off() if backbone is None else nullcontext():
-        model = denoiser.causal_lm if backbone is None else backbone.model
-        ids = encode_prompts(denoiser.tokenizer, prompts)
-        outputs["prompt lookup"] = lookup_answers(model, ids, length, denoiser.eos_token_id)
-    options = length, batch_size, backbone
-    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
+    ids = encode_prompts(denoiser.tokenizer, prompts)
+    looked_up = lookup_answers(bare_backbone(denoiser), ids, length, denoiser.eos_token_id)
+    outputs["prompt lookup"] = looked_up
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, length, batch_size)
     groups: dict[str, list[int]] = {"short": [], "long": []}
     for n, tokens in enumerate(baseline.tokens):
         groups["short" if len(tokens) < SHORT else "long"].append(n)

@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
+from lad.diffusion.verified import bare_backbone
 from lad.evaluation import statistics, text_metrics
 from lad.models.chat import encode_prompts
 from lad.models.generate import generate
@@ -135,24 +135,19 @@ def score_outputs(
     outputs: Mapping[object, Answers],
     max_new_tokens: int,
     batch_size: int,
-    backbone: LoadedBackbone | None = None,
 ) -> tuple[Answers, dict]:
-    """The backbone's greedy answers, and all answers with their losses under the backbone.
+    """The bare backbone's greedy answers, and all answers with their losses under it.
 
-    The backbone is by default the denoiser's with its adapter off, which is not exact in half
-    precision once the adapter was merged. `max_new_tokens` are the baseline's, EOS included.
+    `max_new_tokens` are the backbone's, EOS included.
     """
-    model = denoiser.causal_lm if backbone is None else backbone.model
-    ids = encode_prompts(denoiser.tokenizer, prompts)
+    model, ids = bare_backbone(denoiser), encode_prompts(denoiser.tokenizer, prompts)
 
     def scored(answers: Answers) -> Answers:
         losses = text_metrics.answer_losses(model, ids, answers.with_eos, batch_size)
         return replace(answers, losses=losses)
 
-    with denoiser.adapter_off() if backbone is None else nullcontext():
-        greedy = greedy_answers(model, ids, max_new_tokens, denoiser.eos_token_id, batch_size)
-        baseline = scored(greedy)
-        return baseline, {key: scored(outputs[key]) for key in bar(outputs, "perplexity")}
+    baseline = greedy_answers(model, ids, max_new_tokens, denoiser.eos_token_id, batch_size)
+    return scored(baseline), {key: scored(outputs[key]) for key in bar(outputs, "perplexity")}
 
 
 def measure_answers(tokenizer, answers: Answers, baseline: Answers) -> dict:
