@@ -195,7 +195,8 @@ def test_smollm2_is_what_the_registry_says():
     for text, tokens in DIGITS_APART.items():
         assert smol.tokenizer.tokenize(text) == tokens.split()
     prompts = ["Name three primary colors.", "What is 12 times 12?", "How do I boil an egg?"]
-    for new in generate(smol.model, smol.tokenizer, encode_prompts(smol.tokenizer, prompts), 60):
+    prompts = encode_prompts(smol.tokenizer, prompts)
+    for new in generate(smol.model, smol.eos_token_id, prompts, 60):
         assert smol.tokenizer.encode(smol.tokenizer.decode(new)) == new, "read as it was written"
 
 

@@ -15,9 +15,8 @@ from conftest import json_lines, run, tiny_denoiser
 
 import lad
 from lad.cli.common import evenly_spaced, read_settings
-from lad.diffusion.config import PRESETS, DenoiserConfig, RefineConfig
+from lad.diffusion.config import PRESETS, REPAIR, DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.drafts import REPAIR
 from lad.evaluation import adapter_eval
 from lad.evaluation.adapter_eval import (
     DAMAGES,

@@ -20,10 +20,10 @@ from random import Random
 import torch
 from torch import Tensor
 
-from lad.diffusion.config import CorruptionConfig, RefineConfig
+from lad.diffusion.config import REPAIR, CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
+from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
 from lad.diffusion.sampler import refine_batch
 from lad.evaluation import generation
 from lad.evaluation.generation import Answers, bar, provenance

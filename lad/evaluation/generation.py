@@ -121,8 +121,8 @@ def greedy_answers(
     template; `max_new_tokens` counts EOS; options are of `transformers`, as in `generate`.
     """
     started = time.perf_counter()
-    options |= {"batch_size": batch_size, "eos_token_id": eos_token_id}
-    outputs = generate(backbone, None, prompts, max_new_tokens, **options)
+    options |= {"batch_size": batch_size}
+    outputs = generate(backbone, eos_token_id, prompts, max_new_tokens, **options)
     seconds = time.perf_counter() - started
     ended = [eos_token_id in ids for ids in outputs]
     tokens = [ids[:-1] if end else ids for ids, end in zip(outputs, ended, strict=True)]

@@ -95,9 +95,8 @@ def _left_to_right(
         on_pass(LEFT_TO_RIGHT, len(seconds), length)
         last = time.perf_counter()
 
-    options = {"eos_token_id": denoiser.eos_token_id, "on_logits": on_logits}
-    prompts = [prompt_ids.tolist()]
-    [tokens] = generate(denoiser.causal_lm, None, prompts, length, **options)
+    given = denoiser.causal_lm, denoiser.eos_token_id, [prompt_ids.tolist()], length
+    [tokens] = generate(*given, on_logits=on_logits)
     written = np.tri(len(tokens), dtype=bool)  # (i, a), whether a pass has written a position
     drafts = np.where(written, tokens, denoiser.eos_token_id)
     inputs = np.where(np.tri(len(tokens), k=-1, dtype=bool), tokens, denoiser.mask_token_id)

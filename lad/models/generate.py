@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers import PreTrainedModel, StaticCache
 
 from lad.utils import InvalidInput
 
@@ -22,7 +22,7 @@ STAGE = 64  # tokens
 @torch.inference_mode()
 def generate(
     causal_lm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    eos_token_id: int,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -30,7 +30,6 @@ def generate(
     seed: int = 0,
     batch_size: int = 32,
     max_length: int | None = None,
-    eos_token_id: int | None = None,
     static_cache: bool = False,
     on_logits: Callable[[Tensor], None] | None = None,
     **more,
@@ -41,7 +40,6 @@ def generate(
 
     Args:
         causal_lm: a backbone without an adapter, or with the adapter switched off.
-        tokenizer: names EOS, unless `eos_token_id` does.
         prompts: token ids with their chat template; InvalidInput for none, or no room behind them.
         temperature, top_k: 0 takes the likeliest token; 0 samples among all.
         max_length: tokens of a prompt and its answer together; at most what the model allows.
@@ -51,7 +49,7 @@ def generate(
         more: further arguments of `generate` of `transformers`.
     """
     max_length = max_length or causal_lm.config.max_position_embeddings
-    eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+    eos = eos_token_id
     for length in map(len, prompts):
         if not 0 < length < max_length:
             raise InvalidInput(

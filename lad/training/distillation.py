@@ -173,8 +173,8 @@ def _continue(
     tokens are others than those generated: a pair is stored as text, and read as the latter."""
     tokenizer, eos = backbone.tokenizer, backbone.eos_token_id
     on_gpu = backbone.model.device.type == "cuda"
-    kwargs |= {"batch_size": GPU_BATCH if on_gpu else CPU_BATCH, "eos_token_id": eos}
-    answers = generate(backbone.model, tokenizer, ids, *args, static_cache=on_gpu, **kwargs)
+    kwargs |= {"batch_size": GPU_BATCH if on_gpu else CPU_BATCH, "static_cache": on_gpu}
+    answers = generate(backbone.model, eos, ids, *args, **kwargs)
     texts = []
     for new in answers:
         text = tokenizer.decode(new[:-1])
