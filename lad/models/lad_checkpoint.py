@@ -24,6 +24,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -120,9 +121,15 @@ def import_checkpoint(
     loading.single_token(source, eos, file.name)
     source.eos_token = eos
     # transformers draws a bar while it saves, whatever its settings are.
-    with new_folder(out) as new, loading.quiet_transformers(), redirect_stderr(io.StringIO()):
+    with (
+        tqdm(total=sum(sizes), unit="B", unit_scale=True, leave=False, disable=None) as bar,
+        new_folder(out) as new,
+        loading.quiet_transformers(),
+        redirect_stderr(io.StringIO()),
+    ):
         source.save_pretrained(new / "backbone")
         model.save_pretrained(new / "backbone")
+        bar.update(sizes[0])
         adapter = new / "adapter"
         LoraConfig(**settings, base_model_name_or_path="backbone").save_pretrained(adapter)
         save_file(lora, adapter / "adapter_model.safetensors", {"format": "pt"})
