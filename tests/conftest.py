@@ -79,17 +79,10 @@ def run_in_terminal(*arguments: str, stop: tuple[bytes, int] | None = None, stat
     return shown
 
 
-def check_learning(denoiser: Denoiser, folder: Path | None = None, **knobs) -> None:
+def check_learning(denoiser: Denoiser, folder: Path | None = None) -> None:
     """A short training run makes the loss fall."""
-    config = TrainConfig(
-        steps=40,
-        learning_rate=5e-3,
-        warmup_steps=5,
-        widths=(96,),
-        batch_tokens=960,
-        log_every=10,
-        **knobs,
-    )
+    few = {"steps": 40, "learning_rate": 5e-3, "warmup_steps": 5, "widths": (96,)}
+    config = TrainConfig(**few | {"batch_tokens": 960, "log_every": 10})
     pairs = [Pair(f"say {n}", f"{n}!") for n in range(60)]
     losses = [row["loss"] for row in train(denoiser, pairs, config, folder) if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]

@@ -1,6 +1,5 @@
 """Evaluation: bookkeeping against oracles and plain loops, and the command on the tiny model."""
 
-import functools
 import gzip
 import json
 import math
@@ -293,47 +292,3 @@ def test_the_command_says_what_it_measured(capsys, files):
         for key in ("repeated_4grams", "whole_sentences"):
             assert Estimate.from_dict(scores[key]).text(100, int(key[0] == "r")) in out
     assert "short: iterations 2, answer_length 8" in out
-
-
-def test_from_nothing_to_numbers(capsys, tmp_path, monkeypatch):
-    """Distil, train, evaluate: each command takes what the one before it left on the disk.
-
-    The tiny model babbles bytes and seldom falls silent, so its prompts and answers are taken as
-    they come, and both are drawn at a temperature at which an end is drawn too.
-    """
-    from lad.training import distillation as distil
-    from lad.training import read_pairs
-
-    warm = {"prompt_temperature": 2.0, "prompt_top_k": 0, "same_beginning": 10**6}
-    loud = functools.partial(distil.DistilConfig, prompt_tokens=96, **warm)
-    monkeypatch.setattr(distil, "DistilConfig", loud)
-    monkeypatch.setattr(distil, "odd", lambda text, start: False)
-    monkeypatch.setattr(distil, "reject", lambda answer: None if answer else "answer empty")
-
-    def lad_runs(*arguments):
-        status, out, err = run(capsys, *arguments, "--model=tiny", "--device=cpu")
-        assert status == 0, err
-        return out
-
-    pairs = tmp_path / "pairs.jsonl.gz"
-    sizes = ["--batches=1", "--batch-size=256", "--context=256", "--answer-temperature=2"]
-    lad_runs("distil", f"--out={pairs}", "--no-benchmarks", *sizes)
-    made = read_pairs(pairs)
-    assert len(made) >= 10
-    assert json.loads((tmp_path / "pairs-card.json").read_text())["pairs"] == len(made)
-
-    config = tmp_path / "tiny.yaml"
-    config.write_text(
-        "denoiser: {rank: 4, alpha: 8}\n"
-        "training: {widths: [256], batch_tokens: 1024, warmup_steps: 2}\n"
-    )
-    out = tmp_path / "run"
-    lad_runs("train", f"--pairs={pairs}", f"--config={config}", f"--out={out}", "--steps=5")
-
-    options = [f"--pairs={pairs}", f"--adapter={out / 'adapter'}", "--n-pairs=10", "--n-prompts=3"]
-    result = json.loads(lad_runs("evaluate", *options, "--json"))
-    used = result["pairs"]["used"]  # bytes that are no text become longer when they are read again
-    assert used >= 5 and used + result["pairs"]["too_long"] == 10
-    assert list(result["settings"]) == ["quality", "default", "noiseless"]
-    for scores in result["settings"].values():
-        assert 0 < scores["nfe"]["value"] <= 64 and scores["ended"]["n"] == 3

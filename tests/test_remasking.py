@@ -52,10 +52,6 @@ def threshold(seen: StepView, limit=0.9, **settings) -> list[int]:
     return choose(seen, remasking="threshold", confidence_threshold=limit, **settings)
 
 
-def test_noiseless_masks_nothing_even_what_repeats():
-    assert choose(view([0.1] * 4, again=[1, 1, 0, 0]), remasking="none") == [0, 0, 0, 0]
-
-
 def test_threshold_shows_confident_tokens_and_the_leftmost_mask():
     assert threshold(view([0.95, 0.5, 0.9, 0.2])) == [0, 1, 0, 1]
     assert threshold(view([0.95, 0.5, 0.9, 0.2]), 0.5) == [0, 0, 0, 1]
@@ -65,27 +61,11 @@ def test_threshold_shows_confident_tokens_and_the_leftmost_mask():
     assert threshold(view([0.1, 0.2, 0.3], again=[1, 0, 0])) == [1, 1, 0]
 
 
-def test_threshold_masks_a_visible_token_again_unless_that_is_ruled_out():
-    seen = {"is_masked": [0, 0, 1, 1]}
-    assert threshold(view([0.95, 0.3, 0.95, 0.2], **seen)) == [0, 1, 0, 1]
-    assert threshold(view([0.95, 0.3, 0.95, 0.2], maskable=[0, 0, 1, 1], **seen)) == [0, 0, 0, 1]
-
-
 def test_the_window_begins_at_the_leftmost_mask():
     confident = [0.99] * 6
     assert threshold(view(confident), window=2) == [0, 0, 1, 1, 1, 1]
     seen = view(confident, is_masked=[0, 0, 1, 0, 1, 1])
     assert threshold(seen, window=2) == [0, 0, 0, 0, 1, 1]
-
-
-def test_progress_is_made_before_the_drafts_end():
-    only_tail = view([0.1, 0.2, 0.3, 0.8], tokens=[EOS] * 4, is_masked=[0, 0, 1, 1])
-    assert threshold(only_tail, 0.05) == [0, 0, 0, 0]
-    # The leftmost repeats: the most confident one before the EOS is shown, not the surer EOS.
-    waiting = view([0.1, 0.2, 0.3, 0.8], tokens=[1, 2, 3, EOS], again=[1, 0, 0, 0])
-    assert threshold(waiting) == [1, 1, 1, 0]
-    behind = view([0.1, 0.2, 0.8, 0.85], tokens=[1, 2, EOS, 3], again=[1, 0, 0, 0])
-    assert threshold(behind) == [1, 1, 0, 1]
 
 
 def test_next_to_a_gap_a_token_needs_more_confidence():
@@ -97,12 +77,6 @@ def test_next_to_a_gap_a_token_needs_more_confidence():
     assert threshold(view([0.6] * 3, **seen), 0.5, **isolated) == [0, 0, 1]
     assert threshold(view([0.9, 0.6], again=[1, 0]), 0.5, **isolated) == [1, 0]
     assert threshold(view([0.4, 0.9, 0.6, 0.3]), 0.5, **isolated) == [0, 0, 0, 1]
-
-
-def test_threshold_never_masks_a_repeat_for_ever():
-    assert threshold(view([0.95, 0.99], again=[1, 0])) == [1, 0]
-    assert threshold(view([0.95, 0.99], again=[1, 1])) == [1, 0]
-    assert threshold(view([0.5, 0.99], again=[0, 1])) == [0, 1]
 
 
 def bounded(entropies, bound, **seen) -> list[int]:

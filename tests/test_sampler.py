@@ -302,51 +302,12 @@ def test_a_run_that_stops_early_is_a_prefix_of_the_longer_one(denoiser, config):
             assert (long.drafts[n - 1 :] == long.drafts[n - 1]).all()
 
 
-@pytest.fixture
-def stage(denoiser, monkeypatch):
-    """Lets the model have these logits, `(a, v)` by a function of both sizes, whatever it reads."""
-
-    def staged(make):
-        def logits(self, prompt, answer, *_):
-            return make(answer.shape[1], self.vocabulary_size)[None].repeat(len(answer), 1, 1)
-
-        monkeypatch.setattr(type(denoiser), "logits", logits)
-
-    return staged
-
-
-def test_a_draft_that_reproduces_itself_ends_a_greedy_run(denoiser, stage):
-    """The second forward shows that it does, no third."""
-    stage(lambda a, v: 5.0 * (torch.arange(v) == 7).expand(a, -1))
-    settings = {"remasking": "none", "iterations": 9, "answer_length": 6}
-    assert record(denoiser, "hi", RefineConfig(**settings)).nfe == 2
-    assert record(denoiser, "hi", RefineConfig(patience=0, **settings)).nfe == 9
-    # Drawn at random it could still move: patience decides.
-    drawn = RefineConfig(temperature=1.0, top_k=2, patience=9, **settings)
-    assert record(denoiser, "hi", drawn).nfe == 9
-
-
 @pytest.mark.parametrize("prompt", ["a", "hello there", " é\n b"])
 def test_a_prompt_token_never_changes(denoiser, passes, prompt):
     trace = record(denoiser, prompt, RefineConfig(iterations=3, answer_length=6))
     ids = denoiser.encode(prompt)
     assert passes and all(torch.equal(passed[0], ids) for passed, _ in passes)
     assert np.array_equal(trace.prompt_ids, ids.numpy())
-
-
-def test_eos_bias_is_added_to_the_logit_of_eos(denoiser, stage):
-    """Position n likes a word better than EOS by 3 - n: a bias of b puts EOS from 3 - b on."""
-
-    def falling(a, v):
-        logits = torch.zeros(a, v)
-        logits[:, 7] = 12.5 - torch.arange(a)
-        logits[:, denoiser.eos_token_id] = 10
-        return logits
-
-    stage(falling)
-    for bias in (-3, 0, 2):
-        config = RefineConfig(eos_bias=bias, iterations=1, answer_length=8)
-        assert record(denoiser, "hi", config).tokens == 3 - bias
 
 
 # -- drawing ---------------------------------------------------------------------------------------

@@ -43,14 +43,6 @@ def test_counts_equal_the_formula(total, length, s, data):
         assert got == reference.mask_count(i, total, length, s, start)
 
 
-def test_sharpness_says_how_fast_the_noise_decays():
-    assert noise_level(0, 10, 5) == 1
-    slow, medium, fast = (noise_level(5, 10, s) for s in (0.01, 1, 20))
-    assert slow == pytest.approx(0.5, abs=0.01)  # nearly linear
-    assert slow > medium > fast
-    assert fast < 0.001
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0]), min_size=1, max_size=40),
