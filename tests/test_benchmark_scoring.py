@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scripted import oracle, scripted, some_items
+from scripted import some_items
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
@@ -17,7 +17,7 @@ from lad.evaluation.likelihood import (
     loglikelihood,
     sample_masks,
 )
-from lad.evaluation.tasks import TARGETS, Item, format_question
+from lad.evaluation.tasks import Item, format_question
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput, NumericalError
 
@@ -106,23 +106,6 @@ def test_a_question_in_a_batch_scores_as_it_does_alone(denoiser, monkeypatch):
         for one, other in zip(scores, together[index], strict=True):
             assert one.samples == pytest.approx(other.samples, abs=1e-4)
             assert one.greedy == other.greedy
-
-
-def test_what_a_model_knows_is_what_a_score_says():
-    items = some_items(12)
-    knowing, blank = scripted(oracle(items)), scripted(lambda text: None)
-    one = -math.log(blank.vocabulary_size - 1)  # MASK is no answer
-    for target in TARGETS:
-        asked = [format_question(item, target) for item in items]
-        questions = encode(knowing, asked, target)
-        for index, scores in loglikelihood(knowing, questions, samples=8):
-            best = max(range(len(scores)), key=lambda n: scores[n].log_likelihood)
-            assert best == asked[index].gold and scores[best].greedy
-            assert scores[best].log_likelihood == pytest.approx(0, abs=0.1)
-        for index, scores in loglikelihood(blank, questions, samples=6):
-            expected = [len(option) * one for option in questions[index].options]
-            assert [score.log_likelihood for score in scores] == pytest.approx(expected)
-            assert all(score.standard_error < 1e-6 for score in scores)
 
 
 def test_a_letter_is_one_token_and_one_mask(denoiser):

@@ -165,17 +165,6 @@ def test_a_stopped_live_view_leaves_the_draft_and_the_cursor(adapter, number, st
     assert (b"lad: stopped" in last) == (number == signal.SIGINT)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
-def test_what_is_kept_of_a_stopped_command_is_said(capsys, monkeypatch, tmp_path, stop):
-    def stopped(*_, **__):
-        raise stop
-
-    monkeypatch.setattr("lad.training.distillation.distil_pairs", stopped)
-    status, _, err = run(capsys, "distil", f"--out={tmp_path / 'x.jsonl'}", "--no-benchmarks")
-    assert err == "lad: stopped; batches made are kept; the same command goes on\n"
-    assert status == getattr(stop, "code", 130)
-
-
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_an_answer_outlives_stdout_and_its_trace_is_saved(
     capsys, adapter, monkeypatch, tmp_path, more
