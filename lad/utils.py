@@ -57,13 +57,10 @@ class NumericalError(LADError, ArithmeticError):
     """The model produced NaN or infinity."""
 
 
-PROFILES = ("fast", "full")
-
-
 def profile() -> str:
     """The profile in force, `"fast"` or `"full"`; raises InvalidInput for any other."""
     name = os.environ.get("LAD_PROFILE") or "full"
-    if name not in PROFILES:
+    if name not in ("fast", "full"):
         raise InvalidInput(f"LAD_PROFILE is {name!r}: set it to 'fast' or 'full', or unset it")
     return name
 

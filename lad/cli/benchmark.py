@@ -75,7 +75,7 @@ def benchmark(
     from lad.evaluation.tables import PARTS, percent, table, with_interval
 
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone)
-    scored = replace(scored, config=config, samples=samples, seed=seed, batch_size=batch_size)
+    scored = replace(scored, config=config, samples=samples, batch_size=batch_size)
     origin = scored.provenance()
     if backbone:
         origin["answer_length"] = config.answer_length
@@ -158,7 +158,7 @@ def curve(
     from lad.evaluation.tables import curve_table
 
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone=False)
-    scored = replace(scored, seed=seed, batch_size=batch_size)
+    scored = replace(scored, batch_size=batch_size)
     origin, found = scored.provenance(), {}
     for name, step in ((name, step) for name in configs for step in steps):
         config = replace(configs[name], iterations=step)

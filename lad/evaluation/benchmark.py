@@ -121,7 +121,6 @@ class ScoredModel:
     model: Denoiser | LoadedBackbone
     config: RefineConfig = PRESETS["default"]  # its `answer_length` bounds a backbone's answers too
     samples: int = 16  # masks an option; 0 reads from left to right; denoiser only
-    seed: int = 0  # of the masks
     batch_size: int | None = None  # answers generated together; by default see `BATCH`
 
     @classmethod
@@ -145,14 +144,17 @@ class ScoredModel:
         return self.model.backbone if isinstance(self.model, Denoiser) else self.model
 
     def loglikelihood(
-        self, questions: Sequence[Question], target: str
+        self, questions: Sequence[Question], target: str, seed: int
     ) -> Iterator[tuple[int, list[Score]]]:
-        """Every question's index with the scores of its options; errors as the function's."""
+        """Every question's index with its options' scores; `seed` is of the masks.
+
+        Errors as the function's.
+        """
         base = self.backbone
         ids = (base.mask_token_id, base.eos_token_id)
         encoded = encode_questions(base.tokenizer, questions, target, *ids)
         model = self.model if isinstance(self.model, Denoiser) else base.model
-        return loglikelihood(model, encoded, self.samples, self.seed)
+        return loglikelihood(model, encoded, self.samples, seed)
 
     def generate(self, questions: Sequence[Question]) -> Iterator[tuple[int, str, int]]:
         """Every question's index with an answer up to its EOS, and its forward passes.
@@ -312,16 +314,13 @@ def _score(
 ) -> Iterator[dict]:
     """A row a question, as the scores arrive."""
     likelihood = config.scoring == "likelihood"
-    scored = model.loglikelihood(questions, config.target) if likelihood else None
+    given = questions, config.target, config.seed
     before = time.perf_counter()
-    for index, *result in scored or model.generate(questions):
+    for index, *result in model.loglikelihood(*given) if likelihood else model.generate(questions):
         question = questions[index]
         row = {"key": question.key, "task": question.item.task, "id": question.item.id}
-        row |= {
-            "rotation": question.rotation,
-            "options": len(question.lines),
-            "gold": question.gold,
-        }
+        row |= {"rotation": question.rotation, "options": len(question.lines)}
+        row |= {"gold": question.gold}
         if likelihood:
             row |= _row_of_scores(question, *result, config.seed)
         else:
