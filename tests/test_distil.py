@@ -8,7 +8,6 @@ from conftest import json_lines, run
 
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.evaluation.adapter_eval import same_fact
-from lad.evaluation.tasks import TASKS, Item
 from lad.models.registry import load_backbone
 from lad.training import (
     Pair,
@@ -175,40 +174,28 @@ def chatty(monkeypatch):
     return backbone
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-    fetched = []
-    tested = Item("arc-easy", "t", "Which is tested?", ("this", "that"), 0)
-
-    def load(task, split):
-        if split == TASKS[task].tested_on:
-            return [tested] if task == "piqa" else []
-        rows = [Item(task, str(n), f"{task} {split} {n}?", ("yes", "no"), 0) for n in range(8)]
-        return [*rows, tested] if task == "openbookqa" else rows
-
-    monkeypatch.setattr("lad.evaluation.tasks.load_items", load)
-    monkeypatch.setattr("lad.evaluation.tasks.fetch_benchmarks", lambda: fetched.append(1))
-    return fetched
-
-
 def distil_command(capsys, *arguments):
     return run(capsys, "distil", "--model=tiny", "--device=cpu", *arguments)
 
 
-def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, capsys, tmp_path):
+def test_the_command_writes_pairs_and_questions_to_choose(
+    chatty, few_questions, monkeypatch, capsys, tmp_path
+):
+    fetched = []
+    monkeypatch.setattr("lad.evaluation.tasks.fetch_benchmarks", lambda: fetched.append(1))
     prompts, out = tmp_path / "prompts.txt", tmp_path / "pairs.jsonl.gz"
     texts = [chr(97 + n) * (n % 13 + 3) for n in range(26)]
     prompts.write_text("\n".join([*texts, "Which is tested?", held_out_prompts()[0]]))
     arguments = (f"--out={out}", f"--prompts={prompts}", "--batch-size=10", "--repair=1")
     status, _, err = distil_command(capsys, *arguments)
-    assert status == 0 and benchmarks == [1] and err.count("batch ") == 3
+    assert status == 0 and fetched == [1] and err.count("batch ") == 3
     pairs, card = read_pairs(out), json.loads((tmp_path / "pairs-card.json").read_text())
     own = [pair for pair in pairs if pair.prompt in texts]
     assert len(own) > 9 and "Which is tested?" not in {pair.prompt for pair in pairs}
     assert card["pairs"] == len(pairs) and card["self-distilled"] == len(own)
     tasks = card["choices"]["tasks"]
     assert len(pairs) - len(own) == sum(task["pairs"] for task in tasks.values())
-    assert card["choices"]["left out, tested elsewhere"] == {"openbookqa": 1}
+    assert card["choices"]["left out, tested elsewhere"]["openbookqa"] == 1
     assert tasks["arc-easy"]["licence"] == "CC-BY-SA-4.0"
     assert card["kept apart from"]["benchmarks"]["hellaswag"] == "validation"
     assert card["counts"]["tried"] == 28 and card["counts"]["kept"] >= len(own)
