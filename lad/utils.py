@@ -121,13 +121,6 @@ def write_whole(path: Path, data: bytes) -> None:
             Path(partial).unlink(missing_ok=True)
 
 
-def lock(file) -> None:
-    """Lock an open file until it is closed; raises OSError if another process has."""
-    import fcntl  # not on Windows
-
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def replace_folder(new: Path, folder: Path) -> None:
     """Move `new` to `folder`; what was there is then beside `new`."""
     if folder.exists():
