@@ -30,34 +30,22 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 # name -> the module it lives in
 _MODULES = {
-    "AdapterMismatch": "utils",
-    "AssetUnavailable": "utils",
-    "CacheError": "utils",
-    "DamagedFile": "utils",
-    "InvalidInput": "utils",
-    "LADError": "utils",
-    "NumericalError": "utils",
-    "profile": "utils",
-    "figures_folder": "utils",
-    "BACKBONES": "models.registry",
-    "get_backbone": "models.registry",
-    "load_backbone": "models.registry",
-    "CorruptionConfig": "diffusion.config",
-    "corrupt": "diffusion.corruption",
-    "Denoiser": "diffusion.denoiser",
-    "DenoiserConfig": "diffusion.config",
-    "load_denoiser": "diffusion.adapter",
-    "PRESETS": "diffusion.config",
-    "RefineConfig": "diffusion.config",
-    "record": "diffusion.sampler",
-    "refine": "diffusion.sampler",
-    "refine_batch": "diffusion.sampler",
-    "Step": "diffusion.trace",
-    "Trace": "diffusion.trace",
-    "TrainConfig": "training",
-    "train": "training",
-    "Estimate": "evaluation.statistics",
-    "evaluate": "evaluation.adapter_eval",
+    name: module
+    for module, names in {
+        "utils": "LADError AdapterMismatch AssetUnavailable CacheError DamagedFile InvalidInput "
+        "NumericalError profile figures_folder",
+        "models.registry": "BACKBONES get_backbone load_backbone",
+        "diffusion.config": "CorruptionConfig DenoiserConfig RefineConfig PRESETS",
+        "diffusion.corruption": "corrupt",
+        "diffusion.denoiser": "Denoiser",
+        "diffusion.adapter": "load_denoiser",
+        "diffusion.sampler": "record refine refine_batch",
+        "diffusion.trace": "Step Trace",
+        "training": "TrainConfig train",
+        "evaluation.statistics": "Estimate",
+        "evaluation.adapter_eval": "evaluate",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = ["__version__", *_MODULES]

@@ -20,8 +20,9 @@ from lad.utils import LADError, disk_reason
 
 # Command -> the module of `lad.cli` that holds it; only the module of the command is imported.
 COMMANDS = dict.fromkeys(("refine", "repair", "infill"), "generate")
-COMMANDS |= {n: n for n in ("distil", "train", "ablate", "evaluate", "bench", "benchmark", "study")}
-COMMANDS |= {"gallery": "gallery", "frontier": "study"}
+COMMANDS |= {"distil": "train", "train": "train", "ablate": "study", "evaluate": "evaluate"}
+COMMANDS |= {"bench": "bench", "benchmark": "benchmark", "study": "study", "frontier": "study"}
+COMMANDS |= {"gallery": "study"}
 COMMANDS |= dict.fromkeys(("demo", "fetch", "figures", "info", "import-checkpoint"), "assets")
 
 # typer carries a click of its own, so its errors are reached through the one it exports.

@@ -11,19 +11,16 @@ The command line prints it and exits with status 2; a notebook or widget shows i
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import errno
 import functools
-import glob
 import hashlib
 import json
 import os
 import reprlib
-import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -60,13 +57,10 @@ class NumericalError(LADError, ArithmeticError):
     """The model produced NaN or infinity."""
 
 
-PROFILES = ("fast", "full")
-
-
 def profile() -> str:
     """The profile in force, `"fast"` or `"full"`; raises InvalidInput for any other."""
     name = os.environ.get("LAD_PROFILE") or "full"
-    if name not in PROFILES:
+    if name not in ("fast", "full"):
         raise InvalidInput(f"LAD_PROFILE is {name!r}: set it to 'fast' or 'full', or unset it")
     return name
 
@@ -115,18 +109,11 @@ def check_writable(path: Path) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file, and its folder, that appears complete or not at all; raises CacheError."""
-    prefix, suffix = f".{path.name}-", ".partial"
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-            with suppress(OSError, ImportError), open(stale) as file:  # a killed process's is free
-                lock(file)
-                stale.unlink()
-        handle, partial = tempfile.mkstemp(suffix, prefix, path.parent)
+        handle, partial = tempfile.mkstemp(".partial", f".{path.name}-", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                with suppress(OSError, ImportError):  # a disk without locks
-                    lock(file)
                 file.write(data)
             os.chmod(partial, 0o644)  # mkstemp makes files for their owner alone
             os.replace(partial, path)
@@ -134,23 +121,8 @@ def write_whole(path: Path, data: bytes) -> None:
             Path(partial).unlink(missing_ok=True)
 
 
-def lock(file) -> None:
-    """Lock an open file until it is closed; raises OSError if another process has."""
-    import fcntl  # not on Windows
-
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def replace_folder(new: Path, folder: Path) -> None:
-    """Move `new` to `folder`; what was there is then beside or in the place of `new`.
-
-    Linux swaps the two in one step, so that a killed process leaves one of them. Elsewhere, and on
-    disks that refuse (NFS), `folder` is missing for a moment.
-    """
-    swap = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    # -100: paths are relative to the working folder; 2: RENAME_EXCHANGE
-    if swap and not swap(-100, os.fsencode(new), -100, os.fsencode(folder), 2):
-        return
+    """Move `new` to `folder`; what was there is then beside `new`."""
     if folder.exists():
         folder.rename(new.with_name("old"))
     new.rename(folder)

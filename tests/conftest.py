@@ -16,6 +16,7 @@ from lad.__main__ import main
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import ATTENTIONS, TARGETS, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.evaluation.tasks import TASKS, Item
 from lad.models.registry import load_backbone
 from lad.training import Pair, TrainConfig, train
 
@@ -79,17 +80,10 @@ def run_in_terminal(*arguments: str, stop: tuple[bytes, int] | None = None, stat
     return shown
 
 
-def check_learning(denoiser: Denoiser, folder: Path | None = None, **knobs) -> None:
+def check_learning(denoiser: Denoiser, folder: Path | None = None) -> None:
     """A short training run makes the loss fall."""
-    config = TrainConfig(
-        steps=40,
-        learning_rate=5e-3,
-        warmup_steps=5,
-        widths=(96,),
-        batch_tokens=960,
-        log_every=10,
-        **knobs,
-    )
+    few = {"steps": 40, "learning_rate": 5e-3, "warmup_steps": 5, "widths": (96,)}
+    config = TrainConfig(**few | {"batch_tokens": 960, "log_every": 10})
     pairs = [Pair(f"say {n}", f"{n}!") for n in range(60)]
     losses = [row["loss"] for row in train(denoiser, pairs, config, folder) if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
@@ -128,6 +122,25 @@ def denoiser() -> Denoiser:
 def adapter(tmp_path_factory) -> str:
     """The folder of an adapter such as `tiny_denoiser` has."""
     return str(new_denoiser().save(tmp_path_factory.mktemp("adapters") / "tiny"))
+
+
+OPTIONS = ("sand", "water", "glass", "wood")
+
+
+@pytest.fixture
+def few_questions(monkeypatch) -> Item:
+    """Benchmarks of a few questions; the one returned is in every train split, and tested."""
+    tested = Item("arc-easy", "t", "Which is tested?", OPTIONS, 0)
+
+    def load(task, split):
+        if split == TASKS[task].tested_on:
+            return [tested] if task == "openbookqa" else []
+        n = 40 if task == "hellaswag" else 5
+        return [Item(task, str(i), f"{task} {split} {i}?", OPTIONS, 0) for i in range(n)] + [tested]
+
+    monkeypatch.setattr("lad.evaluation.tasks.load_items", load)
+    monkeypatch.setattr("lad.training.multiple_choice.SMALL", 20)
+    return tested
 
 
 @pytest.fixture(scope="session")

@@ -79,9 +79,7 @@ def test_a_variant_is_the_base_with_its_changes_over_it(tmp_path):
     "changes, named",
     [
         ({"variants": {"a": {"denoiser": {"rank": 8}}}}, "the first variant .* changes nothing"),
-        ({"variants": ["a"]}, "the first variant"),
         ({"base": {"training": [1]}}, "base: training is a list"),
-        ({"base": 3}, "base: expected the sections denoiser and training"),
         ({"variants": {"a": {}, "b": {"model": {}}}}, "variant 'b'"),
         ({"variants": {"a": {}, "b": {"denoiser": {"ranks": 3}}}}, "ranks"),
         ({"more": 1}, "expected the sections base, steps, variants"),

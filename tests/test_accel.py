@@ -16,7 +16,7 @@ from test_sampler import configs, denoisers, lists, new_state, same_alternatives
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lad.accel import capture, cuda_graphs
-from lad.accel.cuda_graphs import CapturedPass, CapturedStep, padded_shape
+from lad.accel.cuda_graphs import CapturedPass, CapturedStep
 from lad.accel.llama_layers import compiled
 from lad.accel.merged_lora import merged_lora
 from lad.diffusion.config import RefineConfig
@@ -48,12 +48,6 @@ def check_same_drafts(denoiser, *args, **more) -> None:
         assert np.array_equal(one.drafts, other.drafts)
         assert np.array_equal(one.inputs, other.inputs)
         assert same_alternatives(one, other)
-
-
-def test_shapes_grow_to_few_sizes():
-    assert [padded_shape(b, p) for b, p in [(1, 1), (3, 32), (4, 33), (33, 64)]] == [
-        (1, 32), (4, 32), (4, 64), (64, 64),
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

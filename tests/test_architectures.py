@@ -9,6 +9,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import DenoiserConfig, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import gapped
-from lad.diffusion.sampler import record, refine_batch
+from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Step, Trace, make_trace
 from lad.models.chat import decode_pieces, encode_prompt, encode_text, read_vocabulary
 from lad.models.loading import ARCHITECTURES
@@ -279,26 +280,19 @@ def test_masks_and_positions_are_those_of_plain_transformers(folder, kind):
         if hasattr(module, "lora_A"):
             a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
             weights[f"{name}.weight"].data += module.scaling["default"] * b.data @ a.data
+
+    def eager(attention_mask, **more):
+        numbers = torch.zeros(attention_mask.shape).masked_fill(~attention_mask, -torch.inf)
+        return plain(attention_mask=numbers, **more)
+
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(256, (2, 150), generator=generator)  # past the original positions
     answer = torch.randint(256, (2, 20), generator=generator)
     answer[:, 3:9] = denoiser.mask_token_id
-    total = prompt.shape[1] + answer.shape[1]
-    visible = [
-        reference.attention_mask(
-            150, total, *kind, [False] * 150 + (row == denoiser.mask_token_id).tolist()
-        )
-        for row in answer
-    ]
-    numbers = torch.zeros(2, 1, total, total).masked_fill(~torch.cat(visible), -torch.inf)
+    same = {"device": "cpu", "mask_token_id": denoiser.mask_token_id, "config": denoiser.config}
+    stand_in, rows = SimpleNamespace(causal_lm=eager, **same), zip(prompt, answer, strict=True)
+    expected = torch.stack([reference.answer_logits(stand_in, p, x.tolist()) for p, x in rows])
     with torch.no_grad():
-        expected = plain(
-            input_ids=torch.cat([prompt, answer], 1),
-            attention_mask=numbers,
-            position_ids=torch.arange(total)[None],
-        ).logits
-        first = 150 - (kind[1] == "next")
-        expected = expected[:, first : first + 20]
         whole = denoiser.logits(prompt, answer)
         cached = denoiser.logits(prompt, answer, denoiser.read_prompt(prompt))
     assert expected.std() > 0.5
@@ -306,19 +300,12 @@ def test_masks_and_positions_are_those_of_plain_transformers(folder, kind):
     torch.testing.assert_close(cached, expected, atol=2e-4, rtol=1e-3)
 
 
-def test_refinement_is_the_reference_and_a_batch_its_single_runs(folder):
-    denoiser = make(folder)
-    config = RefineConfig(
-        answer_length=12, iterations=6, remasking="random", temperature=0.0, patience=0
-    )
-    prompts = ["one", "a longer prompt"]
-    batch = refine_batch(denoiser, prompts, config)
-    for prompt, together in zip(prompts, batch, strict=True):
-        alone = record(denoiser, prompt, config)
+def test_a_batch_is_the_reference_run_by_run(folder):
+    denoiser, prompts = denoiser_of(folder), ["one", "a longer prompt"]
+    config = RefineConfig(answer_length=12, iterations=6, remasking="random", patience=0)
+    for prompt, trace in zip(prompts, refine_batch(denoiser, prompts, config), strict=True):
         plain = reference.refine(denoiser, denoiser.encode(prompt), config)
-        assert len(alone.steps) == len(plain) == len(together.steps)
-        for a, b, c in zip(alone.steps, plain, together.steps, strict=True):
-            assert np.array_equal(a.draft, b.draft) and np.array_equal(a.draft, c.draft)
+        assert [s.draft.tolist() for s in trace.steps] == [s.draft.tolist() for s in plain]
 
 
 def test_an_adapter_is_trained_and_loaded_by_the_path_of_its_backbone(folder, tmp_path):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -60,25 +56,15 @@ def test_device_that_is_not_there():
             load_backbone("tiny", device=device)
 
 
-def test_describe_needs_no_torch_no_network_and_no_cache(tmp_path):
-    code = """
-import json, sys
-from lad.models.registry import BACKBONES, describe
-print(json.dumps([describe(name) for name in BACKBONES]))
-assert "torch" not in sys.modules and "transformers" not in sys.modules
-"""
-    none = str(tmp_path / "none")
-    nowhere = {"LAD_CACHE": none, "HF_HOME": none, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **nowhere}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
-    assert run.returncode == 0, run.stderr
-    smol, tiny, llama, *_ = json.loads(run.stdout)
+def test_describe_needs_no_network_and_no_cache(cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    smol, tiny, llama, *_ = map(describe, BACKBONES)
     assert (smol["name"], smol["licence"], smol["cached"]) == ("smollm2-135m", "Apache-2.0", False)
     assert smol["digest"].startswith("b179c9523d0e") and smol["bytes"] == 0
     assert (tiny["cached"], tiny["folder"]) == (True, None)
     assert (llama["cached"], llama["digest"], llama["folder"]) == (False, None, None)
     assert "meta-llama/Llama-3.1-8B-Instruct" in llama["source"]
-    assert not (tmp_path / "none").exists(), "looking must not write"
+    assert not cache.exists(), "looking must not write"
 
 
 def test_tiny_is_the_same_everywhere(tiny):
@@ -209,7 +195,8 @@ def test_smollm2_is_what_the_registry_says():
     for text, tokens in DIGITS_APART.items():
         assert smol.tokenizer.tokenize(text) == tokens.split()
     prompts = ["Name three primary colors.", "What is 12 times 12?", "How do I boil an egg?"]
-    for new in generate(smol.model, smol.tokenizer, encode_prompts(smol.tokenizer, prompts), 60):
+    prompts = encode_prompts(smol.tokenizer, prompts)
+    for new in generate(smol.model, smol.eos_token_id, prompts, 60):
         assert smol.tokenizer.encode(smol.tokenizer.decode(new)) == new, "read as it was written"
 
 

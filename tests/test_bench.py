@@ -190,19 +190,3 @@ def test_what_was_timed_before_a_stop_is_kept(capsys, adapter, tmp_path, monkeyp
     kept = json.loads(out.read_text())
     assert [(cell["window"], cell["batch"]) for cell in kept["cells"]] == [(8, 1), (8, 2)]
     assert kept["speedup_vs_generate"] > 0 and kept["prompts"]["of"] == 100
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--windows=64,many"], "windows = '64,many': expected whole numbers"),
-        (["--n-prompts=0"], "'--n-prompts': Input should be greater than or equal to 1, got '0'"),
-        (["--setting=default,demo"], "2 settings in 'default,demo': expected one"),
-        (["--windows=4000", "--n-prompts=1"], "answer_length = 4000"),
-        (["--windows=8", "--batches=1", "--n-prompts=1", "--out=/proc/no/x.json"], "cannot write"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, message):
-    status, out, err = command(capsys, adapter, *arguments)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert message in err

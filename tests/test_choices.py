@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from conftest import OPTIONS
 
 from lad.evaluation import tasks
 from lad.evaluation.tasks import TASKS, Item, fetch_benchmarks, load_items
@@ -16,8 +17,6 @@ from lad.training.multiple_choice import (
     choices_for,
 )
 from lad.utils import AssetUnavailable
-
-OPTIONS = ("sand", "water", "glass", "wood")
 
 
 def test_the_right_letter_is_uniform_and_the_seed_gives_the_order():
@@ -43,26 +42,10 @@ def passages():
     return Passages(benchmark_passages(tasks))
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Benchmarks of a few questions; one in every train split is tested."""
-    tested = Item("arc-easy", "t", "Which is tested?", OPTIONS, 0)
-
-    def load(task, split, progress=True):
-        if split == TASKS[task].tested_on:
-            return [tested] if task == "openbookqa" else []
-        n = 40 if task == "hellaswag" else 5
-        return [Item(task, str(i), f"{task} {split} {i}?", OPTIONS, 0) for i in range(n)] + [tested]
-
-    monkeypatch.setattr("lad.evaluation.tasks.load_items", load)
-    monkeypatch.setattr("lad.training.multiple_choice.SMALL", 20)
-    return tested
-
-
-def test_tested_questions_are_left_out_and_small_tasks_come_more_often(small):
+def test_tested_questions_are_left_out_and_small_tasks_come_more_often(few_questions):
     config = DistilConfig(choice_context=500, shuffles=2)
     pairs, card = choices_for(tasks, load_backbone("tiny"), passages(), config)
-    assert not any(small.question in pair.prompt for pair in pairs)
+    assert not any(few_questions.question in pair.prompt for pair in pairs)
     assert card["left out, tested elsewhere"] == dict.fromkeys(TASKS, 1) | {"mmlu": 2}
     for name, task in TASKS.items():
         mine = [pair for pair in pairs if pair.prompt.startswith(f"{name} ")]
@@ -84,7 +67,7 @@ def test_tested_questions_are_left_out_and_small_tasks_come_more_often(small):
 def test_real_pairs_are_many_and_clean():
     """Leaving some out is not for nothing: some of ARC's questions stand in both parts."""
     try:
-        fetch_benchmarks(progress=False)
+        fetch_benchmarks()
     except AssetUnavailable as error:
         pytest.skip(f"the benchmarks are not in the cache and cannot be had: {error}")
     items, left_out = choice_items(tasks, passages())

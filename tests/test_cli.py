@@ -165,17 +165,6 @@ def test_a_stopped_live_view_leaves_the_draft_and_the_cursor(adapter, number, st
     assert (b"lad: stopped" in last) == (number == signal.SIGINT)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
-def test_what_is_kept_of_a_stopped_command_is_said(capsys, monkeypatch, tmp_path, stop):
-    def stopped(*_, **__):
-        raise stop
-
-    monkeypatch.setattr("lad.training.distillation.distil_pairs", stopped)
-    status, _, err = run(capsys, "distil", f"--out={tmp_path / 'x.jsonl'}", "--no-benchmarks")
-    assert err == "lad: stopped; batches made are kept; the same command goes on\n"
-    assert status == getattr(stop, "code", 130)
-
-
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_an_answer_outlives_stdout_and_its_trace_is_saved(
     capsys, adapter, monkeypatch, tmp_path, more
@@ -253,6 +242,10 @@ def test_the_version_and_an_unknown_profile(capsys, monkeypatch):
     assert "LAD_PROFILE is 'fats'" in refused(capsys, "figures", "attention_masks")
 
 
+TINY = ("--model=tiny", "ADAPTER", "--device=cpu")
+DISTIL = ("distil", "--out=x.jsonl", "--no-benchmarks", "--model=tiny", "--device=cpu")
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -290,11 +283,32 @@ def test_the_version_and_an_unknown_profile(capsys, monkeypatch):
         (["demo", "--model=tiny", "ADAPTER", "--port=70000"], "port = 70000"),
         (["demo", "--model=tiny", "ADAPTER", "--sessions=0"], "sessions = 0"),
         (["refine", "hi", "--model=smollm2-135m", "ADAPTER"], "was trained for 'tiny'"),
+        (["bench", *TINY, "--windows=64,many"], "windows = '64,many': expected whole numbers"),
+        (["bench", *TINY, "--n-prompts=0"], "or equal to 1, got '0'"),
+        (["bench", *TINY, "--setting=default,demo"], "2 settings in 'default,demo': expected one"),
+        (["bench", *TINY, "--windows=4000", "--n-prompts=1"], "answer_length = 4000"),
+        (["bench", *TINY, "--out=/proc/no/x.json"], "cannot write"),
+        (["evaluate", "--pairs=/nowhere.jsonl"], "no pairs at /nowhere.jsonl"),
+        (["evaluate", "--prompts=/nowhere.txt"], "/nowhere.txt is unusable"),
+        (["evaluate", "--prompts=/dev/null"], "/dev/null holds 0 prompts"),
+        (["evaluate", "--settings=/nowhere.json"], "expected a JSON file such as"),
+        (["study", *TINY, "--json", "--iterations=1,x"], "iterations = '1,x': expected whole"),
+        (["study", *TINY, "--json", "--iterations=4,2"], "[4, 2]: expected rising numbers"),
+        (["train", "--dry-run", "--model=tiny", "--record=/dev"], "/dev (Is a directory)"),
+        ([*DISTIL, "--batches=0"], "'--batches': Input should be greater than or equal to 1"),
+        ([*DISTIL, "--prompts=none.txt"], "none.txt is unusable"),
+        ([*DISTIL, "--repair=2"], "repair = 2.0: expected a number from 0 to 1"),
+        ([*DISTIL, "--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of"),
+        ([*DISTIL, "--context=1000"], "context = 1000: expected at most 512 tokens"),
     ],
 )
-def test_bad_input_is_one_line_and_status_two(capsys, adapter, arguments, named):
+def test_bad_input_is_one_line_and_status_two(
+    capsys, adapter, tmp_path, monkeypatch, arguments, named
+):
+    monkeypatch.chdir(tmp_path)
     arguments = [f"--adapter={adapter}" if a == "ADAPTER" else a for a in arguments]
     assert named in refused(capsys, *arguments)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_no_network_and_an_empty_cache_is_one_line(capsys, tmp_path, monkeypatch):

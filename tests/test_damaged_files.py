@@ -14,7 +14,10 @@ from lad.diffusion.adapter import read_card
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.trace import Trace
 from lad.evaluation.benchmark import compare, join_runs, read_run
+from lad.evaluation.tasks import load_items
 from lad.evaluation.throughput import read_runs
+from lad.training.data import read_pairs
+from lad.training.distillation import DistilConfig, collect
 from lad.utils import AdapterMismatch, DamagedFile, InvalidInput
 
 CARD = {"schema": 1, "backbone": "tiny", "backbone_digest": "0", "mask_token_id": 1}
@@ -24,6 +27,8 @@ SUMMARY |= {"adapter_sha256": None, "asked": {"rotate": False}}
 ROW = {"key": "a", "id": "a", "task": "arc-easy", "rotation": 0, "options": 4, "gold": 1}
 ROW |= {"choice": 1, "correct": True, "parsable": True, "seconds": 0.1, "margin": 1.0}
 ROW |= {"choice_normalised": 1, "correct_normalised": True, "margin_error": 0.5}
+
+ITEM = {"id": "a1", "question": "Which is wet?", "options": ["Sand", "Water"], "gold": 1}
 
 
 def use_run(path):
@@ -47,6 +52,12 @@ FILES = {
     "rows.jsonl": ([ROW], use_run),
     "summary.json": ([SUMMARY], use_run),
     "runs.json": ([{"schema": 1, "runs": [{"kind": "a"}]}], read_runs),
+    "arc-easy-test.jsonl": ([ITEM], lambda path: load_items("arc-easy", source=path.parent)),
+    "pairs.jsonl": ([{"prompt": "p", "answer": "a"}], read_pairs),
+    "00000.jsonl": (
+        [{"prompt": "p", "answer": "a"}, {"counts": {"kept": 1}}],
+        lambda path: collect(path.parent, DistilConfig()),
+    ),
 }
 ODD = st.sampled_from([10**400, 2**63, -1, 0.5, True, None, "", "1", "\u2028", [], {}, [[1]]])
 ODD |= st.floats() | st.sampled_from([[10**400], [0.5], [None], [-1], ["q_proj", 1], {"a": {}}])

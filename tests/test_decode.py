@@ -24,10 +24,7 @@ def prompts_of_lengths(lengths, seed=0):
 
 
 def continued(backbone, prompts, new_tokens, *args, **kwargs):
-    return generate(
-        *(backbone.model, backbone.tokenizer, prompts, new_tokens, *args),
-        **{"eos_token_id": backbone.eos_token_id} | kwargs,
-    )
+    return generate(backbone.model, backbone.eos_token_id, prompts, new_tokens, *args, **kwargs)
 
 
 def by_argmax(backbone, prompt, new_tokens):
@@ -64,7 +61,7 @@ def test_an_answer_ends_where_the_longest_sequence_does(backbone, expected):
     short = continued(backbone, prompts, 70, max_length=60)
     assert short == [a[: 60 - len(p)] for p, a in zip(prompts, answers, strict=True)]
     limit = backbone.model.config.max_position_embeddings
-    assert len(continued(backbone, [[1] * (limit - 2)], 70, eos_token_id=999)[0]) == 2
+    assert len(generate(backbone.model, 999, [[1] * (limit - 2)], 70)[0]) == 2
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(backbone):
@@ -108,6 +105,6 @@ def test_what_cannot_be_generated_is_named(backbone):
 def test_the_real_backbone_answers():
     backbone = load_backbone("smollm2-135m")
     prompts = [encode_prompt(backbone.tokenizer, "What is the capital of France?")]
-    [answer] = generate(backbone.model, backbone.tokenizer, prompts, 40)
+    [answer] = generate(backbone.model, backbone.eos_token_id, prompts, 40)
     assert backbone.tokenizer.decode(answer[:-1]) == "The capital of France is Paris."
     assert answer[-1] == backbone.eos_token_id

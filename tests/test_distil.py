@@ -8,11 +8,9 @@ from conftest import json_lines, run
 
 from lad.diffusion.drafts import REPAIR_PROMPT
 from lad.evaluation.adapter_eval import same_fact
-from lad.evaluation.tasks import TASKS, Item
 from lad.models.registry import load_backbone
 from lad.training import (
     Pair,
-    everyday_prompts,
     fact_questions,
     held_out_prompts,
     read_pairs,
@@ -65,7 +63,8 @@ def test_contamination_is_an_exact_stem_or_thirteen_words_in_a_row():
 
 def test_prompts_that_come_with_the_package_are_clean_and_apart():
     held, shown = (
-        {" ".join(normalised(p)) for p in f()} for f in (held_out_prompts, everyday_prompts)
+        {" ".join(normalised(p)) for p in read_lines(name)}
+        for name in ("held-out.txt", "prompts.txt")
     )
     assert len(held_out_prompts()) == len(held) == 100 and not held & shown
     questions, sentences = fact_questions(), sentences_to_repair()
@@ -102,7 +101,7 @@ def test_a_run_goes_on_where_it_stopped_and_processes_share_the_work(tmp_path):
 def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
     folder, out = tmp_path / "batches", tmp_path / "pairs.jsonl.gz"
     write_batch(folder, 0, [Pair("What is it?", "A."), Pair("Who?", "B.")], **{"answer loops": 3})
-    tested = [Pair(held_out_prompts()[3].upper(), "A."), Pair(everyday_prompts()[5], "B.")]
+    tested = [Pair(held_out_prompts()[3].upper(), "A."), Pair(read_lines("prompts.txt")[5], "B.")]
     tested += [
         Pair(fact_questions()[7].prompt, "E."),
         Pair("Yes?", f"F. {sentences_to_repair()[2]}"),
@@ -136,17 +135,9 @@ def test_batches_of_other_settings_are_not_mixed_in(tmp_path):
         make(dataclasses.replace(backbone, digest="other"), tmp_path, range(2), SMALL)
     with pytest.raises(InvalidInput, match="made with prompts = None, now"):
         make(backbone, tmp_path, range(2), SMALL, ["What is it?"])
-    pair, counts, deep = '{"prompt": "p", "answer": "a"}\n', '{"counts": {}}\n', "[" * 100_000
-    odd = ('{"prompt": 1, "answer": "a"}\n', "[]\n", deep + "\n", "{}\n", "\udcff\n")
-    for text in ("", pair, pair + '{"counts": {"kept": "1"}}', pair + deep, *odd):
-        path, text = tmp_path / "00000.jsonl", text + counts * (text in odd)
-        path.write_text(text, errors="surrogateescape")
-        with pytest.raises(DamagedFile, match=r"00000\.jsonl is unusable"):
-            collect(tmp_path, SMALL)
-    for text in ("{", "[]", deep):
-        (tmp_path / "settings.json").write_text(text)
-        with pytest.raises(DamagedFile, match=r"settings\.json is unusable"):
-            make(backbone, tmp_path, range(2), SMALL)
+    (tmp_path / "settings.json").write_text("[]")
+    with pytest.raises(DamagedFile, match=r"settings\.json is unusable"):
+        make(backbone, tmp_path, range(2), SMALL)
     with pytest.raises(CacheError, match="cannot write to"):
         make(backbone, tmp_path / "settings.json" / "x", range(1), SMALL)
 
@@ -183,40 +174,28 @@ def chatty(monkeypatch):
     return backbone
 
 
-@pytest.fixture
-def benchmarks(monkeypatch):
-    fetched = []
-    tested = Item("arc-easy", "t", "Which is tested?", ("this", "that"), 0)
-
-    def load(task, split, progress=True):
-        if split == TASKS[task].tested_on:
-            return [tested] if task == "piqa" else []
-        rows = [Item(task, str(n), f"{task} {split} {n}?", ("yes", "no"), 0) for n in range(8)]
-        return [*rows, tested] if task == "openbookqa" else rows
-
-    monkeypatch.setattr("lad.evaluation.tasks.load_items", load)
-    monkeypatch.setattr("lad.evaluation.tasks.fetch_benchmarks", lambda: fetched.append(1))
-    return fetched
-
-
 def distil_command(capsys, *arguments):
     return run(capsys, "distil", "--model=tiny", "--device=cpu", *arguments)
 
 
-def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, capsys, tmp_path):
+def test_the_command_writes_pairs_and_questions_to_choose(
+    chatty, few_questions, monkeypatch, capsys, tmp_path
+):
+    fetched = []
+    monkeypatch.setattr("lad.evaluation.tasks.fetch_benchmarks", lambda: fetched.append(1))
     prompts, out = tmp_path / "prompts.txt", tmp_path / "pairs.jsonl.gz"
     texts = [chr(97 + n) * (n % 13 + 3) for n in range(26)]
     prompts.write_text("\n".join([*texts, "Which is tested?", held_out_prompts()[0]]))
     arguments = (f"--out={out}", f"--prompts={prompts}", "--batch-size=10", "--repair=1")
     status, _, err = distil_command(capsys, *arguments)
-    assert status == 0 and benchmarks == [1] and err.count("batch ") == 3
+    assert status == 0 and fetched == [1] and err.count("batch ") == 3
     pairs, card = read_pairs(out), json.loads((tmp_path / "pairs-card.json").read_text())
     own = [pair for pair in pairs if pair.prompt in texts]
     assert len(own) > 9 and "Which is tested?" not in {pair.prompt for pair in pairs}
     assert card["pairs"] == len(pairs) and card["self-distilled"] == len(own)
     tasks = card["choices"]["tasks"]
     assert len(pairs) - len(own) == sum(task["pairs"] for task in tasks.values())
-    assert card["choices"]["left out, tested elsewhere"] == {"openbookqa": 1}
+    assert card["choices"]["left out, tested elsewhere"]["openbookqa"] == 1
     assert tasks["arc-easy"]["licence"] == "CC-BY-SA-4.0"
     assert card["kept apart from"]["benchmarks"]["hellaswag"] == "validation"
     assert card["counts"]["tried"] == 28 and card["counts"]["kept"] >= len(own)
@@ -224,20 +203,3 @@ def test_the_command_writes_pairs_and_questions_to_choose(chatty, benchmarks, ca
     before = out.read_bytes()
     status, _, err = distil_command(capsys, *arguments)
     assert status == 0 and "batch " not in err and out.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--batches=0"], "'--batches': Input should be greater than or equal to 1"),
-        (["--prompts=none.txt"], "none.txt is unusable"),
-        (["--repair=2"], "repair = 2.0: expected a number from 0 to 1"),
-        (["--answer-temperature=-1"], "answer_temperature = -1.0: expected a number of at least 0"),
-        (["--context=1000"], "context = 1000: expected at most 512 tokens"),
-    ],
-)
-def test_what_the_command_refuses(capsys, tmp_path, monkeypatch, benchmarks, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    status, out, err = distil_command(capsys, "--out=pairs.jsonl", "--batch-size=2", *arguments)
-    assert (status, out) == (2, "") and message in err
-    assert not (tmp_path / "pairs.jsonl").exists()

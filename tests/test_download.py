@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -11,11 +12,13 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from hub_stub import COMMIT, HubStub, serve
 from huggingface_hub import constants
 
 from lad import utils
@@ -81,19 +84,6 @@ def test_new_folder_appears_only_when_complete(tmp_path, monkeypatch):
         with pytest.raises(CacheError, match="Read-only") as caught, new_folder(tmp_path / "a/b"):
             pass
         assert ("LAD_CACHE" in str(caught.value)) == told
-
-
-def test_what_a_killed_process_left_is_swept_unless_another_is_writing(tmp_path):
-    target, code = tmp_path / "a[b].json", "from lad.utils import write_whole; import os, pathlib\n"
-    code += "os.replace = lambda *_: os.kill(os.getpid(), 9)\nwrite_whole(pathlib.Path({!r}), b'')"
-    start_python(code.format(str(target))).communicate(timeout=60)
-    assert len(list(tmp_path.glob(".a*.partial"))) == 1
-    other = tmp_path / ".a[b].json-mine"
-    other.touch()
-    with open(tmp_path / ".a[b].json-x.partial", "w") as busy:
-        utils.lock(busy)
-        utils.write_whole(target, b"1")
-    assert leftovers(tmp_path) == [".a[b].json-mine", ".a[b].json-x.partial", "a[b].json"]
 
 
 def test_new_folder_after_an_error_and_over_an_incomplete_one(tmp_path):
@@ -274,20 +264,61 @@ except LADError as error:
 """
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """The hub on this machine: its answers are files of a folder, under the paths it documents."""
+
+    requests: ClassVar[list[str]] = []
+    refusal: ClassVar[tuple[int, str] | None] = None  # status and X-Error-Code of every answer
+
+    def send_head(self):
+        self.requests.append(self.path)
+        if self.refusal is None:
+            return super().send_head()
+        self.send_response(self.refusal[0])
+        self.send_header("X-Error-Code", self.refusal[1])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def end_headers(self):
+        self.send_header("ETag", f'"{Path(self.path).name}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture(scope="module")
-def hub():
-    with serve(HubStub("owner/model", FILES)) as stub:
-        yield stub
+def hub(tmp_path_factory) -> str:
+    """The address of a hub with one model, for a process's `HF_ENDPOINT`."""
+    root = tmp_path_factory.mktemp("hub")
+    siblings = [{"rfilename": name} for name in FILES]
+    described = {"id": "owner/model", "sha": COMMIT, "siblings": siblings}
+    tree = [{"type": "file", "path": n, "size": len(x), "oid": n} for n, x in FILES.items()]
+    answers = {f"revision/{name}": json.dumps(described).encode() for name in ("main", COMMIT)}
+    answers[f"tree/{COMMIT}"] = json.dumps(tree).encode()
+    answers = {f"api/models/owner/model/{path}": data for path, data in answers.items()}
+    answers |= {f"owner/model/resolve/{COMMIT}/{name}": data for name, data in FILES.items()}
+    for path, data in answers.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    handler = functools.partial(Hub, directory=root)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
-def fetch(stub: HubStub, home: Path, revision="main", code: str = FETCH, **variables: str) -> str:
+def fetch(hub: str, home: Path, revision="main", code: str = FETCH, **variables: str) -> str:
     """The line that `fetch_hub` returned or raised, in a new process."""
-    stub.requests.clear()
+    Hub.requests.clear()
     # Without the token of the person who runs the tests.
     quiet = {"HF_TOKEN": "", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    out = run_python(
-        code, revision, **{"HF_ENDPOINT": stub.url, "HF_HOME": str(home)} | quiet | variables
-    )
+    quiet |= {"HF_ENDPOINT": hub, "HF_HOME": str(home)}
+    out = run_python(code, revision, **quiet | variables)
     assert out.count("\n") == 1
     return out.strip()
 
@@ -301,7 +332,7 @@ def test_hub_download(hub, tmp_path):
     assert not any((folder / name).exists() for name in UNWANTED)
     # A complete copy on this disk is used without the network, by branch or by commit.
     assert fetch(hub, tmp_path, COMMIT) == fetch(hub, tmp_path) == str(folder)
-    assert hub.requests == []
+    assert Hub.requests == []
 
 
 @pytest.mark.parametrize(
@@ -316,7 +347,7 @@ def test_hub_download(hub, tmp_path):
     ],
 )
 def test_hub_refusals(hub, tmp_path, monkeypatch, refusal, revision, variables, expected):
-    monkeypatch.setattr(hub, "refuse", refusal)
+    monkeypatch.setattr(Hub, "refusal", refusal)
     token = {"HF_TOKEN": "hf_revoked", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
     line = fetch(hub, tmp_path, revision, **token, **variables)
     assert re.match(f"AssetUnavailable .*{expected}", line) and "hf_revoked" not in line

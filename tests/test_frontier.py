@@ -81,11 +81,10 @@ def test_every_strategy_but_random_is_swept_and_drawn():
         run_frontier(tiny_denoiser(), [], FEW)
 
 
-def test_the_command_writes_the_figures_data(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_figures_data(adapter, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LAD_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setattr(frontier, "SWEEPS", FEW)
-    tiny_denoiser().save(tmp_path / "adapter")
-    few = ["--n-prompts=2", "--device=cpu", "--model=tiny", f"--adapter={tmp_path / 'adapter'}"]
+    few = ["--n-prompts=2", "--device=cpu", "--model=tiny", f"--adapter={adapter}"]
     status, out, _ = run(capsys, "frontier", *few)
     path = tmp_path / "figures" / "data" / "frontier.json"
     assert (status, out.strip()) == (0, str(path))

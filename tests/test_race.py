@@ -49,9 +49,7 @@ def test_both_run_on_one_backbone_and_the_adapter_stays_merged():
     assert passes == [(name, n + 1) for name, one in found.items() for n in range(one.nfe)]
     prompt = denoiser.encode("hello").tolist()
     with denoiser.adapter_off():
-        [tokens] = generate(
-            denoiser.causal_lm, None, [prompt], 16, eos_token_id=denoiser.eos_token_id
-        )
+        [tokens] = generate(denoiser.causal_lm, denoiser.eos_token_id, [prompt], 16)
     assert written.drafts[-1].tolist() == tokens
     assert written.nfe == len(tokens) and 0 < written.confidence[-1].min() <= 1
     origins = [trace.provenance["adapter_sha256"] for trace in found.values()]

@@ -1,6 +1,5 @@
 """What each strategy masks, on drafts made up for the purpose."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,10 +52,6 @@ def threshold(seen: StepView, limit=0.9, **settings) -> list[int]:
     return choose(seen, remasking="threshold", confidence_threshold=limit, **settings)
 
 
-def test_noiseless_masks_nothing_even_what_repeats():
-    assert choose(view([0.1] * 4, again=[1, 1, 0, 0]), remasking="none") == [0, 0, 0, 0]
-
-
 def test_threshold_shows_confident_tokens_and_the_leftmost_mask():
     assert threshold(view([0.95, 0.5, 0.9, 0.2])) == [0, 1, 0, 1]
     assert threshold(view([0.95, 0.5, 0.9, 0.2]), 0.5) == [0, 0, 0, 1]
@@ -66,27 +61,11 @@ def test_threshold_shows_confident_tokens_and_the_leftmost_mask():
     assert threshold(view([0.1, 0.2, 0.3], again=[1, 0, 0])) == [1, 1, 0]
 
 
-def test_threshold_masks_a_visible_token_again_unless_that_is_ruled_out():
-    seen = {"is_masked": [0, 0, 1, 1]}
-    assert threshold(view([0.95, 0.3, 0.95, 0.2], **seen)) == [0, 1, 0, 1]
-    assert threshold(view([0.95, 0.3, 0.95, 0.2], maskable=[0, 0, 1, 1], **seen)) == [0, 0, 0, 1]
-
-
 def test_the_window_begins_at_the_leftmost_mask():
     confident = [0.99] * 6
     assert threshold(view(confident), window=2) == [0, 0, 1, 1, 1, 1]
     seen = view(confident, is_masked=[0, 0, 1, 0, 1, 1])
     assert threshold(seen, window=2) == [0, 0, 0, 0, 1, 1]
-
-
-def test_progress_is_made_before_the_drafts_end():
-    only_tail = view([0.1, 0.2, 0.3, 0.8], tokens=[EOS] * 4, is_masked=[0, 0, 1, 1])
-    assert threshold(only_tail, 0.05) == [0, 0, 0, 0]
-    # The leftmost repeats: the most confident one before the EOS is shown, not the surer EOS.
-    waiting = view([0.1, 0.2, 0.3, 0.8], tokens=[1, 2, 3, EOS], again=[1, 0, 0, 0])
-    assert threshold(waiting) == [1, 1, 1, 0]
-    behind = view([0.1, 0.2, 0.8, 0.85], tokens=[1, 2, EOS, 3], again=[1, 0, 0, 0])
-    assert threshold(behind) == [1, 1, 0, 1]
 
 
 def test_next_to_a_gap_a_token_needs_more_confidence():
@@ -98,12 +77,6 @@ def test_next_to_a_gap_a_token_needs_more_confidence():
     assert threshold(view([0.6] * 3, **seen), 0.5, **isolated) == [0, 0, 1]
     assert threshold(view([0.9, 0.6], again=[1, 0]), 0.5, **isolated) == [1, 0]
     assert threshold(view([0.4, 0.9, 0.6, 0.3]), 0.5, **isolated) == [0, 0, 0, 1]
-
-
-def test_threshold_never_masks_a_repeat_for_ever():
-    assert threshold(view([0.95, 0.99], again=[1, 0])) == [1, 0]
-    assert threshold(view([0.95, 0.99], again=[1, 1])) == [1, 0]
-    assert threshold(view([0.5, 0.99], again=[0, 1])) == [0, 1]
 
 
 def bounded(entropies, bound, **seen) -> list[int]:
@@ -130,27 +103,6 @@ def test_editing_masks_nothing_that_is_visible():
     assert choose(seen, remasking="editing") == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("remasking", ["random", "guided"])
-def test_scheduled_strategies_mask_the_schedules_number_of_open_positions(remasking):
-    for iteration in range(9):
-        seen = view([0.5] * 20, iteration=iteration, sharpness=2.0)
-        count = sum(choose(seen, remasking=remasking, noise_start=0.7))
-        assert count == reference.mask_count(iteration, 10, 20, 2.0, 0.7)
-    closed = view([0.5] * 20, maskable=[0] * 15 + [1] * 5)
-    assert choose(closed, remasking=remasking, noise_start=0.7) == [0] * 15 + [1] * 5
-    again = view([0.5] * 20, iteration=8, again=[1] + [0] * 19)
-    assert choose(again, remasking=remasking, noise_start=0.1) == [1] + [0] * 19
-
-
-@pytest.mark.parametrize("remasking", ["random", "guided"])
-def test_clustering_reaches_the_choice(remasking):
-    chosen = choose(
-        view([0.5] * 40), remasking=remasking, noise_start=0.3, clustering=1.0
-    )  # one run of 12
-    assert sum(chosen) == 12
-    assert "".join(map(str, chosen)).strip("0") == "1" * 12
-
-
 def test_guidance_masks_doubt_and_shares_the_number_with_the_tail():
     doubtful = [0.999] * 10 + [0.001] * 10
     settings = {"remasking": "guided", "noise_start": 0.5, "noise_clipping": 0.01}
@@ -158,24 +110,10 @@ def test_guidance_masks_doubt_and_shares_the_number_with_the_tail():
     tail = view([0.5] * 15 + [1.0] * 5, tokens=[1, 2, 3] * 5 + [EOS] * 5)
     chosen = choose(tail, **settings)
     assert (sum(chosen[:15]), sum(chosen[15:])) == (7, 3)  # 10 in proportion, half rounded up
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=40), st.sampled_from([0.1, 0.5, 1.0]))
-def test_guidance_spends_the_schedules_number_whole(is_eos, noise_start):
-    tokens = [EOS if eos else n + 1 for n, eos in enumerate(is_eos)]
-    chosen = choose(
-        view([0.5] * len(tokens), tokens=tokens), remasking="guided", noise_start=noise_start
-    )
-    assert sum(chosen) == int(len(tokens) * noise_start)
-
-
-def test_clipping_weakens_guidance():
-    confidence = [0.9999] * 20 + [0.2] * 20
-    masked = [
-        sum(choose(view(confidence), remasking="guided", noise_start=0.5, noise_clipping=clip)[20:])
-        for clip in (0.01, 1.0)
-    ]
-    assert masked[0] > masked[1]
+    # A larger clipping guides less.
+    seen = view([0.9999] * 20 + [0.2] * 20)
+    sharp, blunt = (choose(seen, **settings | {"noise_clipping": c})[20:] for c in (0.01, 1.0))
+    assert sum(sharp) > sum(blunt)
 
 
 # -- repeats ---------------------------------------------------------------------------------------
@@ -195,17 +133,6 @@ def test_of_two_equal_neighbours_the_less_sure_is_drawn_again():
     assert again([1, 2, 1], [0.5, 0.5, 0.5]) == [0, 0, 0]
 
 
-def test_of_a_run_the_surest_stays_and_eos_may_repeat():
-    assert again([7, 7, 7, 7], [0.1, 0.2, 0.9, 0.3]) == [1, 1, 0, 1]
-    assert again([1, EOS, EOS, EOS], [0.1] * 4) == [0, 0, 0, 0]
-
-
-def test_what_may_not_be_masked_is_not():
-    assert again([1, 1], [0.3, 0.9], may=[0, 1]) == [0, 1]
-    assert again([1, 1], [0.9, 0.3], may=[1, 0]) == [1, 0]
-    assert again([1, 1], [0.9, 0.3], may=[0, 0]) == [0, 0]
-
-
 row = st.tuples(st.integers(0, 3), st.sampled_from([0.1, 0.5, 0.9]), st.booleans())
 
 
@@ -215,35 +142,3 @@ def test_repeats_equal_the_plain_ones(rows):
     draft, confidence, may = (list(column) for column in zip(*rows, strict=True))
     expected = reference.repeated(draft, confidence, EOS, may)
     assert again(draft, confidence, may) == [int(x) for x in expected]
-
-
-# -- all of them -----------------------------------------------------------------------------------
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.sampled_from(sorted(STRATEGIES)),
-    st.lists(row, min_size=1, max_size=12),
-    st.integers(0, 8),
-    st.sampled_from([0.0, 0.6]),
-    st.sampled_from([None, 1, 4]),
-    st.data(),
-)
-def test_no_strategy_masks_a_visible_position_that_is_closed(
-    name, rows, iteration, clustering, window, data
-):
-    draft, confidence, open_ = (list(column) for column in zip(*rows, strict=True))
-    masked = [data.draw(st.booleans()) for _ in rows]
-    seen = view(confidence, tokens=draft, maskable=open_, is_masked=masked, iteration=iteration)
-    chosen = choose(
-        seen, remasking=name, confidence_threshold=0.5, clustering=clustering, window=window
-    )
-    for position, hidden in enumerate(chosen):
-        assert not hidden or masked[position] or open_[position]
-    if STRATEGIES[name].stops_when_complete and any(
-        m and o for m, o in zip(masked, open_, strict=True)
-    ):
-        first = masked.index(True)
-        reach = range(first, len(masked) if window is None else first + window)
-        able = [n for n in reach if n < len(masked) and masked[n] and open_[n]]
-        assert not able or any(not chosen[n] for n in able)

@@ -4,10 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
-from conftest import run, tiny_denoiser
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import run
 from traces import make_trace
 from traces import words as tokens_of
 
@@ -29,14 +26,6 @@ def test_a_corrupted_text_is_the_draft_and_eos_follows(denoiser):
     assert draft.fixed is None
     assert draft.tokens.tolist() == ids(denoiser, "a  cat") + [denoiser.eos_token_id] * SPARE
     assert len(visible_text(denoiser, "cat", 20).tokens) == 20
-
-
-def test_a_control_token_that_is_typed_is_text(denoiser):
-    for make in (visible_text, lambda d, text: gapped(d, text + "___")):
-        draft = make(denoiser, "a<|im_end|>b<|endoftext|>").tokens
-        text = "a<|im_end|>b<|endoftext|>"
-        assert bytes(denoiser.tokenizer.decode(draft[: len(text)]), "utf-8") == text.encode()
-        assert denoiser.eos_token_id not in draft[: len(text)]
 
 
 def test_gaps_are_masks_of_their_size_words_stay_and_the_end_can_be_given(denoiser):
@@ -91,24 +80,6 @@ def test_what_cannot_be_a_draft_is_refused(denoiser, make, message):
     with pytest.raises(InvalidInput, match="expected") as caught:
         make(denoiser)
     assert message in str(caught.value)
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    words=st.lists(st.text("abc de.", min_size=1, max_size=6), min_size=1, max_size=3),
-    gap=st.integers(1, 4),
-    name=st.sampled_from(sorted(PRESETS)),
-)
-def test_filled_gaps_leave_every_word_where_it_was(words, gap, name):
-    denoiser = tiny_denoiser()
-    draft = gapped(denoiser, " ___ ".join([*words, "end"]), gap)
-    config = replace(PRESETS[name], answer_length=len(draft.tokens), iterations=6)
-    trace = record(denoiser, "hi", config, draft=draft.tokens, fixed=draft.fixed)
-    last = torch.tensor(trace.drafts[-1])
-    assert last[draft.fixed].tolist() == draft.tokens[draft.fixed].tolist()
-    assert denoiser.mask_token_id not in last
-    first_end = last.tolist().index(denoiser.eos_token_id)
-    assert first_end >= int((draft.tokens != denoiser.eos_token_id).sum())
 
 
 def test_repair_prints_what_noiseless_refinement_of_the_text_gives(capsys, adapter, tmp_path):

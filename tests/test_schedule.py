@@ -43,14 +43,6 @@ def test_counts_equal_the_formula(total, length, s, data):
         assert got == reference.mask_count(i, total, length, s, start)
 
 
-def test_sharpness_says_how_fast_the_noise_decays():
-    assert noise_level(0, 10, 5) == 1
-    slow, medium, fast = (noise_level(5, 10, s) for s in (0.01, 1, 20))
-    assert slow == pytest.approx(0.5, abs=0.01)  # nearly linear
-    assert slow > medium > fast
-    assert fast < 0.001
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from([0.0, 0.01, 0.3, 1.0]), min_size=1, max_size=40),
@@ -65,20 +57,6 @@ def test_choice_equals_the_plain_one(weights, clustering, data):
     expected = reference.choose_positions(weights, count, uniforms.tolist(), clustering)
     assert got.tolist() == expected
     assert got.sum() == min(count, sum(weight > 0 for weight in weights))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 1.0]))
-def test_every_row_of_a_batch_is_chosen_as_if_alone(seed, clustering):
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.rand(5, 12, generator=generator)
-    weights[weights < 0.3] = 0
-    uniforms = torch.rand(5, 12, generator=generator)
-    count = torch.tensor([0, 1, 4, 8, 12])
-    together = choose_positions(weights, count, uniforms, clustering)
-    for row in range(5):
-        alone = choose_positions(weights[row], int(count[row]), uniforms[row], clustering)
-        assert torch.equal(together[row], alone)
 
 
 def test_choice_follows_the_weights():

@@ -20,7 +20,6 @@ from conftest import json_lines, run, stir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lad.__main__ import main
 from lad.diffusion.adapter import load_denoiser
 from lad.diffusion.config import CorruptionConfig, DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
@@ -76,14 +75,9 @@ def test_pairs_are_read_plain_or_gzipped_and_bad_files_are_named(tmp_path):
 
 NO_PAIRS = {
     b"no json": "Invalid JSON",
-    b"[]": "Input should be an object",
     b'{"prompt": "p", "answer": 3}': "answer = 3: .*valid string",
-    b'{"prompt": ["p"], "answer": []}': "prompt = .*valid string",
-    b'{"prompt": "p"}': "answer: Field required",
     b'{"prompt": " ", "answer": "a"}': "prompt = ' ': expected at least one word;",
-    rb'{"prompt": "cut \ud83d", "answer": "a"}': "hex escape",
     b'{"prompt": "\xff", "answer": "a"}' + 9999 * b" ": "invalid unicode",
-    9999 * b"[": "recursion",
 }
 
 
@@ -424,16 +418,6 @@ train(fresh(), PAIRS, TrainConfig(**WHOLE), sys.argv[1], on_row=on_row)
     check_same(whole, tmp_path, rows, again)
 
 
-def test_a_dry_run_refuses_a_record_that_cannot_be_written_first(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "odd.json").write_text("[]")
-    monkeypatch.setattr(trainer, "load_for_training", lambda *_: pytest.fail("it began"))
-    for record in (tmp_path / "file" / "runs.json", tmp_path, tmp_path / "odd.json"):
-        with pytest.raises(SystemExit) as stopped:
-            main(["train", "--dry-run", "--model=tiny", f"--record={record}"])
-        assert stopped.value.code == 2 and str(record) in capsys.readouterr().err
-
-
 def test_what_fails_after_a_boundary_loses_nothing(tmp_path, monkeypatch):
     """The adapter stands before the last log row; a checkpoint before every validation."""
     real = trainer.validate
@@ -619,9 +603,6 @@ def test_settings_survive_yaml_and_unknown_ones_are_refused(tmp_path):
         path.write_text(f"training: {{{text}}}")
         with pytest.raises(InvalidInput, match=r"^\w+ = .*: expected "):
             TrainConfig.from_dict(read_config(path)["training"])
-    for layers in ([], ["q_proj", "lm_head"]):
-        with pytest.raises(InvalidInput, match=r"layers = .*: expected a list of q_proj"):
-            DenoiserConfig.from_dict({"layers": layers})
 
 
 def test_texts_to_correct_are_never_masked_and_often_sound(denoiser):

@@ -12,7 +12,7 @@ from conftest import run
 from lad.diffusion.adapter import read_card, shipped_adapters
 from lad.diffusion.config import DenoiserConfig
 from lad.diffusion.denoiser import Denoiser
-from lad.evaluation.throughput import AIM, flops_per_token, random_pairs, training_throughput
+from lad.evaluation.throughput import AIM, flops_per_token, training_throughput
 from lad.models.registry import load_backbone
 from lad.training import TrainConfig, read_config
 from lad.utils import InvalidInput
@@ -37,15 +37,6 @@ def test_training_throughput_is_measured(fresh):
     assert json.loads(json.dumps(run)) == run
     with pytest.raises(InvalidInput, match="steps = 0"):
         training_throughput(fresh, CONFIG, 0)
-
-
-def test_random_pairs_fit_their_context(fresh):
-    for context in (2, 8, 64):
-        pairs = random_pairs(fresh, 20, context)
-        assert pairs.tokens.shape == (20, context)
-        assert (pairs.prompt_lengths >= 1).all() and (pairs.ends < context).all()
-        assert (pairs.ends >= pairs.prompt_lengths).all()
-        assert (pairs.tokens[torch.arange(20), pairs.ends] == fresh.eos_token_id).all()
 
 
 def test_operations_are_counted_from_shapes(fresh):

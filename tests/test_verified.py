@@ -119,6 +119,6 @@ def test_the_real_backbones_greedy_text(real):
     backbone = load_backbone("smollm2-135m").model
     for trace in refine_batch(real, texts, config):
         ids = trace.prompt_ids.tolist()
-        [expected] = generate(backbone, real.tokenizer, [ids], config.answer_length)
+        [expected] = generate(backbone, real.eos_token_id, [ids], config.answer_length)
         assert trace.drafts[-1][: len(expected)].tolist() == expected
         assert trace.nfe < 2 * len(expected)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -128,10 +127,7 @@ def import_checkpoint(
     if template is not None:
         with damaged_file(template, "expected a chat template in Jinja"):
             layout = template.read_text(encoding="utf-8")
-    with common.progress() as on_progress:
-        made = lad_checkpoint.import_checkpoint(
-            file, out, tokenizer, module or (), layout, eos, partial(on_progress, file.name)
-        )
+    made = lad_checkpoint.import_checkpoint(file, out, tokenizer, module or (), layout, eos)
     adapter = f"LoRA of rank {made['rank']} on {', '.join(made['layers'])}"
     use = f"lad refine --model {made['backbone']} --adapter {made['adapter']}"
     shares = [f"{token} at {share:.0%} of positions" for token, share in made["eos_shares"].items()]

@@ -47,10 +47,12 @@ def bench(
     nothing is downloaded.
     """
     from lad.diffusion.adapter import load_denoiser
-    from lad.diffusion.config import RefineConfig
+    from lad.diffusion.config import DenoiserConfig, RefineConfig
+    from lad.diffusion.denoiser import Denoiser
     from lad.evaluation.throughput import add_run, read_runs
     from lad.evaluation.throughput import bench as run_bench
     from lad.models.registry import load_backbone
+    from lad.training.config import read_config
     from lad.utils import sha256_file
 
     where, random = common.choose_device(device), ":random" in model
@@ -71,7 +73,9 @@ def bench(
         values = replace(values, iterations=iterations)
     texts = common.read_prompts(prompts)
     if random:
-        denoiser = new_denoiser(model, where, config)
+        given = read_config(config).get("denoiser", {}) if config is not None else {}
+        denoiser = Denoiser.create(load_backbone(model, where), DenoiserConfig.from_dict(given))
+        denoiser = denoiser if denoiser.backbone.spec.bits else denoiser.merge()
     else:
         denoiser = load_denoiser(model, adapter, where)
     captured = graphs and denoiser.device.type == "cuda"
@@ -91,26 +95,12 @@ def bench(
     chosen, backbone = common.evenly_spaced(texts, n_prompts), load_backbone(model, where).model
     limits = {"reference_prompts": reference_prompts}
     limits["reference_iterations"] = reference_iterations or None  # 0: all
-    with common.progress() as on_progress:
-        limits |= {"on_progress": on_progress, "on_result": keep}
-        result = run_bench(denoiser, backbone, chosen, values, *sizes, **limits)
+    result = run_bench(denoiser, backbone, chosen, values, *sizes, on_result=keep, **limits)
     try:
         common.print_result(result, as_json, as_text(result))
     finally:
         if record is not None:
             add_run(record, result)
-
-
-def new_denoiser(model: str, where: str, config: Path | None):
-    """A new adapter on random weights, merged where they are not quantised."""
-    from lad.diffusion.config import DenoiserConfig
-    from lad.diffusion.denoiser import Denoiser
-    from lad.models.registry import load_backbone
-    from lad.training.config import read_config
-
-    values = read_config(config).get("denoiser", {}) if config is not None else {}
-    denoiser = Denoiser.create(load_backbone(model, where), DenoiserConfig.from_dict(values))
-    return denoiser if denoiser.backbone.spec.bits else denoiser.merge()
 
 
 def as_text(result: dict) -> str:

@@ -75,14 +75,13 @@ def benchmark(
     from lad.evaluation.tables import PARTS, percent, table, with_interval
 
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone)
-    scored = replace(scored, config=config, samples=samples, seed=seed, batch_size=batch_size)
+    scored = replace(scored, config=config, samples=samples, batch_size=batch_size)
     origin = scored.provenance()
     if backbone:
         origin["answer_length"] = config.answer_length
     else:
         origin |= {"preset": preset, "config": config.to_dict(), "samples": samples}
-    with common.progress() as show_progress:
-        summaries = score(scored, runs, origin, out, show_progress)
+    summaries = score(scored, runs, origin, out)
     title = common.origin_line(origin | {"adapter_sha256": origin["adapter_sha256"] or "none"})
     lines, notes = [], []
     for one in summaries:
@@ -159,15 +158,13 @@ def curve(
     from lad.evaluation.tables import curve_table
 
     scored = ScoredModel.load(model, adapter, common.choose_device(device), dtype, backbone=False)
-    scored = replace(scored, seed=seed, batch_size=batch_size)
+    scored = replace(scored, batch_size=batch_size)
     origin, found = scored.provenance(), {}
-    with common.progress() as show_progress:
-        for name, step in ((name, step) for name in configs for step in steps):
-            config = replace(configs[name], iterations=step)
-            settings = origin | {"preset": name, "config": config.to_dict(), "samples": 1}
-            folder = out.with_suffix("") / f"{name}-{step}"
-            part = replace(scored, config=config)
-            found[name, step] = score(part, runs, settings, folder, show_progress)
+    for name, step in ((name, step) for name in configs for step in steps):
+        config = replace(configs[name], iterations=step)
+        settings = origin | {"preset": name, "config": config.to_dict(), "samples": 1}
+        folder = out.with_suffix("") / f"{name}-{step}"
+        found[name, step] = score(replace(scored, config=config), runs, settings, folder)
     result = join_curve(found, common.command_line())
     common.save_json(out, result)
     common.print_result(result, as_json, curve_table(result).to_string())
@@ -210,10 +207,10 @@ def read_runs(names: str, n: str, split: str | None, scorings: str, **chosen) ->
     return runs
 
 
-def score(model, runs: list, origin: dict, out: Path | None, show_progress) -> list[dict]:
+def score(model, runs: list, origin: dict, out: Path | None) -> list[dict]:
     from lad.evaluation.benchmark import run
 
     return [
-        run(model, items, config, origin, out and out / config.name, show_progress).summary
+        run(model, items, config, origin, out and out / config.name).summary
         for config, items in runs
     ]

@@ -140,36 +140,6 @@ def evenly_spaced(items: list, n: int | None) -> list:
     return [items[i * len(items) // n] for i in range(n)]
 
 
-def load_with_baseline(model: str, adapter: Path | None, device: str):
-    """A denoiser and its `LoadedBackbone`; None where switching the adapter off is exact."""
-    import torch
-
-    from lad.diffusion.adapter import load_denoiser
-    from lad.models.registry import load_backbone
-
-    where = choose_device(device)
-    denoiser = load_denoiser(model, adapter, where)
-    exact = denoiser.causal_lm.dtype == torch.float32
-    return denoiser, None if exact else load_backbone(model, where)
-
-
-@contextmanager
-def progress():
-    """A bar on stderr, where that is a terminal; yields a callback of stage, done, total."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    tasks, console = {}, Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
-
-        def on_progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield on_progress
-
-
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
     """A table as wide as the terminal; in a file or a pipe, as wide as it needs."""
     from rich.console import Console

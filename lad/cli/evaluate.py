@@ -25,6 +25,9 @@ ROWS = (
     ("TPF", "tpf", 1, 2),
 )
 
+DAMAGED = {"two tokens swapped": "swap", "a token doubled over the next": "duplicate"}
+DAMAGED |= {"a token replaced": "replace", "all three": "mended", "no damage": "sound"}
+
 
 def evaluate(
     settings: Annotated[
@@ -38,13 +41,13 @@ def evaluate(
     pairs: Annotated[Path, Option(help=".jsonl, .jsonl.gz.", show_default=False)] = common.PAIRS,
     seed: Annotated[int, Option(help="Of masks and corruption.")] = 0,
     batch_size: common.BatchSize = None,
-    answers: Annotated[bool, Option("--answers", help="The answers too.")] = False,
     model: common.Model = "smollm2-135m",
     adapter: common.Adapter = None,
     device: common.Device = "auto",
     as_json: common.AsJson = False,
 ) -> None:
     """Measure an adapter on pairs and prompts it never saw, beside the backbone it sits on."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.evaluation.adapter_eval import evaluate as run_evaluation
     from lad.training import fact_questions, read_pairs, sentences_to_repair
     from lad.training.data import ASSETS
@@ -57,14 +60,13 @@ def evaluate(
         "facts": (fact_questions(), ASSETS / "facts.jsonl"),
         "sentences": (sentences_to_repair(), ASSETS / "sentences.txt"),
     }
-    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    denoiser = load_denoiser(model, adapter, common.choose_device(device))
     few = ON_A_CPU if denoiser.device.type == "cpu" else {}
     n = {"pairs": n_pairs or few.get("pairs")}
     n |= dict.fromkeys(("prompts", "facts", "sentences"), n_prompts or few.get("prompts"))
     some = {key: common.evenly_spaced(data[key][0], number) for key, number in n.items()}
-    with common.progress() as on_progress:
-        options = seed, batch_size, backbone, answers, on_progress, some["facts"], some["sentences"]
-        result = run_evaluation(denoiser, some["pairs"], some["prompts"], chosen, *options)
+    options = seed, batch_size, some["facts"], some["sentences"]
+    result = run_evaluation(denoiser, some["pairs"], some["prompts"], chosen, *options)
     for key, (everything, path) in data.items():
         result[key] |= {"of": len(everything), "file": path.name, "sha256": sha256_file(path)}
     common.print_result(result, as_json, as_text(result))
@@ -77,50 +79,51 @@ def as_text(result: dict) -> str:
     def text(estimate: dict, factor: float = 100, digits: int = 1) -> str:
         return Estimate.from_dict(estimate).text(factor, digits)
 
-    title = "{used} of {of:,} from {file}"
-    pairs, columns = title.format(**result["pairs"]), result["settings"]
-    columns = columns | {"backbone": result["backbone"]}
-    lines = [common.origin_line(result["provenance"])]
-    lines.append("Each number with its 95 % interval over answers.")
-    rows = [
-        (f"{100 * float(share):.0f} % masked", text(scores["ce"], 1, 3), text(scores["accuracy"]))
-        for share, scores in result["masked"].items()
-    ]
-    headings = ("held-out pairs", "cross-entropy, nats", "accuracy, %")
-    lines.append(common.table(headings, rows, pairs))
-    rows = [(f"number {distance}", text(share)) for distance, share in result["ahead"].items()]
-    lines.append(common.table(("tokens behind a clean beginning", "accuracy, %"), rows, pairs))
-    repair = result["repair"]
-    name = f"p = {repair['severity']}, {repair['iterations']} iterations"
-    variants = {name: repair, "the same from MASK: generation": repair["from_mask"]}
-    variants["the same with another prompt: repair alone"] = repair["other_prompt"]
-    rows = [(name, text(one["restored"]), text(one["kept"])) for name, one in variants.items()]
-    lines.append(common.table(("structural repair", "restored, %", "kept, %"), rows, pairs))
-    repaired = result["sentences"]
-    headings = ("repair without a question", "sentences as they were, %")
-    names = {"swap": "two tokens swapped", "duplicate": "a token doubled over the next"}
-    names |= {"replace": "a token replaced", "mended": "all three", "sound": "no damage"}
-    rows = [(name, text(repaired[key])) for key, name in names.items()]
-    lines.append(common.table(headings, rows, title.format(**repaired)))
-    rows = [
+    columns = result["settings"] | {"backbone": result["backbone"]}
+    repair, sentences = result["repair"], result["sentences"]
+    repairs = {f"p = {repair['severity']}, {repair['iterations']} iterations": repair}
+    repairs["the same from MASK: generation"] = repair["from_mask"]
+    repairs["the same with another prompt: repair alone"] = repair["other_prompt"]
+    quality = [
         (name, *(text(scores[key], factor, digits) for scores in columns.values()))
         for name, key, factor, digits in ROWS
     ]
     seconds = [f"{scores['seconds_per_answer']:.2f}" for scores in columns.values()]
-    rows.append(("seconds an answer", *seconds))
-    prompts = title.format(**result["prompts"])
-    lines.append(common.table(("held-out prompts", *columns), rows, prompts))
     facts = [text(scores["same_fact"]) for scores in columns.values()]
-    headings = ("short questions", *columns)
-    rows = [("the fact as whole words, %", *facts)]
-    lines.append(common.table(headings, rows, title.format(**result["facts"])))
+    tables = [  # what it is measured on, headings, rows
+        (
+            "pairs",
+            ("held-out pairs", "cross-entropy, nats", "accuracy, %"),
+            [
+                (f"{100 * float(share):.0f} % masked", text(one["ce"], 1, 3), text(one["accuracy"]))
+                for share, one in result["masked"].items()
+            ],
+        ),
+        (
+            "pairs",
+            ("tokens behind a clean beginning", "accuracy, %"),
+            [(f"number {distance}", text(share)) for distance, share in result["ahead"].items()],
+        ),
+        (
+            "pairs",
+            ("structural repair", "restored, %", "kept, %"),
+            [(name, text(one["restored"]), text(one["kept"])) for name, one in repairs.items()],
+        ),
+        (
+            "sentences",
+            ("repair without a question", "sentences as they were, %"),
+            [(name, text(sentences[key])) for name, key in DAMAGED.items()],
+        ),
+        ("prompts", ("held-out prompts", *columns), [*quality, ("seconds an answer", *seconds)]),
+        ("facts", ("short questions", *columns), [("the fact as whole words, %", *facts)]),
+    ]
+    lines = [common.origin_line(result["provenance"])]
+    lines.append("Each number with its 95 % interval over answers.")
+    for data, headings, rows in tables:
+        title = "{used} of {of:,} from {file}".format(**result[data])
+        lines.append(common.table(headings, rows, title))
     usual = RefineConfig().to_dict()
     for name, scores in result["settings"].items():
         changed = [f"{key} {v}" for key, v in scores["config"].items() if v != usual[key]]
         lines.append(f"{name}: {', '.join(changed) or 'all defaults'}")
-    if "answers" in result["backbone"]:
-        for row in zip(*(scores["answers"] for scores in columns.values()), strict=True):
-            lines.append(f"\n{row[0]['prompt']}")
-            for name, found in zip(columns, row, strict=True):
-                lines.append(f"  {name}: {found['answer']}")
     return "\n".join(lines)

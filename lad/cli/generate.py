@@ -16,6 +16,7 @@ import typer
 
 from lad.cli.common import Adapter, AsJson, Device, Model, choose_device, print_result
 from lad.diffusion.config import PRESETS, PURPOSES, SETTINGS, RefineConfig, from_texts, to_text
+from lad.diffusion.config import REPAIR as REPAIR_SETTINGS
 from lad.diffusion.config import preset as settings_of
 from lad.utils import check_text, check_writable
 
@@ -44,7 +45,6 @@ _presets = "; ".join(PURPOSES)
 Preset = Annotated[str, option(f"Settings to start from. {_presets}.", metavar="NAME")]
 GAPS = "The text; ___ or, for three tokens, [3] is a gap, but text if a backslash stands before it."
 Prompt = Annotated[str | None, option("The question that the text answers, if any.")]
-REPAIR = RefineConfig(iterations=16, remasking="none")
 
 
 def generates(start: RefineConfig, *examples: str, skipped: Sequence[str] = ()) -> Callable:
@@ -175,7 +175,7 @@ def refine(
 
 
 @generates(
-    REPAIR,
+    REPAIR_SETTINGS,
     'lad repair "Paris the is capital of of France."',
     'lad repair "The capital Paris is." --prompt "What is the capital of France?"',
     skipped=REMASKING,
@@ -192,10 +192,10 @@ def repair(
     answers (--prompt) helps most. The answer region is the text and a few more positions, unless
     --answer-length says otherwise.
     """
-    from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
+    from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
 
     prompt = REPAIR_PROMPT if prompt is None else prompt
-    config = replace(REPAIR, **given)
+    config = replace(REPAIR_SETTINGS, **given)
     length = given.get("answer_length")
     extra = {"text": text, "prompt": prompt}
     return prompt, config, lambda denoiser: visible_text(denoiser, text, length), extra

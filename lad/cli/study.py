@@ -1,11 +1,12 @@
-"""`lad study` and `lad frontier`: what refinement does, over many answers; numbers for figures."""
+"""`lad study`, `lad frontier`, `lad ablate`, `lad gallery`: what figures and pages are made of."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Option, echo
 
 from lad.cli import common
 from lad.utils import check_writable, figures_folder
@@ -28,19 +29,18 @@ def study(
     as_json: common.AsJson = False,
 ) -> None:
     """Follow held-out answers iteration by iteration, in three ways to refine."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.evaluation.convergence import run_study
     from lad.training import read_pairs
 
     steps, path = common.parse_numbers("iterations", iterations), _writable("study", out, as_json)
-    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    denoiser = load_denoiser(model, adapter, common.choose_device(device))
     prompts = _prompts(denoiser, n_prompts)
     few = ON_A_CPU["pairs"] if denoiser.device.type == "cpu" else None
     pairs = common.evenly_spaced(read_pairs(common.PAIRS), n_pairs or few)
     command = f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
     command += f"--n-pairs {len(pairs)} --seed {seed}"
-    with common.progress() as on_progress:
-        options = seed, batch_size, backbone, command, on_progress
-        result = run_study(denoiser, prompts, pairs, steps, *options)
+    result = run_study(denoiser, prompts, pairs, steps, seed, batch_size, command)
     _write(path, result, as_json)
 
 
@@ -54,16 +54,14 @@ def frontier(
     as_json: common.AsJson = False,
 ) -> None:
     """Sweep each strategy's main setting: quality against tokens a forward pass."""
+    from lad.diffusion.adapter import load_denoiser
     from lad.evaluation.frontier import SWEEPS, run_frontier
 
     path = _writable("frontier", out, as_json)
-    denoiser, backbone = common.load_with_baseline(model, adapter, device)
+    denoiser = load_denoiser(model, adapter, common.choose_device(device))
     prompts = _prompts(denoiser, n_prompts)
     command = f"lad frontier --n-prompts {len(prompts)}"
-    with common.progress() as on_progress:
-        options = batch_size, backbone, command, on_progress
-        result = run_frontier(denoiser, prompts, SWEEPS, *options)
-    _write(path, result, as_json)
+    _write(path, run_frontier(denoiser, prompts, SWEEPS, batch_size, command), as_json)
 
 
 def _writable(name: str, out: Path | None, as_json: bool) -> Path | None:
@@ -85,3 +83,75 @@ def _write(path: Path | None, result: dict, as_json: bool) -> None:
     if path is not None:
         common.save_json(path, result)
     common.print_result(result, as_json, str(path))
+
+
+GRID = Path("configs/ablation.yaml")
+
+
+@common.stopped("variants done are kept; the same command goes on")
+def ablate(
+    pairs: Annotated[Path, Option(help="JSON Lines of prompt and answer.")],
+    out: Annotated[Path, Option(help="JSON file of results to write.")],
+    grid: Annotated[Path, Option(help="YAML with steps, base and variants.")] = GRID,
+    steps: Annotated[int | None, Option(help="Of every variant, for the grid's.")] = None,
+    n_pairs: Annotated[int, Option(help="Held-out pairs to measure on.", min=1)] = 256,
+    n_prompts: Annotated[int, Option(help="Held-out prompts to answer.", min=1)] = 100,
+    model: common.Model = "smollm2-135m",
+    device: common.Device = "auto",
+) -> None:
+    """Train and measure every variant of a grid; under `torchrun`, shared by all processes."""
+    from lad.evaluation.ablation import collect, read_grid, run_variants
+    from lad.evaluation.statistics import Estimate
+    from lad.training import held_out_prompts
+
+    variants = read_grid(grid)
+    variants["steps"] = variants["steps"] if steps is None else steps
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    where = common.choose_device(device)
+    if where == "cuda":
+        import torch
+
+        where = f"cuda:{rank % torch.cuda.device_count()}"
+        torch.cuda.set_device(where)
+    folder = out.with_name(out.stem + "-variants")
+    prompts = held_out_prompts()[:n_prompts]
+    for name, result in run_variants(
+        variants, pairs, prompts, folder, model, where, rank, processes, n_pairs
+    ):
+        repair, repeats = result["repair"], result["settings"]["noiseless"]["repeats"]
+        scores = (result["masked"]["0.5"]["ce"], repair["restored"], repair["kept"], repeats)
+        ce, restored, kept, repeats = (Estimate.from_dict(s).text(1, 3) for s in scores)
+        line = f"{name}: {result['seconds']:.0f} s, CE at 50 % masked {ce}, restored {restored}, "
+        echo(line + f"kept {kept}, noiseless repeats {repeats}", err=True)
+    command = f"lad ablate --grid {grid.name} --n-pairs {n_pairs} --n-prompts {n_prompts}"
+    command += f" --steps {steps}" if steps is not None else ""
+    if collect(variants, folder, out, command):
+        echo(f"wrote {out}")
+
+
+def gallery(
+    out: Annotated[Path | None, Option(help="By default figures/data/gallery.jsonl.gz.")] = None,
+    n_prompts: Annotated[int, Option(help="Of the six prompts; texts likewise.", min=1)] = 6,
+    presets: Annotated[str | None, Option(help="Separated by commas; all by default.")] = None,
+    seeds: Annotated[int, Option(help="How many, from 0 up.", min=1)] = 3,
+    model: common.Model = "smollm2-135m",
+    adapter: common.Adapter = None,
+    device: common.Device = "auto",
+) -> None:
+    """Record a run for every choice of the report's menus: prompts, presets, seeds, texts."""
+    from lad.diffusion.adapter import load_denoiser
+    from lad.diffusion.config import PRESETS
+    from lad.evaluation.generation import bar
+
+    with common.notebooks_extra():
+        from lad.widgets import recorded
+
+    path = out or figures_folder() / "data" / recorded.FILE
+    check_writable(path)
+    names = list(PRESETS) if presets is None else [name.strip() for name in presets.split(",")]
+    where = common.choose_device(device)
+    wanted = list(recorded.choices(recorded.PROMPTS[:n_prompts], names, range(seeds)))
+    denoiser, command = load_denoiser(model, adapter, where), common.command_line()
+    traces = [recorded.run_choice(denoiser, choice, command) for choice in bar(wanted, "runs")]
+    recorded.save_runs(traces, path)
+    print(f"{path}: {len(traces)} runs, {path.stat().st_size / 1e6:.1f} MB")

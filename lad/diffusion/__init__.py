@@ -9,6 +9,6 @@
 
 Beside it: config (every setting), adapter (folders on disk), drafts (repair, infill, checks of
 inputs), resume (going on where a trace ends), verified (the backbone decides), lookahead (fewer
-positions a pass), likeliest and transfer (numbers of logits, copies to the host), trace_file
-(traces on disk), reference (the method in plain loops, for the tests).
+positions a pass), numbers (of logits, random ones, copies to the host), trace_file (traces on
+disk), reference (the method in plain loops, for the tests).
 """

@@ -248,6 +248,7 @@ _PRESETS = {  # name: what it is for, and its settings
     "noiseless": ("to see it without re-masking", RefineConfig(**_NOISELESS)),
 }
 PRESETS = {name: config for name, (_, config) in _PRESETS.items()}
+REPAIR = RefineConfig(iterations=16, remasking="none")  # of a text that is the first draft
 PURPOSES = {f"{name}: {words}": name for name, (words, _) in _PRESETS.items()}  # for lists
 
 

@@ -29,7 +29,6 @@ from lad.utils import InvalidInput
 # a prompt that shows the damaged text gets it copied. The question itself works best.
 INFILL_PROMPT = "Write a sentence."
 REPAIR_PROMPT = "Correct this sentence."
-REPAIR = RefineConfig(iterations=16, remasking="none")
 UNCHANGED = (
     "nothing changed: expected swapped, doubled, displaced or replaced words; give the question "
     "that the text answers, or infill with ___ in place of what is wrong"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -292,16 +293,14 @@ def positions_to_mask(
     if config.repeats == "remask":
         again = repeated(tokens, confidence, eos_id, free)
         again = [again[n] and maskable[n] for n in range(a)]
-    is_masked = [t == mask_id for t in inputs]
+    is_masked, is_eos = [t == mask_id for t in inputs], [t == eos_id for t in tokens]
 
     if config.remasking == "none":
         chosen = [False] * a
     elif config.remasking in FROM_LEFT_TO_RIGHT:
-        seen = tokens, is_masked, maskable, again, eos_id
-        if config.remasking == "entropy":
-            chosen = above_entropy_bound(config, entropy, *seen)
-        else:
-            chosen = below_threshold(config, confidence, *seen)
+        seen = Seen(tokens, confidence, entropy, is_masked, maskable, again, is_eos)
+        chooses = above_entropy_bound if config.remasking == "entropy" else below_threshold
+        chosen = chooses(config, seen)
         if config.remasking == "editing":
             chosen = [c and m for c, m in zip(chosen, is_masked, strict=True)]
     else:
@@ -312,7 +311,6 @@ def positions_to_mask(
             groups = [([1.0 * m for m in maskable], count)]
         else:
             weights = [max(1 - c, config.noise_clipping) for c in confidence]
-            is_eos = [t == eos_id for t in tokens]
             count = min(count, sum(maskable))
             eos_maskable = sum(e and m for e, m in zip(is_eos, maskable, strict=True))
             for_eos = math.floor(count * eos_maskable / max(1, sum(maskable)) + 0.5)
@@ -328,58 +326,51 @@ def positions_to_mask(
     return [c or n for c, n in zip(chosen, not_reached, strict=True)]
 
 
-def candidates(
-    config: RefineConfig,
-    tokens: list[int],
-    is_masked: list[bool],
-    maskable: list[bool],
-    eos_id: int,
-) -> tuple[list[int], list[int]]:
+class Seen(NamedTuple):
+    """What a strategy goes by: a value for each position of the answer region."""
+
+    tokens: list[int]
+    confidence: list[float]
+    entropy: list[float]
+    is_masked: list[bool]  # in the input
+    maskable: list[bool]
+    again: list[bool]  # it repeats its neighbour and is to be masked
+    is_eos: list[bool]
+
+
+def candidates(config: RefineConfig, seen: Seen) -> tuple[list[int], list[int]]:
     """Positions that are MASK inside the window; those of them that are useful to show."""
+    is_masked, tokens = seen.is_masked, seen.tokens
     start = is_masked.index(True) if any(is_masked) else 0
     sizes = [config.window, config.lookahead if config.remasking == "threshold" else None]
     stop = min([len(tokens), *(start + size for size in sizes if size)])
-    inside = [n for n in range(stop) if is_masked[n] and maskable[n]]
-    first_end = tokens.index(eos_id) if eos_id in tokens else len(tokens)
+    inside = [n for n in range(stop) if is_masked[n] and seen.maskable[n]]
+    first_end = seen.is_eos.index(True) if any(seen.is_eos) else len(tokens)
     return inside, [n for n in inside if n <= first_end] or inside
 
 
-def below_threshold(
-    config: RefineConfig,
-    confidence: list[float],
-    tokens: list[int],
-    is_masked: list[bool],
-    maskable: list[bool],
-    again: list[bool],
-    eos_id: int,
-) -> list[bool]:
+def below_threshold(config: RefineConfig, seen: Seen) -> list[bool]:
     """What the threshold strategy masks: low confidence, and everything outside its window."""
-    a = len(tokens)
-    inside, useful = candidates(config, tokens, is_masked, maskable, eos_id)
-    confident = [confidence[n] >= config.confidence_threshold and not again[n] for n in range(a)]
-    certain = [confidence[n] >= config.isolated_threshold and not again[n] for n in range(a)]
-    visible = [not is_masked[n] or certain[n] for n in range(a)]
+    _, confidence, _, is_masked, maskable, again, _ = seen
+    inside, useful = candidates(config, seen)
+    positions = range(len(is_masked))
+    confident = [confidence[n] >= config.confidence_threshold and not again[n] for n in positions]
+    certain = [confidence[n] >= config.isolated_threshold and not again[n] for n in positions]
+    visible = [not is_masked[n] or certain[n] for n in positions]
     show = [n for n in inside if confident[n] and (n == 0 or visible[n - 1] or certain[n])]
     start = is_masked.index(True) if any(is_masked) else 0
     if start in inside and not again[start]:
         show.append(start)
     if useful and not any(n in show for n in useful):
         show.append(max(useful, key=lambda n: (not again[n], confidence[n])))
-    return [n not in show if is_masked[n] else maskable[n] and not confident[n] for n in range(a)]
+    return [n not in show if is_masked[n] else maskable[n] and not confident[n] for n in positions]
 
 
-def above_entropy_bound(
-    config: RefineConfig,
-    entropy: list[float],
-    tokens: list[int],
-    is_masked: list[bool],
-    maskable: list[bool],
-    again: list[bool],
-    eos_id: int,
-) -> list[bool]:
+def above_entropy_bound(config: RefineConfig, seen: Seen) -> list[bool]:
     """What the entropy strategy masks: all but the least entropies whose sum, without the largest,
     is within the bound."""
-    _, useful = candidates(config, tokens, is_masked, maskable, eos_id)
+    entropy, again = seen.entropy, seen.again
+    _, useful = candidates(config, seen)
     order = sorted(useful, key=lambda n: (again[n], entropy[n]))
     show = order[:1]
     for n in order[1:]:
@@ -387,4 +378,4 @@ def above_entropy_bound(
         if again[n] or again[order[0]] or before > config.entropy_bound:
             break
         show.append(n)
-    return [is_masked[n] and n not in show for n in range(len(tokens))]
+    return [is_masked and n not in show for n, is_masked in enumerate(seen.is_masked)]

@@ -32,12 +32,11 @@ from torch import Tensor
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser, pad_prompts
 from lad.diffusion.drafts import check_draft, check_prompt_fits
-from lad.diffusion.likeliest import likeliest, log_sum_and_entropy
 from lad.diffusion.lookahead import computed_lengths, whole_region
+from lad.diffusion.numbers import draw_uniforms, likeliest, log_sum_and_entropy, to_host
 from lad.diffusion.remasking import STRATEGIES, StepView, repeated
 from lad.diffusion.schedule import noise_level
 from lad.diffusion.trace import ALTERNATIVES, Step, Trace, make_trace
-from lad.diffusion.transfer import draw_uniforms, to_host
 from lad.models.chat import Prompt
 from lad.utils import InvalidInput, NumericalError
 

@@ -29,7 +29,9 @@ SCHEMA = "lad-trace"
 SCHEMA_VERSION = 2
 RECORD = [("alternatives", "<i4", ALTERNATIVES), ("probabilities", "<f2", ALTERNATIVES)]
 RECORD = np.dtype([*RECORD, ("entropy", "<f2")])
-
+# Of a trace, in the header, in this order.
+FIELDS = ("prompt", "mask_token_id", "eos_token_id", "special_ids", "vocabulary", "prepend_scheme")
+FIELDS += ("prompt_ids", "config", "provenance")
 
 # The lines: a header, one for each iteration, and the end.
 Ids = list[Count]
@@ -59,21 +61,12 @@ def load(path: Path) -> Trace:
 
 def to_lines(trace: Trace) -> Iterator[str]:
     """The lines of the file."""
-    header = {
-        "schema": SCHEMA,
-        "version": SCHEMA_VERSION,
-        "prompt": trace.prompt,
-        "mask_token_id": trace.mask_token_id,
-        "eos_token_id": trace.eos_token_id,
-        "special_ids": sorted(trace.special_ids),
-        # One character a byte: readable for ASCII, exact for the halves of a split character.
-        "vocabulary": {str(k): v.decode("latin-1") for k, v in sorted(trace.vocabulary.items())},
-        "prepend_scheme": trace.prepend_scheme,
-        "prompt_ids": trace.prompt_ids.tolist(),
-        "config": trace.config,
-        "provenance": trace.provenance,
-    }
-    yield json.dumps(header, ensure_ascii=False)
+    header = {"schema": SCHEMA, "version": SCHEMA_VERSION}
+    header |= {name: getattr(trace, name) for name in FIELDS}
+    header |= {"special_ids": sorted(trace.special_ids), "prompt_ids": trace.prompt_ids.tolist()}
+    # One character a byte: readable for ASCII, exact for the halves of a split character.
+    words = {str(k): v.decode("latin-1") for k, v in sorted(trace.vocabulary.items())}
+    yield json.dumps(header | {"vocabulary": words}, ensure_ascii=False)
     for step in trace.steps:
         entry = {
             "iteration": step.iteration,
@@ -117,19 +110,10 @@ def from_lines(lines: list[str]) -> Trace:
             raise ValueError(f"token {min(unknown)} is not in the vocabulary")
     config = upgrade(header["config"])
     RefineConfig.from_dict(config)
-    return Trace(
-        prompt=header["prompt"],
-        steps=steps,
-        stopped_early=end["stopped_early"],
-        mask_token_id=header["mask_token_id"],
-        eos_token_id=header["eos_token_id"],
-        special_ids=frozenset(header["special_ids"]),
-        vocabulary=vocabulary,
-        prompt_ids=np.array(header["prompt_ids"], dtype=np.int64),
-        config=config,
-        provenance=header["provenance"],
-        prepend_scheme=header.get("prepend_scheme"),
-    )
+    values = {name: header.get(name) for name in FIELDS} | {"vocabulary": vocabulary}
+    values |= {"special_ids": frozenset(header["special_ids"]), "config": config}
+    values["prompt_ids"] = np.array(header["prompt_ids"], dtype=np.int64)
+    return Trace(steps=steps, stopped_early=end["stopped_early"], **values)
 
 
 def _read_step(number: int, entry: dict) -> Step:

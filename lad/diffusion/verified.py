@@ -35,15 +35,10 @@ from transformers import DynamicCache, PreTrainedModel
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.lookahead import computed_lengths
-from lad.diffusion.sampler import (
-    Batch,
-    SamplerState,
-    probability,
-    process_logits,
-    sample_tokens,
-)
+from lad.diffusion.numbers import draw_uniforms, to_host
+from lad.diffusion.sampler import Batch, SamplerState, probability, process_logits, sample_tokens
 from lad.diffusion.trace import ALTERNATIVES, Step
-from lad.diffusion.transfer import draw_uniforms, to_host
+from lad.models.loading import SPREAD
 from lad.models.registry import load_backbone
 from lad.utils import NumericalError
 
@@ -57,8 +52,10 @@ def bare_backbone(denoiser: Denoiser) -> PreTrainedModel:
     for speed cannot be taken out exactly, nor in less time than a pass.
     """
     if denoiser not in _backbones:
-        spec, dtype = denoiser.backbone.spec, denoiser.causal_lm.dtype
-        _backbones[denoiser] = load_backbone(spec, denoiser.device, dtype).model
+        model = denoiser.causal_lm
+        is_spread = len({parameter.device for parameter in model.parameters()}) > 1
+        device = SPREAD if is_spread else denoiser.device
+        _backbones[denoiser] = load_backbone(denoiser.backbone.spec, device, model.dtype).model
     return _backbones[denoiser]
 
 

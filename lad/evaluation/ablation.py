@@ -103,8 +103,7 @@ def run_variants(
         result["adapter_parameters"] = denoiser.parameter_counts()["adapter"]
         result["tokens"] = log[-1]["tokens"]
         result |= evaluate(denoiser, held_out[:most_pairs], prompts, NOISELESS)
-        with disk_errors(path):
-            utils.write_json(path, result)
+        utils.write_json(path, result)
         yield name, result
 
 
@@ -131,9 +130,7 @@ def collect(grid: Mapping, folder: Path, out: Path, command: str = "lad ablate")
         utils.check_same(path, result, shared, OTHER)
     with damaged_file(folder, "delete what is damaged there and run `lad ablate` again"):
         data = {"command": command} | _join(results)
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        utils.write_json(out, data)
+    utils.write_json(out, data)
     return True
 
 

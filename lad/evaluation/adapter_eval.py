@@ -15,22 +15,20 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from random import Random
 
 import torch
 from torch import Tensor
 
-from lad.diffusion.config import CorruptionConfig, RefineConfig
+from lad.diffusion.config import REPAIR, CorruptionConfig, RefineConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser
-from lad.diffusion.drafts import REPAIR, REPAIR_PROMPT, visible_text
+from lad.diffusion.drafts import REPAIR_PROMPT, visible_text
 from lad.diffusion.sampler import refine_batch
 from lad.evaluation import generation
-from lad.evaluation.generation import Answers, Progress, provenance, silent
+from lad.evaluation.generation import Answers, bar, provenance
 from lad.evaluation.statistics import pooled_ratio, pooled_share, wilson
 from lad.models.chat import encode_text
-from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, Question, pack
 from lad.training.loss import MASKED_FRACTIONS, answer_logits, masked_sums, take
 from lad.utils import check_least
@@ -50,9 +48,6 @@ def evaluate(
     settings: Mapping[str, RefineConfig],
     seed: int = 0,
     batch_size: int | None = None,
-    backbone: LoadedBackbone | None = None,
-    keep_answers: bool = False,
-    on_progress: Progress = silent,
     questions: Sequence[Question] = (),
     sentences: Sequence[str] = (),
 ) -> dict:
@@ -63,8 +58,6 @@ def evaluate(
         settings: name -> settings to answer the prompts with.
         seed: of masks and corruption.
         batch_size: answers at once; by default 8 on a CPU and 64 elsewhere.
-        backbone: the baseline; by default the denoiser's with its adapter off, see `score_outputs`.
-        keep_answers: put the text of every answer into the result.
         questions: short ones, answered with each of the settings, see `same_fact`.
         sentences: to damage and to repair, see `sentence_repair`.
     """
@@ -72,38 +65,32 @@ def evaluate(
     batch_size = batch_size or generation.default_batch_size(denoiser)
     started = time.perf_counter()
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
-    measured_on = denoiser, packed, batch_size, seed, on_progress
+    measured_on = denoiser, packed, batch_size, seed
     masked, ahead = masked_scores(*measured_on), lookahead_accuracy(*measured_on)
     repair, outputs, fact_answers = repair_scores(*measured_on), {}, {}
     repair["from_mask"] = repair_scores(*measured_on, from_mask=True)
-    repair["other_prompt"] = repair_scores(denoiser, with_other_prompts(packed), *measured_on[2:])
-    repaired = sentence_repair(denoiser, sentences, batch_size, seed, on_progress)
+    # Each answer behind the prompt of the pair before it.
+    others = [Pair(pairs[n - 1].prompt, pair.answer) for n, pair in enumerate(pairs)]
+    others = pack(denoiser.backbone, others, denoiser.config.context).to(denoiser.device)
+    repair["other_prompt"] = repair_scores(denoiser, others, *measured_on[2:])
+    repaired = sentence_repair(denoiser, sentences, batch_size, seed)
     asked = [question.prompt for question in questions]
     for name, config in settings.items():
         start = time.perf_counter()
-        on_batch = partial(on_progress, name)
-        traces = generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
+        traces = generation.refine_traces(denoiser, prompts, config, batch_size, name)
         outputs[name] = Answers.from_traces(traces, seconds=time.perf_counter() - start)
-        on_batch = partial(on_progress, f"{name}, facts")
-        traces = generation.refine_traces(denoiser, asked, config, batch_size, on_batch)
+        traces = generation.refine_traces(denoiser, asked, config, batch_size, f"{name}, facts")
         fact_answers[name] = [trace.answer for trace in traces]
-    # The adapter goes off once, after everything that needs it.
     longest = max(config.answer_length for config in settings.values())
-    options = longest, batch_size, backbone, partial(on_progress, "backbone")
-    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
-    short, _ = generation.score_outputs(denoiser, asked, {}, FACT_TOKENS, batch_size, backbone)
-
-    def decoded(answers: Answers) -> list[str]:
-        return [denoiser.tokenizer.decode(x, skip_special_tokens=True) for x in answers.tokens]
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, longest, batch_size)
+    short, _ = generation.score_outputs(denoiser, asked, {}, FACT_TOKENS, batch_size)
+    backbone_facts = denoiser.tokenizer.batch_decode(short.tokens, skip_special_tokens=True)
 
     def measured(answers: Answers, length: int, facts: list[str]) -> dict:
         cut = baseline.truncate(length)
         scores = generation.measure_answers(denoiser.tokenizer, answers, cut)
         scores["seconds_per_answer"] = answers.seconds / len(prompts)
         scores["same_fact"] = same_fact(questions, facts)
-        if keep_answers:
-            both = zip([*prompts, *asked], decoded(answers) + facts, strict=True)
-            scores["answers"] = [{"prompt": prompt, "answer": text} for prompt, text in both]
         return scores
 
     seconds = time.perf_counter() - started
@@ -122,22 +109,21 @@ def evaluate(
             | measured(outputs[name], config.answer_length, fact_answers[name])
             for name, config in settings.items()
         },
-        "backbone": {"answer_length": longest} | measured(baseline, longest, decoded(short)),
+        "backbone": {"answer_length": longest} | measured(baseline, longest, backbone_facts),
     }
 
 
 @torch.inference_mode()
 def masked_scores(
-    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0
 ) -> dict[str, dict]:
     """Cross-entropy and accuracy where a given share of the answer is masked and the rest is clean.
 
     The protocol of `lad.training.validate`, with intervals: {"0.25": {"ce", ...}, ...}.
     """
     scores = {}
-    for fraction in MASKED_FRACTIONS:
-        on_done = partial(on_progress, f"{100 * fraction:.0f} % masked")
-        sums = masked_sums(denoiser, pairs, fraction, batch_size, seed, on_done)
+    for fraction in bar(MASKED_FRACTIONS, "masked"):
+        sums = masked_sums(denoiser, pairs, fraction, batch_size, seed)
         losses, hits, tokens = sums.tolist()
         scores[f"{fraction:g}"] = {
             "ce": pooled_ratio(losses, tokens).to_dict(),
@@ -149,7 +135,7 @@ def masked_scores(
 
 @torch.inference_mode()
 def lookahead_accuracy(
-    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0
 ) -> dict[str, dict]:
     """Accuracy of the tokens behind a clean beginning, everything after it masked.
 
@@ -165,12 +151,11 @@ def lookahead_accuracy(
     inputs = batch.tokens.masked_fill(position >= cut[:, None], denoiser.mask_token_id)
     chosen = (position >= cut[:, None]) & (position < cut[:, None] + LOOKAHEAD[-1])
     predicted = torch.zeros_like(batch.tokens)
-    for first in range(0, n, batch_size):
+    for first in bar(range(0, n, batch_size), "lookahead"):
         part = slice(first, first + batch_size)
         wanted = chosen[part]
         logits = answer_logits(denoiser, inputs[part], batch.prompt_lengths[part], wanted)
         predicted[part] = predicted[part].masked_scatter(wanted, logits.argmax(dim=-1))
-        on_progress("lookahead", min(part.stop, n), n)
     right = (chosen & (predicted == batch.tokens)).cpu()
     scores = {}
     for distance in LOOKAHEAD:
@@ -187,7 +172,6 @@ def repair_scores(
     pairs: PackedPairs,
     batch_size: int = 8,
     seed: int = 0,
-    on_progress: Progress = silent,
     from_mask: bool = False,
 ) -> dict:
     """Structural repair: corrupted answers, nothing masked, refined noiselessly and greedily.
@@ -195,7 +179,7 @@ def repair_scores(
     Of the tokens of an answer and its first EOS: `restored`, the share of corrupted ones that are
     right in the last draft; `kept`, the same of the others; `damaged`, the share corrupted.
     `from_mask` counts the same tokens after as many iterations from all MASK: what the question
-    alone tells. `with_other_prompts` gives the opposite: what the corrupted text alone tells.
+    alone tells. Pairs with others' prompts give the opposite: what the corrupted text alone tells.
     """
     n, context = pairs.tokens.shape
     batch = take(pairs, list(range(n)), context)
@@ -204,7 +188,7 @@ def repair_scores(
     # All answers at once, so that the batch size does not change what is corrupted.
     noisy = corrupt(batch.tokens, batch.answer, *ids, generator, STRUCTURAL, REPAIR_SEVERITY)
     repaired = torch.empty_like(noisy)
-    for first in range(0, n, batch_size):
+    for first in bar(range(0, n, batch_size), "repair"):
         part = slice(first, first + batch_size)
         draft, answer = noisy[part], batch.answer[part]  # (b, t)
         if from_mask:
@@ -214,7 +198,6 @@ def repair_scores(
             logits[:, denoiser.mask_token_id] = -torch.inf  # MASK is an input, never an answer
             draft = draft.masked_scatter(answer, logits.argmax(dim=-1))
         repaired[part] = draft
-        on_progress("repair", min(first + batch_size, n), n)
     counted = batch.answer & ~batch.tail
     corrupted = counted & (noisy != batch.tokens)
     right = repaired == batch.tokens
@@ -232,19 +215,6 @@ def repair_scores(
     }
 
 
-def with_other_prompts(pairs: PackedPairs) -> PackedPairs:
-    """Each answer behind the prompt of the pair before it; what gets too long is left out."""
-    context = pairs.tokens.shape[1]
-    position = torch.arange(context, device=pairs.tokens.device)
-    lengths = pairs.prompt_lengths.roll(1)
-    moved = (lengths - pairs.prompt_lengths)[:, None]
-    answers = pairs.tokens.gather(1, (position - moved).clamp(0, context - 1))  # ends in EOS
-    tokens = torch.where(position < lengths[:, None], pairs.tokens.roll(1, dims=0), answers)
-    ends = pairs.ends + moved[:, 0]
-    changed = replace(pairs, tokens=tokens, prompt_lengths=lengths, ends=ends)
-    return changed.map(lambda values: values[ends < context])
-
-
 def same_fact(questions: Sequence[Question], answers: Sequence[str]) -> dict:
     """The share of answers that have a fact of their question as whole words, in any case."""
 
@@ -256,11 +226,7 @@ def same_fact(questions: Sequence[Question], answers: Sequence[str]) -> dict:
 
 
 def sentence_repair(
-    denoiser: Denoiser,
-    sentences: Sequence[str],
-    batch_size: int = 8,
-    seed: int = 0,
-    on_progress: Progress = silent,
+    denoiser: Denoiser, sentences: Sequence[str], batch_size: int = 8, seed: int = 0
 ) -> dict:
     """Repair without a question, as `lad repair` does it: the share of sentences that come out.
 
@@ -274,15 +240,13 @@ def sentence_repair(
         for place, text in enumerate(texts):
             draft = visible_text(denoiser, text).tokens
             of_length[len(draft)].append((kind, place, draft))
-    right, done = {kind: [False] * len(sentences) for kind in starts}, 0
-    for length, items in of_length.items():
+    right = {kind: [False] * len(sentences) for kind in starts}
+    for length, items in bar(of_length.items(), "sentences"):
         kinds, places, drafts = zip(*items, strict=True)
         config, prompts = replace(REPAIR, answer_length=length), [REPAIR_PROMPT] * len(items)
         traces = refine_batch(denoiser, prompts, config, drafts=drafts, batch_size=batch_size)
         for kind, place, trace in zip(kinds, places, traces, strict=True):
             right[kind][place] = trace.answer == sentences[place]
-        done += len(items)
-        on_progress("sentences", done, len(starts) * len(sentences))
     scores = {kind: wilson(sum(found), len(found)).to_dict() for kind, found in right.items()}
     mended = [sum(found) for found in zip(*(right[kind] for kind in DAMAGES), strict=True)]
     scores["mended"] = pooled_share(mended, [len(DAMAGES)] * len(mended)).to_dict()

@@ -34,7 +34,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import tasks
-from lad.evaluation.generation import Progress, greedy_answers, provenance, silent
+from lad.evaluation.generation import bar, greedy_answers, provenance
 from lad.evaluation.likelihood import Score, encode_questions, float32_logits, loglikelihood
 from lad.evaluation.statistics import mean, pooled_share, wilson
 from lad.evaluation.tables import model_label, scoring_label, share_of, write_letters
@@ -121,7 +121,6 @@ class ScoredModel:
     model: Denoiser | LoadedBackbone
     config: RefineConfig = PRESETS["default"]  # its `answer_length` bounds a backbone's answers too
     samples: int = 16  # masks an option; 0 reads from left to right; denoiser only
-    seed: int = 0  # of the masks
     batch_size: int | None = None  # answers generated together; by default see `BATCH`
 
     @classmethod
@@ -145,14 +144,17 @@ class ScoredModel:
         return self.model.backbone if isinstance(self.model, Denoiser) else self.model
 
     def loglikelihood(
-        self, questions: Sequence[Question], target: str
+        self, questions: Sequence[Question], target: str, seed: int
     ) -> Iterator[tuple[int, list[Score]]]:
-        """Every question's index with the scores of its options; errors as the function's."""
+        """Every question's index with its options' scores; `seed` is of the masks.
+
+        Errors as the function's.
+        """
         base = self.backbone
         ids = (base.mask_token_id, base.eos_token_id)
         encoded = encode_questions(base.tokenizer, questions, target, *ids)
         model = self.model if isinstance(self.model, Denoiser) else base.model
-        return loglikelihood(model, encoded, self.samples, self.seed)
+        return loglikelihood(model, encoded, self.samples, seed)
 
     def generate(self, questions: Sequence[Question]) -> Iterator[tuple[int, str, int]]:
         """Every question's index with an answer up to its EOS, and its forward passes.
@@ -236,7 +238,6 @@ def run(
     config: BenchmarkConfig,
     origin: Mapping,
     folder: Path | None = None,
-    on_progress: Progress = silent,
 ) -> Run:
     """Score every question once and sum up; rows come back in the order of the questions.
 
@@ -251,11 +252,9 @@ def run(
     with _resume(folder, header) as (rows, keep):
         done = {row["key"] for row in rows}
         left = [question for question in questions if question.key not in done]
-        on_progress(config.name, len(rows), len(questions))
-        for row in _score(model, left, config) if left else ():
+        for row in bar(_score(model, left, config) if left else (), config.name, len(left)):
             keep(row)
             rows.append(row)
-            on_progress(config.name, len(rows), len(questions))
         rows.sort(key=lambda row: place[row["key"]])
         summary = summarise(rows, header)
         if folder is not None:
@@ -281,11 +280,8 @@ def _resume(folder: Path | None, header: Mapping) -> Iterator[tuple[list, Callab
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock", timeout=0):
                 _check_header(folder / "run.json", header)
-                rows = (
-                    read_rows(path, ROWS[header["asked"]["scoring"]], repair=True)
-                    if path.exists()
-                    else []
-                )
+                path.touch()
+                rows = read_rows(path, ROWS[header["asked"]["scoring"]], repair=True)
                 with open(path, "a", encoding="utf-8") as file:
 
                     def keep(row: Mapping) -> None:
@@ -304,19 +300,13 @@ def _check_header(path: Path, header: Mapping) -> None:
     if not path.exists():
         utils.write_json(path, header)
         return
+    remedy = f"delete {path.parent} or choose another --out"
     now = json.loads(json.dumps(header))
-    try:
+    with damaged_file(path, remedy):
         before = checked(path.read_bytes(), dict)
         for values in (now, before):  # how many threads a processor lends may change
             values["origin"].pop("processor", None)
-        differing = [part for part in now if before[part] != now[part]]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        differing = list(now)
-    if differing:
-        raise InvalidInput(
-            f"{path} is of a run with another {differing[0]}: expected the settings, questions, "
-            f"model and versions of now; delete {path.parent} or choose another --out"
-        )
+    utils.check_same(path, before, now, remedy)
 
 
 def _score(
@@ -324,16 +314,13 @@ def _score(
 ) -> Iterator[dict]:
     """A row a question, as the scores arrive."""
     likelihood = config.scoring == "likelihood"
-    scored = model.loglikelihood(questions, config.target) if likelihood else None
+    given = questions, config.target, config.seed
     before = time.perf_counter()
-    for index, *result in scored or model.generate(questions):
+    for index, *result in model.loglikelihood(*given) if likelihood else model.generate(questions):
         question = questions[index]
         row = {"key": question.key, "task": question.item.task, "id": question.item.id}
-        row |= {
-            "rotation": question.rotation,
-            "options": len(question.lines),
-            "gold": question.gold,
-        }
+        row |= {"rotation": question.rotation, "options": len(question.lines)}
+        row |= {"gold": question.gold}
         if likelihood:
             row |= _row_of_scores(question, *result, config.seed)
         else:
@@ -465,9 +452,8 @@ def compare(a: Run, b: Run) -> dict:
 
     # Rotations of a question are no independent trials: the test takes it as it came.
     plain = pair[pair["rotation_a"] == 0]
-    x, y = plain["correct_a"], plain["correct_b"]
-    both, only_a = int((x & y).sum()), int((x & ~y).sum())
-    only_b, neither = int((~x & y).sum()), int((~x & ~y).sum())
+    counts = pd.crosstab(plain["correct_a"], plain["correct_b"])
+    counts = counts.reindex(index=[True, False], columns=[True, False], fill_value=0).to_numpy()
     differences = {"difference": _difference(pair, "correct")}
     for name in ("normalised", "text"):
         if {f"correct_{name}_a", f"correct_{name}_b"} <= {*pair}:
@@ -477,9 +463,10 @@ def compare(a: Run, b: Run) -> dict:
         | {"accuracy": _share(pair[f"correct_{name}"], pair["id_a"])}
         for name, run in (("a", a), ("b", b))
     }
-    counts = {"both": both, "only_a": only_a, "only_b": only_b, "neither": neither}
-    result = {"task": a.summary["task"], "n": pair["id_a"].nunique()} | sides | differences | counts
-    result["p"] = float(mcnemar([[both, only_a], [only_b, neither]], exact=True).pvalue)
+    result = {"task": a.summary["task"], "n": pair["id_a"].nunique()} | sides | differences
+    names = ("both", "only_a", "only_b", "neither")
+    result |= dict(zip(names, counts.ravel().tolist(), strict=True))
+    result["p"] = float(mcnemar(counts, exact=True).pvalue)
     return result | {"same": float((pair["choice_a"] == pair["choice_b"]).mean())}
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,10 +20,9 @@ from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
 from lad.evaluation import generation
-from lad.evaluation.generation import Answers, Progress, provenance, silent
+from lad.evaluation.generation import Answers, bar, provenance
 from lad.evaluation.lens import first_layers
 from lad.evaluation.statistics import mean, pooled_share
-from lad.models.registry import LoadedBackbone
 from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, masked_predictions
 from lad.utils import InvalidInput, check_least
@@ -47,14 +45,12 @@ def run_study(
     iterations: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
     seed: int = 0,
     batch_size: int | None = None,
-    backbone: LoadedBackbone | None = None,
     command: str = "lad study",
-    on_progress: Progress = silent,
 ) -> dict:
     """Measurements of every way and every number of iterations; `lad.viz.convergence` draws them.
 
     Args:
-        prompts, pairs, batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
+        prompts, pairs, batch_size: as in `lad.evaluation.adapter_eval.evaluate`.
         iterations: rising numbers, 1 to 512; the runs that are followed step by step get the last.
     """
     check_least(1, prompts=len(prompts), pairs=len(pairs))
@@ -62,16 +58,15 @@ def run_study(
         raise InvalidInput(f"iterations = {list(iterations)}: expected rising numbers")
     batch_size = batch_size or generation.default_batch_size(denoiser)
     packed = pack(denoiser.backbone, pairs, denoiser.config.context).to(denoiser.device)
-    confidence = calibration(denoiser, packed, batch_size, seed, on_progress)
+    confidence = calibration(denoiser, packed, batch_size, seed)
 
     def refine(config: RefineConfig, stage: str) -> list[Trace]:
-        on_batch = partial(on_progress, stage)
-        return generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
+        return generation.refine_traces(denoiser, prompts, config, batch_size, stage)
 
     most = iterations[-1]
     traces = {name: refine(replace(way, iterations=most), name) for name, way in WAYS.items()}
     confident = traces["sure tokens only"]
-    layers = first_layers(denoiser, confident, on_done=partial(on_progress, "layers"))
+    layers = first_layers(denoiser, confident)
     outputs = {}
     for name, way in WAYS.items():
         outputs[name, most] = Answers.from_traces(traces[name])
@@ -84,8 +79,7 @@ def run_study(
             # A run with a threshold ends when every token has passed it: there is no shorter one.
 
     longest = max(way.answer_length for way in WAYS.values())
-    options = longest, batch_size, backbone, partial(on_progress, "perplexity")
-    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, longest, batch_size)
     quality: dict[str, list[dict]] = {name: [] for name in WAYS}
     for name, number in sorted(outputs, key=lambda key: key[1]):
         cut = baseline.truncate(WAYS[name].answer_length)
@@ -128,18 +122,16 @@ def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
 
 @torch.inference_mode()
 def calibration(
-    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0, on_progress=silent
+    denoiser: Denoiser, pairs: PackedPairs, batch_size: int = 8, seed: int = 0
 ) -> dict[str, dict]:
     """Accuracy of the likeliest token behind a MASK, by its confidence, for each share masked.
 
     The masks are those of `masked_scores`; `gap` is the expected calibration error.
     """
     found = {}
-    for fraction in MASKED_FRACTIONS:
-        parts = []
-        on_done = partial(on_progress, f"calibration, {100 * fraction:.0f} %")
-        predictions = masked_predictions(denoiser, pairs, fraction, batch_size, seed, on_done)
-        for logits, targets, answers in predictions:
+    for fraction in bar(MASKED_FRACTIONS, "calibration"):
+        parts, given = [], (denoiser, pairs, fraction, batch_size, seed)
+        for logits, targets, answers in masked_predictions(*given):
             top, tokens = logits.softmax(dim=-1).max(dim=-1)  # (m,)
             parts.append([x.cpu().numpy() for x in (top, tokens == targets, answers)])
         found[f"{fraction:g}"] = calibration_bins(*map(np.concatenate, zip(*parts, strict=True)))

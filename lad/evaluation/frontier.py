@@ -13,9 +13,7 @@ n-grams of the text so far (Saxena, 2023), in `transformers`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +21,10 @@ from transformers import LlamaForCausalLM
 
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
+from lad.diffusion.verified import bare_backbone
 from lad.evaluation import generation, statistics, text_metrics
-from lad.evaluation.generation import Answers, Progress, greedy_answers, provenance, silent
+from lad.evaluation.generation import Answers, bar, greedy_answers, provenance
 from lad.models.chat import encode_prompts
-from lad.models.registry import LoadedBackbone
 from lad.utils import check_least
 
 SHORT = 30  # tokens of the backbone's own answer, from which on an answer is long
@@ -55,9 +53,8 @@ SWEEPS = {
     "noiseless": Sweep(
         replace(PRESETS["noiseless"], iterations=64), "added_tokens", (1, 2, 3, 4, 6, 8)
     ),
+    "verified": Sweep(PRESETS["verified"], "window", (4, 8, 16, 32)),
 }
-if "verified" in PRESETS:
-    SWEEPS["verified"] = Sweep(PRESETS["verified"], "window", (4, 8, 16, 32))
 
 
 def run_frontier(
@@ -65,14 +62,12 @@ def run_frontier(
     prompts: Sequence[str],
     sweeps: Mapping[str, Sweep],
     batch_size: int | None = None,
-    backbone: LoadedBackbone | None = None,
     command: str = "lad frontier",
-    on_progress: Progress = silent,
 ) -> dict:
     """Scores of every strategy at every value of its setting; `lad.viz.frontier` draws them.
 
     Args:
-        prompts, batch_size, backbone: as in `lad.evaluation.adapter_eval.evaluate`.
+        prompts, batch_size: as in `lad.evaluation.adapter_eval.evaluate`.
         sweeps: strategy's name -> settings, all with the same answer length.
     """
     check_least(1, prompts=len(prompts))
@@ -81,18 +76,13 @@ def run_frontier(
     for name, (config, setting, values) in sweeps.items():
         for value in values:
             config = replace(config, **{setting: value})
-            on_batch = partial(on_progress, f"{name}, {setting} {value:g}")
-            traces = generation.refine_traces(denoiser, prompts, config, batch_size, on_batch)
+            stage = f"{name}, {setting} {value:g}"
+            traces = generation.refine_traces(denoiser, prompts, config, batch_size, stage)
             outputs[name, value] = Answers.from_traces(traces)
-    with denoiser.adapter_off() if backbone is None else nullcontext():
-        model = denoiser.causal_lm if backbone is None else backbone.model
-        ids = encode_prompts(denoiser.tokenizer, prompts)
-        on_prompt = partial(on_progress, "prompt lookup")
-        outputs["prompt lookup"] = lookup_answers(
-            model, ids, length, denoiser.eos_token_id, on_prompt
-        )
-    options = length, batch_size, backbone, partial(on_progress, "perplexity")
-    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, *options)
+    ids = encode_prompts(denoiser.tokenizer, prompts)
+    looked_up = lookup_answers(bare_backbone(denoiser), ids, length, denoiser.eos_token_id)
+    outputs["prompt lookup"] = looked_up
+    baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, length, batch_size)
     groups: dict[str, list[int]] = {"short": [], "long": []}
     for n, tokens in enumerate(baseline.tokens):
         groups["short" if len(tokens) < SHORT else "long"].append(n)
@@ -160,18 +150,14 @@ def lookup_answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_token_id: int,
-    on_prompt=silent,
 ) -> Answers:
     """The backbone's greedy answers by prompt lookup, one by one; forward passes are counted."""
     calls, parts = [], []
     hook = backbone.register_forward_hook(lambda *_: calls.append(len(parts)))
     try:
-        for prompt in prompts:
-            options = {"batch_size": 1, **LOOKUP}
-            parts.append(
-                greedy_answers(backbone, [prompt], max_new_tokens, eos_token_id, **options)
-            )
-            on_prompt(len(parts), len(prompts))
+        for prompt in bar(prompts, "prompt lookup"):
+            given = backbone, [prompt], max_new_tokens, eos_token_id
+            parts.append(greedy_answers(*given, batch_size=1, **LOOKUP))
     finally:
         hook.remove()
     tokens, ended = ([getattr(one, name)[0] for one in parts] for name in ("tokens", "ended"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 import lad
@@ -18,6 +19,7 @@ from lad.diffusion.config import RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
+from lad.diffusion.verified import bare_backbone
 from lad.evaluation import statistics, text_metrics
 from lad.models.chat import encode_prompts
 from lad.models.generate import generate
@@ -72,12 +74,10 @@ class Answers:
         )
 
 
-# Called with the name of what is running, and with how many answers are done, of how many.
-Progress = Callable[[str, int, int], object]
-
-
-def silent(*progress: object) -> None:
-    """A callback for progress that shows nothing."""
+def bar(steps: Iterable, stage: str, total: int | None = None) -> Iterable:
+    """The steps, one after the other, with a bar on stderr where that is one process's terminal."""
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return tqdm(steps, stage, total, leave=False, disable=None if is_alone else True)
 
 
 def default_batch_size(denoiser: Denoiser) -> int:
@@ -97,14 +97,13 @@ def provenance(backbone: LoadedBackbone, adapter_sha256: str | None = None) -> d
 
 
 def refine_traces(
-    denoiser: Denoiser, prompts: Sequence[str], config: RefineConfig, batch_size=8, on_batch=silent
+    denoiser: Denoiser, prompts: Sequence[str], config: RefineConfig, batch_size: int, stage: str
 ) -> list[Trace]:
     """A trace for each prompt, refined `batch_size` prompts at a time."""
     traces: list[Trace] = []
-    for first in range(0, len(prompts), batch_size):
+    for first in bar(range(0, len(prompts), batch_size), stage):
         chunk = prompts[first : first + batch_size]
         traces += refine_batch(denoiser, chunk, config, batch_size=batch_size)
-        on_batch(len(traces), len(prompts))
     return traces
 
 
@@ -122,8 +121,8 @@ def greedy_answers(
     template; `max_new_tokens` counts EOS; options are of `transformers`, as in `generate`.
     """
     started = time.perf_counter()
-    options |= {"batch_size": batch_size, "eos_token_id": eos_token_id}
-    outputs = generate(backbone, None, prompts, max_new_tokens, **options)
+    options |= {"batch_size": batch_size}
+    outputs = generate(backbone, eos_token_id, prompts, max_new_tokens, **options)
     seconds = time.perf_counter() - started
     ended = [eos_token_id in ids for ids in outputs]
     tokens = [ids[:-1] if end else ids for ids, end in zip(outputs, ended, strict=True)]
@@ -136,29 +135,19 @@ def score_outputs(
     outputs: Mapping[object, Answers],
     max_new_tokens: int,
     batch_size: int,
-    backbone: LoadedBackbone | None = None,
-    on_scored: Callable[[int, int], object] = silent,
 ) -> tuple[Answers, dict]:
-    """The backbone's greedy answers, and all answers with their losses under the backbone.
+    """The bare backbone's greedy answers, and all answers with their losses under it.
 
-    The backbone is by default the denoiser's with its adapter off, which is not exact in half
-    precision once the adapter was merged. `max_new_tokens` are the baseline's, EOS included.
+    `max_new_tokens` are the backbone's, EOS included.
     """
-    model = denoiser.causal_lm if backbone is None else backbone.model
-    ids = encode_prompts(denoiser.tokenizer, prompts)
+    model, ids = bare_backbone(denoiser), encode_prompts(denoiser.tokenizer, prompts)
 
     def scored(answers: Answers) -> Answers:
         losses = text_metrics.answer_losses(model, ids, answers.with_eos, batch_size)
         return replace(answers, losses=losses)
 
-    with denoiser.adapter_off() if backbone is None else nullcontext():
-        greedy = greedy_answers(model, ids, max_new_tokens, denoiser.eos_token_id, batch_size)
-        baseline = scored(greedy)
-        found = {}
-        for key, answers in outputs.items():
-            found[key] = scored(answers)
-            on_scored(len(found), len(outputs))
-    return baseline, found
+    baseline = greedy_answers(model, ids, max_new_tokens, denoiser.eos_token_id, batch_size)
+    return scored(baseline), {key: scored(outputs[key]) for key in bar(outputs, "perplexity")}
 
 
 def measure_answers(tokenizer, answers: Answers, baseline: Answers) -> dict:

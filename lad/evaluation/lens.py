@@ -9,7 +9,7 @@ from 1; the last one's prediction is the denoiser's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.trace import Trace
-from lad.evaluation.generation import Progress, silent
+from lad.evaluation.generation import bar
 from lad.evaluation.statistics import pooled_ratio, pooled_share
 from lad.utils import InvalidInput
 
@@ -91,7 +91,7 @@ def lens(
     trace: Trace,
     iterations: int = 8,
     positions: Sequence[int] | None = None,
-    on_done: Progress = silent,
+    on_done: Callable[[str, int, int], object] = lambda stage, done, total: None,
 ) -> list[Lens]:
     """The lens at positions of the final answer and its EOS, by default at all of them.
 
@@ -113,9 +113,7 @@ def lens(
     return found
 
 
-def first_layers(
-    denoiser: Denoiser, traces: Sequence[Trace], iterations: int = 8, on_done=silent
-) -> dict:
+def first_layers(denoiser: Denoiser, traces: Sequence[Trace], iterations: int = 8) -> dict:
     """After which layer the final token of a position is the likeliest, over many answers.
 
     Positions of the final answer and its EOS are grouped by what happens to them in an iteration,
@@ -124,8 +122,7 @@ def first_layers(
     `never`, the share where there is none. The intervals are over answers.
     """
     found: dict[str, list[np.ndarray]] = {name: [] for name in GROUPS}  # of each answer, (n, l)
-    for done, trace in enumerate(traces):
-        on_done(done, len(traces))
+    for trace in bar(traces, "layers"):
         steps = spread(trace, iterations)
         states = layer_states(denoiser, trace, steps)
         a = states.shape[2]
@@ -134,7 +131,6 @@ def first_layers(
         was, again = trace.is_masked[steps, :a], trace.remask[steps, :a]
         for name, where in zip(GROUPS, (~was, was & ~again, was & again), strict=True):
             found[name].append(hits[where])
-    on_done(len(traces), len(traces))
     groups = {name: _summary(answers) for name, answers in found.items()}
     return {"iterations": iterations, "answers": len(traces), "groups": groups}
 

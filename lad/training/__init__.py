@@ -7,7 +7,6 @@ Beside them: `distillation` (the backbone writes pairs), `multiple_choice` (ques
 from lad.training.config import TrainConfig, read_config
 from lad.training.data import (
     Pair,
-    everyday_prompts,
     fact_questions,
     held_out_prompts,
     hold_out,
@@ -22,7 +21,6 @@ from lad.training.trainer import train
 __all__ = [
     "Pair",
     "TrainConfig",
-    "everyday_prompts",
     "fact_questions",
     "held_out_prompts",
     "hold_out",

@@ -86,11 +86,6 @@ def read_lines(name: str) -> list[str]:
     return (ASSETS / name).read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def everyday_prompts() -> list[str]:
-    """Short plain questions, for demonstrations."""
-    return read_lines("prompts.txt")
-
-
 def held_out_prompts() -> list[str]:
     """A hundred everyday prompts to measure with; `lad distil` keeps them out of every pair."""
     return read_lines("held-out.txt")
@@ -109,7 +104,7 @@ def sentences_to_repair() -> list[str]:
 def tested_texts() -> list[str]:
     """All prompts and sentences that this package is tested with: never in a training pair."""
     prompts = [question.prompt for question in fact_questions()]
-    return everyday_prompts() + held_out_prompts() + prompts + sentences_to_repair()
+    return read_lines("prompts.txt") + held_out_prompts() + prompts + sentences_to_repair()
 
 
 def read_pairs(path: str | Path) -> list[Pair]:

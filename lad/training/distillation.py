@@ -34,30 +34,15 @@ from lad.models.registry import LoadedBackbone, load_backbone
 from lad.training.contamination import Passages, normalised
 from lad.training.data import Pair, read_lines, tested_texts
 from lad.training.multiple_choice import benchmark_passages, choices_for
-from lad.utils import (
-    Count,
-    InvalidInput,
-    checked,
-    damaged_file,
-    disk_errors,
-    record,
-    setting,
-    settings,
-)
+from lad.utils import Count, InvalidInput, checked, damaged_file, setting, settings
 
 BEGINNING = 8  # words of an answer, for `same_beginning`
-REMEDY = "choose another --out or free space"
 SENTENCE = re.compile(r"[A-Z][^.!?\n]*(?:\.\d[^.!?\n]*)*[.!?](?=\s|$)")
 DRIFTED = "\ufffd"  # in place of an answer whose text is read as other tokens
 GPU_BATCH, CPU_BATCH = 2048, 32  # answers generated together
-JOINING = {
-    "same_beginning",
-    "choice_context",
-    "shuffles",
-    "repair",
-}  # settings used when batches are joined
+JOINING = ("same_beginning", "choice_context", "shuffles", "repair")  # settings used at the end
 # What ends the file of a batch; without it the file is not whole.
-LastLine = record(TypedDict("LastLine", {"counts": dict[str, Count]}))
+LastLine = utils.record(TypedDict("LastLine", {"counts": dict[str, Count]}))
 
 
 @settings
@@ -141,10 +126,8 @@ def distil(
     prompt_digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
     settings = {"backbone": backbone.digest, "prompts": prompt_digest, **config.to_dict()}
     path = folder / "settings.json"
-    with disk_errors(folder, REMEDY):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            utils.write_json(path, settings)
+    if not path.exists():
+        utils.write_json(path, settings)
     with damaged_file(path, "delete its folder"):
         before = checked(path.read_bytes(), dict)
     made_with = {name: value for name, value in settings.items() if name not in JOINING}
@@ -156,8 +139,7 @@ def distil(
         first = number * config.batch_size
         part = prompts[first : first + config.batch_size] if prompts else None
         pairs, counts = _make_batch(backbone, number, config, part)
-        with disk_errors(folder, REMEDY):
-            utils.write_whole(path, _json_lines(pairs) + json.dumps({"counts": counts}).encode())
+        utils.write_whole(path, _json_lines(pairs) + json.dumps({"counts": counts}).encode())
         yield number, counts
 
 
@@ -191,8 +173,8 @@ def _continue(
     tokens are others than those generated: a pair is stored as text, and read as the latter."""
     tokenizer, eos = backbone.tokenizer, backbone.eos_token_id
     on_gpu = backbone.model.device.type == "cuda"
-    kwargs |= {"batch_size": GPU_BATCH if on_gpu else CPU_BATCH, "eos_token_id": eos}
-    answers = generate(backbone.model, tokenizer, ids, *args, static_cache=on_gpu, **kwargs)
+    kwargs |= {"batch_size": GPU_BATCH if on_gpu else CPU_BATCH, "static_cache": on_gpu}
+    answers = generate(backbone.model, eos, ids, *args, **kwargs)
     texts = []
     for new in answers:
         text = tokenizer.decode(new[:-1])
@@ -330,10 +312,8 @@ def _json_lines(pairs: Sequence[Pair]) -> bytes:
 def write_pairs(out: Path, pairs: Sequence[Pair], card: dict) -> dict:
     """Write a file of pairs, .jsonl or .jsonl.gz, and beside it the card with number and digest."""
     text = _json_lines(pairs)
-    with disk_errors(out.parent, REMEDY):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # No time stamp inside: the same pairs give the same bytes.
-        utils.write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
-        card = {"pairs": len(pairs), "sha256": utils.sha256_file(out), **card}
-        utils.write_json(out.with_name(out.name.split(".")[0] + "-card.json"), card)
+    # No time stamp inside: the same pairs give the same bytes.
+    utils.write_whole(out, gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
+    card = {"pairs": len(pairs), "sha256": utils.sha256_file(out), **card}
+    utils.write_json(out.with_name(out.name.split(".")[0] + "-card.json"), card)
     return card

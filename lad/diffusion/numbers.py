@@ -1,14 +1,16 @@
-"""Of logits over a vocabulary: the likeliest tokens, the log of the sum, the entropy.
+"""Numbers of logits, random numbers, and their way to the host.
 
 Few passes over the logits, and operations that a compiler fuses: this is most of a step's time.
 
-Shapes: v = vocabulary size.
+Shapes: b = batch, a = positions of the answer region, v = vocabulary size.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,3 +52,23 @@ def log_sum_and_entropy(logits: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
     weights = below.exp()
     total = weights.sum(dim=-1)
     return total.log() + top, total.log() - weights.mul_(below).sum(dim=-1) / total
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Arrays of tensors, which are copied together and waited for once."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors[0].is_cuda:
+        torch.cuda.current_stream().synchronize()
+    return [copy.numpy() for copy in copies]
+
+
+def draw_uniforms(generators: list[torch.Generator], count: int, like: Tensor) -> Tensor | None:
+    """`(b, count, a)` float32 in [0, 1) from each sequence's generator, None for a count of 0.
+
+    They are drawn on the CPU, so that a seed gives the same numbers on every device; `like` is
+    `(b, a)`.
+    """
+    if count == 0:
+        return None
+    drawn = [torch.rand(count, like.shape[1], generator=generator) for generator in generators]
+    return torch.stack(drawn).to(like.device)
