@@ -158,7 +158,6 @@ DRAWN: dict[str, Drawing] = {
     "kinds_of_noise": Drawing("kinds_of_noise.json", _kinds_of_noise),
     "attention_masks": Drawing("attention_masks.json", _attention_masks),
 }
-LACKING = {"first_layer": "layers"}  # what an earlier version's file does not have
 
 
 def draw(name: str) -> Figure:
@@ -177,11 +176,7 @@ def draw(name: str) -> Figure:
 def unrecorded() -> dict[str, str]:
     """Figures whose data is not in `figures/data/` yet -> the command that records it."""
     wanted = {name: one for name, one in DRAWN.items() if one.data}
-    missing = {n: one.by for n, one in wanted.items() if not recorded_file(one.data).is_file()}
-    for name, key in LACKING.items():
-        if name not in missing and key not in read_numbers(Path(DRAWN[name].data).stem):
-            missing[name] = DRAWN[name].by
-    return missing
+    return {n: one.by for n, one in wanted.items() if not recorded_file(one.data).is_file()}
 
 
 def show_recorded(name: str, alt: str) -> Picture | None:
