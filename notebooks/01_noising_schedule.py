@@ -88,9 +88,9 @@ show(
 # | shift | one run of 1-3 tokens in the answer | with probability $p/4$ |
 #
 # One answer in ten is masked whole, since every refinement starts from MASK alone. All amounts are
-# settings. These are the paper's, and *replace*: the authors' post names it, their code never
-# applies it. It makes more errors visible: at $p = 0.8$, 51 % of the positions hold a wrong token
-# that is not masked, without it 39 %. (`docs/differences.md` has all differences.)
+# settings. The amounts are the paper's. *Replace* is added: the authors' post names it, their code
+# does not apply it. It makes more errors visible: at $p = 0.8$, 51 % of the positions hold a wrong
+# token that is not masked, without it 39 %. (`docs/differences.md` has all differences.)
 #
 # First the masks: how much of an answer is masked?
 
@@ -109,8 +109,8 @@ show(
 #
 # Do the other kinds occur as often as the table says? The rates *drawn* must agree with the rates
 # *expected* at each severity. A swap changes two tokens, so the expected share is $1-(1-p/4)^2$;
-# for duplicate, replace and shift it is $p/4$; for masks it is half of one quarter, 12.5 %, at any
-# $p$.
+# for duplicate and replace it is $p/4$, for shift $p/4$ of the answers; for masks it is half of one
+# quarter, 12.5 %, at any $p$, answers masked whole left out.
 
 # %%
 severities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -124,7 +124,7 @@ show(
 
 # %% [markdown]
 # **Takeaway.** The points lie on the dashed lines, up to chance: of 50 intervals at 95 %, two or
-# three are expected to miss the true value. At full severity two tokens in five have changed
+# three are expected to miss the true value. At full severity 44 % of the tokens have changed
 # places.
 #
 # Corrupt a sentence of your own. The table compares what is expected with this one draw and with

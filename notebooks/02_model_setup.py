@@ -194,7 +194,8 @@ for kind in KINDS_OF_ATTENTION:
 
 # %% [markdown]
 # **Takeaway.** Once its words attend to MASKs, the backbone loses most of its accuracy. Blind to
-# them, it keeps most of it, so that less is left for an adapter to learn.
+# them, it keeps most of it, so that less is left for an adapter to learn. The shipped adapter is
+# prompt-causal all the same: no adapter was trained with *mask-blind*.
 
 # %% [markdown]
 # ## What does the adapter change?
@@ -211,7 +212,7 @@ show(
 )
 
 # %% [markdown]
-# **Takeaway.** Nearly everywhere the update is at most half as long as the weight. It is largest
+# **Takeaway.** In most matrices the update is at most half as long as the weight. It is largest
 # in the queries and keys of the first layer, where bare tokens attend to each other, MASK among
 # them.
 #
@@ -268,7 +269,7 @@ show_recorded(
 # **Takeaway.** A prediction is made late, in the last third of the layers, even of a token that
 # stands in the input: the state is read off at the position before it, which has to fetch the token
 # by attention. What an iteration shows leads later still. Behind most MASKs that stay, the final
-# token leads after no layer: those positions wait for their neighbours.
+# token leads after no layer: it is predicted only once its neighbours are visible.
 
 # %% [markdown]
 # ## Can we watch one being trained?
@@ -318,11 +319,12 @@ print("  after: ", "|".join(token.text for (token,) in after))
 # %% [markdown]
 # ## How was the shipped adapter trained?
 #
-# With the same code on GPUs and far more pairs, in three runs (see its `README.md`). Masks reach
-# up to the whole answer, stand in blocks or cover its end, and structural corruption falls on some
-# of the answers. About one in seven is not corrupted but read from left to right from a random
-# position, so that the adapter keeps the backbone's skill at next tokens. The three logs, one after
-# the other; the runs differ in pairs and noise, so the curve jumps at steps 7,230 and 11,430:
+# With the same code on GPUs and far more pairs, in three runs (see its `README.md`). Masks reach up
+# to the whole answer, stand in blocks or cover its end, and structural corruption falls on some of
+# the answers. About one in seven is not corrupted but read from left to right from a random
+# position, so that the adapter keeps the backbone's skill at next tokens. The three logs follow
+# each other; the runs differ in pairs and noise, so the loss rises at step 7,230. The shipped
+# weights are the mean of the last two runs, so no curve ends at them.
 
 # %%
 with open(shipped_adapter("smollm2-135m") / "training_log.jsonl", encoding="utf-8") as file:
@@ -336,7 +338,8 @@ show(
 # %% [markdown]
 # During training it was tested on held-out pairs with a quarter, a half and three quarters of the
 # answer masked. **Accuracy** is the share of masked tokens whose likeliest prediction is right;
-# there is often more than one good answer, so it cannot reach 100 %.
+# there is often more than one good answer, so it cannot reach 100 %. The last two points are of
+# another held-out set.
 
 # %%
 show(

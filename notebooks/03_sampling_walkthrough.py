@@ -25,7 +25,8 @@
 # 3. The draft is the next input. One such round is an **iteration**, counted from 0.
 # 4. With **re-masking** some tokens are masked again before the next iteration, fewer each time
 #    (notebook 1). Without it the run is **noiseless**: the denoiser has to repair visible tokens.
-# 5. When three drafts in a row are identical, the run stops early.
+# 5. When three drafts in a row are identical, the run stops early; without randomness and
+#    re-masking as soon as a draft equals its input.
 #
 # A **trace** records everything that happens in a run. All figures below are made from traces.
 
@@ -100,15 +101,16 @@ print(filmstrip_text(paris))
 # %% [markdown]
 # ## How does a longer answer develop, with and without re-masking?
 #
-# The question of the authors' figure, answered twice, in the form of their page: one row an
-# iteration, every token on the colour of its confidence, from dark red (a guess) through olive to
-# pale green (certain). With re-masking there are two columns: what the denoiser saw, MASK in black,
-# and the draft it drew. The lower the confidence of a token, the likelier it is masked again.
+# The question of the authors' figure, answered twice, in the form of their page: a row for each
+# iteration shown, every token on the colour of its confidence, from dark red (a guess) through
+# olive to pale green (certain). With re-masking there are two columns: what the denoiser saw, MASK
+# in black, and the draft it drew. The lower the confidence of a token, the likelier it is masked
+# again.
 
 # %%
 film = filmstrip_figure(remasked, FIGURES["filmstrip_renoised"][1])
 save(film, "filmstrip_renoised", svg=True)
-show(film, alt=f"Drafts with re-masking at iterations 0 to 32; the last reads: {remasked.answer}")
+show(film, alt=f"Drafts with re-masking at iterations 0 to 31; the last reads: {remasked.answer}")
 
 # %%
 film = filmstrip_figure(noiseless, FIGURES["filmstrip_noiseless"][1])
@@ -118,7 +120,7 @@ show(film, alt=f"Drafts without re-masking; the last reads: {noiseless.answer}")
 # %% [markdown]
 # **Takeaway.** In a first draft each position is drawn without its neighbours, so the same likely
 # word is drawn at several of them; later drafts see their neighbours. In the noiseless run every
-# change after the first row is a visible token repaired.
+# change after the first row replaces a visible token, not always rightly.
 
 # %% [markdown]
 # ## Where is the denoiser confident, and when does a token settle?
@@ -141,9 +143,9 @@ curve = settled_curve(both)
 show(curve, alt=f"Share of settled answer tokens against iteration. {curve.get_suptitle()}.")
 
 # %% [markdown]
-# **Takeaway.** Without re-masking only the denoiser changes a token, and an answer settles early.
-# Re-masking keeps positions open, so the answer settles later and can improve for longer. Chapter 5
-# asks whether that holds over many answers.
+# **Takeaway.** Without re-masking only the denoiser changes a token, and the first half of this
+# answer settles in fewer iterations. Re-masking keeps positions open, so more of it can improve.
+# Chapter 5 asks whether that holds over many answers.
 
 # %% [markdown]
 # ## What does failure look like?
@@ -183,8 +185,9 @@ RaceExplorer(denoiser, runners)
 
 # %% [markdown]
 # **Takeaway.** By passes refinement is ahead, because a pass shows several tokens. By seconds it
-# need not be: one of its passes computes the whole answer region, one from left to right a token.
-# On a GPU positions are nearly free until it is full (chapter 5).
+# need not be: one of its passes computes many positions, one from left to right only one. Compare
+# seconds a token, because the two answers differ in length. On a GPU positions are nearly free
+# until it is full (chapter 5).
 
 # %% [markdown]
 # ## What can it do that a left-to-right model cannot?
@@ -224,7 +227,7 @@ InfillExplorer(denoiser, recorded=filled)
 # ## What follows from one token?
 #
 # A run can be stopped after any iteration and go on from an edited draft: tokens changed, masked,
-# or pinned, so that they stay. Below, the second draft of the run about Paris is stopped and
+# or pinned, so that they stay. Below, the run about Paris is stopped after its second draft and
 # *France* becomes *Germany*, pinned; what stands behind it is left visible, or masked.
 
 # %%

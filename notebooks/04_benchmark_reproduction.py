@@ -19,9 +19,10 @@
 # same questions in the same words, of a model a sixtieth of that size: the default here,
 # with the adapter that was trained for such questions, and the backbone under it.
 #
-# **Recorded** numbers were measured on full test sets by the commands in the last section. Tables,
-# figures and every **Takeaway** that depends on them are computed from the recorded data when this
-# notebook runs. **Live** numbers are of a few questions and are no result.
+# **Recorded** numbers were measured on whole sets (of HellaSwag the validation split), the curve on
+# 1,000 questions, by the commands in the last section. Tables, figures and every **Takeaway** that
+# depends on them are computed from the recorded data when this notebook runs. **Live** numbers are
+# of a few questions and are no result.
 
 # %% [markdown]
 # *In JupyterLab: Run > Run All Cells, on opening. It takes a minute or two on two CPU cores.*
@@ -92,8 +93,8 @@ print(question.prompt, "\n\nRight:", question.lines[question.gold])
 # %% [markdown]
 # ## Do our scores reproduce the authors' table?
 #
-# Both columns are *in-distribution*, not zero-shot. The authors' training mix held the train splits
-# of ARC-Easy and HellaSwag, MMLU's auxiliary set and GSM8K. Our adapter was trained on
+# Their scores and ours are *in-distribution*, not zero-shot. The authors' training mix held the
+# train splits of ARC-Easy and HellaSwag, MMLU's auxiliary set and GSM8K. Our adapter was trained on
 # multiple-choice questions of train splits too (MMLU: dev and validation), without those that stand
 # in a test split. The authors asked 200 random questions of each task, which leaves the intervals
 # computed here from their numbers; ours are of all of them.
@@ -143,7 +144,7 @@ Markdown(
 # This is the authors' central claim: quality can be bought with compute at test time. Three presets
 # differ in what happens between iterations. *noiseless* masks nothing again, so that visible tokens
 # are repaired; *guided* masks again where confidence is low, as the authors' demo can; *default*
-# never masks a token again that was shown.
+# never masks a token again that was shown (recorded with older settings, `docs/benchmarks.md`).
 
 # %%
 show_recorded(
@@ -160,7 +161,7 @@ shown = curve_table({"points": [x for x in curve["points"] if x["iterations"] in
 shown
 
 # %%
-Markdown(f"**Takeaway.** {iterations_help(curve)}")
+Markdown(f"**Takeaway.** {iterations_help(curve)} A curve may turn between.")
 
 # %% [markdown]
 # A letter is one token of the first draft. Later iterations fit the text to it, or it to the text.

@@ -122,9 +122,12 @@ def seconds_per_token(data: Mapping) -> Figure:
         processor = next(iter(runs.values()))["provenance"]["processor"]
         label(axes, "milliseconds a token", "", processor)
         best, fastest = (min(one["value"] for one in d.values()) for d in (others, ours))
-        found.append(f"{best / fastest:.2f} on a {'CPU' if device == 'cpu' else 'GPU'}")
+        where = "CPU" if device == "cpu" else "GPU"
+        found.append(
+            f"on a {where} {1000 * fastest:.3g} ms refined, {1000 * best:.3g} left to right"
+        )
     note = f"window {timed['window']}, one prompt at a time; bars: 95 % intervals over answers"
-    return titled(figure, f"Speed by the fastest left to right: {', '.join(found)}", note)
+    return titled(figure, f"A token {'; '.join(found)}", note)
 
 
 def _size(cell: Mapping) -> tuple[int, int]:

@@ -83,8 +83,7 @@ def validation_curves(log: Sequence[dict]) -> Figure:
         errorbars(right, steps, estimates, 100, capsize=2.5, **series(number))
     left.legend()
     label(left, "optimiser step", "cross-entropy (nats a token)")
-    interval = ", 95 % interval over answers" if "error" in log[-1][shares[0]] else ""
-    label(right, "optimiser step", f"tokens right (%){interval}")
+    label(right, "optimiser step", "tokens right (%)")
     style.whole_numbers(left.xaxis, right.xaxis, most=6)
     middle = shares[len(shares) // 2]
     last, first = log[-1][middle], log[0].get(middle, {})
@@ -92,7 +91,8 @@ def validation_curves(log: Sequence[dict]) -> Figure:
     text += "tokens are right"
     if len(log) > 1 and first:
         text += f", {100 * first['accuracy']:.0f} % at step {log[0]['step']:,}"
-    return titled(figure, text)
+    bars = "bars: 95 % intervals over answers" if "error" in log[-1][shares[0]] else ""
+    return titled(figure, text, bars)
 
 
 def _over_answers(score: dict) -> dict:
