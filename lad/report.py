@@ -153,12 +153,12 @@ def _without_widgets(notebook: NotebookNode) -> NotebookNode:
     recorded = recorded_html() if "data-recorded=" in str(notebook.cells) else {}
     note = '<p class="lad-note">This works in Jupyter (<code>make lab</code>).</p>'
     for output in (o for cell in notebook.cells for o in cell.get("outputs", ())):
-        view = output.get("data", {}).pop(WIDGET_VIEW, None)
-        if view and set(output.data) <= {"text/plain"}:  # else it brings HTML for such a page
-            output.data["text/html"] = note
-        for mark, runs in recorded.items():
-            if output.data.get("text/html") == mark:
-                output.data["text/html"] = runs
+        data = output.get("data", {})  # of printed text there is none
+        view = data.pop(WIDGET_VIEW, None)
+        if view and set(data) <= {"text/plain"}:  # else it brings HTML for such a page
+            data["text/html"] = note
+        if (html := data.get("text/html")) in recorded:
+            data["text/html"] = recorded[html]
     return notebook
 
 

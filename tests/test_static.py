@@ -110,7 +110,8 @@ def tab(chromium, recorded, tmp_path_factory):
         kinds = CorruptionExplorer, ScheduleExplorer, RefinementExplorer
         shown = [kind() for kind in (*kinds, RepairExplorer, InfillExplorer)]
         outputs = [new_output("display_data", DisplayFormatter().format(one)[0]) for one in shown]
-        cells = [new_code_cell("explorer", outputs=[output]) for output in outputs]
+        printed = new_output("stream", text="printed")
+        cells = [new_code_cell("explorer", outputs=[printed, output]) for output in outputs]
         folder = tmp_path_factory.mktemp("static")
         notebook = new_notebook(cells=[new_markdown_cell("# Explorers"), *cells])
         made = report_page(notebook, "explorers", folder)
@@ -212,8 +213,7 @@ def test_recorded_runs_are_read_as_they_were_and_a_cut_file_is_refused(recorded,
 
 
 def test_the_committed_runs_are_all_there_and_of_the_shipped_adapter():
-    if not (path := CHECKOUT / "figures" / "data" / FILE).is_file():
-        pytest.skip("not recorded yet: lad gallery")
+    path = CHECKOUT / "figures" / "data" / FILE
     _, card = read_card(shipped_adapter("smollm2-135m"))
     made = [trace.provenance for trace in read_runs(path)]
     assert [(one["explorer"], one["menus"]) for one in made] == [c[:2] for c in choices()]
