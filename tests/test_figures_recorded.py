@@ -104,7 +104,9 @@ def test_the_seconds_of_a_token_are_those_of_the_later_run_on_each_device(folder
     runs += [run_on("cpu", "verified", 6.0), run_on("cuda", "default", 1.0, static=0.5)]
     save_numbers("seconds_per_token", {"runs": runs})
     figure = draw("seconds_per_token")
-    expected = "Speed by the fastest left to right: 1.50 on a CPU, 0.50 on a GPU"
+    expected = (
+        "A token takes 2,000 ms refined, 3,000 left to right on a CPU; 1,000 and 500 on a GPU"
+    )
     assert figure.get_suptitle() == expected
     assert [len(axes.get_yticks()) for axes in figure.axes] == [4, 4]
 

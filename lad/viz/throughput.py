@@ -122,12 +122,11 @@ def seconds_per_token(data: Mapping) -> Figure:
         processor = next(iter(runs.values()))["provenance"]["processor"]
         label(axes, "milliseconds a token", "", processor)
         best, fastest = (min(one["value"] for one in d.values()) for d in (others, ours))
-        where = "CPU" if device == "cpu" else "GPU"
-        found.append(
-            f"on a {where} {1000 * fastest:.3g} ms refined, {1000 * best:.3g} left to right"
-        )
+        times = [f"{1000 * t:,.1f}" if t < 0.01 else f"{1000 * t:,.0f}" for t in (fastest, best)]
+        words = "{} and {}" if found else "{} ms refined, {} left to right"
+        found.append(f"{words.format(*times)} on a {'CPU' if device == 'cpu' else 'GPU'}")
     note = f"window {timed['window']}, one prompt at a time; bars: 95 % intervals over answers"
-    return titled(figure, f"A token {'; '.join(found)}", note)
+    return titled(figure, f"A token takes {'; '.join(found)}", note)
 
 
 def _size(cell: Mapping) -> tuple[int, int]:
