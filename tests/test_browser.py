@@ -356,6 +356,7 @@ def test_a_list_set_to_none_says_so(lab):
     for name, number in {"Added": "8", "Context": "64", "Window": "16"}.items():
         lab.wait(f"{label.format(name)} === '{number}'")
     choose("Added tokens", "none")  # by hand
+    time.sleep(1)  # what the kernel sends back
     choose("Preset", "guided")  # and by preset
     lab.wait(f"{label.format('Preset')}.startsWith('guided: ')")
     time.sleep(1)  # what the kernel sends back

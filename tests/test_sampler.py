@@ -66,9 +66,13 @@ def changed(config: RefineConfig, **values) -> RefineConfig:
 
 
 def same_alternatives(got, expected) -> bool:
-    """Of steps, or of traces; a half differs by its last bit."""
+    """Of steps, or of traces; a half differs by its last bit, and what ties may change places."""
+    p = np.asarray(expected.probabilities, dtype=float)
+    gaps = np.diff(p, axis=-1, append=p[..., -1:])  # the last may tie with a sixth
+    ties = np.abs(gaps) <= 2e-3 * p + 1e-5
+    ties[..., 1:] |= ties[..., :-1]
     return (
-        np.array_equal(got.alternatives, expected.alternatives)
+        ((got.alternatives == expected.alternatives) | ties).all()
         and np.allclose(got.probabilities, expected.probabilities, rtol=2e-3, atol=1e-5)
         and np.allclose(got.entropy, expected.entropy, rtol=2e-3)
     )
