@@ -136,30 +136,27 @@ class Replayed:
 class CapturedPass:
     """One forward pass of fixed shapes over tensors of its own, which are filled before a replay.
 
-    What depends on the prompts alone (masks, rotary embeddings) is computed when they are filled
-    in, unless attention depends on what is masked.
+    Masks and rotary embeddings belong to the pass: with a window the mask is another at each.
     """
 
     def __init__(
         self, denoiser: Denoiser, layers: LlamaLayers | None, b: int, p: int, a: int
     ) -> None:
         device = denoiser.device
-        self.denoiser, self.layers = denoiser, layers
+        self.denoiser = denoiser
+        self.layers = None if denoiser.config.attention == "mask-blind" else layers
         self.prompts = torch.full((b, p), denoiser.eos_token_id, device=device)
         self.padding = torch.zeros(b, dtype=torch.int64, device=device)
         self.answer = torch.full((b, a), denoiser.mask_token_id, device=device)
         self.lengths = torch.full_like(self.padding, a)  # of the answers; the rest is invisible
         self.cache = denoiser.read_prompt(self.prompts, self.padding)
         self.start = 0 if self.cache is None else self.cache.get_seq_length()
-        self.inputs = None
-        if layers is not None and denoiser.config.attention != "mask-blind":
-            self.inputs = self._layer_inputs()
         self.batch_id: int | None = None  # of the batch whose prompts are filled in
         self.steps: dict[RefineConfig, CapturedStep] = {}
         self.run = Replayed(self._run, device)
 
     def _layer_inputs(self):
-        """Rotary embeddings and attention bias of these prompts."""
+        """Rotary embeddings and attention bias, from the prompts and the lengths of the answers."""
         config, (b, p) = self.denoiser.config, self.prompts.shape
         position = torch.arange(p + self.answer.shape[1], device=self.prompts.device)
         lengths = torch.full((b,), p, device=position.device)
@@ -172,12 +169,12 @@ class CapturedPass:
 
     def _run(self) -> Tensor:
         denoiser = self.denoiser
-        if self.inputs is None:
+        if self.layers is None:
             return denoiser.logits(
                 self.prompts, self.answer, self.cache, self.padding, self.lengths
             )
         tokens = torch.cat([self.prompts[:, self.start :], self.answer], dim=1)
-        states = self.layers(tokens, self.inputs, self.cache)
+        states = self.layers(tokens, self._layer_inputs(), self.cache)
         first = self.prompts.shape[1] - self.start - denoiser.config.shift
         return denoiser.causal_lm.lm_head(states[:, first : first + self.answer.shape[1]])
 
@@ -190,7 +187,7 @@ class CapturedPass:
         extra = self.prompts.shape[1] - p
         self.prompts[:, extra:] = prompts[index]
         self.padding[:] = extra if padding is None else padding[index] + extra
-        self.set_lengths(self.lengths.new_tensor(self.answer.shape[1]))
+        self.lengths.fill_(self.answer.shape[1])
         if cache is None:
             return
         for mine, read in zip(self.cache.layers, cache.layers, strict=True):
@@ -198,18 +195,11 @@ class CapturedPass:
                 to[:, :, :extra] = 0  # invisible, but a softmax weight of 0 times NaN is NaN
                 to[:, :, extra:] = source[index]
 
-    def set_lengths(self, lengths: Tensor) -> None:
-        """Take `(b,)` lengths of the answers, or one for all, and what follows from the prompts."""
-        self.lengths[: len(lengths) if lengths.ndim else None] = lengths
-        if self.inputs is not None:
-            for mine, new in zip(self.inputs, self._layer_inputs(), strict=True):
-                mine.copy_(new)
-
     def __call__(self, answer: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`(b, a, v)` logits, in memory that holds them until the next call."""
         b = len(answer)
         if lengths is not None:
-            self.set_lengths(lengths)
+            self.lengths[:b] = lengths
         self.answer[:b] = answer
         self.answer[b:] = answer[:1]
         return self.run()[:b]
