@@ -30,12 +30,14 @@ from lad.training.data import CHOICE, USUAL, batches, encode_pairs, hold_out, pa
 from lad.training.loss import (
     add_causal_lm,
     answer_logits,
+    behind_all_visible,
     cut_regions,
     denoising_loss,
     loss_weights,
     noisy_inputs,
     take,
     token_losses,
+    with_likely_tokens,
 )
 from lad.utils import CacheError, DamagedFile, InvalidInput, NumericalError
 from lad.viz.training import validation_curves
@@ -277,6 +279,51 @@ def test_certainty_adds_the_entropy_of_masked_tokens_predicted_right():
             generator = torch.Generator().manual_seed(0)
             values.append(denoising_loss(denoiser, batch, config, generator)[0].item())
         assert (values[0] == values[1]) == equal
+
+
+def test_soft_targets_are_the_bare_backbones_next_tokens():
+    denoiser, _, _ = small_batch(1)
+    packed = pack(denoiser.backbone, PAIRS[:5], 96)
+    stir(denoiser)  # of no account: the adapter is off
+    known = with_likely_tokens(denoiser, packed, 200)
+    bare = load_backbone("tiny").model
+    for n, end in enumerate(packed.ends.tolist()):
+        with torch.no_grad():
+            best = bare(packed.tokens[n : n + 1, :end].long()).logits[0].topk(16)
+        torch.testing.assert_close(known.likely[n, 1 : end + 1], best.indices.int())
+        shares = known.shares[n, 1 : end + 1].float()
+        torch.testing.assert_close(shares, best.values.softmax(-1), atol=1e-3, rtol=1e-2)
+    batch = take(known, [3, 1], 64)
+    assert torch.equal(batch.likely, known.likely[[3, 1], :64].long())
+    assert torch.equal(batch.shares, known.shares[[3, 1], :64].float())
+
+
+def test_a_soft_target_is_a_part_of_the_loss_and_only_behind_all_that_is_visible():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((6, 5), generator=generator)
+    likely = torch.rand((6, 5), generator=generator).topk(3).indices
+    shares = torch.rand((6, 3), generator=generator).softmax(-1)
+    targets, soft = logits.argmin(-1), torch.tensor([0.0, 0.25, 0.5, 1.0, 0.0, 1.0])
+    losses, _ = token_losses(logits, targets, soft=soft, likely=likely, shares=shares)
+    wanted = (1 - soft)[:, None] * F.one_hot(targets, 5)
+    wanted.scatter_add_(1, likely, soft[:, None] * shares)
+    torch.testing.assert_close(losses, F.cross_entropy(logits, wanted, reduction="none"))
+
+    denoiser, batch, generator = small_batch(8)
+    mask, kinds = denoiser.mask_token_id, batch.kinds.clone()
+    kinds[:2] = CHOICE
+    batch = dataclasses.replace(batch, kinds=kinds)
+    hidden = torch.rand(batch.tokens.shape, generator=generator) < 0.9
+    hidden |= torch.arange(96) > batch.prompt_lengths[:, None] + 4
+    inputs = batch.tokens.masked_fill(batch.answer & hidden, mask)
+    causal_from = torch.full((8,), 96)
+    causal_from[5:] = batch.prompt_lengths[5:] + 1
+    inputs[5:] = batch.tokens[5:]
+    got = behind_all_visible(batch, inputs, mask, causal_from)
+    for i, (row, start) in enumerate(zip(inputs.tolist(), causal_from.tolist(), strict=True)):
+        for n in range(96):
+            answered = n >= batch.prompt_lengths[i] and batch.kinds[i] == USUAL
+            assert got[i, n] == (answered and (n >= start or set(row[n:]) == {mask})), (i, n)
 
 
 def test_validation_agrees_with_a_plain_loop_when_everything_is_masked(monkeypatch):

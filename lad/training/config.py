@@ -70,6 +70,10 @@ class TrainConfig:
     certainty: float = setting(
         0.0, "weight of the entropy of masked tokens that are predicted right", ge=0
     )
+    # Less to learn by heart where pairs are few and epochs many.
+    soft_targets: float = setting(
+        0.0, "share of the backbone's distribution in the targets behind all that is visible", 0, 1
+    )
     clean_share: float = setting(0.5, "fraction of intact answer tokens that enter the loss", 0, 1)
     # Far from any token nothing can be predicted, and that loss drowns the rest.
     distance_decay: float = setting(

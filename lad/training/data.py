@@ -62,6 +62,10 @@ class PackedPairs:
     ends: Tensor  # (n,) int64, the position of the first EOS
     kinds: Tensor  # (n,) int64, see `kind_of`
     dropped: int  # pairs that `pack` left out
+    # (n, context, k) int32 and float16: the backbone's likeliest tokens in each place, given those
+    # before it, and their probabilities, which add up to 1; `lad.training.loss.with_likely_tokens`.
+    likely: Tensor | None = None
+    shares: Tensor | None = None
 
     @property
     def digest(self) -> str:

@@ -4,18 +4,20 @@ The loss is the cross-entropy of the answer's tokens, at every corrupted positio
 of the others: the denoiser must both repair and leave alone. A fraction of the pairs is instead
 left clean and predicted left to right (`add_causal_lm`), which the backbone must not forget.
 A second stage may add the entropy of masked tokens that are predicted right, so that more of them
-pass a threshold at once (certainty forcing: dParallel, https://arxiv.org/abs/2509.26488).
+pass a threshold at once (certainty forcing: dParallel, https://arxiv.org/abs/2509.26488). Where
+nothing behind a token is visible, a part of its target may be the backbone's own distribution, not
+the one token it took (Hinton et al., 2015, https://arxiv.org/abs/1503.02531).
 
-Shapes: b = batch, t = width, m = predicted positions, d = hidden size, v = vocabulary.
+Shapes: b = batch, t = width, m = predicted positions, d = hidden size, v = vocabulary, k = the
+backbone's likeliest tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,12 +25,13 @@ from lad.diffusion.config import CorruptionConfig
 from lad.diffusion.corruption import corrupt
 from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.training.config import TrainConfig
-from lad.training.data import CHOICE, PackedPairs
+from lad.training.data import CHOICE, USUAL, PackedPairs
 from lad.utils import NumericalError
 
 MASKED_FRACTIONS = (0.25, 0.5, 0.75)
 MOST_VALIDATED = 512  # pairs
 WINDOWS = (8, 64)  # positions, of `cut_regions`
+LIKELIEST = 16  # k
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,8 @@ class Batch:
     answer: Tensor  # (b, t) bool, the answer region: everything after the prompt
     tail: Tensor  # (b, t) bool, the EOS positions after the first
     kinds: Tensor  # (b,) int64, see `PackedPairs`
+    likely: Tensor | None  # (b, t, k) int64 and
+    shares: Tensor | None  # (b, t, k) float32, see `PackedPairs`
 
 
 def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
@@ -49,7 +54,28 @@ def take(pairs: PackedPairs, indices: list[int], width: int) -> Batch:
     lengths, ends = pairs.prompt_lengths[indices], pairs.ends[indices]
     tokens = pairs.tokens[indices, :width].long()
     answer, tail = position >= lengths[:, None], position > ends[:, None]
-    return Batch(tokens, lengths, answer, tail, pairs.kinds[indices])
+    likely = shares = None
+    if pairs.likely is not None:
+        likely, shares = pairs.likely[indices, :width].long(), pairs.shares[indices, :width].float()
+    return Batch(tokens, lengths, answer, tail, pairs.kinds[indices], likely, shares)
+
+
+@torch.no_grad()
+def with_likely_tokens(denoiser: Denoiser, pairs: PackedPairs, positions: int) -> PackedPairs:
+    """The pairs with the backbone's likeliest next tokens; `positions` are computed at a time."""
+    n, t = pairs.tokens.shape
+    likely = pairs.tokens.new_zeros((n, t, LIKELIEST))
+    shares = torch.zeros_like(likely, dtype=torch.float16)
+    with denoiser.adapter_off():
+        for rows in pairs.ends.argsort().split(max(positions // t, 1)):
+            width = int(pairs.ends[rows].max()) + 1
+            tokens = pairs.tokens[rows, :width].long()
+            mask = attention_mask(pairs.ends.new_full((len(rows),), width), width, "prompt-causal")
+            states = denoiser.hidden_states(tokens, mask)[:, :-1]
+            best = denoiser.causal_lm.lm_head(states).topk(LIKELIEST)
+            likely[rows, 1:width] = best.indices.int()
+            shares[rows, 1:width] = best.values.float().softmax(-1).half()
+    return replace(pairs, likely=likely, shares=shares)
 
 
 def answer_states(
@@ -83,22 +109,30 @@ def answer_logits(denoiser: Denoiser, *args) -> Tensor:
 
 
 def token_losses(
-    logits: Tensor, targets: Tensor, certainty: Tensor | None = None
+    logits: Tensor,
+    targets: Tensor,
+    certainty: Tensor | None = None,
+    soft: Tensor | None = None,
+    likely: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`(m,)` cross-entropies in nats, and `(m,)` bool: is the likeliest token the right one?
 
     Where it is, `certainty` `(m,)` times the entropy of the prediction is added to the former.
+    A share `soft` `(m,)` of each target is the distribution `shares` `(m, k)` over `likely`
+    `(m, k)`, the rest the right token.
     """
-    correct, logits = logits.argmax(-1) == targets, logits.float()
-    losses = F.cross_entropy(logits, targets, reduction="none")
+    correct, log_p = logits.argmax(-1) == targets, logits.float().log_softmax(-1)
+    losses = -log_p.gather(-1, targets[:, None])[:, 0]
+    if soft is not None:
+        losses = losses.lerp(-(shares * log_p.gather(-1, likely)).sum(-1), soft)
     if certainty is not None:
-        entropy = torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
-        losses = losses + certainty * correct * entropy
+        losses = losses + certainty * correct * -(log_p.exp() * log_p).sum(-1)
     return losses, correct
 
 
 def chunked_losses(
-    head: nn.Module, states: Tensor, chunk: int, *given: Tensor | None
+    head: nn.Module, states: Tensor, chunk: int, **given: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`token_losses` of `(m, d)` states with the logits of `chunk` positions in memory at a time.
 
@@ -107,15 +141,14 @@ def chunked_losses(
     computes all of them once.
     """
 
-    def losses(states: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-        return token_losses(head(states), *given)
+    def losses(states: Tensor, *given_here: Tensor) -> tuple[Tensor, Tensor]:
+        return token_losses(head(states), **dict(zip(given, given_here, strict=True)))
 
-    given = [values for values in given if values is not None]
     if not chunk:
-        return losses(states, *given)
+        return losses(states, *given.values())
     parts = [
         checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False)
-        for part in zip(*(values.split(chunk) for values in (states, *given)), strict=True)
+        for part in zip(*(values.split(chunk) for values in (states, *given.values())), strict=True)
     ]
     return tuple(map(torch.cat, zip(*parts, strict=True)))
 
@@ -135,13 +168,17 @@ def denoising_loss(
         # From there on nothing is seen from before, as where a left-to-right sequence begins.
         causal_from = cut if causal_from is None else cut.minimum(causal_from)
     chosen = weights > 0
-    weights, targets = weights[chosen], batch.tokens[chosen]
-    states = answer_states(denoiser, inputs, batch.prompt_lengths, chosen, causal_from)
-    certainty = None
+    given = {"targets": batch.tokens[chosen]}
     if config.certainty:
-        certainty = config.certainty * (inputs == denoiser.mask_token_id)[chosen]
+        given["certainty"] = config.certainty * (inputs == denoiser.mask_token_id)[chosen]
+    if batch.likely is not None:
+        open_end = behind_all_visible(batch, inputs, denoiser.mask_token_id, causal_from)[chosen]
+        given |= {"soft": config.soft_targets * open_end}
+        given |= {"likely": batch.likely[chosen], "shares": batch.shares[chosen]}
+    weights = weights[chosen]
+    states = answer_states(denoiser, inputs, batch.prompt_lengths, chosen, causal_from)
     head = denoiser.causal_lm.lm_head
-    losses, correct = chunked_losses(head, states, config.loss_chunk, targets, certainty)
+    losses, correct = chunked_losses(head, states, config.loss_chunk, **given)
     total = weights.sum().clamp(min=1.0)
     return (losses * weights).sum() / total, (correct * weights).sum() / total
 
@@ -201,6 +238,18 @@ def cut_regions(
     low, high = WINDOWS
     cut = (first + low + (place * (high - low + 1)).long()).maximum(visible).clamp(max=t)
     return cut.where(chance < share, t)
+
+
+def behind_all_visible(
+    batch: Batch, inputs: Tensor, mask_token_id: int, causal_from: Tensor | None = None
+) -> Tensor:
+    """`(b, t)` bool: where the backbone wrote the answer and nothing to the right is visible."""
+    position = torch.arange(inputs.shape[1], device=inputs.device)
+    is_visible = (inputs != mask_token_id) | ~batch.answer
+    last = position.where(is_visible, 0).amax(dim=1)
+    if causal_from is not None:
+        last = last.minimum(causal_from - 1)
+    return (batch.kinds[:, None] == USUAL) & (position > last[:, None])
 
 
 def loss_weights(

@@ -40,7 +40,7 @@ from lad.diffusion.denoiser import Denoiser
 from lad.models.registry import get_backbone, load_backbone
 from lad.training.config import TrainConfig
 from lad.training.data import PackedPairs, Pair, batches, hold_out, pack
-from lad.training.loss import denoising_loss, take, validate
+from lad.training.loss import denoising_loss, take, validate, with_likely_tokens
 from lad.utils import InvalidInput, NumericalError, damaged_file, disk_errors
 
 CHECKPOINT, LOG, ADAPTER = "checkpoint.pt", "training_log.jsonl", "adapter"
@@ -129,22 +129,25 @@ class Trainer:
         self._partial = Path(out or "") / f".{CHECKPOINT}.partial"
         self.writes = out is not None and self.accelerator.is_main_process
         self.device = denoiser.device
+        on_gpu = self.device.type == "cuda"
+        # bfloat16 matrix products on a GPU; a CPU computes in float32.
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu)
         dropped = data.dropped + getattr(validation, "dropped", 0)
         self.counts = {"pairs": len(data), "held_out": len(validation or ()), "dropped": dropped}
         self.counts["sha256"] = data.digest
         self.data = data.to(self.device)
         self.validation = validation.to(self.device) if validation else None  # None when empty
+        if config.soft_targets:
+            with self.autocast:
+                self.data = with_likely_tokens(denoiser, self.data, config.batch_tokens)
         self.parts = self.accelerator.num_processes * config.accumulate  # of every batch
         named = denoiser.model.named_parameters()
         self.parameters = [p.requires_grad_(True) for name, p in named if "lora_" in name]
         for parameter in self.parameters:
             parameter.data = parameter.data.float()  # small steps vanish in bfloat16
-        on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             self.parameters, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=on_gpu
         )
-        # bfloat16 matrix products on a GPU; a CPU computes in float32.
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu)
         self.average = self._weights()
         self.generator = torch.Generator(self.device)
         self.log: list[dict] = []
