@@ -108,6 +108,7 @@ def sentences_to_repair() -> list[str]:
 def tested_texts() -> list[str]:
     """All prompts and sentences that this package is tested with: never in a training pair."""
     prompts = [question.prompt for question in fact_questions()]
+    prompts += [pair.prompt for pair in read_pairs(ASSETS / "held-out-pairs.jsonl.gz")]
     return read_lines("prompts.txt") + held_out_prompts() + prompts + sentences_to_repair()
 
 
