@@ -16,15 +16,15 @@
 #
 # LAD does not train a language model. It takes a pretrained one, leaves its weights as they are,
 # lets it attend in both directions, and trains a small adapter until it can repair damaged answers.
-# This notebook takes that model apart, measures that it does, and trains an adapter.
+# This notebook takes that model apart, measures that it attends both ways, and trains an adapter.
 #
 # Words from [notebook 1](01_noising_schedule.ipynb): token, prompt, answer, MASK, draft, iteration,
 # corruption, denoiser. New ones:
 #
 # - The **backbone** is the pretrained language model. It is **causal**: trained to predict each
 #   next token from those before it.
-# - By **attention** a position takes in others; an **attention mask** says which. (It has nothing
-#   to do with the token MASK.)
+# - By **attention** a position takes in what stands at others; an **attention mask** says at which.
+#   (It has nothing to do with the token MASK.)
 # - A position's **state** is the vector there after the last layer. A token is predicted from it.
 # - The **adapter** is **LoRA** (low-rank adaptation): beside a weight matrix $W$ it has two narrow
 #   matrices $A$ and $B$, and the model computes with $W + \text{scale} \cdot B A$. Only $A$ and
@@ -52,7 +52,6 @@ from lad.widgets.attention import AttentionExplorer
 from lad.widgets.lens import LensExplorer
 
 full = lad.profile() == "full"
-print("profile:", lad.profile())
 name_controls()  # so that a screen reader can tell the sliders below apart
 
 # %% [markdown]
@@ -64,10 +63,12 @@ name_controls()  # so that a screen reader can tell the sliders below apart
 # %%
 for spec in lad.BACKBONES.values():
     print(f"{spec.name}: {spec.parameters / 1e6:,.1f} million parameters\n    {spec.note}")
+
+# %%
 denoiser = lad.load_denoiser("smollm2-135m", merge=False)  # keeps A and B apart from W, to be seen
 settings, mask = denoiser.config, denoiser.tokenizer.convert_ids_to_tokens(denoiser.mask_token_id)
-print(f"\nMASK: {mask!r}; LoRA: rank {settings.rank} on {', '.join(settings.layers)}")
-print(f"attention: {settings.attention}; target: {settings.target}")
+print(f"MASK: {mask!r}; attention: {settings.attention}; target: {settings.target}")
+print(f"LoRA: rank {settings.rank} on {', '.join(settings.layers)}")
 show(
     attention.parameter_bars(denoiser.parameter_counts()),
     "Two bars: millions of parameters of the frozen backbone and of the trained adapter.",
@@ -89,7 +90,7 @@ show(
 # - **prompt-causal**: the prompt is read left to right, and only the answer attends to everything.
 #   The prompt then does not depend on the draft, so it is computed once and not at every iteration.
 # - **mask-blind**: prompt-causal, and no visible token attends to a MASK, which carries no
-#   information. MASKs attend to everything. No adapter has it (`docs/differences.md`).
+#   information; MASKs attend to all. No adapter is trained with it yet (`docs/differences.md`).
 #
 # The shipped adapter's is printed above, beside its **target**: which token a state predicts. With
 # *same* it is the position's own (the paper's choice); with *next*, the one after it, as in the
@@ -175,14 +176,13 @@ show(
 # %% [markdown]
 # ## What does the adapter change in a prediction?
 #
-# One token of an answer is hidden, and the clue stands to the *right* of it: for the denoiser; for
-# the denoiser with all to the right hidden too; and for the bare backbone under the same mask.
+# One token of an answer is hidden; the clue stands to the *right* of it. Three predictions: the
+# denoiser's, the denoiser's with all to the right hidden too, and the bare backbone's, same mask.
 
 # %%
 question, answer = "Name a famous city.", "The city of [MASK] is the capital of Japan."
 candidates = {"adapter": fill_mask(denoiser, question, answer)[0]}
-no_clue = "The city of" + 7 * " [MASK]"
-candidates["adapter, no clue"] = fill_mask(denoiser, question, no_clue)[0]
+candidates["adapter, no clue"] = fill_mask(denoiser, question, "The city of" + 7 * " [MASK]")[0]
 with denoiser.adapter_off():
     candidates["bare backbone"] = fill_mask(denoiser, question, answer)[0]
 show(
@@ -210,8 +210,8 @@ run = lad.record(denoiser, prompt, lad.PRESETS["default"])
 LensExplorer(denoiser, run)
 
 # %% [markdown]
-# And over many answers (`lad study`): after which layer does the final token lead, where it is
-# already visible, where this iteration shows it, and where the position stays masked?
+# And over many answers (`lad study`, bands are 95 % intervals): after which layer does the final
+# token lead, where it is already visible, where this iteration shows it, where it stays masked?
 
 # %%
 show_recorded(
@@ -257,8 +257,8 @@ show(training.loss_curve(rows), "The loss against the optimiser step and seconds
 
 # %% [markdown]
 # **Takeaway.** A few steps are enough to see the loss fall. This is a toy: in the answer about
-# Greece look for the pattern of the training answers, not for the right city. Where a word stands
-# twice, all eight positions were predicted at once; repairing that takes iterations (notebook 3).
+# Greece look for the pattern of the training answers, not for the right city. A word stands
+# twice because all positions were predicted at once; repairing that takes iterations (notebook 3).
 
 # %% [markdown]
 # ## How was the shipped adapter trained?
