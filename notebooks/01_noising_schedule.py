@@ -54,7 +54,8 @@ print("profile:", lad.profile())
 #
 # Most models of this family hide tokens behind MASK and learn to fill the gaps. LAD does that too,
 # and adds **structural noise**: errors as in a first draft, such as words in the wrong order or
-# repeated. There are four kinds; the figure shows one sentence under each.
+# repeated. There are four kinds; the figure shows one sentence under each. Coloured is what is no
+# longer as it was: two END that change places stay white.
 
 # %%
 sentence = Sentence.of("The river flows past the old town and ends in the sea.", ends=3)
@@ -64,7 +65,7 @@ save_numbers("kinds_of_noise", {"severity": 0.8, "examples": recorded})  # for `
 show(
     noise.kinds_of_noise(examples, severity=0.8),
     "A table: the sentence as it was, then under mask, swap, duplicate, replace, shift and all of "
-    "them; corrupted tokens are coloured and hatched.",
+    "them; tokens that changed are coloured and hatched.",
     name="kinds_of_noise",
 )
 

@@ -16,21 +16,19 @@
 #
 # LAD does not train a language model. It takes a pretrained one, leaves its weights as they are,
 # lets it attend in both directions, and trains a small adapter until it can repair damaged answers.
-# This notebook takes that model apart, measures that it does attend both ways, and trains an
-# adapter.
+# This notebook takes that model apart, measures that it attends both ways, and trains an adapter.
 #
 # Words from [notebook 1](01_noising_schedule.ipynb): token, prompt, answer, MASK, draft, iteration,
 # corruption, denoiser. New ones:
 #
 # - The **backbone** is the pretrained language model. It is **causal**: trained to predict each
 #   next token from those before it.
-# - **Attention** is how a position takes in other positions. An **attention mask** says which ones
-#   it may attend to. (It has nothing to do with the token MASK.)
-# - A position's **state** is the vector that the model has computed there after its last layer. The
-#   prediction of a token is read off a state.
-# - The **adapter** is of the kind called **LoRA** (low-rank adaptation): beside a weight matrix $W$
-#   it has two narrow matrices $A$ and $B$, and the model computes with $W + \text{scale} \cdot B
-#   A$. Only $A$ and $B$ are trained; how narrow they are is the **rank**.
+# - By **attention** a position takes in what stands at others; an **attention mask** says at which.
+#   (It has nothing to do with the token MASK.)
+# - A position's **state** is the vector there after the last layer. A token is predicted from it.
+# - The **adapter** is **LoRA** (low-rank adaptation): beside a weight matrix $W$ it has two narrow
+#   matrices $A$ and $B$, and the model computes with $W + \text{scale} \cdot B A$. Only $A$ and
+#   $B$ are trained; how narrow they are is the **rank**.
 # - **Denoiser** means backbone plus adapter, run with a mask that is not causal.
 
 # %% [markdown]
@@ -44,8 +42,7 @@ import torch
 
 import lad
 from lad.diffusion.adapter import shipped_adapter
-from lad.evaluation import probes
-from lad.evaluation.probes import KINDS_OF_ATTENTION, fill_mask
+from lad.evaluation.probes import KINDS_OF_ATTENTION, effects, fill_mask, update_sizes, visible
 from lad.training import self_distil
 from lad.viz import attention, training
 from lad.viz.gallery import save_numbers, show_recorded
@@ -55,7 +52,6 @@ from lad.widgets.attention import AttentionExplorer
 from lad.widgets.lens import LensExplorer
 
 full = lad.profile() == "full"
-print("profile:", lad.profile())
 name_controls()  # so that a screen reader can tell the sliders below apart
 
 # %% [markdown]
@@ -70,19 +66,14 @@ for spec in lad.BACKBONES.values():
 
 # %%
 denoiser = lad.load_denoiser("smollm2-135m", merge=False)  # keeps A and B apart from W, to be seen
+settings, mask = denoiser.config, denoiser.tokenizer.convert_ids_to_tokens(denoiser.mask_token_id)
+print(f"MASK: {mask!r}; attention: {settings.attention}; target: {settings.target}")
+print(f"LoRA: rank {settings.rank} on {', '.join(settings.layers)}")
 show(
     attention.parameter_bars(denoiser.parameter_counts()),
     "Two bars: millions of parameters of the frozen backbone and of the trained adapter.",
     name="parameters",
 )
-
-# %%
-settings = denoiser.config
-mask_token = denoiser.tokenizer.convert_ids_to_tokens(denoiser.mask_token_id)
-print("MASK      token", denoiser.mask_token_id, repr(mask_token))
-print("LoRA      rank", settings.rank, "on", ", ".join(settings.layers))
-print("attention", settings.attention)
-print("target   ", settings.target)
 
 # %% [markdown]
 # **Takeaway.** Most of the model is frozen. MASK is not a new token either: the backbone's
@@ -99,16 +90,16 @@ print("target   ", settings.target)
 # - **prompt-causal**: the prompt is read left to right, and only the answer attends to everything.
 #   The prompt then does not depend on the draft, so it is computed once and not at every iteration.
 # - **mask-blind**: prompt-causal, and no visible token attends to a MASK, which carries no
-#   information. The MASKs themselves attend to everything.
+#   information; MASKs attend to all. No adapter is trained with it yet (`docs/differences.md`).
 #
-# The lines above say which of them the shipped adapter was trained with. The **target** says which
-# state predicts which token: with *same*, its own token (the paper's choice); with *next*, the one
-# after it, as in the backbone. With *next* the last prompt position predicts the first answer
-# token, so it attends to the answer too: see its row in the two grids on the right.
+# The shipped adapter's is printed above, beside its **target**: which token a state predicts. With
+# *same* it is the position's own (the paper's choice); with *next*, the one after it, as in the
+# backbone. With *next* the last prompt position predicts the first answer token, so it attends to
+# the answer too: see its row in the two grids on the right.
 
 # %%
 hidden = [6, 8]
-masks = {kind: probes.visible(kind, 4, 9, masked=hidden) for kind in KINDS_OF_ATTENTION}
+masks = {kind: visible(kind, 4, 9, masked=hidden) for kind in KINDS_OF_ATTENTION}
 recorded = {kind: mask.astype(int).tolist() for kind, mask in masks.items()}
 save_numbers("attention_masks", {"prompt_length": 4, "masked": hidden, "masks": recorded})
 show(
@@ -126,20 +117,18 @@ show(
 # %% [markdown]
 # ## Does the denoiser really see what stands to its right?
 #
-# A test from outside: replace the *last* token of a short text by MASK, and measure by how much
-# each position's state moves, as a share of its length. What does not attend to the last token must
-# not move at all. The causal row is the bare backbone, the others are the denoiser (the same one
-# under all masks, although it was trained under one of them only).
+# Replace the *last* token of a short text by MASK, and measure by how much each position's state
+# moves, as a share of its length. What does not attend to the last token must not move at all. The
+# causal row is the bare backbone, the others are the denoiser, trained under one of them only.
 
 # %%
 text, prompt_length = "What is the capital of France? It is Paris, on the Seine.", 7
 tokens = torch.tensor(denoiser.tokenizer(text)["input_ids"])
-last = len(tokens) - 1
+pieces, last = [denoiser.tokenizer.decode([token]) for token in tokens], len(tokens) - 1
 moves = {
-    kind: probes.effects(denoiser, tokens, kind, prompt_length, positions=[last])[0]
+    kind: effects(denoiser, tokens, kind, prompt_length, positions=[last])[0]
     for kind in KINDS_OF_ATTENTION
 }
-pieces = [denoiser.tokenizer.decode([token]) for token in tokens]
 show(
     attention.attention_effects(moves, pieces, prompt_length, hidden=last),
     "Four rows of bars over the tokens. Causal: zero everywhere but at the last token. "
@@ -153,79 +142,47 @@ assert moves["causal"][0] == 0 and moves["bidirectional"][0] > 0
 for kind in ("prompt-causal", "mask-blind"):
     assert (moves[kind][: prompt_length - 1] == 0).all()
     assert (moves[kind][prompt_length:] > 0).all()
-print("The four masks let through what they should, and nothing else.")
 
 # %% [markdown]
-# **Takeaway.** Under the bidirectional mask the last token reaches even position 0. Under the
-# prompt-causal one it reaches the answer, and of the prompt only the last position. Under
-# mask-blind the same states move because a word is missing: no position attends to the MASK.
-#
-# Now choose mask, target, length of the prompt and the token to hide. The frame in the mask marks
-# the hidden token's column: positions with a dot there are affected directly, others by way of
-# them. A new mask is measured once, which takes a few seconds. (A page without a kernel shows the
-# first choice.)
+# Now choose mask, target, length of the prompt and the token to hide. The frame marks the hidden
+# token's column: positions with a dot there are affected directly, others by way of them. A new
+# mask takes a few seconds. (A page without a kernel shows the first choice.)
 
 # %%
 AttentionExplorer(denoiser, "What is the capital? It is Paris.", prompt_length=5)
 
 # %% [markdown]
-# ## Why be blind to MASKs?
-#
-# An answer begins as nothing but MASKs, which the backbone was not trained on. What does attending
-# to them do? Here it gets a question and the beginning of its own answer; the rest of a region of
-# 64 positions is MASK. The adapter is off. How often is the next word still its first choice, under
-# each attention mask? (The interval is 95 %, over answers.)
-
-# %%
-questions = [
-    "Explain in one sentence what a magnet is.", "Name three vegetables.",
-    "Describe an elephant in one sentence.", "What is the capital of Canada?",
-    "In one sentence, what is a poem?", "Name a famous scientist.",
-    "In one sentence, explain why we sleep.", "What is the opposite of big?",
-    "List three things to take to the beach.", "Describe a thunderstorm in one sentence.",
-    "Write one sentence about a summer morning.", "Tell me a very short story about a lost key.",
-]  # fmt: skip
-backbone = lad.load_backbone("smollm2-135m")
-answers = self_distil(backbone, questions[: None if full else 4], max_tokens=48)
-for kind in KINDS_OF_ATTENTION:
-    score = probes.next_token_accuracy(denoiser, answers, kind)
-    low, value, high = (f"{100 * share:.0f}" for share in (score.low, score.value, score.high))
-    print(f"{kind:<14}{value:>4} % right  ({low} to {high} %, {score.n} answers)")
+# **Takeaway.** Under the bidirectional mask the last token reaches even position 0. Under the
+# prompt-causal one it reaches the answer, and of the prompt only the last position. Under
+# mask-blind the same states move because a word is missing: no position attends to the MASK.
 
 # %% [markdown]
-# **Takeaway.** Once its words attend to MASKs, the backbone loses most of its accuracy. Blind to
-# them, it keeps most of it, so that less is left for an adapter to learn. The shipped adapter is
-# prompt-causal all the same: no adapter was trained with *mask-blind*.
-
-# %% [markdown]
-# ## What does the adapter change?
+# ## Where does the adapter change the weights?
 #
-# First its size: the length of the update $\text{scale} \cdot BA$ divided by that of the weight
-# matrix $W$ that it is added to, for every layer and matrix. (q, k, v and o belong to attention;
-# gate, up and down to the part of a layer that treats each position by itself.)
+# The length of the update $\text{scale} \cdot BA$ divided by that of $W$, for every matrix. (q, k,
+# v and o belong to attention; gate, up and down treat each position by itself.)
 
 # %%
 show(
-    attention.adapter_update(probes.update_sizes(denoiser)),
+    attention.adapter_update(update_sizes(denoiser)),
     "A heat map, weight matrices by layers: the relative size of the adapter's update.",
     name="adapter_update",
 )
 
 # %% [markdown]
-# **Takeaway.** In most matrices the update is at most half as long as the weight. It is largest
-# in the queries and keys of the first layer, where bare tokens attend to each other, MASK among
-# them.
+# **Takeaway.** In most matrices the update is at most half as long as the weights. It is largest in
+# queries and keys of the first layer, where bare tokens attend to each other, MASK among them.
+
+# %% [markdown]
+# ## What does the adapter change in a prediction?
 #
-# Second, its effect. One token of an answer is hidden, and the clue stands to the *right* of it. We
-# compare the denoiser; the denoiser when everything to the right is hidden too; and the bare
-# backbone under the same attention mask.
+# One token of an answer is hidden; the clue stands to the *right* of it. Three predictions: the
+# denoiser's, the denoiser's with all to the right hidden too, and the bare backbone's, same mask.
 
 # %%
-question = "Name a famous city."
-answer = "The city of [MASK] is the capital of Japan."
-no_clue = "The city of [MASK] [MASK] [MASK] [MASK] [MASK] [MASK] [MASK]"
+question, answer = "Name a famous city.", "The city of [MASK] is the capital of Japan."
 candidates = {"adapter": fill_mask(denoiser, question, answer)[0]}
-candidates["adapter, no clue"] = fill_mask(denoiser, question, no_clue)[0]
+candidates["adapter, no clue"] = fill_mask(denoiser, question, "The city of" + 7 * " [MASK]")[0]
 with denoiser.adapter_off():
     candidates["bare backbone"] = fill_mask(denoiser, question, answer)[0]
 show(
@@ -242,11 +199,10 @@ show(
 # %% [markdown]
 # ## What would each layer predict?
 #
-# Every layer adds to a state, and only after the last one the backbone's head reads a token off it.
-# The **logit lens** (nostalgebraist, 2020) applies the head after every layer: what would be the
-# likeliest token if the model ended there? Below, over layers and iterations, at one position of an
-# answer, which you choose; framed is the token that the answer ends up with. *Run* answers another
-# prompt.
+# Every layer adds to a state; after the last one the backbone's head reads a token off it. The
+# **logit lens** (nostalgebraist, 2020) applies the head after every layer: which token would be the
+# likeliest if the model ended there? Below, over layers and iterations, at a position of an answer
+# that you choose; framed is the final token, that of the last draft. *Run* answers another prompt.
 
 # %%
 prompt = "What do you know about Amsterdam?" if full else "What is the capital of France?"
@@ -254,9 +210,8 @@ run = lad.record(denoiser, prompt, lad.PRESETS["default"])
 LensExplorer(denoiser, run)
 
 # %% [markdown]
-# And over many answers (`lad study`): in one iteration after the other, after which layer does the
-# final token lead, where it is already visible, where this iteration shows it, and where the
-# position stays masked? The bands are 95 % intervals over answers.
+# And over many answers (`lad study`, bands are 95 % intervals): after which layer does the final
+# token lead, where it is already visible, where this iteration shows it, where it stays masked?
 
 # %%
 show_recorded(
@@ -274,78 +229,56 @@ show_recorded(
 # %% [markdown]
 # ## Can we watch one being trained?
 #
-# A new adapter has $B = 0$ and changes nothing. We give it a minute on two CPU cores. The pairs of
-# prompt and answer come from the backbone, which answers questions from left to right:
-# **self-distillation**. The adapter then learns to restore those answers after corruption as in
-# notebook 1. The **loss** is the cross-entropy in nats (0 for certainty, 0.7 for one chance in two,
-# 2.3 for one in ten). An optimiser **step** is one small correction of $A$ and $B$.
+# A new adapter has $B = 0$ and changes nothing. We give it a minute on two CPU cores. The backbone
+# answers questions from left to right (**self-distillation**), and the adapter learns to restore
+# those answers after corruption as in notebook 1. The **loss** is the cross-entropy in nats (0 for
+# certainty, 0.7 for one chance in two, 2.3 for one in ten). An optimiser **step** is one small
+# correction of $A$ and $B$.
 
 # %%
-countries = ["France", "Spain", "Italy", "Japan", "Egypt", "Poland", "Norway", "Peru", "Cuba"]
+countries = ["France", "Austria", "Japan", "Egypt", "Poland", "Norway", "Peru", "Cuba", "Kenya"]
+backbone = lad.load_backbone("smollm2-135m")
 pairs = self_distil(backbone, [f"What is the capital of {c}?" for c in countries], max_tokens=20)
 print(f"{len(pairs)} pairs, such as:", *(f"{p.prompt} {p.answer}" for p in pairs[:3]), sep="\n  ")
 
 # %%
 beginner = lad.Denoiser.create(backbone, lad.DenoiserConfig(rank=8, alpha=16))
-hidden_answer = " ".join(["[MASK]"] * 8)
-before = fill_mask(beginner, "What is the capital of Greece?", hidden_answer, top=1)
-rows = lad.train(
-    beginner,
-    pairs,
-    lad.TrainConfig(
-        steps=40 if full else 10, learning_rate=3e-3, warmup_steps=4, batch_tokens=480,
-        widths=(64, 96), widen=0, log_every=1,
-    ),
-    held_out=[],
+greece = beginner, "What is the capital of Greece?", " ".join(["[MASK]"] * 8)
+before = fill_mask(*greece, top=1)
+settings = lad.TrainConfig(
+    steps=40 if full else 10, learning_rate=3e-3, warmup_steps=4, batch_tokens=480,
+    widths=(64, 96), widen=0, log_every=1,
 )  # fmt: skip
-show(
-    training.loss_curve(rows),
-    "The loss against the optimiser step: dots, and their running median; the upper axis counts "
-    "seconds.",
-)
-
-# %%
-after = fill_mask(beginner, "What is the capital of Greece?", hidden_answer, top=1)
+rows = lad.train(beginner, pairs, settings, held_out=[])
 print("Greece was not among the questions. From eight MASKs, in one pass, the likeliest tokens:")
 print("  before:", "|".join(token.text for (token,) in before))
-print("  after: ", "|".join(token.text for (token,) in after))
+print("  after: ", "|".join(token.text for (token,) in fill_mask(*greece, top=1)))
+show(training.loss_curve(rows), "The loss against the optimiser step and seconds, falling.")
 
 # %% [markdown]
-# **Takeaway.** A few steps are enough to see the loss fall. This is a toy: a handful of
-# questions, and the backbone's answers, mistakes included. In the answer about Greece look for the
-# pattern of the training answers, not for the right city. Where a word stands twice, remember that
-# all eight positions were predicted at once; repairing that takes more iterations, see notebook 3.
+# **Takeaway.** A few steps are enough to see the loss fall. This is a toy: in the answer about
+# Greece look for the pattern of the training answers, not for the right city. A word stands
+# twice because all positions were predicted at once; repairing that takes iterations (notebook 3).
 
 # %% [markdown]
 # ## How was the shipped adapter trained?
 #
-# With the same code on GPUs and far more pairs, in three runs (see its `README.md`). Masks reach up
-# to the whole answer, stand in blocks or cover its end, and structural corruption falls on some of
-# the answers. About one in seven is not corrupted but read from left to right from a random
-# position, so that the adapter keeps the backbone's skill at next tokens. The three logs follow
-# each other; the runs differ in pairs and noise, so the loss rises at step 7,230. The shipped
-# weights are the mean of the last two runs, so no curve ends at them.
+# With the same code on GPUs and far more pairs, in three runs, each from the weights before (see
+# its `README.md`). Masks reach up to the whole answer, and structural corruption falls on some of
+# the answers; some are predicted from left to right instead, which keeps the backbone's skill. The
+# shipped weights are the mean of the last two runs, so no curve ends at them.
+#
+# Now and then it was tested on held-out pairs with a quarter, a half and three quarters of the
+# answer masked. **Accuracy** is the share of masked tokens whose likeliest prediction is right;
+# there is often more than one good answer, so it cannot reach 100 %. The first run was tested on
+# other pairs than the later ones: points on two sides of the dotted line are not comparable.
 
 # %%
 with open(shipped_adapter("smollm2-135m") / "training_log.jsonl", encoding="utf-8") as file:
     log = [json.loads(line) for line in file]
 show(
-    training.loss_curve(log),
-    "The shipped adapter's training loss against the optimiser step; the upper axis counts time.",
-    name="training_loss",
-)
-
-# %% [markdown]
-# During training it was tested on held-out pairs with a quarter, a half and three quarters of the
-# answer masked. **Accuracy** is the share of masked tokens whose likeliest prediction is right;
-# there is often more than one good answer, so it cannot reach 100 %. The last two points are of
-# another held-out set.
-
-# %%
-show(
     training.validation_curves(log),
-    "Cross-entropy and accuracy on held-out pairs against the optimiser step, one line for each "
-    "share masked.",
+    "Cross-entropy and accuracy on held-out pairs by step and share masked, a gap between sets.",
     name="training_validation",
 )
 
@@ -359,10 +292,8 @@ show(
 # 1. In the explorer, choose *prompt-causal* and change the target from *next* to *same*. Which row
 #    of the mask changes, and which bar disappears?
 # 2. Under *causal*, hide a token in the middle. Which states move, and why only those?
-# 3. Choose *mask-blind* and hide one answer token after the other. Which positions still attend to
-#    it?
-# 4. Replace `answer` above by a sentence with the clue on the left of `[MASK]`. How well does the
+# 3. Replace `answer` above by a sentence with the clue on the left of `[MASK]`. How well does the
 #    bare backbone do now?
-# 5. Train the beginner with `rank=1`. Does the loss still fall?
+# 4. Train the beginner with `rank=1`. Does the loss still fall?
 #
 # Next: one answer, draft by draft, in [notebook 3](03_sampling_walkthrough.ipynb).

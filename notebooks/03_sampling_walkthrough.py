@@ -49,7 +49,7 @@ from lad.evaluation.text_metrics import repeated_ngrams
 from lad.models.chat import encode_text
 from lad.utils import profile
 from lad.viz.gallery import FIGURES, gallery, recorded_race, save_race, save_trace
-from lad.viz.html import costs_table, filmstrip_text, gallery_html
+from lad.viz.html import costs_table, gallery_html
 from lad.viz.refinement import confidence_heatmap, filmstrip_figure, settled_curve, settling_heatmap
 from lad.viz.style import save, show
 from lad.viz.tokens import repeated_share
@@ -88,24 +88,18 @@ paris, noiseless, remasked, _ = runs.values()
 gallery_html(gallery())
 
 # %% [markdown]
-# The run about Paris in plain text; brackets mark tokens that differ from the draft before.
-
-# %%
-print(filmstrip_text(paris))
-
-# %% [markdown]
 # **Takeaway.** A short, well-known answer is complete in one of the first drafts. The rest raises
 # the confidence; then the draft no longer changes and the run stops, after fewer forward passes
 # than the answer has tokens.
 
 # %% [markdown]
-# ## How does a longer answer develop, with and without re-masking?
+# ## How does a longer answer develop?
 #
-# The question of the authors' figure, answered twice, in the form of their page: a row for each
-# iteration shown, every token on the colour of its confidence, from dark red (a guess) through
-# olive to pale green (certain). With re-masking there are two columns: what the denoiser saw, MASK
-# in black, and the draft it drew. The lower the confidence of a token, the likelier it is masked
-# again.
+# The question of the authors' figure, answered with re-masking and without, in the form of their
+# page: a row for each iteration shown, every token on the colour of its confidence, from dark red
+# (a guess) through olive to pale green (certain). With re-masking there are two columns: what the
+# denoiser saw, MASK in black, and the draft it drew. The lower the confidence of a token, the
+# likelier it is masked again.
 
 # %%
 film = filmstrip_figure(remasked, FIGURES["filmstrip_renoised"][1])
@@ -127,7 +121,7 @@ show(film, alt=f"Drafts without re-masking; the last reads: {noiseless.answer}")
 #
 # Position in the answer region across, iteration downwards. First the confidence, with a dashed
 # line at the end of the final answer. Then what happens to each token: it has **settled** at the
-# iteration from which it keeps its final value to the end.
+# iteration from which it no longer changes.
 
 # %%
 heat = confidence_heatmap(remasked)

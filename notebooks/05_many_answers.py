@@ -48,13 +48,13 @@ show_recorded(
 
 # %% [markdown]
 # **Takeaway.** Iterations improve quality, up to a point. Without re-masking perplexity is halved
-# and an answer rests after some ten passes, but many of its tokens stutter or loop. With re-masking
-# two iterations have a higher perplexity than one; 32 or more reach the same without the stutter,
-# at up to a pass a token. Unmasking only confident tokens reaches 1.7 in 20 passes, with shorter
-# answers (32 tokens, not 45). Where intervals overlap, no difference is claimed.
+# and an answer settles after some ten passes, but many of its tokens stutter or loop. With
+# re-masking two iterations have a higher perplexity than one; 32 or more reach the same without the
+# stutter, at up to a pass a token. Unmasking only confident tokens reaches 1.7 in 20 passes, with
+# shorter answers (32 tokens, not 45). Where intervals overlap, no difference is claimed.
 
 # %% [markdown]
-# ## Does an answer come to rest in fewer iterations than it has tokens?
+# ## Does an answer settle in fewer iterations than it has tokens?
 #
 # Below the dashed line it does. Only the noiseless panel tests that. With re-masking the schedule
 # decides, which masks until its end; *confident only* unmasks at least one token a pass, so it
@@ -65,12 +65,12 @@ show_recorded(
 show_recorded(
     "convergence",
     "A panel for each strategy: a dot for each answer, its tokens against the iterations until it "
-    "stood, and the line y = x.",
+    "settled, and the line y = x.",
 )
 
 # %% [markdown]
-# **Takeaway.** Noiseless answers of all lengths rest in fewer passes than they have tokens:
-# parallel, as the authors say. The number grows with the length. What they converge to is another
+# **Takeaway.** Noiseless answers of all lengths settle in fewer passes than they have tokens:
+# parallel, as the authors say. The number grows with the length. What they settle on is another
 # question.
 
 # %% [markdown]
@@ -93,19 +93,19 @@ show_recorded(
 # %% [markdown]
 # ## How fast does an answer settle, and from which end?
 #
-# First the share of tokens that are final after so many iterations, then the iterations it takes by
-# the place in the answer.
+# First the share of tokens that are settled after so many iterations, then the iterations it takes
+# by the place in the answer.
 
 # %%
 show_recorded(
     "settled_share",
-    "The mean share of final tokens against iterations, a line with a band for each strategy.",
+    "The mean share of settled tokens against iterations, a line with a band for each strategy.",
 )
 
 # %%
 show_recorded(
     "settling_order",
-    "Iterations until a token is final against its place in the answer, in tenths, by strategy.",
+    "Iterations until a token is settled against its place in the answer, in tenths, by strategy.",
 )
 
 # %% [markdown]

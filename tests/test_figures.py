@@ -177,6 +177,17 @@ def test_the_loss_curve_needs_rows_and_takes_a_log_with_validations_in_it():
     assert to_png(training.loss_curve(mixed)) == to_png(training.loss_curve(ROWS))
 
 
+def test_a_validation_on_other_pairs_is_joined_to_no_earlier_one():
+    rows = [{"step": step, "validation": SCORES} for step in (1, 2, 5)]
+    rows[2] = {"step": 5, "validation": {k: s | {"n": s["n"] + 1} for k, s in SCORES.items()}}
+    figure = training.validation_curves(rows)
+    drawn = [list(line.get_xdata()) for line in figure.axes[0].lines]
+    assert drawn == [[1, 2], [5], [1, 2], [5], [3.5, 3.5]]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["25 % masked", "50 % masked"]
+    assert title(figure).endswith("64 % of the held-out tokens are right")
+    assert "the held-out pairs change" in figure.legends[0].get_title().get_text()
+
+
 def test_the_sentence_of_an_effect_follows_the_data():
     words = attention.effect_sentence("causal", np.array([0, 0, 0.5]), ["a", "b", "<c>"], 2, 2)
     assert "('<c>') moves 0 of 2 states of the prompt and 1 of 1 of the answer" in words

@@ -98,7 +98,7 @@ def test_settling_heatmap_tells_changed_unchanged_and_settled():
         [settled, settled, settled],
         [settled, settled, settled],
     ]
-    # was is final from iteration 2, which lies in the second half of 0 to 3
+    # was is settled from iteration 2, which lies in the second half of 0 to 3
     assert figure.get_suptitle().startswith("1 of 3 answer tokens settle in the second half")
     hatched = [p.get_bbox().bounds for p in figure.axes[0].patches]
     assert hatched == [(-0.5, -0.5, 3, 1), (0.5, 0.5, 2, 1), (0.5, 1.5, 1, 1)]
@@ -106,7 +106,7 @@ def test_settling_heatmap_tells_changed_unchanged_and_settled():
 
 def test_curves_name_each_run():
     figure = refinement.settled_curve({"noisy": NOISY, "quiet": QUIET})
-    half = "Half of the answer is final after iteration 1 (noisy), 1 (quiet)"
+    half = "Half of the answer is settled after iteration 1 (noisy), 1 (quiet)"
     assert figure.get_suptitle() == half
     lines = figure.axes[0].lines
     assert [line.get_label() for line in lines] == ["noisy", "quiet"]

@@ -16,8 +16,8 @@ from lad.evaluation.race import LEFT_TO_RIGHT, REFINEMENT, race
 from lad.models.generate import generate
 from lad.utils import InvalidInput
 from lad.viz.gallery import recorded_race, save_race
-from lad.viz.html import filmstrip_text
 from lad.viz.race import race_html, race_sentence
+from lad.viz.tokens import summary
 from lad.widgets import Limits, RaceExplorer, RefinementExplorer
 
 CONFIG = RefineConfig(answer_length=16, iterations=5)
@@ -65,7 +65,7 @@ def test_every_pass_from_left_to_right_adds_a_token_and_the_trace_is_an_ordinary
         assert (draft[n + 1 :] == written.eos_token_id).all()
     assert written.settled_at.tolist() == list(range(written.nfe))
     assert Trace.load(written.save(tmp_path / "run.jsonl")) == written
-    assert f"{written.nfe} iterations" in filmstrip_text(written)
+    assert f"{written.nfe} iterations" in summary(written)
 
 
 def test_reading_the_prompt_is_in_the_seconds_of_both(monkeypatch):

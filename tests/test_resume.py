@@ -30,7 +30,7 @@ def cut(trace: Trace, steps: int) -> Trace:
 def test_a_run_cut_off_anywhere_goes_on_as_if_it_never_was(
     remasking, temperature, denoiser, prompt, config, seed, top_p
 ):
-    # Sampled at a top-p of 0.01 a draft comes to rest, and is counted up to the patience.
+    # Sampled at a top-p of 0.01 a draft settles, and is counted up to the patience.
     config = changed(config, remasking=remasking, temperature=temperature, top_k=4, top_p=top_p)
     config = changed(config, iterations=config.iterations % 8 + 6)
     draft, fixed = starts(denoiser, config, seed)

@@ -59,7 +59,7 @@ def test_what_settles_when_is_counted_from_one():
         {"tokens": 3, "stood": 3, "ran": 4},
         {"tokens": 1, "stood": 4, "ran": 4},  # its EOS moved last
     ]
-    # a and EOS are final at once, b after two iterations, c after three; the other's EOS at last
+    # a and EOS are settled at once, b after two iterations, c after three; the other's EOS at last
     means = [one["value"] for one in found["settled"]["way"]]
     assert means == pytest.approx([(2 / 4 + 1 / 2) / 2, (3 / 4 + 1 / 2) / 2, 3 / 4, 1, 1, 1, 1, 1])
     assert all(one["value"] is None for one in found["order"]["way"])  # too short for tenths

@@ -19,7 +19,7 @@ from traces import EOS, TURN, make_trace, words
 from lad.diffusion.config import RefineConfig
 from lad.diffusion.sampler import record
 from lad.viz import html, tokens
-from lad.viz.html import draft_html, draft_text
+from lad.viz.html import draft_html
 from lad.viz.style import COLORS
 from lad.viz.tokens import confidence_color, sentence, summary, token_spans
 
@@ -112,7 +112,6 @@ def test_every_position_is_in_exactly_one_span_and_no_text_is_lost(data):
             covered = [position for span in spans for position in span.positions]
             assert sorted(covered) == list(range(length))
             parse(draft_html(trace, row, phase))
-            assert "\n" not in draft_text(trace, row, phase)
     plain = [token for token in drafts[-1] if isinstance(token, bytes)]
     text = "".join(span.text for span in token_spans(make_trace(plain or [b"a"]), 0))
     assert text == b"".join(plain or [b"a"]).decode("utf-8", errors="replace")
@@ -224,33 +223,6 @@ def test_confidence_colours_get_lighter_and_carry_black_text():
     assert max(np.diff(lightness)) < 1.7 * min(np.diff(lightness))  # evenly
     assert min(*light, on_black(COLORS["masked"]), on_black(COLORS["changed"])) >= 4.5  # WCAG AA
     assert confidence_color(float("nan")) == "#ffffff"
-
-
-def test_plain_text_of_a_draft():
-    assert draft_text(SMALL, 1) == "Paris is[ nice] <EOS × 2>"
-    assert draft_text(SMALL, 0, "remasked") == "Paris ░░ ░░ <EOS> <masked EOS>"
-    assert draft_text(SMALL, 1, "input") == "Paris░░ <EOS>░"
-    assert draft_text(make_trace([b"a\n", b"b"]), 0) == "[a↵b]"
-
-
-def test_plain_text_filmstrip_exactly():
-    assert html.filmstrip_text(SMALL, [0, 2]) == (
-        "Where? (3 tokens in 3 iterations with re-masking)\n"
-        "[changed]  ░ masked\n"
-        "\n"
-        "Iteration 0: 5 MASKs in its input, all 3 tokens are new (and 2 from EOS on), mean "
-        "confidence\n0.50; settled 75 %.\n"
-        "  input  ░░░░░\n"
-        "  draft  [Paris is is <EOS × 2>]\n"
-        "\n"
-        "Iteration 2: 1 MASK in its input, 0 of 3 tokens changed, mean confidence 1.00; settled "
-        "100 %.\n"
-        "  input  ░ is nice <EOS × 2>\n"
-        "  draft  Paris is nice <EOS × 2>\n"
-        "\n"
-        "Stopped early after 3 of 8 iterations: the draft stood still. 3 tokens from 3 forward "
-        "passes\n(1.00 tokens a pass) in 0.8 s, 4.0 iterations a second."
-    )
 
 
 letters = st.lists(st.sampled_from([b"a", b"b", EOS]), min_size=5, max_size=5)

@@ -31,6 +31,7 @@ def test_untouched_tokens_stay_and_every_mask_is_marked(severity, seed):
             assert after == before
     assert [piece == forward.MASK for piece in result.after] == list(result.masked)
     assert [kind == "mask" for kind in result.shown] == list(result.masked)
+    assert sum(kind != "" for kind in result.shown) == result.changed
 
 
 def test_examples_show_every_kind():

@@ -142,7 +142,7 @@
       before,
       after: after.map((id) => vocabulary[id]),
       masked: after.map((id) => id === 0),
-      shown: after.map((id, i) => (id === 0 ? 'mask' : last(i))),
+      shown: after.map((id, i) => (id === 0 ? 'mask' : vocabulary[id] === before[i] ? '' : last(i))),
       shares: Object.fromEntries(Object.entries(where).map(([kind, marked]) => [kind, share(marked)])),
     };
   };

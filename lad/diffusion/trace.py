@@ -140,7 +140,7 @@ class Trace:
 
     @cached_property
     def settled_share(self) -> np.ndarray:
-        """`(i,)` float64: share of the final answer, its EOS included, that is final."""
+        """`(i,)` float64: share of the final answer, its EOS included, that is settled."""
         settled = self.settled_at[: self.tokens + 1]
         return (settled[None, :] <= np.arange(len(self.steps))[:, None]).mean(axis=1)
 

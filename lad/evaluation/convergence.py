@@ -1,7 +1,7 @@
 """What refinement does over many answers: the numbers behind six figures.
 
 `quality` of answers against the iterations allowed; `runs`, tokens and iterations of each answer;
-`settled`, the share of final tokens, EOS included, by iteration; `order`, when a token is final
+`settled`, the share of settled tokens, EOS included, by iteration; `order`, when a token settles
 against its place in the answer; `calibration`, accuracy of the likeliest token by its confidence;
 `layers`, after which layer a final token leads, see `lad.evaluation.lens`.
 
@@ -100,7 +100,7 @@ def run_study(
 
 
 def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
-    """When tokens and answers become final: `runs`, `settled` and `order` of each way's traces.
+    """When tokens and answers settle: `runs`, `settled` and `order` of each way's traces.
 
     Iterations count from 1. `order` is by tenths, without answers of fewer than 10 tokens.
     """
@@ -110,7 +110,7 @@ def settling(traces: Mapping[str, Sequence[Trace]], iterations: int) -> dict:
         for run, trace in zip(runs[name], group, strict=True):
             run["stood"] = int(trace.settled_at[: trace.tokens + 1].max()) + 1
         nonempty = [trace for trace in group if trace.tokens]
-        shares = np.ones((len(nonempty), iterations))  # (n, i), final once the run has ended
+        shares = np.ones((len(nonempty), iterations))  # (n, i), settled once the run has ended
         for row, trace in enumerate(nonempty):
             shares[row, : len(trace.steps)] = trace.settled_share
         settled[name] = [mean(column).to_dict() for column in shares.T]

@@ -21,7 +21,7 @@ PANELS = {
     "whole_sentences": ("ends", "answers that end in a\nwhole sentence (%)", 100),
     "nfe": ("cost", "forward passes spent", 1),
 }
-# What a strategy's rules say about the iterations until an answer stands, whatever the denoiser.
+# What a strategy's rules say about the iterations until an answer settles, whatever the denoiser.
 BOUNDS = {
     "guided": "bounded by the method:\nmasks until its schedule ends",
     "threshold": "bounded by the method:\nat least one token a pass",
@@ -84,7 +84,7 @@ def quality_curve(data: Mapping) -> Figure:
 
 @styled
 def convergence(data: Mapping) -> Figure:
-    """Iterations after which each answer stood, against its tokens; below the line is parallel."""
+    """Iterations until each answer settled, against its tokens; below the line is parallel."""
     strategies, limit = data["runs"], data["iterations"][-1]
     figure, _ = new_figure(1, len(strategies), height=3.6, sharex=True, sharey=True)
     most = max(max(run["tokens"], run["stood"]) for runs in strategies.values() for run in runs)
@@ -95,24 +95,24 @@ def convergence(data: Mapping) -> Figure:
         dots = series(number) | {"linestyle": "", "alpha": 0.7, "markersize": 5.5}
         axes.plot([0, most], [0, most], **DASHED)
         axes.annotate("y = x: as many\nas tokens", (0.04, 0.97), **words)
-        rested = [run for run in runs if run["ran"] < limit]
+        settled = [run for run in runs if run["ran"] < limit]
         hollow = [run for run in runs if run["ran"] >= limit]  # ended by its iterations
-        kinds = {"came to rest": (rested, dots["color"])}
+        kinds = {"settled": (settled, dots["color"])}
         kinds[f"ran all {limit} iterations"] = hollow, "white"
         for kind, (part, face) in kinds.items():
             x, y = [run["tokens"] for run in part], [run["stood"] for run in part]
             axes.plot(x, y, markerfacecolor=face, label=kind, **dots)
         style.whole_numbers(axes.xaxis, axes.yaxis, most=6)
-        unit = "iterations until it stands" if number == 0 else ""
+        unit = "iterations until it settles" if number == 0 else ""
         label(axes, "tokens of the answer", unit, _name(name))
         bound = BOUNDS.get(upgrade(data["ways"][name])["remasking"])
         if bound:
             axes.annotate(bound, (0.97, 0.14), ha="right", **words)
         else:
-            fewer = sum(run["stood"] < run["tokens"] for run in rested)
+            fewer = sum(run["stood"] < run["tokens"] for run in settled)
             found.append(f"{_name(name)}, {fewer} of {len(runs)}")
     style.shared_legend(figure)
-    text = f"Answers at rest in fewer iterations than tokens: {', '.join(found)}"
+    text = f"Answers settled in fewer iterations than tokens: {', '.join(found)}"
     note = "only noiseless refinement tests this: the method itself bounds the other two"
     return titled(figure, text, note)
 
@@ -147,7 +147,7 @@ def calibration_curve(data: Mapping) -> Figure:
 
 @styled
 def settled_shares(data: Mapping) -> Figure:
-    """Mean share of an answer's tokens that are final, against iteration, for each strategy."""
+    """Mean share of an answer's tokens that are settled, against iteration, for each strategy."""
     figure, axes = new_figure(height=3.6)
     found = []
     for number, (strategy, estimates) in enumerate(data["settled"].items()):
@@ -160,14 +160,14 @@ def settled_shares(data: Mapping) -> Figure:
     axes.set_ylim(-2, 104)
     style.whole_numbers(axes.xaxis)
     longest = max(map(len, data["settled"].values()))
-    label(axes, f"iterations done, of at most {longest}", "final answer tokens (%), mean")
+    label(axes, f"iterations done, of at most {longest}", "settled tokens (%), mean")
     style.shared_legend(figure)
-    return titled(figure, f"Half is final after iteration {', '.join(found)}")
+    return titled(figure, f"Half is settled after iteration {', '.join(found)}")
 
 
 @styled
 def settling_order(data: Mapping) -> Figure:
-    """The iteration after which a token is final, against its place in the answer."""
+    """The iteration after which a token is settled, against its place in the answer."""
     figure, axes = new_figure(height=3.6)
     beginning = 0
     for number, (strategy, estimates) in enumerate(data["order"].items()):
@@ -178,7 +178,7 @@ def settling_order(data: Mapping) -> Figure:
         beginning += bool(finite) and style.change(finite[0][1], finite[-1][1]) == "rises"
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)
-    label(axes, "place in the answer (%, from its first token)", "iterations until it is final")
+    label(axes, "place in the answer (%, from its first token)", "iterations until it settles")
     style.shared_legend(figure)
     share = f"{beginning} of {len(data['order'])} strategies"
     return titled(figure, f"The beginning of an answer settles first under {share}")

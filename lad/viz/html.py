@@ -12,7 +12,6 @@ import gzip
 import html
 import json
 import math
-import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -232,42 +231,6 @@ def gallery_html(traces: Mapping[str, Trace]) -> Page:
     names = [visible(name) for name in traces]
     players = {str(number): replay_html(trace) for number, trace in enumerate(traces.values())}
     return Page(chooser_html({"Run": {"": names}}, players))
-
-
-def draft_text(trace: Trace, step: int, phase: str = "denoised") -> str:
-    """One step of a trace on one line of plain text: `[changed]`, `░` masked, `↵` newline."""
-    pieces, changing = [], False
-    for span in token_spans(trace, step, phase):
-        changed = span.state == "changed"
-        if changed != changing:
-            pieces.append("[" if changed else "]")
-        changing = changed
-        text = visible(span.text).replace("\n", "")
-        if span.kind == "eos":
-            text = f" <EOS × {span.count}>" if span.count > 1 else " <EOS>"
-            text = text.replace("EOS", "masked EOS") if span.state == "masked" else text
-        elif span.kind == "mask":
-            text = "░" if span.count == 1 else f" <MASK × {span.count}>"
-        elif span.state == "masked":
-            text = "".join(c if c.isspace() else "░" for c in text)
-        pieces.append(text)
-    return "".join(pieces) + "]" * changing
-
-
-def filmstrip_text(trace: Trace, iterations: Sequence[int] | None = None, width: int = 96) -> str:
-    """The drafts of chosen iterations, see `choose_steps`, as text; with re-masking the inputs."""
-    remasked = bool(trace.remask.any())
-    prompt = " ".join(trace.prompt.split())
-    lines = [f"{prompt} ({count(trace.tokens, 'token')} in {tokens.ran(trace)})"]
-    lines += ["[changed]" + "  ░ masked" * remasked]
-    margins = {"input": "  input  ", "denoised": "  draft  "} if remasked else {"denoised": "  "}
-    for step in tokens.choose_steps(trace, iterations):
-        lines += ["", *textwrap.wrap(sentence(trace, step, list(margins)), width)]
-        for phase, margin in margins.items():
-            text = draft_text(trace, step, phase)
-            indent = {"initial_indent": margin, "subsequent_indent": " " * len(margin)}
-            lines += textwrap.wrap(text, width, **indent)
-    return "\n".join([*lines, "", *textwrap.wrap(summary(trace), width)])
 
 
 def costs_html(traces: Mapping[str, Trace]) -> str:

@@ -50,9 +50,12 @@ class Corrupted:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """For each position the kind that a view names: "mask", the last cause, or ""."""
-        last = [causes[-1] if causes else "" for causes in self.causes]
-        return tuple("mask" if m else cause for m, cause in zip(self.masked, last, strict=True))
+        """For each position the kind that a view names: "mask", the last cause, or "".
+
+        A token that is what it was has none, such as END after a swap of two END.
+        """
+        found = zip(self.before, self.after, self.masked, self.causes, strict=True)
+        return tuple("mask" if m else c[-1] if a != b else "" for b, a, m, c in found)
 
 
 class Rate(NamedTuple):
@@ -111,7 +114,7 @@ def _last_mask(counts: Sequence[int]) -> int | None:
 
 @styled
 def kinds_of_noise(examples: Mapping[str, Corrupted], severity: float) -> Figure:
-    """One sentence under each kind of noise: what it does in words, and the tokens it acted on.
+    """One sentence under each kind of noise: what it does in words, and the tokens it changed.
 
     `severity` is the p they were drawn with; a key that is no kind stands for all together.
     """

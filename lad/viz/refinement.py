@@ -214,7 +214,7 @@ def settling_heatmap(trace: Trace) -> Figure:
         for start, stop in edges.reshape(-1, 2):
             box = Rectangle((start - 0.5, row - 0.5), stop - start, 1, **hatch)
             figure.axes[0].add_patch(box)
-    names = ("changed, not final", "unchanged, not final", "settled")
+    names = ("changed, not settled", "unchanged, not settled", "settled")
     keys = [Patch(facecolor=fill, label=name) for fill, name in zip(fills, names, strict=True)]
     keys[-1].set(edgecolor=COLORS["muted"], linewidth=0.5)
     keys.append(Patch(label="was MASK in the input", **hatch))
@@ -244,11 +244,11 @@ def _heatmap(trace: Trace, values: np.ndarray, colors: Colormap, high: int):
 
 @styled
 def settled_curve(traces: Mapping[str, Trace]) -> Figure:
-    """Share of each final answer's tokens, its EOS included, that are final, by iteration."""
+    """Share of each final answer's tokens, its EOS included, that are settled, by iteration."""
     figure = _curves({n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     half = [f"{tokens.half_settled(trace)} ({drawable(name)})" for name, trace in traces.items()]
-    return titled(figure, f"Half of the answer is final after iteration {', '.join(half)}")
+    return titled(figure, f"Half of the answer is settled after iteration {', '.join(half)}")
 
 
 def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:

@@ -216,7 +216,7 @@ def _split(marked: np.ndarray, length: int) -> tuple[int, str]:
 
 
 def is_whole(trace: Trace) -> bool:
-    """Whether the run came to its end: only then it is certain which tokens are final."""
+    """Whether the run came to its end: only then it is certain which tokens are settled."""
     return trace.stopped_early or len(trace.steps) >= trace.config.get("iterations", 1)
 
 
@@ -225,7 +225,7 @@ def summary(trace: Trace) -> str:
     ran, planned = len(trace.steps), trace.config.get("iterations", len(trace.steps))
     if trace.stopped_early:
         whole = trace.config.get("remasking") in SHOWN_BY
-        why = "no MASK was left in the answer" if whole else "the draft stood still"
+        why = "no MASK was left in the answer" if whole else "the draft settled"
         end = f"Stopped early after {ran} of {planned} iterations: {why}."
     elif ran < planned:
         end = f"Cut off after {ran} of {planned} iterations."
@@ -255,7 +255,7 @@ def ran(trace: Trace) -> str:
 
 
 def half_settled(trace: Trace) -> int:
-    """Number of iterations after which at least half of the final answer's tokens stand."""
+    """Number of iterations after which at least half of the final answer's tokens are settled."""
     return int(np.argmax(trace.settled_share >= 0.5)) + 1
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from itertools import groupby, pairwise, product
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -66,7 +67,8 @@ def validation_curves(log: Sequence[dict]) -> Figure:
     """Cross-entropy and accuracy on held-out pairs, for each share of the answer masked.
 
     Accuracy has 95 % intervals over answers: Wilson's, for as many independent tokens as would have
-    the same standard error. Logs of an earlier version lack that error and are drawn without.
+    the same standard error. Logs of an earlier version lack that error and are drawn without. Where
+    another number of tokens was masked, the pairs were others: the lines are interrupted there.
     """
     found = [(row["step"], row["validation"].items()) for row in log if "validation" in row]
     log = [{"step": step, **{f: s for f, s in scores if s["n"]}} for step, scores in found]
@@ -76,23 +78,29 @@ def validation_curves(log: Sequence[dict]) -> Figure:
     figure, (left, right) = new_figure(1, 2, height=3.3)
     for number, share in enumerate(shares):
         rows = [row for row in log if share in row]
-        steps, scores = [row["step"] for row in rows], [row[share] for row in rows]
-        name = f"{100 * float(share):g} % masked"
-        left.plot(steps, [score["ce"] for score in scores], label=name, **series(number))
-        estimates = [_over_answers(score) for score in scores]
-        errorbars(right, steps, estimates, 100, capsize=2.5, **series(number))
-    left.legend()
+        line = series(number) | {"label": f"{100 * float(share):g} % masked"}
+        for _, same in groupby(rows, lambda row: row[share]["n"]):  # noqa: B023
+            steps, scores = zip(*((row["step"], row[share]) for row in same), strict=True)
+            left.plot(steps, [score["ce"] for score in scores], **line)
+            line["label"] = None
+            errorbars(right, steps, [*map(_over_answers, scores)], 100, capsize=2.5, **line)
     label(left, "optimiser step", "cross-entropy (nats a token)")
     label(right, "optimiser step", "tokens right (%)")
     style.whole_numbers(left.xaxis, right.xaxis, most=6)
     middle = shares[len(shares) // 2]
+    style.shared_legend(figure)
     last, first = log[-1][middle], log[0].get(middle, {})
+    counted = [(row["step"], row[middle]["n"]) for row in log if middle in row]
+    changes = [(a + b) / 2 for (a, n), (b, m) in pairwise(counted) if n != m]
+    for axes, step in product((left, right), changes):
+        axes.axvline(step, color=COLORS["text"], linestyle=":", linewidth=1.2)
     text = f"With {100 * float(middle):g} % masked, {100 * last['accuracy']:.0f} % of the held-out "
     text += "tokens are right"
-    if len(log) > 1 and first:
+    if len(log) > 1 and first and not changes:
         text += f", {100 * first['accuracy']:.0f} % at step {log[0]['step']:,}"
-    bars = "bars: 95 % intervals over answers" if "error" in log[-1][shares[0]] else ""
-    return titled(figure, text, bars)
+    notes = ["at a dotted line the held-out pairs change: compare points of one side only"]
+    notes = notes * bool(changes) + ["bars: 95 % intervals over answers"] * ("error" in last)
+    return titled(figure, text, "; ".join(notes))
 
 
 def _over_answers(score: dict) -> dict:
