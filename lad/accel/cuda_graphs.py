@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lad.accel.llama_layers import LlamaLayers, compiled
 from lad.diffusion.config import RefineConfig
-from lad.diffusion.denoiser import Denoiser, PromptCache, PromptForward, attention_mask
+from lad.diffusion.denoiser import Denoiser, attention_mask
 from lad.diffusion.sampler import SamplerState, StepOutput, step
 
 PROMPT_STEP = 32
@@ -78,31 +78,33 @@ class GraphCache:
         return found
 
 
-class CapturedForward(PromptForward):
+class CapturedForward:
     """`PromptForward` by captured passes; its logits are valid until the next call."""
 
     batch_ids = itertools.count()
 
     def __init__(self, graphs: GraphCache, prompts: Tensor, padding: Tensor | None = None) -> None:
-        super().__init__(graphs.denoiser, prompts, padding)
-        self.graphs = graphs
+        self.graphs, self.prompts, self.padding = graphs, prompts, padding
         self.batch_id = next(self.batch_ids)
 
     def __call__(self, answer: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`(b, a, v)` logits of `(b, a)` answers; all are computed, whatever the `lengths`."""
-        # A prompt of one token has no cache, which a captured pass would need.
-        if self.cache is None and self.denoiser.config.attention != "bidirectional":
-            return super().__call__(answer, lengths)
         captured = self.graphs.get(*self.prompts.shape, answer.shape[1])
         if captured.batch_id != self.batch_id:
-            captured.fill(self.prompts, self.padding, self.cache)
+            captured.fill(self.prompts, self.padding)
             captured.batch_id = self.batch_id
         return captured(answer, lengths)
 
     def select(self, keep: Tensor) -> None:
         """Drop all sequences but those that `keep`, an index on the device, names."""
-        super().select(keep)
+        last, shape = self.graphs.last, padded_shape(len(keep), self.prompts.shape[1])
+        filled = last is not None and last.batch_id == self.batch_id
+        self.prompts = self.prompts[keep]
+        self.padding = None if self.padding is None else self.padding[keep]
         self.batch_id = next(self.batch_ids)
+        if filled and shape == last.prompts.shape:
+            last.select(keep)
+            last.batch_id = self.batch_id
 
 
 class Replayed:
@@ -151,6 +153,9 @@ class CapturedPass:
         self.lengths = torch.full_like(self.padding, a)  # of the answers; the rest is invisible
         self.cache = denoiser.read_prompt(self.prompts, self.padding)
         self.start = 0 if self.cache is None else self.cache.get_seq_length()
+        self.read = self._read
+        if self.layers is not None and self.cache is not None:
+            self.read = Replayed(self._read, device)
         self.batch_id: int | None = None  # of the batch whose prompts are filled in
         self.steps: dict[RefineConfig, CapturedStep] = {}
         self.run = Replayed(self._run, device)
@@ -167,6 +172,22 @@ class CapturedPass:
         computed = (position[self.start :] - self.padding[:, None]).clamp(min=0)
         return self.layers.prepare(computed, mask)
 
+    def _read(self) -> None:
+        """Keys and values of the prompts, see `Denoiser.read_prompt`."""
+        if self.cache is None:
+            return
+        if self.layers is None:
+            read = self.denoiser.read_prompt(self.prompts, self.padding)
+            for mine, new in zip(self.cache.layers, read.layers, strict=True):
+                mine.keys.copy_(new.keys)
+                mine.values.copy_(new.values)
+            return
+        position = torch.arange(self.start, device=self.prompts.device)
+        ends = torch.full_like(self.padding, self.start)
+        mask = attention_mask(ends, self.start, "prompt-causal", "same", self.padding)
+        inputs = self.layers.prepare((position - self.padding[:, None]).clamp(min=0), mask)
+        self.layers(self.prompts[:, : self.start], inputs, into=self.cache)
+
     def _run(self) -> Tensor:
         denoiser = self.denoiser
         if self.layers is None:
@@ -178,22 +199,29 @@ class CapturedPass:
         first = self.prompts.shape[1] - self.start - denoiser.config.shift
         return denoiser.causal_lm.lm_head(states[:, first : first + self.answer.shape[1]])
 
-    def fill(self, prompts: Tensor, padding: Tensor | None, cache: PromptCache | None) -> None:
-        """Copy prompts, and their keys and values, into this pass's memory."""
-        b, p = prompts.shape
-        # Unused places in the batch answer the first prompt again.
-        index = torch.arange(len(self.prompts), device=prompts.device)
-        index = index.where(index < b, 0)
-        extra = self.prompts.shape[1] - p
+    def fill(self, prompts: Tensor, padding: Tensor | None) -> None:
+        """Copy `(b, p)` prompts into this pass's memory, and read them."""
+        extra = self.prompts.shape[1] - prompts.shape[1]
+        padding = prompts.new_zeros(len(prompts)) if padding is None else padding
+        index = self._places(torch.arange(len(prompts), device=prompts.device))
         self.prompts[:, extra:] = prompts[index]
-        self.padding[:] = extra if padding is None else padding[index] + extra
+        self.padding[:] = padding[index] + extra
         self.lengths.fill_(self.answer.shape[1])
-        if cache is None:
-            return
-        for mine, read in zip(self.cache.layers, cache.layers, strict=True):
-            for to, source in ((mine.keys, read.keys), (mine.values, read.values)):
-                to[:, :, :extra] = 0  # invisible, but a softmax weight of 0 times NaN is NaN
-                to[:, :, extra:] = source[index]
+        self.read()
+
+    def select(self, keep: Tensor) -> None:
+        """Leave those sequences that `keep` names, as many as still need this pass."""
+        index = self._places(keep)
+        tensors = [self.prompts, self.padding]
+        for layer in () if self.cache is None else self.cache.layers:
+            tensors += layer.keys, layer.values
+        for tensor in tensors:
+            tensor.copy_(tensor[index])
+
+    def _places(self, index: Tensor) -> Tensor:
+        """An index for the whole batch: unused places answer the first prompt again."""
+        place = torch.arange(len(self.prompts), device=index.device)
+        return index[place.where(place < len(index), 0)]
 
     def __call__(self, answer: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`(b, a, v)` logits, in memory that holds them until the next call."""

@@ -84,10 +84,11 @@ def decoder_layer(
     past_values: Tensor | None,
     weights: Weights,
     shape: LayerShape,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A whole layer, with `(b, kv, t - n, d)` keys and values that are known already.
 
-    Input and output are two `(b, n, h)` tensors each, whose sum is the state: `x + added`.
+    Input and first output are two `(b, n, h)` tensors each, whose sum is the state: `x + added`.
+    Then come the keys and values of all t positions.
     """
     x = x + added
     query, keys, values = rotated_qkv(x, cos, sin, weights, shape)
@@ -101,7 +102,7 @@ def decoder_layer(
     x = x + F.linear(attended.transpose(1, 2).flatten(2), weights.out)
     inner = F.rms_norm(x, x.shape[-1:], weights.second_norm, shape.epsilon)
     inner = F.silu(F.linear(inner, weights.gate)) * F.linear(inner, weights.up)
-    return x, F.linear(inner, weights.down)
+    return x, F.linear(inner, weights.down), keys, values
 
 
 @cache
@@ -173,11 +174,18 @@ class LlamaLayers:
         bias = aligned[..., :t].masked_fill_(~mask, float("-inf"))
         return RotaryAndBias(cos[:, :, None], sin[:, :, None], bias)
 
-    def __call__(self, tokens: Tensor, inputs: RotaryAndBias, cache: Cache | None = None) -> Tensor:
+    def __call__(
+        self,
+        tokens: Tensor,
+        inputs: RotaryAndBias,
+        cache: Cache | None = None,
+        into: Cache | None = None,
+    ) -> Tensor:
         """`(b, n, h)` final hidden states of `(b, n)` tokens.
 
         Args:
             cache: keys and values of the t - n positions before; left unchanged.
+            into: where the keys and values of all t are written.
         """
         x = self.model.embed_tokens(tokens)
         added = torch.zeros_like(x)  # not None, with which the layer would be compiled twice
@@ -185,7 +193,11 @@ class LlamaLayers:
             keys = values = None
             if cache is not None:
                 keys, values = cache.layers[number].keys, cache.layers[number].values
-            x, added = self.run(x, added, *inputs, keys, values, weights, self.shape)
+            given = *inputs, keys, values, weights, self.shape
+            x, added, keys, values = self.run(x, added, *given)
+            if into is not None:
+                into.layers[number].keys.copy_(keys)
+                into.layers[number].values.copy_(values)
         x = x + added
         return F.rms_norm(x, x.shape[-1:], self.model.norm.weight, self.shape.epsilon)
 
