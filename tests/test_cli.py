@@ -16,7 +16,7 @@ from conftest import run, run_in_terminal
 
 from lad import __version__
 from lad.__main__ import main, make_app
-from lad.cli.common import read_prompts, save_json
+from lad.cli.common import command_line, read_prompts, save_json
 from lad.diffusion.config import PRESETS, RefineConfig, to_text
 from lad.diffusion.trace import Trace
 from lad.utils import CacheError, describe
@@ -193,6 +193,12 @@ def test_numbers_that_a_disk_refuses_are_printed(capsys):
     with pytest.raises(CacheError, match="Is a directory"):
         save_json(Path("/dev"), {"a": 1})
     assert json.loads(capsys.readouterr().out) == {"a": 1}
+
+
+def test_a_recorded_command_names_no_folder_of_one_machine(monkeypatch):
+    words = "bench --out /x/a.json --record=/y/b.json --record figures/data/c.json --device cpu"
+    monkeypatch.setattr(sys, "argv", ["lad", *words.split()])
+    assert command_line() == "lad bench --record figures/data/c.json --device cpu"
 
 
 def test_a_closed_pipe_is_status_one_and_silent():

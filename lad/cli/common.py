@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -73,8 +74,17 @@ def notebooks_extra():
 
 
 def command_line() -> str:
-    """The command that is running, for the record of what it measured."""
-    return shlex.join(["lad", *sys.argv[1:]])
+    """The command that is running, for the record of what it measured.
+
+    Left out is an absolute path to write to: it is of this machine, and changes nothing measured.
+    """
+    kept: list[str] = []
+    for word in sys.argv[1:]:
+        if kept[-1:] in (["--out"], ["--record"]) and Path(word).is_absolute():
+            kept.pop()
+        elif not re.match("--(out|record)=/", word):
+            kept.append(word)
+    return shlex.join(["lad", *kept])
 
 
 def save_json(path: Path, values: dict) -> None:
