@@ -106,6 +106,7 @@ def bench(
 def as_text(result: dict) -> str:
     from lad.evaluation.statistics import Estimate
     from lad.evaluation.throughput import WAYS
+    from lad.viz.tokens import count
 
     def number(estimate: dict | None, factor: float = 1) -> str:
         return Estimate.from_dict(estimate).text(factor) if estimate else "–"
@@ -128,8 +129,10 @@ def as_text(result: dict) -> str:
             others[-1].append(number((cell[way] or {}).get("seconds_per_token"), 1000))
             others[-1].append(number(cell[f"speedup_vs_{way}"]))
     prompts, limit = result["prompts"], result["reference_iterations"]
-    text = f"{prompts['used']} of {prompts['of']} prompts from {prompts['file']}; the reference "
-    text += f"answered {prompts['by_reference']} of them"
+    text = f"{prompts['used']} of {prompts['of']} prompts from {prompts['file']}"
+    if prompts["by_reference"]:
+        text += f"; the reference answered {prompts['by_reference']} of them"
+        text += f", {count(limit, 'iteration')} of each" if limit else ""
     lines = (
         f"{common.origin_line(result['provenance'])}, {result['setting']}",
         "Medians over rounds; a speed-up, for an answer, with its 95 % interval.",
@@ -137,6 +140,6 @@ def as_text(result: dict) -> str:
         common.table(baselines, others, "beside the backbone from left to right"),
         "generate is not compiled; static, on a GPU, is, with a cache of fixed size; lookup "
         "speculates with n-grams of the text so far, one prompt at a time.",
-        text + (f", {limit} iterations of each." if limit else "."),
+        f"{text}.",
     )
     return "\n".join(lines)
