@@ -3,7 +3,7 @@
 import warnings
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
@@ -67,19 +67,27 @@ long_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_si
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(long_text, min_size=1, max_size=8), st.booleans())
+@example(["\u2335 of the tokens' font, \u0639 not of its italics, \U0001d400 of the titles'"], True)
 def test_no_text_leaves_the_filmstrip(pieces, noisy):
-    draft = [piece.encode() for piece in pieces]
+    """And every font is asked for its own characters: behind an EOS tokens are in italics."""
+    draft = [*(piece.encode() for piece in pieces), EOS, pieces[0].encode()]
     trace = make_trace(draft, draft, remask=[[0]] if noisy else [], prompt="$" + pieces[0])
     figure = refinement.filmstrip_figure(trace)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph the font lacks would be reported here
         figure.draw_without_rendering()
+        refinement.settled_curve({pieces[0]: trace}).draw_without_rendering()
     width, height = figure.get_size_inches()
     for patch in figure.axes[0].patches:
         box = patch.get_bbox()
         assert 0 <= box.x0 <= box.x1 <= WIDTH + 1e-6
         assert 0 <= box.y0 <= box.y1 <= height
     assert width == WIDTH
+
+
+def test_only_what_a_font_lacks_becomes_a_box():
+    shown = texts(refinement.filmstrip_figure(make_trace(["\u0639\u2335\u4e2d".encode()] * 2)))
+    assert "\u0639\u2335□" in shown
 
 
 def test_the_confidence_heatmap_shows_the_positions_that_ever_held_text():

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
@@ -33,6 +34,7 @@ CONFIDENCE_MAP = LinearSegmentedColormap.from_list(
     "confidence", [(stop, [c / 255 for c in color]) for stop, color in CONFIDENCE_STOPS]
 )
 
+TITLE_FONT, LABEL_FONT = "DejaVu Sans:bold", "DejaVu Sans"
 TOKEN_SIZE = 8.0  # points, 72 an inch
 ADVANCE = 0.602 * TOKEN_SIZE / 72  # inches a character: the font is monospaced
 LINE = 1.5 * TOKEN_SIZE / 72  # inches a line
@@ -98,12 +100,13 @@ def wrap_spans(
 ) -> list[list[tuple[str, TokenSpan]]]:
     """Break spans into lines of at most `columns` characters; a newline ends a line.
 
-    `replace` replaces what cannot be drawn, by default what this module's font lacks. A single
+    `replace` replaces what cannot be drawn, by default what the font of the token lacks. A single
     MASK is NUL characters.
     """
     lines = [[]]
     for span in spans:
-        for piece in _pieces(span, replace or drawable):
+        font = f"{style.MONOSPACE}:italic" if span.after_eos else style.MONOSPACE
+        for piece in _pieces(span, replace or functools.partial(drawable, font=font)):
             text = piece.rstrip("\n")
             while text:
                 space = columns - sum(text_width(before) for before, _ in lines[-1])
@@ -134,13 +137,13 @@ def text_width(text: str) -> int:
 
 
 @functools.cache
-def _font() -> FT2Font:
-    return FT2Font(font_manager.findfont(style.MONOSPACE))
+def _font(pattern: str) -> FT2Font:
+    return FT2Font(font_manager.findfont(FontProperties(pattern)))
 
 
-def drawable(text: str) -> str:
+def drawable(text: str, font: str = TITLE_FONT) -> str:
     """A box for every character the font lacks: matplotlib would warn and draw its own."""
-    return "".join(c if c == "\n" or _font().get_char_index(ord(c)) else "□" for c in text)
+    return "".join(c if c == "\n" or _font(font).get_char_index(ord(c)) else "□" for c in text)
 
 
 def _draw_lines(axes: Axes, lines: list, left: float, top: float) -> None:
@@ -254,7 +257,7 @@ def settled_curve(traces: Mapping[str, Trace]) -> Figure:
 def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
     figure, axes = new_figure(height=2.9)
     for number, (name, values) in enumerate(lines.items()):
-        line = style.series(number) | {"label": drawable(name).replace("$", r"\$")}
+        line = style.series(number) | {"label": drawable(name, LABEL_FONT).replace("$", r"\$")}
         axes.plot(values, markevery=max(len(values) // 16, 1), **line)
     axes.set_ylim(-0.02, 1.04)
     style.whole_numbers(axes.xaxis)
