@@ -117,7 +117,9 @@ def test_runs_take_turns_on_one_captured_pass(denoiser, remasking):
         RefineConfig(remasking="none", answer_length=3),
         RefineConfig(remasking="guided", temperature=0.7, top_k=2, answer_length=3),
         RefineConfig(remasking="threshold", confidence_threshold=0.15, answer_length=4),
-        RefineConfig(confidence_threshold=0.15, answer_length=12, lookahead=3),
+        RefineConfig(
+            remasking="threshold", confidence_threshold=0.15, answer_length=12, lookahead=3
+        ),
     ],
     ids=lambda config: f"{config.remasking}, {config.lookahead}",
 )

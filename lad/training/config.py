@@ -70,7 +70,6 @@ class TrainConfig:
     certainty: float = setting(
         0.0, "weight of the entropy of masked tokens that are predicted right", ge=0
     )
-    # Less to learn by heart where pairs are few and epochs many.
     soft_targets: float = setting(
         0.0, "share of the backbone's distribution in the targets behind all that is visible", 0, 1
     )
