@@ -89,5 +89,15 @@ def test_the_command_writes_the_figures_data(adapter, tmp_path, monkeypatch, cap
     path = tmp_path / "figures" / "data" / "frontier.json"
     assert (status, out.strip()) == (0, str(path))
     assert json.loads(path.read_text())["command"] == "lad frontier --n-prompts 2"
+    path.write_text(path.read_text().replace('"verified"', '"older"'))  # a strategy of another run
+    assert run(capsys, "frontier", "--strategy=verified", *few)[0] == 0
+    strategies = json.loads(path.read_text())["strategies"]
+    assert [*strategies] == [*[*FEW][:-1], "older", "verified"]
+    assert strategies["verified"]["command"] == "lad frontier --n-prompts 2 --strategy verified"
+    status, _, error = run(capsys, "frontier", "--strategy=guess", *few)
+    assert status == 2 and "expected one of threshold, " in error
+    path.write_text(path.read_text().replace('"adapter_sha256": "', '"adapter_sha256": "x'))
+    status, _, error = run(capsys, "frontier", "--strategy=verified", *few)
+    assert status == 2 and "was made with adapter_sha256" in error
     assert run(capsys, "figures", "frontier")[0] == 0
     assert (tmp_path / "figures" / "frontier.svg").is_file()

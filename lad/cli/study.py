@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Option, echo
 
 from lad.cli import common
-from lad.utils import check_writable, figures_folder
+from lad.utils import InvalidInput, check_writable, figures_folder
 
 ON_A_CPU = {"prompts": 6, "pairs": 24}  # about seven minutes on two cores, the frontier twenty
 Out = Annotated[Path | None, Option(help="By default figures/data/NAME.json, by the command.")]
@@ -46,6 +46,9 @@ def study(
 
 def frontier(
     out: Out = None,
+    strategy: Annotated[
+        str | None, Option(help="One alone; what --out has of others stays.")
+    ] = None,
     n_prompts: Prompts = None,
     batch_size: common.BatchSize = None,
     model: common.Model = "smollm2-135m",
@@ -55,13 +58,22 @@ def frontier(
 ) -> None:
     """Sweep each strategy's main setting: quality against tokens a forward pass."""
     from lad.diffusion.adapter import load_denoiser
-    from lad.evaluation.frontier import SWEEPS, run_frontier
+    from lad.evaluation.frontier import SWEEPS, added, run_frontier
 
-    path = _writable("frontier", out, as_json)
+    path, sweeps = _writable("frontier", out, as_json), SWEEPS
+    if strategy is not None:
+        if strategy not in SWEEPS:
+            names = ", ".join(SWEEPS)
+            raise InvalidInput(f"unknown strategy {strategy!r}: expected one of {names}")
+        sweeps = {strategy: SWEEPS[strategy]}
     denoiser = load_denoiser(model, adapter, common.choose_device(device))
     prompts = _prompts(denoiser, n_prompts)
     command = f"lad frontier --n-prompts {len(prompts)}"
-    _write(path, run_frontier(denoiser, prompts, SWEEPS, batch_size, command), as_json)
+    command += f" --strategy {strategy}" if strategy else ""
+    result = run_frontier(denoiser, prompts, sweeps, batch_size, command)
+    if strategy and path is not None and path.exists():
+        result = added(path, result)
+    _write(path, result, as_json)
 
 
 def _writable(name: str, out: Path | None, as_json: bool) -> Path | None:

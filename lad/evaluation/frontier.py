@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from lad.diffusion.verified import bare_backbone
 from lad.evaluation import generation, statistics, text_metrics
 from lad.evaluation.generation import Answers, bar, greedy_answers, provenance
 from lad.models.chat import encode_prompts
-from lad.utils import check_least
+from lad.utils import check_least, check_same, checked, damaged_file
 
 SHORT = 30  # tokens of the backbone's own answer, from which on an answer is long
 LOOKUP = {"prompt_lookup_num_tokens": 5}  # of the documentation of `transformers`
@@ -53,7 +54,7 @@ SWEEPS = {
     "noiseless": Sweep(
         replace(PRESETS["noiseless"], iterations=64), "added_tokens", (1, 2, 3, 4, 6, 8)
     ),
-    "verified": Sweep(PRESETS["verified"], "window", (4, 8, 16, 32)),
+    "verified": Sweep(PRESETS["verified"], "window", (4, 8, 16)),
 }
 
 
@@ -93,7 +94,8 @@ def run_frontier(
             for group, index in groups.items()
         }
 
-    strategies = {}
+    origin = provenance(denoiser.backbone, denoiser.adapter_sha256) | {"seed": RefineConfig().seed}
+    made, strategies = {"command": command, "provenance": origin}, {}
     for name, (config, setting, values) in sweeps.items():
         runs = [outputs[name, value] for value in values]
         points = [{"value": v} | scored(one) for v, one in zip(values, runs, strict=True)]
@@ -101,18 +103,25 @@ def run_frontier(
             group: area([one.select(index) for one in runs], baseline.select(index)).to_dict()
             for group, index in groups.items()
         }
-        settings = {"config": config.to_dict(), "setting": setting}
+        settings = made | {"config": config.to_dict(), "setting": setting}
         strategies[name] = settings | {"points": points, "area": areas}
-    return {
-        "command": command,
-        "provenance": provenance(denoiser.backbone, denoiser.adapter_sha256)
-        | {"seed": RefineConfig().seed},
+    return made | {
         "answers": {group: len(index) for group, index in groups.items()},
         "short": SHORT,
         "strategies": strategies,
         "left_to_right": scored(baseline),
         "prompt_lookup": LOOKUP | scored(outputs["prompt lookup"]),
     }
+
+
+def added(path: Path, result: dict) -> dict:
+    """What the file of an earlier run holds, with the strategies of this one; each names its own
+    command and machine. InvalidInput where they are of different adapters."""
+    with damaged_file(path, "expected what `lad frontier` wrote; choose another --out"):
+        before = checked(path.read_bytes(), dict)
+        same = {"adapter_sha256": result["provenance"]["adapter_sha256"]}
+        check_same(path, before["provenance"], same, "choose another --out")
+        return before | {"strategies": before["strategies"] | result["strategies"]}
 
 
 def scores(tokenizer, answers: Answers, baseline: Answers) -> dict:

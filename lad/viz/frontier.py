@@ -90,5 +90,7 @@ def _curves(axes: Axes, data: Mapping, group: str, key: str, factor: float) -> N
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda _value, _: "")
-    else:
-        axes.set_ylim(bottom=0)
+    else:  # the interval of a 0 among few answers would flatten all others
+        rows = [p[g] for one in data["strategies"].values() for p in one["points"] for g in GROUPS]
+        tallest = max(row[key]["value"] or 0 for row in rows)
+        axes.set_ylim(0, 2 * factor * tallest or None)
