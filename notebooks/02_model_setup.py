@@ -263,15 +263,15 @@ show(training.loss_curve(rows), "The loss against the optimiser step and seconds
 # %% [markdown]
 # ## How was the shipped adapter trained?
 #
-# With the same code on GPUs and far more pairs, in three runs, each from the weights before (see
-# its `README.md`). Masks reach up to the whole answer, and structural corruption falls on some of
-# the answers; some are predicted from left to right instead, which keeps the backbone's skill. The
-# shipped weights are the mean of the last two runs, so no curve ends at them.
+# With the same code on GPUs and far more pairs, in three runs one after the other, and four side
+# by side from there (see its `README.md`). Masks reach up to the whole answer, and structural
+# corruption falls on some of the answers; some are predicted from left to right instead, which
+# keeps the backbone's skill. The shipped weights are a mean, so no curve ends at them.
 #
 # Now and then it was tested on held-out pairs with a quarter, a half and three quarters of the
 # answer masked. **Accuracy** is the share of masked tokens whose likeliest prediction is right;
-# there is often more than one good answer, so it cannot reach 100 %. The first run was tested on
-# other pairs than the later ones: points on two sides of the dotted line are not comparable.
+# there is often more than one good answer, so it cannot reach 100 %. The runs had three sets of
+# held-out pairs: points on two sides of a dotted line are not comparable.
 
 # %%
 with open(shipped_adapter("smollm2-135m") / "training_log.jsonl", encoding="utf-8") as file:

@@ -144,7 +144,7 @@ Markdown(
 # This is the authors' central claim: quality can be bought with compute at test time. Three presets
 # differ in what happens between iterations. *noiseless* masks nothing again, so that visible tokens
 # are repaired; *guided* masks again where confidence is low, as the authors' demo can; *default*
-# never masks a token again that was shown (recorded with older settings, `docs/benchmarks.md`).
+# never masks a token again that was shown.
 
 # %%
 show_recorded(

@@ -1,9 +1,11 @@
 """The cards of the shipped adapters say what was recorded of them."""
 
+import re
+
 from lad.diffusion.adapter import read_card, shipped_adapter
 from lad.evaluation.tables import share_of, with_interval
 from lad.evaluation.tasks import title_of
-from lad.viz.gallery import read_numbers
+from lad.viz.gallery import read_numbers, recorded_file
 
 
 def cells(name: str) -> dict[str, list[str]]:
@@ -34,6 +36,11 @@ def test_the_card_of_the_default_adapter_holds_what_lad_evaluate_wrote():
         assert found[-1] == estimate(one["same_fact"], 0) + " %"
     mended = rows["a sentence without a question: one damage mended exactly"][0]
     assert mended.startswith(estimate(data["sentences"]["mended"], 0))
+
+
+def test_no_recorded_command_names_a_folder_of_one_machine():
+    for path in recorded_file("evaluate.json").parent.glob("*.json"):
+        assert not re.search(r'"lad [^"]*[ =]/', path.read_text(encoding="utf-8")), path
 
 
 def test_the_card_for_questions_holds_what_lad_benchmark_wrote():

@@ -30,7 +30,7 @@ def test_every_number_is_there_with_its_interval_and_can_be_written(data):
     json.loads(json.dumps(data, allow_nan=False))
     assert set(data["quality"]) == set(data["runs"]) == set(data["settled"]) == set(WAYS)
     for way, points in data["quality"].items():
-        expected = [ITERATIONS[-1]] if way == "sure tokens only" else list(ITERATIONS)
+        expected = [ITERATIONS[-1]] if way == "quality" else list(ITERATIONS)
         assert [point["iterations"] for point in points] == expected
         expected = {"relative_perplexity_with_end", "repeated_4grams", "whole_sentences", "ended"}
         assert all(expected < set(point) for point in points)

@@ -237,13 +237,13 @@ _NOISELESS = {"iterations": 16, "remasking": "none", "added_tokens": 4}
 _VERIFIED = {"iterations": 128, "remasking": "verified", "window": 8}
 _VERIFIED |= {"lookahead": 32, "variants": 4}
 _PRESETS = {  # name: what it is for, and its settings
-    "default": ("for most questions, in few passes", _shown(0.1, 0.75)),
+    "default": ("for most questions, in few passes", _shown(0.1, 0.7)),
     "guided": ("to watch LAD's own re-masking", RefineConfig()),
     "demo": (
         "what the authors' demo starts with",
         RefineConfig(**_DEMO, answer_length=128, context=256),
     ),
-    "quality": ("fewer tokens a pass, slower", _shown(0.55, 0.95)),
+    "quality": ("fewer tokens a pass, slower", _shown(0.5, 0.92)),
     "verified": ("the backbone's own text, drafted by the denoiser", RefineConfig(**_VERIFIED)),
     "noiseless": ("to see it without re-masking", RefineConfig(**_NOISELESS)),
 }

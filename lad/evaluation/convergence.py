@@ -27,12 +27,11 @@ from lad.training.data import PackedPairs, Pair, pack
 from lad.training.loss import MASKED_FRACTIONS, masked_predictions
 from lad.utils import InvalidInput, check_least
 
-# The names are keys of the recorded figures/data/study.json; `lad.viz.convergence` shows others.
-CONFIDENT = {"confidence_threshold": 0.3, "isolated_threshold": 0.9}
+# Noiseless drafts all positions at once; the preset of that name grows four an iteration.
 WAYS: Mapping[str, RefineConfig] = {
-    "without re-noising": RefineConfig(remasking="none"),
-    "with re-noising": RefineConfig(remasking="guided", noise_start=0.9, sharpness=1.0),
-    "sure tokens only": replace(PRESETS["quality"], **CONFIDENT),
+    "noiseless": RefineConfig(remasking="none"),
+    "guided": PRESETS["guided"],
+    "quality": PRESETS["quality"],
 }
 BINS = 10
 MIN_TOKENS = 10  # of an answer that is divided into tenths
@@ -65,8 +64,7 @@ def run_study(
 
     most = iterations[-1]
     traces = {name: refine(replace(way, iterations=most), name) for name, way in WAYS.items()}
-    confident = traces["sure tokens only"]
-    layers = first_layers(denoiser, confident)
+    layers = first_layers(denoiser, traces["quality"])
     outputs = {}
     for name, way in WAYS.items():
         outputs[name, most] = Answers.from_traces(traces[name])

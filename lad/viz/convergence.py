@@ -26,17 +26,7 @@ BOUNDS = {
     "guided": "bounded by the method:\nmasks until its schedule ends",
     "threshold": "bounded by the method:\nat least one token a pass",
 }
-# as recorded -> as shown
-STRATEGIES = {
-    "without re-noising": "noiseless",
-    "with re-noising": "re-masking",
-    "sure tokens only": "confident only",
-}
 DASHED = {"color": COLORS["text"], "linestyle": "--", "linewidth": 1.2}
-
-
-def _name(strategy: str) -> str:
-    return STRATEGIES.get(strategy, strategy)
 
 
 def _line(number: int, name: str) -> dict:
@@ -58,7 +48,7 @@ def quality_curve(data: Mapping) -> Figure:
         for number, (strategy, points) in enumerate(data["quality"].items()):
             finite = [point for point in points if point[key]["value"] is not None]
             x, estimates = [point["iterations"] for point in finite], [one[key] for one in finite]
-            errorbars(axes, x, estimates, factor, **_line(number, _name(strategy)))
+            errorbars(axes, x, estimates, factor, **_line(number, strategy))
         style.log2_axis(axes, data["iterations"])
         axes.set_ylim(bottom=0)
         if key == ratio:
@@ -75,10 +65,10 @@ def quality_curve(data: Mapping) -> Figure:
             values = [point[ratio]["value"] or np.inf for point in points]
             rises = max(values) > (points[0][ratio]["high"] or np.inf)  # and not by chance
             via = f" via {max(values):.1f}" * rises
-            ends.append(f"{values[0]:.1f}{via} to {values[-1]:.1f} {_name(strategy)}")
+            ends.append(f"{values[0]:.1f}{via} to {values[-1]:.1f} {strategy}")
     steps = data["iterations"]
     finding = f"Perplexity, {steps[0]} to {steps[-1]} iterations: {', '.join(ends)}"
-    note = "confident only: its runs end by themselves, so that there are no shorter ones"
+    note = "quality: its runs end by themselves, so that there are no shorter ones"
     return titled(figure, finding, note)
 
 
@@ -104,13 +94,13 @@ def convergence(data: Mapping) -> Figure:
             axes.plot(x, y, markerfacecolor=face, label=kind, **dots)
         style.whole_numbers(axes.xaxis, axes.yaxis, most=6)
         unit = "iterations until it settles" if number == 0 else ""
-        label(axes, "tokens of the answer", unit, _name(name))
+        label(axes, "tokens of the answer", unit, name)
         bound = BOUNDS.get(upgrade(data["ways"][name])["remasking"])
         if bound:
             axes.annotate(bound, (0.97, 0.14), ha="right", **words)
         else:
             fewer = sum(run["stood"] < run["tokens"] for run in settled)
-            found.append(f"{_name(name)}, {fewer} of {len(runs)}")
+            found.append(f"{name}, {fewer} of {len(runs)}")
     style.shared_legend(figure)
     text = f"Answers settled in fewer iterations than tokens: {', '.join(found)}"
     note = "only noiseless refinement tests this: the method itself bounds the other two"
@@ -155,8 +145,8 @@ def settled_shares(data: Mapping) -> Figure:
         value, low, high = style.intervals(estimates, 100)
         line = series(number)
         axes.fill_between(x, low, high, color=line["color"], alpha=0.18, linewidth=0)
-        axes.plot(x, value, label=_name(strategy), markevery=max(len(x) // 16, 1), **line)
-        found.append(f"{int(np.argmax(value >= 50)) + 1} ({_name(strategy)})")
+        axes.plot(x, value, label=strategy, markevery=max(len(x) // 16, 1), **line)
+        found.append(f"{int(np.argmax(value >= 50)) + 1} ({strategy})")
     axes.set_ylim(-2, 104)
     style.whole_numbers(axes.xaxis)
     longest = max(map(len, data["settled"].values()))
@@ -174,7 +164,7 @@ def settling_order(data: Mapping) -> Figure:
         finite = [(i, e) for i, e in enumerate(estimates) if e["value"] is not None]
         # Side by side, or the bars of one line would hide those of another.
         x = [100 * (i + 0.5) / len(estimates) + 0.6 * (number - 1) for i, _ in finite]
-        errorbars(axes, x, [e for _, e in finite], **_line(number, _name(strategy)))
+        errorbars(axes, x, [e for _, e in finite], **_line(number, strategy))
         beginning += bool(finite) and style.change(finite[0][1], finite[-1][1]) == "rises"
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)
