@@ -86,8 +86,8 @@ show_recorded(
 )
 
 # %% [markdown]
-# **Takeaway.** Confidence is close to the share of right tokens, at most seven points too high, so
-# a threshold on it means something.
+# **Takeaway.** Confidence is close to the share of right tokens, mostly a few points too high, so a
+# threshold on it means something.
 
 # %% [markdown]
 # ## How fast does an answer settle, and from which end?

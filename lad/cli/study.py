@@ -69,6 +69,7 @@ def frontier(
     denoiser = load_denoiser(model, adapter, common.choose_device(device))
     prompts = _prompts(denoiser, n_prompts)
     command = f"lad frontier --n-prompts {len(prompts)}"
+    command += f" --batch-size {batch_size}" if batch_size else ""
     command += f" --strategy {strategy}" if strategy else ""
     result = run_frontier(denoiser, prompts, sweeps, batch_size, command)
     if strategy and path is not None and path.exists():
