@@ -47,7 +47,9 @@ def wrapped(folder: str, head: str = "saved") -> Wrapper:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.data.clone())
     lora = LoraConfig(r=160, lora_alpha=160, target_modules=["q_proj", "v_proj"])
     lora.modules_to_save = ["lm_head"] if head == "saved" else None
-    made = get_peft_model(model, lora)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)  # peft draws lora_A
+        made = get_peft_model(model, lora)
     for name, parameter in made.named_parameters():
         if "lora_B" in name or ("lm_head" in name and "original" not in name and head != "tied"):
             noise = torch.randn(parameter.shape, generator=generator)
@@ -59,13 +61,13 @@ def wrapped(folder: str, head: str = "saved") -> Wrapper:
 def test_an_imported_checkpoint_is_the_model_that_was_pickled(tokenizer, tmp_path, head):
     module = wrapped(tokenizer, head)
     torch.save(module, tmp_path / "model.pth")
-    made = import_checkpoint(tmp_path / "model.pth", tmp_path / "out", tokenizer, HERE)
+    made = import_checkpoint(tmp_path / "model.pth", tmp_path / "out", tokenizer, HERE, eos=ENDS[0])
     assert (made["rank"], made["alpha"], made["layers"]) == (160, 160, ["q_proj", "v_proj"])
     assert made["trained_head"] == (head == "saved")
     denoiser = load_denoiser(made["backbone"], made["adapter"])
     assert (denoiser.config.attention, denoiser.config.target) == ("bidirectional", "same")
     assert denoiser.tokenizer.decode([denoiser.mask_token_id]) == "MASK"
-    assert denoiser.tokenizer.decode([denoiser.eos_token_id]) == "<|eot_id|>"
+    assert denoiser.tokenizer.decode([denoiser.eos_token_id]) == ENDS[0]
     turn = [{"role": "user", "content": "Hi?"}]
     assert denoiser.tokenizer.decode(denoiser.encode(turn)) == (
         "<|begin_of_text|>\n<|start_header_id|>system<|end_header_id|>\n"
