@@ -20,7 +20,8 @@ from lad.utils import LADError, disk_reason
 
 # Command -> the module of `lad.cli` that holds it; only the module of the command is imported.
 COMMANDS = dict.fromkeys(("refine", "repair", "infill"), "generate")
-COMMANDS |= {"distil": "train", "train": "train", "ablate": "study", "evaluate": "evaluate"}
+COMMANDS |= dict.fromkeys(("distil", "train", "average"), "train")
+COMMANDS |= {"ablate": "study", "evaluate": "evaluate"}
 COMMANDS |= {"bench": "bench", "benchmark": "benchmark", "study": "study", "frontier": "study"}
 COMMANDS |= {"gallery": "study"}
 COMMANDS |= dict.fromkeys(("demo", "fetch", "figures", "info", "import-checkpoint"), "assets")

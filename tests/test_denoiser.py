@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import new_denoiser, stir, tiny_denoiser
+from conftest import new_denoiser, run, stir, tiny_denoiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -190,6 +190,28 @@ def test_an_adapter_is_a_folder_or_else_a_shipped_name(saved, monkeypatch):
     monkeypatch.chdir(folder.parent)
     folder.rename(name)
     assert load_denoiser("tiny", name).adapter_sha256 == denoiser.adapter_sha256
+
+
+def test_the_mean_of_adapters(saved, tmp_path, capsys):
+    folders, states = [saved[1]], [load_file(saved[1] / "adapter_model.safetensors")]
+    for seed in (7, 8):
+        other = new_denoiser()
+        stir(other, seed)
+        folders.append(other.save(tmp_path / f"{seed}"))
+        states.append(load_file(folders[-1] / "adapter_model.safetensors"))
+    command, out = ("average", *folders, "--model=tiny"), tmp_path / "mean"
+    assert run(capsys, *command, f"--out={out}")[:2] == (0, f"wrote {out}\n")
+    for key, value in load_file(out / "adapter_model.safetensors").items():
+        mean = sum(state[key].float() for state in states) / len(states)
+        torch.testing.assert_close(value.float(), mean, atol=0, rtol=2**-8)
+    cards = [json.loads((folder / "denoiser.json").read_text()) for folder in (out, *folders)]
+    assert cards[0]["mean_of"] == [card["adapter_sha256"] for card in cards[1:]]
+    assert load_denoiser("tiny", out).config == saved[0].config
+    assert "is there already: expected a new folder" in run(capsys, *command, f"--out={out}")[2]
+    again = ("average", folders[0], "--model=tiny", f"--out={tmp_path / 'again'}")
+    assert "expected two or more" in run(capsys, *again)[2]
+    wider = new_denoiser(rank=8).save(tmp_path / "wider")
+    assert f"{wider} was made with rank = 8, now it is 4" in run(capsys, *again, wider)[2]
 
 
 def test_a_failing_save_keeps_the_old_adapter_and_leaves_nothing(saved, monkeypatch):

@@ -98,6 +98,26 @@ def test_a_run_goes_on_where_it_stopped_and_processes_share_the_work(tmp_path):
         assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
 
 
+def test_invented_prompts_begin_with_the_openings_given(tmp_path, capsys):
+    invented = []
+
+    def invent(backbone, starts, *_):
+        invented.extend(starts)
+        return [None] * len(starts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lad.training.distillation.invent_prompts", invent)
+        backbone = load_backbone("tiny")
+        make(backbone, tmp_path / "a", range(2), SMALL, None, ["How", "Why"])
+    assert set(invented) == {"How", "Why"}
+    with pytest.raises(InvalidInput, match="made with openings = "):
+        make(backbone, tmp_path / "a", range(2), SMALL)
+    (tmp_path / "lines.txt").write_text("How\n")
+    both = [f"--{name}={tmp_path / 'lines.txt'}" for name in ("prompts", "openings")]
+    status, _, err = distil_command(capsys, f"--out={tmp_path / 'x.jsonl'}", *both)
+    assert status == 2 and "expected one, to answer or to invent" in err
+
+
 def test_joining_keeps_each_prompt_once_and_accounts_for_the_rest(tmp_path):
     folder, out = tmp_path / "batches", tmp_path / "pairs.jsonl.gz"
     write_batch(folder, 0, [Pair("What is it?", "A."), Pair("Who?", "B.")], **{"answer loops": 3})

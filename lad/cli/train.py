@@ -1,4 +1,4 @@
-"""`lad distil` and `lad train`: pairs written by the backbone, and an adapter from pairs."""
+"""`lad distil`, `train`, `average`: pairs that the backbone writes, an adapter, a mean of some."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def distil(
     answer_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
     answer_temperature: Annotated[float, typer.Option(help="0: the likeliest token.")] = 0.0,
     prompts: Annotated[Path | None, typer.Option(help="Prompts to answer, one a line.")] = None,
+    openings: Annotated[Path | None, typer.Option(help="Of invented prompts, one a line.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="Passages to avoid, one a line.")] = None,
     benchmarks: Annotated[bool, typer.Option(help="Avoid what they test; add choices.")] = True,
     shuffles: Annotated[int, typer.Option(help="Orders of a question's options; 0: none.")] = 3,
@@ -46,6 +47,7 @@ def distil(
         prompts=read_prompts(prompts) if prompts is not None else None,
         exclude=read_prompts(exclude) if exclude is not None else (),
         tasks=tasks if benchmarks else None,
+        openings=read_prompts(openings) if openings is not None else None,
     )
     if card is not None:
         typer.echo(
@@ -127,6 +129,19 @@ def train(
         accelerator.end_training()
     if accelerator.is_main_process:
         typer.echo(f"wrote {out / 'adapter'}", err=True)
+
+
+def average(
+    adapters: Annotated[list[str], typer.Argument(help="Two or more: folders or names.")],
+    out: Annotated[Path, typer.Option(help="Folder for the mean.")],
+    model: Model = "smollm2-135m",
+) -> None:
+    """Write the mean of adapters that were trained from the same one."""
+    from lad.diffusion.adapter import average_adapters
+
+    if len(adapters) < 2:
+        raise InvalidInput(f"one adapter is given, {adapters[0]}: expected two or more")
+    typer.echo(f"wrote {average_adapters(adapters, out, model)}")
 
 
 def measure(denoiser, training, steps: int, record: Path | None, as_json: bool, is_main: bool):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -165,6 +166,31 @@ def save_adapter(denoiser: Denoiser, folder: Path, **facts) -> Path:
             shutil.rmtree(scratch, ignore_errors=True)
     denoiser.adapter_sha256 = card["adapter_sha256"]
     return folder
+
+
+def average_adapters(adapters: Sequence[str | Path], folder: Path, model: str) -> Path:
+    """Write the mean of the weights of adapters of one model, which may be better than each.
+
+    The mean is of each tensor, lora_A and lora_B apart, so it makes sense for runs that began from
+    the same adapter. The card names all digests as `mean_of`. Raises InvalidInput for a folder that
+    is there and where settings differ, and as `load_denoiser` and `save_adapter` do.
+
+    Reference: model soups, Wortsman et al., https://arxiv.org/abs/2203.05482.
+    """
+    if folder.exists():
+        raise InvalidInput(f"{folder} is there already: expected a new folder; choose another")
+    denoisers = [load_denoiser(model, adapter, merge=False) for adapter in adapters]
+    for adapter, denoiser in zip(adapters, denoisers, strict=True):
+        expected = denoisers[0].config.to_dict()
+        remedy = f"expected the settings of {adapters[0]}"
+        utils.check_same(adapter, denoiser.config.to_dict(), expected, remedy)
+    states = [denoiser.model.state_dict() for denoiser in denoisers]
+    digests = [denoiser.adapter_sha256 for denoiser in denoisers]
+    with torch.no_grad():
+        for key, value in states[0].items():
+            if "lora_" in key:
+                value.copy_(torch.stack([state[key].float() for state in states]).mean(dim=0))
+    return save_adapter(denoisers[0], folder, mean_of=digests)
 
 
 def scratch_folder(folder: Path) -> Path:

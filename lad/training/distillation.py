@@ -72,14 +72,18 @@ def distil_pairs(
     prompts: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     tasks: ModuleType | None = None,
+    openings: Sequence[str] | None = None,
 ) -> dict | None:
     """Make batches, write pairs and return the data card (None but in the first process).
 
     Batches are kept beside `out` and not made twice: any number of processes share them, and a
-    killed run goes on where it stopped. `prompts` are answered in place of invented ones. No pair
-    shares text with `exclude`, nor with the tests of `tasks` (the module `lad.evaluation.tasks`),
-    whose multiple-choice questions are added.
+    killed run goes on where it stopped. Each invented prompt begins with one of `openings`, by
+    default of openings.txt; given `prompts` are answered instead, and none invented. No pair shares
+    text with `exclude`, nor with the tests of `tasks` (the module `lad.evaluation.tasks`), whose
+    multiple-choice questions are added.
     """
+    if prompts and openings:
+        raise InvalidInput("prompts and openings are given: expected one, to answer or to invent")
     # Whole batches pass before processes meet again.
     state = PartialState(cpu=device == "cpu", timeout=datetime.timedelta(days=1))
     if tasks and state.is_main_process:
@@ -92,7 +96,7 @@ def distil_pairs(
     folder = out.with_name(out.name.split(".")[0] + "-batches")
     numbers = range(state.process_index, batches, state.num_processes)
     started = time.monotonic()
-    for number, counts in distil(backbone, folder, numbers, config, prompts):
+    for number, counts in distil(backbone, folder, numbers, config, prompts, openings):
         seconds = time.monotonic() - started
         reasons = ", ".join(f"{reason} {n}" for reason, n in counts.most_common() if n)
         print(f"batch {number + 1:>5} of {batches}  {seconds:>7.1f} s  {reasons}", file=sys.stderr)
@@ -118,13 +122,15 @@ def distil(
     numbers: Iterable[int],
     config: DistilConfig,
     prompts: Sequence[str] | None = None,
+    openings: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, Counter]]:
     """Make the missing batches of `numbers` as `folder`/00012.jsonl; yields number and counts."""
     if config.context > backbone.spec.context:
         limit = backbone.spec.context
         raise InvalidInput(f"context = {config.context}: expected at most {limit} tokens")
-    prompt_digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None
-    settings = {"backbone": backbone.digest, "prompts": prompt_digest, **config.to_dict()}
+    settings = {"backbone": backbone.digest, **config.to_dict()}
+    for name, lines in (("prompts", prompts), ("openings", openings)):
+        settings[name] = lines and hashlib.sha256("\n".join(lines).encode()).hexdigest()
     path = folder / "settings.json"
     if not path.exists():
         utils.write_json(path, settings)
@@ -138,18 +144,22 @@ def distil(
             continue
         first = number * config.batch_size
         part = prompts[first : first + config.batch_size] if prompts else None
-        pairs, counts = _make_batch(backbone, number, config, part)
+        pairs, counts = _make_batch(backbone, number, config, part, openings)
         utils.write_whole(path, _json_lines(pairs) + json.dumps({"counts": counts}).encode())
         yield number, counts
 
 
 def _make_batch(
-    backbone: LoadedBackbone, number: int, config: DistilConfig, prompts: Sequence[str] | None
+    backbone: LoadedBackbone,
+    number: int,
+    config: DistilConfig,
+    prompts: Sequence[str] | None,
+    openings: Sequence[str] | None,
 ) -> tuple[list[Pair], Counter]:
     choice = random.Random(f"{config.seed}-{number}")
     seed = choice.getrandbits(62)
     if prompts is None:
-        starts = choice.choices(read_lines("openings.txt"), k=config.batch_size)
+        starts = choice.choices(openings or read_lines("openings.txt"), k=config.batch_size)
         prompts = invent_prompts(backbone, starts, config, seed)
     fresh = list(dict.fromkeys(prompt for prompt in prompts if prompt))
     counts = Counter({"tried": len(prompts)})
