@@ -183,7 +183,7 @@ def test_the_race_plays_by_passes_and_by_seconds_from_the_keyboard(page):
     page.click("Next")
     page.click("Play")
     page.wait(part.format("play") + ".textContent === 'Play'")
-    assert 1.4 < time.monotonic() - started < 4 and standing(page) == done  # in real time
+    assert 1.4 < time.monotonic() - started < 10 and standing(page) == done  # in real time
     names = {name for _, name in page.names()}
     assert {"Play", "Back", "Next", "Clock", "Pace", LEFT_TO_RIGHT, REFINEMENT} <= names - {""}
 
