@@ -98,19 +98,25 @@ def check_text(text: str) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Raise CacheError for a file that cannot be written, before the work that it is to hold."""
+    """Raise CacheError for a file that cannot be written, before the work that it is to hold.
+
+    InvalidInput for a device or a pipe: a file that is written whole would take its place.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "", str(path))
+        if path.exists() and not path.is_file():
+            raise InvalidInput(f"{path} is a device or a pipe: expected a file; choose another")
         with tempfile.TemporaryFile(dir=path.parent) as file:
             file.write(b" ")
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file, and its folder, that appears complete or not at all; raises CacheError."""
+    check_writable(path)
+    path = path.resolve()  # a link stays, and what it leads to is written
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(".partial", f".{path.name}-", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -316,7 +322,8 @@ def _expected(field: dict) -> str:
     """The values a field can take, in words."""
     kinds = [field["type"], *get_args(field["type"])]
     if get_origin(field["type"]) is tuple:
-        names = field["choices"] or [kind.__name__ for kind in kinds[1:] if kind is not ...]
+        words = {int: "whole number", float: "number"}
+        names = field["choices"] or [words[kind] for kind in kinds[1:] if kind is not ...]
         return f"a list of {', '.join(map(str, names))}"
     if field["choices"]:
         return f"one of {', '.join(map(str, field['choices']))}"

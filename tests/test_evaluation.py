@@ -32,7 +32,7 @@ from lad.models.chat import encode_text
 from lad.models.registry import load_backbone
 from lad.training import Pair, fact_questions, pack, sentences_to_repair, validate
 from lad.training.data import Question
-from lad.utils import InvalidInput, NumericalError
+from lad.utils import DamagedFile, InvalidInput, NumericalError
 
 PAIRS = [Pair(f"say {n}", f"the number {n} and then {n + 1}!") for n in range(7)]
 PROMPTS = ["hello", "and what is this?", "x", "one two three"]
@@ -125,6 +125,26 @@ def test_all_positions_at_once_is_noiseless_without_growth_as_in_a_repair():
     file = Path(__file__).parents[1] / "configs" / "at-once.json"
     expected = replace(PRESETS["noiseless"], added_tokens=None)
     assert read_settings(str(file)) == {"at-once": expected} and expected == REPAIR
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["a.json", "b/a.json"], "'b/a.json': there are settings 'a' already"),
+        (["default", "default.json"], "'default.json': there are settings 'default' already"),
+        (["backbone.json"], "there are settings 'backbone' already"),
+        (["odd.json"], r"odd.json is unusable \(unknown setting 'iterrations'"),
+    ],
+)
+def test_settings_have_names_of_their_own(tmp_path, monkeypatch, files, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    for name in files:
+        if name.endswith(".json"):
+            text = '{"iterrations": 3}' if name == "odd.json" else '{"iterations": 3}'
+            Path(name).write_text(text, encoding="utf-8-sig")
+    with pytest.raises((InvalidInput, DamagedFile), match=named):
+        read_settings(",".join(files))
 
 
 def test_a_fact_is_a_whole_word_in_any_case():

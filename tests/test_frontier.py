@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lad.diffusion.remasking import STRATEGIES
-from lad.evaluation import frontier
+from lad.evaluation import frontier, generation
 from lad.evaluation.frontier import SWEEPS, area, lookup_answers, run_frontier
 from lad.evaluation.generation import Answers, greedy_answers
 from lad.utils import InvalidInput
@@ -77,6 +77,9 @@ def test_every_strategy_but_random_is_swept_and_drawn():
     title = draw(result).get_suptitle()
     best = max(s["area"]["short"]["value"] for s in result["strategies"].values())
     assert title.endswith(f"{best:.2f} on short") and len(title) <= 90
+    fewer = run_frontier(tiny_denoiser(), ["hi"], {"editing": FEW["editing"]})
+    figure = draw(frontier.added(result, fewer))
+    assert "editing (n = 1)" in {label.get_text() for label in figure.axes[2].get_yticklabels()}
     with pytest.raises(InvalidInput, match="prompts = 0"):
         run_frontier(tiny_denoiser(), [], FEW)
 
@@ -96,8 +99,29 @@ def test_the_command_writes_the_figures_data(adapter, tmp_path, monkeypatch, cap
     assert strategies["verified"]["command"] == "lad frontier --n-prompts 2 --strategy verified"
     status, _, error = run(capsys, "frontier", "--strategy=guess", *few)
     assert status == 2 and "expected one of threshold, " in error
-    path.write_text(path.read_text().replace('"adapter_sha256": "', '"adapter_sha256": "x'))
-    status, _, error = run(capsys, "frontier", "--strategy=verified", *few)
-    assert status == 2 and "was made with adapter_sha256" in error
+    # Ctrl-C after one strategy: that one is there.
+    sweep, calls = generation.refine_traces, []
+
+    def stopped(*args):
+        calls.append(args)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return sweep(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "refine_traces", stopped)
+        patch.setattr(frontier, "SWEEPS", {name: FEW[name] for name in ("entropy", "threshold")})
+        status, _, error = run(capsys, "frontier", *few, f"--out={tmp_path / 'cut.json'}")
+    assert status == 130 and "strategies done are in the file" in error
+    assert [*json.loads((tmp_path / "cut.json").read_text())["strategies"]] == ["entropy"]
+    # A file that cannot be added to is refused before the work.
+    monkeypatch.setattr(frontier, "run_frontier", None)
+    whole = path.read_text()
+    other = whole.replace('"adapter_sha256": "', '"adapter_sha256": "x')
+    for text, named in ((other, "was made with adapter_sha256"), ("{", "expected what `lad front")):
+        path.write_text(text)
+        status, _, error = run(capsys, "frontier", "--strategy=verified", *few)
+        assert status == 2 and named in error
+    path.write_text(whole)
     assert run(capsys, "figures", "frontier")[0] == 0
     assert (tmp_path / "figures" / "frontier.svg").is_file()

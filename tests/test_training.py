@@ -2,6 +2,8 @@
 
 import dataclasses
 import gzip
+import hashlib
+import io
 import itertools
 import json
 import math
@@ -323,6 +325,7 @@ def test_a_soft_target_is_a_part_of_the_loss_and_only_behind_all_that_is_visible
     for i, (row, start) in enumerate(zip(inputs.tolist(), causal_from.tolist(), strict=True)):
         for n in range(96):
             answered = n >= batch.prompt_lengths[i] and batch.kinds[i] == USUAL
+            answered &= not batch.tail[i, n]
             assert got[i, n] == (answered and (n >= start or set(row[n:]) == {mask})), (i, n)
 
 
@@ -573,6 +576,14 @@ def test_resuming_refuses_another_run_and_a_damaged_checkpoint(tmp_path):
     with pytest.raises(InvalidInput, match="made with pairs = "):
         train(fresh(), PAIRS[::-1], config, tmp_path, resume=True)
     path = tmp_path / "checkpoint.pt"
+    state = torch.load(path)
+    del state["origin"]["soft_targets"]  # as before there was such a setting
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+    with pytest.raises(InvalidInput, match=r"made with soft_targets = 0\.0, now it is 0\.5"):
+        soft = dataclasses.replace(config, soft_targets=0.5)
+        train(fresh(), PAIRS, soft, tmp_path, resume=True)
     kept = pack(fresh().backbone, hold_out(PAIRS)[0], 128)
     trainer_of_three = trainer.Trainer(fresh(), config, kept)
     trainer_of_three.out = tmp_path
@@ -602,6 +613,9 @@ def test_what_cannot_be_trained_is_named(tmp_path, monkeypatch):
         train(fresh(target="same"), PAIRS, causal)
     with pytest.raises(InvalidInput, match="widths up to 1024: expected at most 512"):
         train(fresh(), PAIRS, TrainConfig(widths=(1024,)))
+    for repeats in ((0, 1, 1), (1, 10**8, 1)):
+        with pytest.raises(InvalidInput, match="expected three whole numbers from 1 to 100"):
+            TrainConfig(repeats=repeats)
 
     def explode(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore text.")

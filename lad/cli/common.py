@@ -111,18 +111,24 @@ def parse_numbers(name: str, text: str) -> list[int]:
 
 
 def read_settings(text: str) -> dict[str, RefineConfig]:
-    """Names of presets and of JSON files, separated by commas, as settings by name."""
+    """Names of presets and of JSON files, separated by commas, as settings by name.
+
+    A file's settings are named as the file is, without folder and ending; no two may have one name.
+    """
     from lad.diffusion.config import RefineConfig, preset
 
-    chosen = {}
-    for name in map(str.strip, text.split(",")):
-        if not name.endswith(".json"):
-            chosen[name] = preset(name)
-            continue
-        expected = 'expected a JSON file such as {"iterations": 16, "remasking": "none"}'
-        with damaged_file(name, expected):
-            values = checked(Path(name).read_bytes(), dict)
-        chosen[Path(name).stem] = RefineConfig.from_dict(values)
+    chosen: dict[str, RefineConfig] = {}
+    for given in map(str.strip, text.split(",")):
+        name, config = given, None
+        if given.endswith(".json"):
+            expected = 'expected a JSON file such as {"iterations": 16, "remasking": "none"}'
+            with damaged_file(given, expected):
+                values = checked(Path(given).read_text(encoding="utf-8-sig"), dict)
+                name, config = Path(given).stem, RefineConfig.from_dict(values)
+        if name in chosen or name == "backbone":
+            expected = "expected names of their own; leave one out, or rename a file"
+            raise InvalidInput(f"{given!r}: there are settings {name!r} already: {expected}")
+        chosen[name] = config or preset(name)
     return chosen
 
 

@@ -44,6 +44,7 @@ def study(
     _write(path, result, as_json)
 
 
+@common.stopped("strategies done are in the file; --strategy adds one of the others")
 def frontier(
     out: Out = None,
     strategy: Annotated[
@@ -58,7 +59,7 @@ def frontier(
 ) -> None:
     """Sweep each strategy's main setting: quality against tokens a forward pass."""
     from lad.diffusion.adapter import load_denoiser
-    from lad.evaluation.frontier import SWEEPS, added, run_frontier
+    from lad.evaluation.frontier import SWEEPS, added, read_frontier, run_frontier
 
     path, sweeps = _writable("frontier", out, as_json), SWEEPS
     if strategy is not None:
@@ -71,10 +72,16 @@ def frontier(
     command = f"lad frontier --n-prompts {len(prompts)}"
     command += f" --batch-size {batch_size}" if batch_size else ""
     command += f" --strategy {strategy}" if strategy else ""
-    result = run_frontier(denoiser, prompts, sweeps, batch_size, command)
+    before: dict = {}
     if strategy and path is not None and path.exists():
-        result = added(path, result)
-    _write(path, result, as_json)
+        before = read_frontier(path, denoiser.adapter_sha256)
+
+    def keep(result: dict) -> None:
+        if path is not None:
+            common.save_json(path, added(before, result))
+
+    result = run_frontier(denoiser, prompts, sweeps, batch_size, command, keep)
+    common.print_result(added(before, result), as_json, str(path))
 
 
 def _writable(name: str, out: Path | None, as_json: bool) -> Path | None:
@@ -117,6 +124,7 @@ def ablate(
     from lad.evaluation.statistics import Estimate
     from lad.training import held_out_prompts
 
+    check_writable(out)
     variants = read_grid(grid)
     variants["steps"] = variants["steps"] if steps is None else steps
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

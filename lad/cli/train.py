@@ -39,6 +39,7 @@ def distil(
     from lad.evaluation import tasks
     from lad.training.distillation import DistilConfig, distil_pairs
 
+    check_writable(out)
     sizes = {"batch_size": batch_size, "context": context, "answer_tokens": answer_tokens}
     sizes |= {"answer_temperature": answer_temperature, "seed": seed}
     sizes |= {"shuffles": shuffles, "repair": repair}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lad.diffusion.config import RefineConfig
+from lad.diffusion.config import RANGES, RefineConfig
 from lad.diffusion.denoiser import Denoiser
 from lad.models.chat import encode_text
 from lad.utils import InvalidInput
@@ -72,13 +72,15 @@ def gapped(denoiser: Denoiser, text: str, gap: int = 1, answer_length: int | Non
     end = 0
     if not GAP.search(text):
         raise InvalidInput(
-            f"no gap in {text!r}: expected ___ or, for three tokens, [3] where something is missing"
+            f"no gap in {text[:60]!r}: expected ___ or, for three tokens, [3] where something is "
+            "missing"
         )
     for found in GAP.finditer(text):
         size = gap if found[1] is None else int(found[1])
         if not 1 <= size <= LONGEST_GAP:
             raise InvalidInput(
-                f"a gap of {size} tokens: expected a whole number from 1 to {LONGEST_GAP}"
+                f"a gap of {size} tokens: expected a whole number from 1 to {LONGEST_GAP}; "
+                f"\\[{size}] is text"
             )
         fixed_text = ESCAPE.sub("", text[end : found.start()].removesuffix(" "))
         words = encode_text(denoiser.tokenizer, fixed_text, bool(ids))
@@ -116,6 +118,9 @@ def _ended(denoiser: Denoiser, ids: list[int], answer_length: int | None) -> Ten
             f"a text of {len(ids)} tokens in an answer region of {a}: expected room for it and its "
             "end; shorten it, or raise answer_length"
         )
+    if a > (longest := RANGES["answer_length"][1]):
+        most = longest - SPARE
+        raise InvalidInput(f"a text of {len(ids)} tokens: expected at most {most}; shorten it")
     return torch.tensor(ids + [denoiser.eos_token_id] * (a - len(ids)), device=denoiser.device)
 
 
@@ -135,8 +140,8 @@ def check_prompt_fits(denoiser: Denoiser, ids: Tensor, config: RefineConfig) -> 
     if len(ids) + config.answer_length > longest:
         raise InvalidInput(
             f"a prompt of {len(ids)} tokens and an answer region of {config.answer_length}: "
-            f"expected at most {longest} together, the context window; shorten the prompt, or "
-            "lower answer_length, or raise context"
+            f"expected at most {longest} together, the context window; shorten the prompt or the "
+            "text, or lower answer_length, or raise context"
         )
 
 

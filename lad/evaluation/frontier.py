@@ -12,13 +12,14 @@ n-grams of the text so far (Saxena, 2023), in `transformers`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from transformers import LlamaForCausalLM
+from typing_extensions import TypedDict
 
 from lad.diffusion.config import PRESETS, RefineConfig
 from lad.diffusion.denoiser import Denoiser
@@ -26,11 +27,14 @@ from lad.diffusion.verified import bare_backbone
 from lad.evaluation import generation, statistics, text_metrics
 from lad.evaluation.generation import Answers, bar, greedy_answers, provenance
 from lad.models.chat import encode_prompts
-from lad.utils import check_least, check_same, checked, damaged_file
+from lad.utils import check_least, check_same, checked, damaged_file, record
 
 SHORT = 30  # tokens of the backbone's own answer, from which on an answer is long
 LOOKUP = {"prompt_lookup_num_tokens": 5}  # of the documentation of `transformers`
 SCORES = ("relative_perplexity_with_end", "relative_perplexity", "repeats", "repeated_4grams")
+
+
+Frontier = record(TypedDict("Frontier", {"provenance": dict, "strategies": dict}))
 
 
 class Sweep(NamedTuple):
@@ -64,25 +68,21 @@ def run_frontier(
     sweeps: Mapping[str, Sweep],
     batch_size: int | None = None,
     command: str = "lad frontier",
+    on_strategy: Callable[[dict], None] | None = None,
 ) -> dict:
     """Scores of every strategy at every value of its setting; `lad.viz.frontier` draws them.
 
     Args:
         prompts, batch_size: as in `lad.evaluation.adapter_eval.evaluate`.
         sweeps: strategy's name -> settings, all with the same answer length.
+        on_strategy: called after each strategy with the result so far, to keep it.
     """
     check_least(1, prompts=len(prompts))
     batch_size = batch_size or generation.default_batch_size(denoiser)
-    outputs, length = {}, max(sweep.config.answer_length for sweep in sweeps.values())
-    for name, (config, setting, values) in sweeps.items():
-        for value in values:
-            config = replace(config, **{setting: value})
-            stage = f"{name}, {setting} {value:g}"
-            traces = generation.refine_traces(denoiser, prompts, config, batch_size, stage)
-            outputs[name, value] = Answers.from_traces(traces)
+    length = max(sweep.config.answer_length for sweep in sweeps.values())
     ids = encode_prompts(denoiser.tokenizer, prompts)
     looked_up = lookup_answers(bare_backbone(denoiser), ids, length, denoiser.eos_token_id)
-    outputs["prompt lookup"] = looked_up
+    outputs = {"prompt lookup": looked_up}
     baseline, outputs = generation.score_outputs(denoiser, prompts, outputs, length, batch_size)
     groups: dict[str, list[int]] = {"short": [], "long": []}
     for n, tokens in enumerate(baseline.tokens):
@@ -95,33 +95,47 @@ def run_frontier(
         }
 
     origin = provenance(denoiser.backbone, denoiser.adapter_sha256) | {"seed": RefineConfig().seed}
-    made, strategies = {"command": command, "provenance": origin}, {}
+    made = {"command": command, "provenance": origin}
+    result = made | {
+        "answers": {group: len(index) for group, index in groups.items()},
+        "short": SHORT,
+        "strategies": {},
+        "left_to_right": scored(baseline),
+        "prompt_lookup": LOOKUP | scored(outputs["prompt lookup"]),
+    }
     for name, (config, setting, values) in sweeps.items():
-        runs = [outputs[name, value] for value in values]
+        runs = []
+        for value in values:
+            config = replace(config, **{setting: value})
+            stage = f"{name}, {setting} {value:g}"
+            traces = generation.refine_traces(denoiser, prompts, config, batch_size, stage)
+            given = denoiser, prompts, Answers.from_traces(traces), batch_size
+            runs.append(generation.score_answers(*given))
         points = [{"value": v} | scored(one) for v, one in zip(values, runs, strict=True)]
         areas = {
             group: area([one.select(index) for one in runs], baseline.select(index)).to_dict()
             for group, index in groups.items()
         }
-        settings = made | {"config": config.to_dict(), "setting": setting}
-        strategies[name] = settings | {"points": points, "area": areas}
-    return made | {
-        "answers": {group: len(index) for group, index in groups.items()},
-        "short": SHORT,
-        "strategies": strategies,
-        "left_to_right": scored(baseline),
-        "prompt_lookup": LOOKUP | scored(outputs["prompt lookup"]),
-    }
+        settings = made | {"config": sweeps[name].config.to_dict(), "setting": setting}
+        result["strategies"][name] = settings | {"points": points, "area": areas}
+        if on_strategy is not None:
+            on_strategy(result)
+    return result
 
 
-def added(path: Path, result: dict) -> dict:
-    """What the file of an earlier run holds, with the strategies of this one; each names its own
-    command and machine. InvalidInput where they are of different adapters."""
-    with damaged_file(path, "expected what `lad frontier` wrote; choose another --out"):
-        before = checked(path.read_bytes(), dict)
-        same = {"adapter_sha256": result["provenance"]["adapter_sha256"]}
-        check_same(path, before["provenance"], same, "choose another --out")
-        return before | {"strategies": before["strategies"] | result["strategies"]}
+def read_frontier(path: Path, adapter_sha256: str | None) -> dict:
+    """What `lad frontier` wrote, for more strategies; InvalidInput for that of another adapter."""
+    remedy = "choose another --out"
+    with damaged_file(path, f"expected what `lad frontier` wrote; {remedy}"):
+        before = checked(path.read_bytes(), Frontier)
+    check_same(path, before["provenance"], {"adapter_sha256": adapter_sha256}, remedy)
+    return before
+
+
+def added(before: Mapping, result: Mapping) -> dict:
+    """The earlier result with the strategies of this one; each names its command and machine."""
+    strategies = before.get("strategies", {}) | result["strategies"]
+    return {**result, **before, "strategies": strategies}
 
 
 def scores(tokenizer, answers: Answers, baseline: Answers) -> dict:

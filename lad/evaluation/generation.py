@@ -141,13 +141,21 @@ def score_outputs(
     `max_new_tokens` are the backbone's, EOS included.
     """
     model, ids = bare_backbone(denoiser), encode_prompts(denoiser.tokenizer, prompts)
-
-    def scored(answers: Answers) -> Answers:
-        losses = text_metrics.answer_losses(model, ids, answers.with_eos, batch_size)
-        return replace(answers, losses=losses)
-
     baseline = greedy_answers(model, ids, max_new_tokens, denoiser.eos_token_id, batch_size)
-    return scored(baseline), {key: scored(outputs[key]) for key in bar(outputs, "perplexity")}
+    baseline = score_answers(denoiser, prompts, baseline, batch_size)
+    return baseline, {
+        key: score_answers(denoiser, prompts, outputs[key], batch_size)
+        for key in bar(outputs, "perplexity")
+    }
+
+
+def score_answers(
+    denoiser: Denoiser, prompts: Sequence[str], answers: Answers, batch_size: int
+) -> Answers:
+    """The answers with their losses under the bare backbone."""
+    ids = encode_prompts(denoiser.tokenizer, prompts)
+    given = ids, answers.with_eos, batch_size
+    return replace(answers, losses=text_metrics.answer_losses(bare_backbone(denoiser), *given))
 
 
 def measure_answers(tokenizer, answers: Answers, baseline: Answers) -> dict:

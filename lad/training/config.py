@@ -32,6 +32,7 @@ REPAIR_CORRUPTION = CorruptionConfig(
 CHOICE_CORRUPTION = replace(DEFAULT_CORRUPTION, all_masked=0.6)
 
 # These change how a step is computed and not its result: a resumed run may have other values.
+MOST_REPEATS = 100  # of one pair in an epoch; each is an entry of a list in memory
 COMPUTATION = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
 
 
@@ -102,8 +103,9 @@ class TrainConfig:
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))
         if not self.widths or self.widths[0] < 2:
             raise InvalidInput(f"widths = {self.widths}: expected lengths of at least 2")
-        if min(self.repeats) < 1:
-            raise InvalidInput(f"repeats = {self.repeats}: expected three numbers of at least 1")
+        if not all(1 <= times <= MOST_REPEATS for times in self.repeats):
+            expected = f"three whole numbers from 1 to {MOST_REPEATS}"
+            raise InvalidInput(f"repeats = {self.repeats}: expected {expected}")
 
     @property
     def context(self) -> int:

@@ -243,13 +243,16 @@ def cut_regions(
 def behind_all_visible(
     batch: Batch, inputs: Tensor, mask_token_id: int, causal_from: Tensor | None = None
 ) -> Tensor:
-    """`(b, t)` bool: where the backbone wrote the answer and nothing to the right is visible."""
+    """`(b, t)` bool: where the backbone wrote the answer and nothing to the right is visible.
+
+    Not behind the first EOS, where it wrote nothing.
+    """
     position = torch.arange(inputs.shape[1], device=inputs.device)
     is_visible = (inputs != mask_token_id) | ~batch.answer
     last = position.where(is_visible, 0).amax(dim=1)
     if causal_from is not None:
         last = last.minimum(causal_from - 1)
-    return (batch.kinds[:, None] == USUAL) & (position > last[:, None])
+    return (batch.kinds[:, None] == USUAL) & (position > last[:, None]) & ~batch.tail
 
 
 def loss_weights(

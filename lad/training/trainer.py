@@ -328,7 +328,8 @@ class Trainer:
                 raise ValueError("its sha256 differs from the one written with it")
             state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
         remedy = "resume with the same, choose another --out, or delete it to start over"
-        utils.check_same(path, state.get("origin", {}), self._origin(), remedy)
+        before = TrainConfig().outcome() | state.get("origin", {})  # a setting may be younger
+        utils.check_same(path, before, self._origin(), remedy)
         parts, processes = state["run"]["parts"], self.accelerator.num_processes
         if parts % processes:
             raise InvalidInput(

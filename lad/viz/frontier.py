@@ -52,7 +52,7 @@ def frontier(data: Mapping) -> Figure:
             name = max(found, key=lambda name: found[name]["value"])
             best.append((name, found[name]["value"], group))
     areas.axvline(1, color=COLORS["text"], linestyle=":", linewidth=1.2)
-    areas.set_yticks(range(len(strategies)), list(strategies))
+    areas.set_yticks(range(len(strategies)), [_named(data, name) for name in strategies])
     areas.set_ylim(len(strategies) - 0.5, -0.5)
     areas.set_xlim(left=0)
     label(areas, "area (left to right: 1)", "", "area under quality")
@@ -66,6 +66,13 @@ def frontier(data: Mapping) -> Figure:
     return titled(figure, finding, f"{note}bars: 95 % intervals over answers")
 
 
+def _named(data: Mapping, name: str) -> str:
+    """The strategy's name, with its number of answers where others were measured on more."""
+    point = data["strategies"][name]["points"][0]
+    n = sum(point[group]["relative_perplexity_with_end"]["n"] for group in GROUPS)
+    return name if n == sum(data["answers"].values()) else f"{name} (n = {n})"
+
+
 def _curves(axes: Axes, data: Mapping, group: str, key: str, factor: float) -> None:
     """A line for each strategy, and the two ways of the backbone."""
     for number, (name, strategy) in enumerate(data["strategies"].items()):
@@ -73,7 +80,7 @@ def _curves(axes: Axes, data: Mapping, group: str, key: str, factor: float) -> N
         points = [one for one in points if one[key]["value"] is not None]
         if points:
             speed, low, high = intervals([one["tokens_per_forward"] for one in points])
-            line = series(number) | {"label": name, "capsize": 0, "elinewidth": 0.6}
+            line = series(number) | {"label": _named(data, name), "capsize": 0, "elinewidth": 0.6}
             line |= {"xerr": [speed - low, high - speed], "markersize": 4.5}
             errorbars(axes, speed, [one[key] for one in points], factor, **line)
     for name, marker in (("left_to_right", "*"), ("prompt_lookup", "X")):
