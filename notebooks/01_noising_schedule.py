@@ -91,7 +91,8 @@ show(
 # One answer in ten is masked whole, since every refinement starts from MASK alone. All amounts are
 # settings. The amounts are the paper's. *Replace* is added: the authors' post names it, their code
 # does not apply it. It makes more errors visible: at $p = 0.8$, 51 % of the positions hold a wrong
-# token that is not masked, without it 39 %. (`docs/differences.md` has all differences.)
+# token that is not masked, without it 39 %, answers masked whole left out. (`docs/differences.md`
+# has all differences.)
 #
 # First the masks: how much of an answer is masked?
 

@@ -137,8 +137,8 @@ curve = settled_curve(both)
 show(curve, alt=f"Share of settled answer tokens against iteration. {curve.get_suptitle()}.")
 
 # %% [markdown]
-# **Takeaway.** Without re-masking only the denoiser changes a token, and the first half of this
-# answer settles in fewer iterations. Re-masking keeps positions open, so more of it can improve.
+# **Takeaway.** Without re-masking only the denoiser changes a token, and half of this answer's
+# tokens are settled sooner. Re-masking keeps positions open, so more of it can improve.
 # Chapter 5 asks whether that holds over many answers.
 
 # %% [markdown]

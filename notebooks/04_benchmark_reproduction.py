@@ -247,6 +247,7 @@ for by in ("denoiser", "backbone"):
 # is ours.
 #
 # **Takeaway.** Everything above but the live part is drawn from two committed files,
-# `figures/data/benchmarks.json` and `benchmark_curve.json`. They hold one letter a question and no
-# text of a benchmark, so that every share and every comparison can be computed again.
-# `docs/benchmarks.md` has what is left: rounding, which letters are chosen, estimates from masks.
+# `figures/data/benchmarks.json` and `benchmark_curve.json`. The first holds one letter a question
+# and no text of a benchmark, so that every share and every comparison can be computed again; the
+# second holds the shares alone. `docs/benchmarks.md` has what is left: rounding, which letters are
+# chosen, estimates from masks.

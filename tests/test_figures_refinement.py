@@ -114,7 +114,7 @@ def test_settling_heatmap_tells_changed_unchanged_and_settled():
 
 def test_curves_name_each_run():
     figure = refinement.settled_curve({"noisy": NOISY, "quiet": QUIET})
-    half = "Half of the answer is settled after iteration 1 (noisy), 1 (quiet)"
+    half = "Iterations until half of the answer is settled: 1 (noisy), 1 (quiet)"
     assert figure.get_suptitle() == half
     lines = figure.axes[0].lines
     assert [line.get_label() for line in lines] == ["noisy", "quiet"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -76,15 +75,14 @@ def notebooks_extra():
 def command_line() -> str:
     """The command that is running, for the record of what it measured.
 
-    Left out is an absolute path to write to: it is of this machine, and changes nothing measured.
+    Of an absolute path to write to, the folder is left out: it is of this machine.
     """
-    kept: list[str] = []
-    for word in sys.argv[1:]:
-        if kept[-1:] in (["--out"], ["--record"]) and Path(word).is_absolute():
-            kept.pop()
-        elif not re.match("--(out|record)=/", word):
-            kept.append(word)
-    return shlex.join(["lad", *kept])
+    words = list(sys.argv[1:])
+    for n, word in enumerate(words):
+        option, equals, path = word.rpartition("=")
+        if (option or words[n - 1]) in ("--out", "--record") and Path(path).is_absolute():
+            words[n] = option + equals + Path(path).name
+    return shlex.join(["lad", *words])
 
 
 def save_json(path: Path, values: dict) -> None:

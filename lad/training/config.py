@@ -31,8 +31,8 @@ REPAIR_CORRUPTION = CorruptionConfig(
 # Of answers that are a line of their prompt: mostly from nothing, as they are chosen.
 CHOICE_CORRUPTION = replace(DEFAULT_CORRUPTION, all_masked=0.6)
 
-# These change how a step is computed and not its result: a resumed run may have other values.
 MOST_REPEATS = 100  # of one pair in an epoch; each is an entry of a list in memory
+# These change how a step is computed and not its result: a resumed run may have other values.
 COMPUTATION = ("compile_layers", "fold_lora", "gradient_checkpointing", "loss_chunk", "shard")
 
 

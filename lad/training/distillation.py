@@ -1,6 +1,6 @@
 """Self-distillation: the backbone invents prompts and answers them, and both are kept.
 
-A user's turn is opened with a word or two ("What is", "Name three", "Explain") and the backbone
+A user's turn is opened with a few words ("What is", "Name three", "Explain") and the backbone
 finishes it; then it answers, greedily: one answer to a prompt is the target of lowest entropy, and
 that is what decoding in parallel needs. An adapter may go wherever its backbone may.
 

@@ -19,7 +19,6 @@ from lad.models.registry import LoadedBackbone
 from lad.training.contamination import Passages
 from lad.training.data import Pair, encode_pairs
 
-MMLU_SPLITS = ("dev", "validation")
 SMALL = 10_000  # a task of fewer questions is seen three times as often
 # Options that refer to others by letter or place mean something in their own order only.
 REFERS = re.compile(r"\b(?:[A-E],? (?:and|or|nor) [A-E]|of the (?:above|below|preceding))\b")
@@ -34,11 +33,13 @@ def benchmark_passages(tasks: ModuleType) -> Iterator[str]:
 
 
 def trained_on(tasks: ModuleType) -> dict[str, tuple[str, ...]]:
-    """Task -> splits whose questions become pairs."""
-    return {
-        name: ("train",) if "train" in task.splits else MMLU_SPLITS
-        for name, task in tasks.TASKS.items()
-    }
+    """Task -> splits whose questions become pairs: "train", or else all that are not tested on."""
+    found = {}
+    for name, task in tasks.TASKS.items():
+        others = [split for split in task.splits if split != task.tested_on]
+        if others:
+            found[name] = ("train",) if "train" in others else tuple(others)
+    return found
 
 
 def choice_items(tasks: ModuleType, passages: Passages) -> tuple[dict[str, list], Counter]:

@@ -152,7 +152,7 @@ def settled_shares(data: Mapping) -> Figure:
     longest = max(map(len, data["settled"].values()))
     label(axes, f"iterations done, of at most {longest}", "settled tokens (%), mean")
     style.shared_legend(figure)
-    return titled(figure, f"Half is settled after iteration {', '.join(found)}")
+    return titled(figure, f"Iterations until half of the tokens are settled: {', '.join(found)}")
 
 
 @styled

@@ -251,7 +251,7 @@ def settled_curve(traces: Mapping[str, Trace]) -> Figure:
     figure = _curves({n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     half = [f"{tokens.half_settled(trace)} ({drawable(name)})" for name, trace in traces.items()]
-    return titled(figure, f"Half of the answer is settled after iteration {', '.join(half)}")
+    return titled(figure, f"Iterations until half of the answer is settled: {', '.join(half)}")
 
 
 def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
