@@ -68,6 +68,7 @@ long_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_si
 @settings(max_examples=15, deadline=None)
 @given(st.lists(long_text, min_size=1, max_size=8), st.booleans())
 @example(["\u2335 of the tokens' font, \u0639 not of its italics, \U0001d400 of the titles'"], True)
+@example(["_names that legends leave out"], False)
 def test_no_text_leaves_the_filmstrip(pieces, noisy):
     """And every font is asked for its own characters: behind an EOS tokens are in italics."""
     draft = [*(piece.encode() for piece in pieces), EOS, pieces[0].encode()]
@@ -114,8 +115,10 @@ def test_settling_heatmap_tells_changed_unchanged_and_settled():
 
 def test_curves_name_each_run():
     figure = refinement.settled_curve({"noisy": NOISY, "quiet": QUIET})
-    half = "Iterations until half of the answer is settled: 1 (noisy), 1 (quiet)"
+    half = "Iterations until half is settled: 1 (noisy), 1 (quiet)"
     assert figure.get_suptitle() == half
+    long = refinement.settled_curve({"without re-masking": NOISY, "with re-masking": QUIET})
+    assert long.get_suptitle().endswith("1 (without re-masking), 1 (with re-masking)")
     lines = figure.axes[0].lines
     assert [line.get_label() for line in lines] == ["noisy", "quiet"]
     assert np.allclose(lines[0].get_ydata(), [2 / 4, 3 / 4, 1, 1])

@@ -251,13 +251,15 @@ def settled_curve(traces: Mapping[str, Trace]) -> Figure:
     figure = _curves({n: t.settled_share for n, t in traces.items()}, "settled tokens (%)")
     figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
     half = [f"{tokens.half_settled(trace)} ({drawable(name)})" for name, trace in traces.items()]
-    return titled(figure, f"Iterations until half of the answer is settled: {', '.join(half)}")
+    return titled(figure, f"Iterations until half is settled: {', '.join(half)}")
 
 
 def _curves(lines: Mapping[str, np.ndarray], y: str) -> Figure:
     figure, axes = new_figure(height=2.9)
     for number, (name, values) in enumerate(lines.items()):
-        line = style.series(number) | {"label": drawable(name, LABEL_FONT).replace("$", r"\$")}
+        shown = drawable(name, LABEL_FONT).replace("$", r"\$")
+        shown = f" {shown}" if shown.startswith("_") else shown  # or legends leave it out
+        line = style.series(number) | {"label": shown}
         axes.plot(values, markevery=max(len(values) // 16, 1), **line)
     axes.set_ylim(-0.02, 1.04)
     style.whole_numbers(axes.xaxis)
