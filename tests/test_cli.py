@@ -196,7 +196,7 @@ def test_numbers_that_a_disk_refuses_are_printed(capsys):
 
 
 def test_a_recorded_command_names_no_folder_of_one_machine(monkeypatch):
-    words = "bench --out /x/a.json --record=/y/b.json --record figures/data/c.json --device cpu"
+    words = "bench --out /x=1/a.json --record=/y=2/b.json --record figures/data/c.json --device cpu"
     monkeypatch.setattr(sys, "argv", ["lad", *words.split()])
     kept = "--out a.json --record=b.json --record figures/data/c.json --device cpu"
     assert command_line() == f"lad bench {kept}"

@@ -79,7 +79,7 @@ def command_line() -> str:
     """
     words = list(sys.argv[1:])
     for n, word in enumerate(words):
-        option, equals, path = word.rpartition("=")
+        option, equals, path = word.partition("=") if word.startswith("--") else ("", "", word)
         if (option or words[n - 1]) in ("--out", "--record") and Path(path).is_absolute():
             words[n] = option + equals + Path(path).name
     return shlex.join(["lad", *words])

@@ -41,7 +41,9 @@ def study(
     command = f"lad study --iterations {iterations} --n-prompts {len(prompts)} "
     command += f"--n-pairs {len(pairs)} --seed {seed}"
     result = run_study(denoiser, prompts, pairs, steps, seed, batch_size, command)
-    _write(path, result, as_json)
+    if path is not None:
+        common.save_json(path, result)
+    common.print_result(result, as_json, str(path))
 
 
 @common.stopped("strategies done are in the file; --strategy adds one of the others")
@@ -97,12 +99,6 @@ def _prompts(denoiser, n: int | None) -> list[str]:
 
     few = ON_A_CPU["prompts"] if denoiser.device.type == "cpu" else None
     return common.evenly_spaced(held_out_prompts(), n or few)
-
-
-def _write(path: Path | None, result: dict, as_json: bool) -> None:
-    if path is not None:
-        common.save_json(path, result)
-    common.print_result(result, as_json, str(path))
 
 
 GRID = Path("configs/ablation.yaml")
